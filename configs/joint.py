@@ -1,0 +1,177 @@
+"""ResNetVLLM in two stages (arXiv 2504.14432, section 3): the visual encoder, then everything.
+
+    python -m rvllm_jax.main --config=configs/joint.py          # tiny: two CPU cores, six minutes
+    python -m rvllm_jax.main --config=configs/joint.py:paper    # ResNet-50 + Vicuna-7B, 100 frames
+
+Every key is overridden on the command line: --config.stages.joint.batch=16. In `paper`, "our
+choice" marks what the paper leaves open.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+    """The configuration `tiny` or `paper`."""
+    recipes = {"tiny": _tiny, "paper": _paper}
+    if arg not in recipes:
+        raise ValueError(f"configs/joint.py:{arg} is unknown; choose one of {', '.join(recipes)}")
+    return recipes[arg]()
+
+
+def _sgd(lr, decay):
+    return dict(kind="sgd", lr=lr, decay=decay, momentum=0.9)
+
+
+def _adamw(lr, decay):
+    return dict(kind="adamw", lr=lr, decay=decay, b1=0.9, b2=0.999, eps=1e-8)
+
+
+def _stage(**keys):
+    """A stage with the usual settings of its less usual keys."""
+    usual = dict(
+        input="video",  # or "caption_in_slot": the caption's text in the video's place
+        steps=0,  # updates; or
+        epochs=0,  # passes over the training pairs
+        accumulate=1,  # micro-batches an update
+        warmup=0,  # updates of linear warm-up
+        schedule="cosine",  # to zero, or "constant"
+        clip=1.0,  # largest global gradient norm; 0: none
+        freeze_stats=False,  # True: BatchNorm uses and keeps its running statistics
+    )
+    return {**usual, **keys}
+
+
+ENCODER = r"(encoder|projector)/.*"  # stage 1; r"encoder/.*" trains "exclusively the ResNet"
+
+
+def _tiny() -> ConfigDict:
+    config = ConfigDict()
+    config.name = "tiny"
+    config.seed = 0  # of parameters and of the order of the data
+    config.schedule = "language,visual,joint"  # stages to run, in this order
+    config.parallel = "jit"  # over the mesh below, or "pmap": replicated
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)  # devices an axis; -1: all that remain
+    config.data = dict(
+        videos="shapes",  # a folder of videos, or "shapes": the embedded dataset
+        conversations="",  # LLaVA JSON of the training videos
+        validation="",  # LLaVA JSON; none: validation loss on training pairs
+        test="",  # LLaVA JSON; none: only training pairs are asked
+        store="runs/data",  # folder of the prepared frame stores
+        max_bad=0.02,  # largest share of videos that may fail to decode
+        frames=8,  # T, frames a clip
+        interval=4,  # video frames from one frame of a clip to the next
+        stride=2,  # video frames from one stored frame to the next; divides `interval`
+        short_side=36,  # pixels, of the stored frames
+        crop=32,  # pixels, of a clip's frames
+        encoding="raw",  # or "jpeg"
+        frames_per_record=17,  # stored frames a record
+        context=320,  # L, tokens a row
+        questions=8,  # most question-answer segments packed behind one video
+        independent_turns=True,  # False: the turns of a dialogue see one another
+        template="short",  # or "vicuna_v1"
+        workers=1,  # processes that load data; 0: threads of the main one
+    )
+    config.tokenizer = dict(
+        folder="",  # tokenizer.json's folder; none: trained on the training text
+        vocab_size=512,  # tokens, of a trained one
+    )
+    config.model = dict(
+        encoder="narrow",  # or resnet18, resnet34, resnet50, resnet101, resnet152
+        norm="batch",  # or "group"
+        tokens="grid",  # or "global" (the paper), "spatiotemporal"
+        grid=4,  # places a side
+        projector="linear",  # or "mlp2x_gelu"
+        decoder="tiny",  # or vicuna-7b, vicuna-13b, llama-3.2-1b, tinyllama-1.1b, smollm2-135m
+        dtype="float32",  # of computation, and of frozen parameters
+        remat="none",  # recompute in the backward pass: "none", "dots", "full"
+        loss_chunk=0,  # tokens whose logits exist at once; 0: all
+    )
+    config.stages = dict(
+        language=_stage(  # stands in for Vicuna's pretraining
+            input="caption_in_slot",
+            steps=500,
+            batch=16,
+            warmup=50,
+            table=(("decoder/.*", "adamw"), (".*", "frozen")),
+            optimizers=dict(adamw=_adamw(2e-3, 0.01)),
+        ),
+        visual=_stage(
+            steps=600,
+            batch=8,
+            warmup=20,
+            table=((ENCODER, "sgd"), (".*", "frozen")),
+            optimizers=dict(sgd=_sgd(0.05, 1e-4)),
+        ),
+        joint=_stage(
+            steps=2000,
+            batch=8,
+            warmup=50,
+            table=((".*", "adamw"),),
+            optimizers=dict(adamw=_adamw(1e-3, 0.05)),
+        ),
+    )
+    config.evaluation = dict(
+        every=100,  # updates between two validation losses
+        clips=64,  # videos of a validation loss
+        train_videos=200,  # training videos asked at the end
+        batch=16,  # videos asked at once
+        max_new=16,  # tokens an answer
+        controls=True,  # also ask blind, with shuffled frames and with another video's
+    )
+    config.checkpoint = dict(every=500, keep=2)  # updates between two; how many are kept
+    config.log_every = 10  # updates
+    config.max_skipped = 10  # updates in a row without a finite loss and gradient, then it stops
+    return config
+
+
+def _paper() -> ConfigDict:
+    config = _tiny()
+    config.name = "paper"
+    config.schedule = "visual,joint"
+    with config.unlocked():
+        config.data.update(
+            videos="data/video_instruct_100k/videos",  # VideoInstruct100K, as Video-ChatGPT: our choice
+            conversations="data/video_instruct_100k/train.json",
+            frames=100,
+            interval=6,
+            stride=6,
+            short_side=256,  # our choice
+            crop=224,
+            encoding="jpeg",
+            frames_per_record=8,
+            context=2048,  # our choice
+            questions=7,  # our choice
+            independent_turns=False,
+            template="vicuna_v1",
+            workers=16,
+        )
+        config.tokenizer.folder = "weights/vicuna-7b-v1.5"
+        config.model.update(
+            encoder="resnet50",  # the paper says "2D ResNet"; the depth is our choice
+            tokens="global",
+            projector="linear",  # our choice
+            decoder="vicuna-7b",
+            dtype="bfloat16",
+            remat="full",
+            loss_chunk=1024,
+        )
+        config.stages = dict(
+            visual=_stage(
+                epochs=150,
+                batch=64,  # our choice
+                warmup=500,  # our choice
+                schedule="cosine",  # our choice
+                table=((ENCODER, "sgd"), (".*", "frozen")),  # training the projector: our choice
+                optimizers=dict(sgd=_sgd(0.01, 1e-4)),  # momentum 0.9: our choice
+            ),
+            joint=_stage(
+                epochs=50,
+                batch=64,  # our choice
+                warmup=500,  # our choice
+                table=((".*", "adamw"),),
+                optimizers=dict(adamw=_adamw(1.5e-4, 0.05)),
+            ),
+        )
+        config.evaluation.update(every=1000, clips=512, batch=64, max_new=128)
+        config.checkpoint.every = 1000
+    return config

@@ -1,0 +1,1 @@
+"""ResNetVLLM (arXiv 2504.14432) in JAX: two-stage training of video language models."""

@@ -1,0 +1,219 @@
+"""Conversations over a frame store: tokenized once, grouped by clip, packed into rows."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+
+from rvllm_jax.data import chat, packing
+from rvllm_jax.data.clips import load_clip, valid_frames
+from rvllm_jax.data.conversations import Conversation
+from rvllm_jax.data.frames import FrameStore, FrameStoreError
+from rvllm_jax.data.tokenizer import Tokenizer
+from rvllm_jax.types import Batch, VisualLayout
+
+READABLE, UNREADABLE = 0, 1  # values of Batch.errors
+ERRORS = {UNREADABLE: "the frame store could not read the clip"}
+INPUTS = ("video", "caption_in_slot")
+
+
+class PipelineError(ValueError):
+    """Data that does not fit together; says what was given and what to do."""
+
+
+class Dataset:
+    """Conversations, tokenized and packed, over a store of frames. Picklable for the workers.
+
+    conversations: all of a split; their numbers here are those of Batch.rows and `questions`.
+    store: None is allowed where input is "caption_in_slot", which puts the caption's text where
+        the visual tokens would be and gives clips of no frames.
+    step: stored frames between two frames of a clip. crop: H = W of the clips.
+    independent_turns: each turn is a segment of its own; False: the turns of a conversation follow
+        each other in one, with a loss on every answer.
+
+    Conversations of one video share rows. Those whose video the store has set aside are left out
+    and named in `left_out` {id: reason}; how many may be is the caller's to say.
+    questions: (conversation, turn) a question asked alone, without history.
+    Raises PackingError for what does not fit the context, PipelineError for what does not fit
+    together, both before anything is read.
+    """
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        store: FrameStore | None,
+        tokenizer: Tokenizer,
+        template: chat.Template,
+        layout: VisualLayout,
+        *,
+        input: str = "video",
+        context: int,
+        max_segments: int,
+        independent_turns: bool = True,
+        step: int = 1,
+        crop: int,
+    ):
+        if input not in INPUTS:
+            raise PipelineError(f"stage.input is {input!r}; expected one of {INPUTS}")
+        if input == "video" and store is None:
+            raise PipelineError("stage.input = 'video' needs a frame store; got none")
+        self.conversations, self.store, self.layout = list(conversations), store, layout
+        self.input, self.context, self.step, self.crop = input, context, step, crop
+        self.frames = layout.frames if input == "video" else 0
+        self.left_out: dict[str, str] = {}
+        members = self._members()
+        self.clips = [own[0] for own in members]  # the conversation that names each clip
+        self._before, self._after = chat.prefix_ids(tokenizer, template)
+        self._captions = None
+        if input == "caption_in_slot":
+            texts = [self.conversations[number].caption for number in self.clips]
+            self._captions = [tokenizer.encode(text) for text in texts]
+        owners = self._tokenize(members, tokenizer, template, independent_turns)
+        self.rows = self._plan(owners, max_segments)
+
+    def steps_per_epoch(self, batch: int) -> int:
+        """Batches of `batch` rows an epoch, the last one padded with empty rows."""
+        return -(-len(self.rows) // batch)
+
+    def num_steps(self, epochs: int, batch: int) -> int:
+        """Batches of `batch` rows in `epochs` epochs."""
+        return epochs * self.steps_per_epoch(batch)
+
+    def prefix(self, clip: int) -> packing.Prefix:
+        """What stands before the questions of clip number `clip`."""
+        if self._captions is not None:
+            return packing.prefix(self._before, self._after, text=self._captions[clip])
+        stored = self.store.entries[self._video(clip)].num_frames
+        visual = self.layout.filled(valid_frames(stored, self.frames, self.step))
+        return packing.prefix(self._before, self._after, visual=visual)
+
+    def load(self, clip: int, segments: Sequence[int], rng: np.random.Generator | None) -> Batch:
+        """One row, as types.Batch without its first dimension; clip -1 gives an empty row.
+
+        rng: chooses start and crop; None takes the centre. A clip that cannot be read gives a row
+        of zero weight, its conversation's number and the error's code.
+        """
+        if clip < 0:
+            return self._row(packing.empty_row(self.context), *self._no_frames(), -1, READABLE)
+        try:
+            frames, mask = self._read(clip, rng)
+        except FrameStoreError as error:
+            logging.warning("row emptied: %s", error)
+            fields = packing.empty_row(self.context)
+            return self._row(fields, *self._no_frames(), self.clips[clip], UNREADABLE)
+        parts = [self._segments[self._first_segment[clip] + s] for s in segments]
+        fields = packing.pack_row(self.prefix(clip), parts, self.context)
+        return self._row(fields, frames, mask, self.clips[clip], READABLE)
+
+    def other_clip(self, clip: int) -> int:
+        """The next clip, in a circle, of another video."""
+        for ahead in range(1, len(self.clips)):
+            other = (clip + ahead) % len(self.clips)
+            if self._video(other) != self._video(clip):
+                return other
+        raise PipelineError("swapping videos needs conversations of at least two videos; got one")
+
+    def reopened(self) -> "Dataset":
+        """The same dataset with file handles of its own: a store's readers serve one thread."""
+        other = copy.copy(self)
+        other.store = copy.copy(self.store)
+        return other
+
+    def question(self, number: int) -> np.ndarray:
+        """The ids int32[n] of question `number`, up to where its answer starts."""
+        return self._asked[number][0]
+
+    def question_groups(self, most: int) -> list[tuple[int, int, int]]:
+        """(clip, first question, last question + 1), at most `most` questions of a clip each."""
+        ends = self._first_question
+        return [
+            (clip, first, min(first + most, int(ends[clip + 1])))
+            for clip in range(len(self.clips))
+            for first in range(int(ends[clip]), int(ends[clip + 1]), most)
+        ]
+
+    def _members(self) -> list[list[int]]:
+        """The conversations of each clip, by number, in order of first appearance."""
+        clips: dict[str | int, list[int]] = {}
+        for number, conversation in enumerate(self.conversations):
+            key: str | int = number
+            if self.input == "video":
+                key = conversation.video
+                if key in self.store.bad:
+                    self.left_out[conversation.id] = f"{key}: {self.store.bad[key]}"
+                    continue
+                if key not in self.store.entries:
+                    raise PipelineError(
+                        f"conversation {conversation.id!r}: video {key!r} is not in the frame "
+                        "store; prepare the videos again with these conversations"
+                    )
+                self._check_crop(conversation)
+            clips.setdefault(key, []).append(number)
+        if not clips:
+            raise PipelineError(
+                f"no conversation is left of {len(self.conversations)} ({len(self.left_out)} with "
+                "unreadable videos); see the frame store's report"
+            )
+        return list(clips.values())
+
+    def _check_crop(self, conversation: Conversation) -> None:
+        entry = self.store.entries[conversation.video]
+        if min(entry.height, entry.width) < self.crop:
+            raise PipelineError(
+                f"conversation {conversation.id!r}: a crop of {self.crop} pixels does not fit the "
+                f"stored frames of {conversation.video!r}, {entry.height} x {entry.width}: "
+                "choose a smaller crop, or store the videos with a larger short side"
+            )
+
+    def _tokenize(self, members, tokenizer, template, independent_turns: bool) -> list[int]:
+        """Fills the segments and the questions, clip by clip; returns each segment's owner."""
+        segments, asked, owners, self.questions = [], [], [], []
+        ends = [(0, 0)]
+        for own in members:
+            for number in own:
+                turns = self.conversations[number].turns
+                parts = [(turn,) for turn in turns] if independent_turns else [turns]
+                segments += [chat.segment_ids(tokenizer, template, part) for part in parts]
+                owners += [number] * len(parts)
+                ids = [chat.question_ids(tokenizer, template, turn.question) for turn in turns]
+                asked += [(each, [0] * len(each)) for each in ids]
+                self.questions += [(number, place) for place in range(len(turns))]
+            ends.append((len(segments), len(asked)))
+        self._first_segment, self._first_question = np.asarray(ends).T
+        self._segments, self._asked = packing.Ragged(segments), packing.Ragged(asked)
+        return owners
+
+    def _plan(self, owners: list[int], max_segments: int) -> packing.Rows:
+        prefixes = np.asarray([len(self.prefix(clip)) for clip in range(len(self.clips))])
+        lengths = self._segments.lengths
+        ends = self._first_segment
+        needed = np.repeat(prefixes, np.diff(ends)) + lengths
+        if (needed > self.context).any():
+            worst = int(needed.argmax())
+            raise packing.PackingError(
+                f"conversation {self.conversations[owners[worst]].id!r}: its prompt has "
+                f"{needed[worst]} tokens ({needed[worst] - lengths[worst]} up to the video's end, "
+                f"{lengths[worst]} of question and answer), {(needed > self.context).sum()} "
+                f"prompts pass data.context = {self.context}: raise it to {needed[worst]} or more"
+            )
+        own = [lengths[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        self.prefix_length, self.asked_length = int(prefixes.max()), int(self._asked.lengths.max())
+        return packing.plan_rows(own, self.context - prefixes, max_segments)
+
+    def _video(self, clip: int) -> str:
+        return self.conversations[self.clips[clip]].video
+
+    def _no_frames(self) -> tuple[np.ndarray, np.ndarray]:
+        shape = (self.frames, self.crop, self.crop, 3)
+        return np.zeros(shape, np.uint8), np.zeros(self.frames, bool)
+
+    def _read(self, clip: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        if self.input != "video":
+            return self._no_frames()
+        sizes = {"frames": self.frames, "step": self.step, "crop": self.crop}
+        return load_clip(self.store, self._video(clip), **sizes, rng=rng)
+
+    @staticmethod
+    def _row(fields: dict, frames, mask, number: int, error: int) -> Batch:
+        return Batch(frames, mask, rows=np.int32(number), errors=np.int32(error), **fields)

@@ -1,0 +1,207 @@
+"""The frame store: every video once, at every `stride`-th frame, as ArrayRecord shards.
+
+A folder holds
+
+  frames-videos.array_record-SSSSS-of-NNNNN  records of a few frames each (data/records.py)
+  times-SSSSS-of-NNNNN.f64                   float64 seconds of every frame of the shard, in order
+  index.json                                 video -> its records; written last
+
+Shards and their bytes depend on the videos and the options alone, so that any number of worker
+processes writes the same files, and a preparation that was killed continues behind the last
+finished shard (shard-SSSSS-of-NNNNN.json says that one is finished, until the index does).
+"""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+from array_record.python import array_record_module
+
+from rvllm_jax.data import records
+from rvllm_jax.data.frame_writer import StoreReport, write_store
+from rvllm_jax.data.shards import (
+    INDEX,
+    FrameStoreError,
+    Options,
+    VideoEntry,
+    read_json,
+    record_file,
+    times_file,
+)
+
+__all__ = [
+    "FrameStore", "FrameStoreError", "StoreReport", "VideoEntry", "check_share", "write_store",
+]  # fmt: skip
+
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
+_NAMED = 10  # how many videos a message names
+
+
+def check_share(prepared: "StoreReport | FrameStore", max_bad: float) -> None:
+    """Raises `FrameStoreError` when more than the share `max_bad` of the videos was set aside."""
+    stored = prepared.videos if isinstance(prepared, StoreReport) else len(prepared.entries)
+    bad = prepared.bad
+    total = stored + len(bad)
+    if len(bad) > max_bad * total:
+        named = "; ".join(f"{name!r}: {reason}" for name, reason in sorted(bad.items())[:_NAMED])
+        more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        raise FrameStoreError(
+            f"{len(bad)} of {total} videos do not decode, a share of {len(bad) / total:.3f} where "
+            f"at most {max_bad} is allowed: {named}{more}. Replace them, remove them from the "
+            "conversations, or allow a larger share"
+        )
+
+
+class FrameStore:
+    """Reads a finished store. Picklable: every process opens the shards it reads by itself.
+
+    Attributes:
+        folder: where the store lies.
+        entries: name of a video -> `VideoEntry`.
+        bad: name of a video that was set aside -> why.
+        options: the `Options` that it was written with.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Raises `FrameStoreError` where `folder` holds no finished store of this layout."""
+        self.folder = Path(folder)
+        index = read_json(self.folder / INDEX)
+        if index.get("layout") != records.LAYOUT:
+            found = f"an index of layout {index['layout']!r}" if "layout" in index else "no index"
+            raise FrameStoreError(
+                f"{self.folder}: holds {found}, expected {INDEX} of layout {records.LAYOUT}. "
+                "Prepare the videos into this folder (a preparation that was stopped continues)"
+            )
+        try:
+            self.options = Options(**index["options"])
+            self.entries = {name: VideoEntry(*row) for name, row in index["entries"].items()}
+            self.bad: dict[str, str] = index["bad"]
+            self._shards: list[dict] = index["shards"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self.folder / INDEX, f"not an index: {error!r}") from error
+        self._close()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_readers": {}, "_times": {}, "_process": None}
+
+    def _close(self) -> None:
+        self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
+        self._times: dict[int, np.ndarray] = {}
+        self._process = os.getpid()
+
+    def entry(self, name: str) -> VideoEntry:
+        """The entry of a video; raises `FrameStoreError` where the store does not hold it."""
+        if name in self.entries:
+            return self.entries[name]
+        reason = self.bad.get(name, "the store was not made from it")
+        raise FrameStoreError(
+            f"{self.folder}: does not hold the video {name!r} ({reason}). Prepare again with the "
+            "video, or remove its conversations"
+        )
+
+    def timestamps(self, name: str) -> np.ndarray:
+        """When each stored frame of a video is shown, `float64[num_frames]` in seconds."""
+        entry = self.entry(name)
+        if entry.shard not in self._times:
+            path = self.folder / times_file(entry.shard, self.options.shards)
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise _damaged(path, error.strerror) from error
+            if zlib.crc32(content) != self._shards[entry.shard]["times_crc"]:
+                raise _damaged(path, "its checksum is wrong")
+            self._times[entry.shard] = np.frombuffer(content, "<f8")
+        return self._times[entry.shard][entry.first_time :][: entry.num_frames]
+
+    def read(
+        self,
+        name: str,
+        indices: np.ndarray,
+        *,
+        box: tuple[int, int, int] | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Reads stored frames of a video, opening no record that holds none of them.
+
+        Args:
+            name: the video.
+            indices: int[n], each in [0, num_frames), in any order.
+            box: (y, x, size) of the square to cut out of each frame; None for all of it.
+            out: uint8[n, size, size, 3] (or [n, h, w, 3]) to write to, so that a batch is filled
+                without a copy; made if None.
+
+        Returns:
+            `out`, RGB.
+
+        Raises:
+            FrameStoreError: no such video, a shard that is missing or cut, a damaged record.
+            IndexError: an index that the video does not have.
+        """
+        entry = self.entry(name)
+        indices = np.asarray(indices)
+        if indices.size and not 0 <= indices.min() <= indices.max() < entry.num_frames:
+            raise IndexError(f"video {name!r} has frames 0 to {entry.num_frames - 1}: {indices}")
+        y, x, height, width = 0, 0, entry.height, entry.width
+        if box is not None:
+            y, x, height = box
+            width = height
+        if out is None:
+            out = np.empty((len(indices), height, width, 3), np.uint8)
+        per_record = self.options.frames_per_record
+        opened, frames = -1, None
+        for position in np.argsort(indices, kind="stable").tolist():
+            number, offset = divmod(int(indices[position]), per_record)
+            if number != opened:
+                opened, frames = number, self._frames(name, entry, number)
+            frame = frames[offset]
+            if not isinstance(frame, np.ndarray):
+                frame = self._decode(frame, name, entry)
+            out[position] = frame[y : y + height, x : x + width]
+        return out
+
+    def _frames(self, name: str, entry: VideoEntry, number: int) -> np.ndarray | list[memoryview]:
+        """The frames of a video's record: `uint8[n, h, w, 3]`, or n JPEG files."""
+        position = entry.first_record + number
+        first = number * self.options.frames_per_record
+        count = min(self.options.frames_per_record, entry.num_frames - first)
+        try:
+            record = records.unpack(self._read_bytes(entry.shard, position))
+        except (RuntimeError, records.RecordError) as error:
+            what = f"record {position}, of video {name!r}: {error}"
+            raise _damaged(self._path(entry.shard), what) from error
+        found = record.video, record.first_frame, record.shape, record.encoding
+        if found != (name, first, (count, entry.height, entry.width), self.options.encoding):
+            what = f"record {position} is not frame {first} of {name!r}: {found}"
+            raise _damaged(self._path(entry.shard), what)
+        if record.encoding == "jpeg":
+            return record.frames
+        return np.frombuffer(record.frames[0], np.uint8).reshape(*record.shape, 3)
+
+    def _decode(self, frame: memoryview, name: str, entry: VideoEntry) -> np.ndarray:
+        try:
+            return records.decode_jpeg(frame, (entry.height, entry.width))
+        except records.RecordError as error:
+            what = f"a frame of video {name!r}: {error}"
+            raise _damaged(self._path(entry.shard), what) from error
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / record_file(shard, self.options.shards)
+
+    def _read_bytes(self, shard: int, position: int) -> bytes:
+        if self._process != os.getpid():  # forked: the parent's readers are not ours to use
+            self._close()
+        reader = self._readers.get(shard)
+        if reader is None:
+            path = str(self._path(shard))
+            reader = array_record_module.ArrayRecordReader(path, _READER_OPTIONS)
+        data = reader.read([position])[0]
+        self._readers[shard] = reader  # not before a read: one of a broken file is of no use
+        return data
+
+
+def _damaged(path: Path, what: str) -> FrameStoreError:
+    return FrameStoreError(
+        f"{path}: damaged ({what}). Delete this file and prepare the videos again: only what it "
+        "held is decoded anew"
+    )

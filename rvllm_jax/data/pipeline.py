@@ -1,0 +1,171 @@
+"""Conversations and stored frames in, batches out: the Grain graph.
+
+The position in the data is one number. A stage is a stream of rows, epoch after epoch, each epoch
+padded with empty rows to whole batches; global batch k is rows [kB, (k + 1)B) of it and each host
+takes a contiguous block. What a row holds is a pure function of (seed, epoch, row), so a run goes
+on at any k with another number of hosts or worker processes.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from absl import flags
+
+from rvllm_jax.data import packing
+from rvllm_jax.data.dataset import ERRORS, READABLE, UNREADABLE, Dataset, PipelineError
+from rvllm_jax.types import Batch, Questions
+
+__all__ = [
+    "ERRORS", "READABLE", "UNREADABLE", "Dataset", "PipelineError",
+    "train_batches", "loss_batches", "eval_batches",
+]  # fmt: skip
+
+_CLIP, _PERMUTATION = 1, 2  # streams of random numbers; data/packing.py has 0
+_LARGE = 1 << 20  # bytes from which an array is worth a place of its own in shared memory
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    seed: int,
+    batch: int,
+    epochs: int | None = None,
+    steps: int | None = None,
+    start_step: int = 0,
+    workers: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[Batch]:
+    """This host's part of the global batches `start_step`, `start_step` + 1, ... of a stage.
+
+    Give `epochs`, or the total number of `steps` (as many epochs as that takes). batch: rows of
+    the global batch. Batch k is the same for any start_step and workers, and the hosts' parts
+    joined are the same for any number of hosts. Workers need absl flags to be parsed, which
+    happens here where a program has not done it, and their `if __name__ == "__main__"` guard.
+    """
+    if (epochs is None) == (steps is None):
+        raise PipelineError("train_batches: give either epochs or steps")
+    steps = dataset.num_steps(epochs, batch) if steps is None else steps
+    source = _Rows(len(dataset.rows), batch, steps, seed, host, hosts)
+    load = functools.partial(_load_row, dataset.reopened(), seed)
+    return _graph(source, load, start_step, workers)
+
+
+def loss_batches(
+    dataset: Dataset, *, batch: int, workers: int = 0, host: int = 0, hosts: int = 1
+) -> Iterator[Batch]:
+    """One epoch in order with centred clips, for a loss on held-out data."""
+    source = _Rows(len(dataset.rows), batch, dataset.steps_per_epoch(batch), None, host, hosts)
+    return _graph(source, functools.partial(_load_row, dataset.reopened(), None), 0, workers)
+
+
+def eval_batches(
+    dataset: Dataset,
+    *,
+    batch: int,
+    max_questions: int,
+    permute_seed: int | None = None,
+    swap: bool = False,
+    workers: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[Questions]:
+    """Every question of the dataset once, up to `max_questions` of a clip together, clips centred.
+
+    permute_seed: shuffles the frames of each clip, by this seed. swap: asks about another
+    conversation's video. P is the longest prefix, Lq the longest question of the dataset.
+    Questions whose clip cannot be read are not asked: their numbers never come.
+    """
+    groups = dataset.question_groups(max_questions)
+    source = _Rows(len(groups), batch, -(-len(groups) // batch), None, host, hosts)
+    load = functools.partial(
+        _load_questions, dataset.reopened(), groups, max_questions, permute_seed, swap
+    )
+    return _graph(source, load, 0, workers)
+
+
+class _Rows:
+    """A host's rows of a stage, in order: (epoch, row), row -1 where an epoch is padded."""
+
+    def __init__(self, rows: int, batch: int, steps: int, seed: int | None, host: int, hosts: int):
+        if batch < 1 or batch % hosts:
+            raise PipelineError(f"batch {batch}: expected a multiple of the {hosts} hosts")
+        self.rows, self.batch, self.steps, self.seed = rows, batch, steps, seed
+        self.block, self.first = batch // hosts, host * (batch // hosts)
+
+    def __len__(self) -> int:
+        return self.steps * self.block
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        step, place = divmod(int(index), self.block)
+        epoch, step = divmod(step, -(-self.rows // self.batch))
+        row = step * self.batch + self.first + place
+        if row >= self.rows:
+            return epoch, -1
+        if self.seed is None:
+            return epoch, row
+        return epoch, int(packing.epoch_order(self.rows, self.seed, epoch)[row])
+
+
+def _load_row(dataset: Dataset, seed: int | None, place: tuple[int, int]) -> Batch:
+    epoch, row = place
+    if row < 0:
+        return dataset.load(-1, (), None)
+    rng = None if seed is None else np.random.default_rng((_CLIP, seed, epoch, row))
+    return dataset.load(*dataset.rows[row], rng)
+
+
+def _load_questions(
+    dataset: Dataset, groups, max_questions: int, permute_seed, swap: bool, place: tuple[int, int]
+) -> Questions:
+    clip, first, last = groups[place[1]] if place[1] >= 0 else (-1, 0, 0)
+    shown = dataset.other_clip(clip) if swap and clip >= 0 else clip
+    row = dataset.load(shown, (), None)
+    asked = np.zeros((max_questions, dataset.asked_length), np.int32)
+    mask, ids = np.zeros(asked.shape, bool), np.full(max_questions, -1, np.int32)
+    if row.errors == READABLE:
+        for place, number in enumerate(range(first, last)):
+            tokens = dataset.question(number)
+            asked[place, : len(tokens)], mask[place, : len(tokens)] = tokens, True
+            ids[place] = number
+    frames = row.frames
+    if permute_seed is not None and row.frame_mask.any():
+        rng = np.random.default_rng((_PERMUTATION, permute_seed, clip))
+        order = np.arange(len(frames))
+        order[row.frame_mask] = rng.permutation(order[row.frame_mask])
+        frames = frames[order]
+    head = [field[: dataset.prefix_length] for field in (row.tokens, row.slots, row.positions)]
+    return Questions(frames, row.frame_mask, *head, row.segments[: dataset.prefix_length],
+                     asked, mask, ids)
+
+
+class _Stack:
+    """Stacks rows; shared: clips straight into shared memory, to be passed between processes."""
+
+    def __init__(self, shared: bool):
+        self.shared = shared
+
+    def __call__(self, rows: Sequence[Batch] | Sequence[Questions]) -> Batch | Questions:
+        return type(rows[0])(*(self._stack(field) for field in zip(*rows, strict=True)))
+
+    def _stack(self, field: Sequence[np.ndarray]) -> np.ndarray:
+        shape, dtype = (len(field), *np.shape(field[0])), np.asarray(field[0]).dtype
+        if not self.shared or dtype.itemsize * np.prod(shape) < _LARGE:
+            return np.stack(field)
+        return np.stack(field, out=grain.multiprocessing.SharedMemoryArray(shape, dtype))
+
+
+def _graph(source: _Rows, load, start_step: int, workers: int) -> Iterator:
+    rows = grain.MapDataset.source(source)[start_step * source.block :]
+    batches = rows.map(load).batch(source.block, batch_fn=_Stack(shared=workers > 0))
+    # One reading thread a process: a clip is read while the last one is used.
+    data = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        options = grain.experimental.DatasetOptions(min_shm_size=_LARGE)
+        data = grain.experimental.WithOptionsIterDataset(data, options)
+        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(data)

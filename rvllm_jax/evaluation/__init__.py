@@ -1,0 +1,1 @@
+"""Questions asked, answers scored."""

@@ -1,0 +1,111 @@
+"""Asks a model every question of a split, as it is and under controls, and scores the answers."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+
+from rvllm_jax.data.conversations import Turn
+from rvllm_jax.data.pipeline import Dataset, eval_batches
+from rvllm_jax.data.tokenizer import Tokenizer
+from rvllm_jax.evaluation.scores import accuracy_by_type
+from rvllm_jax.generation.decode import greedy
+from rvllm_jax.models.pure import Arrays, PureModel
+
+# What is done to the input of each control; the questions and the truths stay.
+CONTROLS = {
+    "blind": dict(blind=True),  # the normalised frames are zeroed
+    "shuffled": dict(permute=True),  # the order of the frames is permuted
+    "swapped": dict(swap=True),  # the frames of another video
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One question of a split and what the model said."""
+
+    conversation: int
+    turn: Turn
+    answer: str
+
+
+class Asker:
+    """Greedy answers of one model, compiled once for each shape of a dataset."""
+
+    def __init__(
+        self,
+        model: PureModel,
+        params: Arrays,
+        stats: Arrays,
+        tokenizer: Tokenizer,
+        *,
+        batch: int,
+        max_new: int,
+        max_questions: int,
+        put: Callable = lambda questions: questions,
+    ):
+        self.params, self.stats, self.tokenizer = params, stats, tokenizer
+        self.batch, self.max_questions, self.put = batch, max_questions, put
+
+        def answer(params, stats, questions, blind):
+            module = model.merge(params, stats)
+            return greedy(module, questions, max_new=max_new, eos_id=tokenizer.eos_id, blind=blind)
+
+        self._answer = jax.jit(answer, static_argnums=3)
+
+    def ask(
+        self,
+        dataset: Dataset,
+        *,
+        blind: bool = False,
+        permute: bool = False,
+        swap: bool = False,
+        seed: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Asked]:
+        """Every question of `dataset.questions`, in that order.
+
+        A question whose clip cannot be read is answered with the empty string: it stays in every
+        denominator. `progress` is called with the number of questions of each finished batch.
+        """
+        answers: list[str] = [""] * len(dataset.questions)
+        batches = eval_batches(
+            dataset,
+            batch=self.batch,
+            max_questions=self.max_questions,
+            permute_seed=seed if permute else None,
+            swap=swap,
+        )
+        for questions in batches:
+            ids = np.asarray(self._answer(self.params, self.stats, self.put(questions), blind))
+            for number, row in zip(questions.ids.reshape(-1), ids.reshape(-1, ids.shape[-1]), strict=True):
+                if number >= 0:
+                    answers[number] = self._text(row)
+            if progress:
+                progress(int((questions.ids >= 0).sum()))
+        pairs = zip(dataset.questions, answers, strict=True)
+        return [
+            Asked(number, dataset.conversations[number].turns[turn], answer)
+            for (number, turn), answer in pairs
+        ]
+
+    def _text(self, ids: np.ndarray) -> str:
+        ended = np.flatnonzero(ids == self.tokenizer.eos_id)
+        return self.tokenizer.decode(ids[: ended[0]] if len(ended) else ids).strip()
+
+
+def score(asked: Iterable[Asked]) -> tuple[dict[str, float], dict[str, int]]:
+    """Accuracy and number of questions, over all and by question type."""
+    asked = list(asked)
+    return accuracy_by_type(
+        [a.turn.kind for a in asked], [a.answer for a in asked], [a.turn.answer for a in asked]
+    )
+
+
+def recurring(asked: list[Asked]) -> list[int]:
+    """The places of the questions whose text occurs with different answers: only a look decides."""
+    answers: dict[str, set[str]] = {}
+    for a in asked:
+        answers.setdefault(a.turn.question, set()).add(a.turn.answer)
+    return [i for i, a in enumerate(asked) if len(answers[a.turn.question]) > 1]

@@ -1,0 +1,1 @@
+"""Whole experiments and their reports."""

@@ -1,0 +1,232 @@
+"""One experiment from a recipe: prepare, train, ask, report. The working directory holds it all."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+from absl import logging
+from tqdm import tqdm
+
+from rvllm_jax.config import Recipe, check_tokenizer
+from rvllm_jax.data import chat
+from rvllm_jax.data import tokenizer as tokenizers
+from rvllm_jax.data.conversations import Conversation
+from rvllm_jax.data.pipeline import Dataset
+from rvllm_jax.data.sources import Source, open_source
+from rvllm_jax.evaluation.asking import CONTROLS, Asked, Asker, recurring, score
+from rvllm_jax.experiments import report
+from rvllm_jax.models.pure import PureModel
+from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.training.loop import Result, Trainer
+
+SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
+
+
+def build_model(recipe: Recipe) -> PureModel:
+    """The recipe's model, traced and not allocated."""
+
+    def make(rngs):
+        return VideoLLM(
+            recipe.resnet,
+            recipe.llama,
+            recipe.layout,
+            recipe.model.projector,
+            rngs=rngs,
+            dtype=jnp.dtype(recipe.model.dtype),
+            param_dtype=jnp.float64 if recipe.model.dtype == "float64" else jnp.float32,
+            remat=recipe.model.remat,
+        )
+
+    return PureModel.of(make)
+
+
+def open_tokenizer(recipe: Recipe, source: Source, workdir: Path) -> tokenizers.Tokenizer:
+    """The user's tokenizer, or one trained on the training text; kept in workdir/tokenizer."""
+    folder = workdir / "tokenizer"
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = tokenizers.load(folder)
+    elif recipe.tokenizer.folder:
+        tokenizer = tokenizers.load(recipe.tokenizer.folder)
+    else:
+        texts = chat.texts(chat.TEMPLATES[recipe.data.template], source.splits["train"])
+        tokenizer = tokenizers.train(texts, recipe.tokenizer.vocab_size)
+    check_tokenizer(recipe, tokenizer.vocab_size, recipe.tokenizer.folder or str(folder))
+    tokenizer.save(folder)
+    return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All that training and evaluation share."""
+
+    recipe: Recipe
+    workdir: Path
+    source: Source
+    tokenizer: tokenizers.Tokenizer
+    model: PureModel
+
+    @classmethod
+    def open(cls, recipe: Recipe, workdir: Path) -> "Experiment":
+        """Prepares the data (or reuses what exists) and traces the model."""
+        data = recipe.data
+        source = open_source(
+            data.videos,
+            {"train": data.conversations, "validation": data.validation, "test": data.test},
+            root=data.store,
+            stride=data.stride,
+            short_side=data.short_side,
+            encoding=data.encoding,
+            frames_per_record=data.frames_per_record,
+            max_bad=data.max_bad,
+            workers=2,
+            progress=_bar,
+        )
+        tokenizer = open_tokenizer(recipe, source, workdir)
+        return cls(recipe, workdir, source, tokenizer, build_model(recipe))
+
+    def dataset(self, conversations: list[Conversation], input: str = "video") -> Dataset:
+        data = self.recipe.data
+        return Dataset(
+            conversations,
+            self.source.store,
+            self.tokenizer,
+            chat.TEMPLATES[data.template],
+            self.recipe.layout,
+            input=input,
+            context=data.context,
+            max_segments=data.questions,
+            independent_turns=data.independent_turns,
+            step=data.step,
+            crop=data.crop,
+        )
+
+    def train(self) -> Result:
+        """Trains what is left to train in the working directory."""
+        splits = self.source.splits
+        held = splits.get("validation") or splits["train"]
+        if "validation" not in splits:
+            logging.warning("no config.data.validation: its loss is taken on training pairs")
+        held = held[: self.recipe.evaluation.clips]
+        inputs = {stage.input for stage in self.recipe.stages}
+        return Trainer(
+            self.recipe,
+            self.workdir,
+            self.model,
+            {input: self.dataset(splits["train"], input) for input in inputs},
+            {input: self.dataset(held, input) for input in inputs},
+        ).run()
+
+    def asker(self, result: Result) -> Asker:
+        evaluation = self.recipe.evaluation
+        return Asker(
+            self.model,
+            result.params,
+            result.stats,
+            self.tokenizer,
+            batch=evaluation.batch,
+            max_new=evaluation.max_new,
+            max_questions=self.recipe.data.questions,
+        )
+
+
+def evaluate(experiment: Experiment, result: Result) -> tuple[dict, list[report.Sample]]:
+    """Answers every split and, on unseen clips where there are any, the controls."""
+    asker, splits = experiment.asker(result), experiment.source.splits
+    chosen = {"train": splits["train"][: experiment.recipe.evaluation.train_videos]}
+    chosen.update({split: splits[split] for split in ("test", "heldout") if split in splits})
+    results: dict = {"accuracy": {}, "controls": {}, "counts": {}}
+    samples, asked = [], {}
+    for split, conversations in chosen.items():
+        dataset = experiment.dataset(conversations)
+        asked[split] = _ask(asker, dataset, f"ask {split}")
+        results["accuracy"][split], results["counts"][split] = score(asked[split])
+        samples += _samples(dataset, asked[split], split)
+    if experiment.recipe.evaluation.controls:
+        split = "test" if "test" in chosen else "train"
+        results["control_split"] = split
+        results |= _controls(asker, experiment.dataset(chosen[split]), asked[split])
+    results["seconds"] = result.position.seconds
+    results["steps"] = result.position.done
+    results["skipped_updates"] = result.position.skipped_all
+    results["unreadable_rows"] = result.position.bad_rows
+    results["set_aside"] = experiment.source.set_aside
+    return results, samples
+
+
+def _controls(asker: Asker, dataset: Dataset, plain: list[Asked]) -> dict:
+    """Accuracy under each control; and of the questions that only a look at the video decides."""
+    places = recurring(plain)
+    only_seen = {"count": len(places)}
+    controls = {}
+    for name, how in CONTROLS.items():
+        if how.get("swap") and len(dataset.clips) < 2:
+            continue
+        asked = _ask(asker, dataset, name, **how)
+        controls[name], _ = score(asked)
+        if places:
+            only_seen[name] = score(asked[i] for i in places)[0]["all"]
+        if places and how.get("swap"):
+            changed = [asked[i].answer != plain[i].answer for i in places]
+            only_seen["changed_when_swapped"] = sum(changed) / len(changed)
+    if places:
+        only_seen["plain"] = score(plain[i] for i in places)[0]["all"]
+    return {"controls": controls, "recurring": only_seen}
+
+
+def _ask(asker: Asker, dataset: Dataset, title: str, **how) -> list[Asked]:
+    with tqdm(total=len(dataset.questions), desc=title, unit=" questions", leave=False) as bar:
+        return asker.ask(dataset, progress=bar.update, **how)
+
+
+def _samples(dataset: Dataset, asked: list[Asked], split: str) -> list[report.Sample]:
+    """The first clips of a split, a question each, going round the types."""
+    clips = {number: clip for clip, number in enumerate(dataset.clips)}
+    by_conversation: dict[int, list[Asked]] = {}
+    for a in asked:
+        by_conversation.setdefault(a.conversation, []).append(a)
+    samples = []
+    for place, (number, own) in enumerate(list(by_conversation.items())[:SAMPLES_A_SPLIT]):
+        if number not in clips:
+            continue
+        a = own[place % len(own)]
+        row = dataset.load(clips[number], (), None)
+        samples.append(
+            report.Sample(
+                frames=row.frames[row.frame_mask],
+                question=a.turn.question,
+                truth=a.turn.answer,
+                answer=a.answer,
+                split=split,
+                kind=a.turn.kind,
+            )
+        )
+    return samples
+
+
+def _bar(title: str):
+    """A progress bar for `open_source`: called with (done, total)."""
+    bar = tqdm(desc=title, unit=" videos", leave=False)
+
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return update
+
+
+def run(recipe: Recipe, workdir: Path) -> dict:
+    """Prepares, trains, evaluates and reports; every part takes up what exists. Returns results."""
+    experiment = Experiment.open(recipe, workdir)
+    result = experiment.train()
+    done = workdir / "report" / "results.json"
+    if done.is_file():
+        results = json.loads(done.read_text())
+        if results.get("steps") == result.position.done:
+            logging.info("%s is of this checkpoint: nothing left to do", done)
+            return results
+    results, samples = evaluate(experiment, result)
+    report.write(workdir, results, samples)
+    return results

@@ -1,0 +1,1 @@
+"""Encoder, projector and decoder, in Flax NNX."""

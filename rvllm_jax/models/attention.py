@@ -1,0 +1,59 @@
+"""Grouped-query attention over packed rows, one function for every device.
+
+A row holds a prefix (with the video) and one or more questions behind it. A question sees the
+prefix and itself, never its siblings, so that one row gives what as many single rows would give.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rvllm_jax.types import PADDING, PREFIX
+
+
+class Where(NamedTuple):
+    """Where tokens stand in a row: their place in it, and what they belong to."""
+
+    index: jax.Array  # int32[B, T]; the order in the row or cache, not the RoPE position
+    segment: jax.Array  # int32[B, T]; PREFIX, 1.. a question, PADDING
+
+
+def make_mask(query: Where, key: Where) -> jax.Array:
+    """Which keys each query sees, as `bool[B, T, S]`; build it once and share it among layers.
+
+    A key is seen when it does not come later and is of the prefix or of the query's question.
+    Padding is seen by nobody, but every token sees itself, so that no row of the softmax is empty.
+    """
+    query_index_BT1, key_index_B1S = query.index[:, :, None], key.index[:, None, :]
+    query_segment_BT1, key_segment_B1S = query.segment[:, :, None], key.segment[:, None, :]
+    related = (key_segment_B1S == PREFIX) | (key_segment_B1S == query_segment_BT1)
+    earlier = key_index_B1S <= query_index_BT1
+    itself = key_index_B1S == query_index_BT1
+    return (earlier & related & (key_segment_B1S != PADDING)) | itself
+
+
+def attend(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
+) -> jax.Array:
+    """Scaled dot-product attention -> `[B, T, N, H]` in the dtype of `q_BTNH`.
+
+    Query head n reads key/value head n // (N / K), as Llama orders them; keys and values are not
+    repeated. The softmax is taken in float32, or in float64 where the inputs are float64.
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    G = N // K
+    wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    # The queries of a group are rows of one matrix product; on CPU XLA takes an einsum over the
+    # unfolded axes twice as long.
+    q_BKRH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
+    scores_BKRS = jnp.matmul(q_BKRH, k_BKHS, preferred_element_type=wide) * (H**-0.5)
+    # A finite floor: an infinite one would turn a gradient through an empty row into NaN.
+    scores_BKGTS = jnp.where(
+        mask_BTS[:, None, None], scores_BKRS.reshape(B, K, G, T, S), jnp.finfo(wide).min
+    )
+    probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    out_BKRH = probs_BKGTS.reshape(B, K, G * T, S) @ v_BKSH
+    return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

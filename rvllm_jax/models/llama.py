@@ -1,0 +1,300 @@
+"""The Llama decoder in Flax NNX: Llama 1, 2 and 3, Vicuna, TinyLlama and SmolLM2 shapes.
+
+Pre-norm blocks of grouped-query attention with rotary positions and of a SwiGLU network
+(Touvron et al. 2023, arXiv:2302.13971; Llama 3: arXiv:2407.21783). The layers are one stack of
+parameters `[layers, ...]` run by a scan, so that the program does not grow with the depth.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rvllm_jax.models import kv_cache
+from rvllm_jax.models.attention import Where, attend, make_mask
+from rvllm_jax.models.kv_cache import KVCache
+
+REMAT_POLICIES = ("none", "full", "dots")
+# Up to this depth the scan is unrolled: a training step of 4 layers on CPU then takes a fifth less.
+UNROLLED_LAYERS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretching of the low rotary frequencies (arXiv:2407.21783, section 3.2)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a decoder. Raises ValueError when heads or head_dim do not go together."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    context: int
+    rope_theta: float = 1e4
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tied: bool = False
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; each key/value"
+                " head serves an equal number of query heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} is odd; rotary positions need pairs")
+
+    @property
+    def init_std(self) -> float:
+        """Standard deviation of a fresh kernel: Llama's 0.02 at its width of 4,096 is about
+        1 / sqrt(width); at the width of `tiny`, 0.02 itself learns several times more slowly."""
+        return self.width**-0.5
+
+
+# From the published config.json files, except `tiny`, which is ours; its vocabulary is that of
+# the tokenizer in use, so replace it. In order: vocabulary, width, layers, heads, key/value heads,
+# head_dim, MLP width, context.
+DECODERS = {
+    "tiny": LlamaConfig(512, 128, 4, 4, 2, 32, 384, 512, tied=True),
+    "vicuna-7b": LlamaConfig(32000, 4096, 32, 32, 32, 128, 11008, 4096),
+    "vicuna-13b": LlamaConfig(32000, 5120, 40, 40, 40, 128, 13824, 4096),
+    "llama-3.2-1b": LlamaConfig(
+        128256,
+        2048,
+        16,
+        32,
+        8,
+        64,
+        8192,
+        131072,
+        rope_theta=5e5,
+        rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
+        tied=True,
+    ),
+    "tinyllama-1.1b": LlamaConfig(32000, 2048, 22, 32, 4, 64, 5632, 2048),
+    "smollm2-135m": LlamaConfig(49152, 576, 30, 9, 3, 64, 1536, 8192, rope_theta=1e5, tied=True),
+}
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+    """Radians a position, `float32[head_dim / 2]`, after Llama-3 scaling where it is set."""
+    freq = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    if (scaling := config.rope_scaling) is not None:
+        turns = scaling.original_context * freq / (2 * np.pi)  # within the original context
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        freq = keep * freq + (1 - keep) * freq / scaling.factor
+    return freq.astype(np.float32)
+
+
+def rope_angles(config: LlamaConfig, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, `float32[B, L, 1, head_dim / 2]`; float32 whatever the compute dtype."""
+    angles = positions_BL[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BLNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary positions over pairs (i, i + H/2), the layout of Hugging Face checkpoints."""
+    cos, sin = rope
+    wide = x_BLNH.astype(jnp.promote_types(x_BLNH.dtype, jnp.float32))
+    first, second = jnp.split(wide, 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x_BLNH.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 or better."""
+
+    def __init__(self, width: int, eps: float, *, param_dtype=jnp.float32):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return (wide * self.scale[...]).astype(x.dtype)
+
+
+def dense(features: int, out: int, std: float, *, rngs, dtype, param_dtype) -> nnx.Linear:
+    """A matrix without bias, kernel `[features, out]`, drawn from a normal distribution."""
+    return nnx.Linear(
+        features,
+        out,
+        use_bias=False,
+        rngs=rngs,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        kernel_init=nnx.initializers.normal(std),
+    )
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, **kinds):
+        self.head_dim = config.head_dim
+        query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        std = config.init_std
+        self.q = dense(config.width, query, std, **kinds)
+        self.k = dense(config.width, key_value, std, **kinds)
+        self.v = dense(config.width, key_value, std, **kinds)
+        self.o = dense(query, config.width, std / math.sqrt(2 * config.layers), **kinds)
+
+    def __call__(self, x_BLD, rope, mask_BLS, past):
+        """-> output `[B, L, D]` and the new (k, v), each `[B, L, K, H]`; `past` is one layer's
+        (k, v, length) of a cache that these are to follow, or None."""
+        x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])  # as in MLP
+        heads = (*x_BLD.shape[:2], -1, self.head_dim)
+        q_BLNH = rotate(self.q(x_MD).reshape(heads), rope)
+        k_BLKH = rotate(self.k(x_MD).reshape(heads), rope)
+        v_BLKH = self.v(x_MD).reshape(heads)
+        new = k_BSKH, v_BSKH = k_BLKH, v_BLKH
+        if past is not None:
+            k_past, v_past, length = past
+            k_BSKH = kv_cache.write_layer(k_past, k_BLKH, length)
+            v_BSKH = kv_cache.write_layer(v_past, v_BLKH, length)
+        out_BLNH = attend(q_BLNH, k_BSKH, v_BSKH, mask_BLS)
+        return self.o(out_BLNH.reshape(len(x_MD), -1)).reshape(x_BLD.shape), new
+
+
+class MLP(nnx.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: LlamaConfig, **kinds):
+        std = config.init_std
+        self.gate = dense(config.width, config.mlp_width, std, **kinds)
+        self.up = dense(config.width, config.mlp_width, std, **kinds)
+        down_std = std / math.sqrt(2 * config.layers)
+        self.down = dense(config.mlp_width, config.width, down_std, **kinds)
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        # One axis of B * L tokens: on CPU the gradient of a product over two axes is slower.
+        x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])
+        return self.down(jax.nn.silu(self.gate(x_MD)) * self.up(x_MD)).reshape(x_BLD.shape)
+
+
+class Block(nnx.Module):
+    """One layer: x + attention(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: LlamaConfig, *, rngs, dtype, param_dtype):
+        kinds = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.norm1 = RMSNorm(config.width, config.norm_eps, param_dtype=param_dtype)
+        self.attention = Attention(config, **kinds)
+        self.norm2 = RMSNorm(config.width, config.norm_eps, param_dtype=param_dtype)
+        self.mlp = MLP(config, **kinds)
+
+    def __call__(self, x_BLD, rope, mask_BLS, past):
+        attended, new = self.attention(self.norm1(x_BLD), rope, mask_BLS, past)
+        x_BLD = x_BLD + attended
+        return x_BLD + self.mlp(self.norm2(x_BLD)), new
+
+
+class Llama(nnx.Module):
+    """The decoder. Parameters: embed/embedding, layers/{norm1,norm2}/scale,
+    layers/attention/{q,k,v,o}/kernel, layers/mlp/{gate,up,down}/kernel, norm/scale and, when not
+    tied, head/kernel; kernels are `[in, out]`, those of `layers` with the layer in front.
+
+    `remat` says what the backward pass keeps of each layer: "none" recomputes nothing, "full"
+    recomputes all, "dots" keeps the results of the matrix products with parameters.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        remat: str = "none",
+    ):
+        if remat not in REMAT_POLICIES:
+            raise ValueError(f"remat={remat!r} is unknown; choose one of {REMAT_POLICIES}")
+        self.config, self.dtype, self.remat = config, dtype, remat
+        kinds = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.embed = nnx.Embed(
+            config.vocab_size,
+            config.width,
+            embedding_init=nnx.initializers.normal(config.init_std),
+            **kinds,
+        )
+
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+        self.layers = stack(rngs)
+        self.norm = RMSNorm(config.width, config.norm_eps, param_dtype=param_dtype)
+        if not config.tied:
+            self.head = dense(config.width, config.vocab_size, config.init_std, **kinds)
+
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        positions_BL: jax.Array,
+        segments_BL: jax.Array,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Hidden states `[B, L, D]` after the last norm, and the cache with these L tokens added.
+
+        `x_BLD` are embeddings, `positions_BL` (int32) rotary positions, `segments_BL` (int32) as
+        in `types.Batch`. With a cache the tokens also see what it holds.
+        """
+        L = x_BLD.shape[1]
+        row = jnp.arange(L, dtype=jnp.int32)[None]
+        if cache is None:
+            here = Where(row, segments_BL)
+            mask_BLS = make_mask(here, here)
+        else:
+            cache = kv_cache.reserve(cache, segments_BL)
+            slots = jnp.arange(cache.segments.shape[1], dtype=jnp.int32)[None]
+            mask_BLS = make_mask(
+                Where(cache.length + row, segments_BL), Where(slots, cache.segments)
+            )
+        x_BLD, new = self._run_layers(
+            x_BLD.astype(self.dtype), rope_angles(self.config, positions_BL), mask_BLS, cache
+        )
+        if cache is not None:
+            cache = kv_cache.write(cache, *new)
+        return self.norm(x_BLD), cache
+
+    def _run_layers(self, x_BLD, rope, mask_BLS, cache: KVCache | None):
+        """-> x after all layers and, with a cache, the new (k, v) `[layers, B, L, K, H]`."""
+        graph, params = nnx.split(self.layers)
+
+        def body(x_BLD, layer):
+            params, past = layer
+            if past is not None:
+                past = (*past, cache.length)
+            x_BLD, new = nnx.merge(graph, params)(x_BLD, rope, mask_BLS, past)
+            return x_BLD, None if past is None else new
+
+        unroll = self.config.layers <= UNROLLED_LAYERS
+        if self.remat != "none":
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = dots if self.remat == "dots" else None
+            # Outside a loop the compiler would find the recomputation to be common and undo it.
+            body = jax.checkpoint(body, prevent_cse=unroll, policy=policy)
+        past = None if cache is None else (cache.k, cache.v)
+        return jax.lax.scan(body, x_BLD, (params, past), unroll=unroll)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """`[..., D]` -> `[..., vocab_size]` in float32, or in float64 where `hidden` is."""
+        tied = self.config.tied
+        matrix = self.embed.embedding[...].T if tied else self.head.kernel[...]
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        return jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=wide)

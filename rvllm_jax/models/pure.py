@@ -1,0 +1,63 @@
+"""The Flax NNX model as pure functions of flat dictionaries {"encoder/stem/kernel": array}."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+Arrays = dict[str, jax.Array]
+
+
+def _flat(state: Any) -> Arrays:
+    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def _filled(state: Any, arrays: Arrays) -> Any:
+    pairs = [(p, leaf.replace(arrays["/".join(map(str, p))])) for p, leaf in nnx.to_flat_state(state)]
+    return nnx.from_flat_state(pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class PureModel:
+    """A module's structure without its arrays, made once by `PureModel.of`.
+
+    `params` and `stats` map a path ("decoder/layers/mlp/up/kernel") to its shape and dtype:
+    trainable parameters, and the running statistics of BatchNorm.
+    """
+
+    make: Callable[[nnx.Rngs], nnx.Module]
+    graphdef: Any
+    param_state: Any
+    stat_state: Any
+
+    @classmethod
+    def of(cls, make: Callable[[nnx.Rngs], nnx.Module]) -> "PureModel":
+        """Traces `make(rngs)` without allocating anything."""
+        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+        return cls(make, graphdef, params, stats)
+
+    @property
+    def params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return _flat(self.param_state)
+
+    @property
+    def stats(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return _flat(self.stat_state)
+
+    def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
+        """Random parameters and fresh statistics; pure, so it can be jitted with out_shardings."""
+        _, params, stats = nnx.split(self.make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
+        return _flat(params), _flat(stats)
+
+    def merge(self, params: Arrays, stats: Arrays) -> nnx.Module:
+        """The module holding these arrays (fails with KeyError where one is missing)."""
+        return nnx.merge(
+            self.graphdef, _filled(self.param_state, params), _filled(self.stat_state, stats)
+        )
+
+    def read_stats(self, module: nnx.Module) -> Arrays:
+        """The statistics a forward pass left in `module`."""
+        return _flat(nnx.state(module, nnx.BatchStat))

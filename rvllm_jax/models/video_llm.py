@@ -1,0 +1,133 @@
+"""The video language model: ResNet, projector and Llama (ResNetVLLM, section 3).
+
+Each frame is encoded, pooled to visual tokens, projected to the decoder's width, and spliced into
+the token row where the prompt has its video slots.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rvllm_jax.models.llama import Llama, LlamaConfig
+from rvllm_jax.models.projector import Projector, pool
+from rvllm_jax.models.resnet import ResNet, ResNetConfig
+from rvllm_jax.types import NO_SLOT, Batch, Questions, VisualLayout
+
+# Red, green, blue over ImageNet, for pixels in [0, 1]: what the published ResNets were trained on.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(frames_u8: jax.Array, dtype) -> jax.Array:
+    """uint8 pixels `[..., 3]` to zero mean and unit variance over ImageNet, in `dtype`."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    mean, std = jnp.array(IMAGENET_MEAN, wide), jnp.array(IMAGENET_STD, wide)
+    return ((frames_u8.astype(wide) / 255 - mean) / std).astype(dtype)
+
+
+class VideoLLM(nnx.Module):
+    """Parameters under encoder/, projector/ and decoder/; BatchNorm statistics under encoder/.
+
+    `dtype` is that of the computation, `param_dtype` that of the parameters; `remat` is the
+    decoder's policy (`Llama`); `axis_name` names the pmap axis BatchNorm sums over.
+    """
+
+    def __init__(
+        self,
+        resnet: ResNetConfig,
+        llama: LlamaConfig,
+        layout: VisualLayout,
+        projector: str = "linear",
+        *,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        remat: str = "none",
+        axis_name: str | None = None,
+    ):
+        kinds = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.layout, self.dtype = layout, dtype
+        self.encoder = ResNet(resnet, axis_name=axis_name, **kinds)
+        self.projector = Projector(resnet.features, llama.width, projector, **kinds)
+        self.decoder = Llama(llama, remat=remat, **kinds)
+
+    def __call__(self, batch: Batch, *, use_running: bool) -> jax.Array:
+        """Hidden states `[B, L, D]` of a packed batch; `decoder.logits` turns them into logits."""
+        visual_BVD = self.encode_if_any(batch, use_running=use_running)
+        x_BLD = self.embed(batch.tokens, batch.slots, visual_BVD)
+        hidden_BLD, _ = self.decoder(x_BLD, batch.positions, batch.segments)
+        return hidden_BLD
+
+    def encode_if_any(
+        self, batch: Batch | Questions, *, use_running: bool, blind: bool = False
+    ) -> jax.Array | None:
+        """The batch's visual tokens, or None where it carries no frames (T = 0)."""
+        if batch.frames.shape[1] == 0:
+            return None
+        return self.encode(batch.frames, batch.frame_mask, use_running=use_running, blind=blind)
+
+    def encode(
+        self, frames_BTHWC: jax.Array, mask_BT: jax.Array, *, use_running: bool, blind: bool = False
+    ) -> jax.Array:
+        """Visual tokens `[B, V, D]` of uint8 frames; `mask_BT` (bool) is False for padded frames.
+
+        `use_running` normalises by BatchNorm's running statistics; otherwise by the batch's, which
+        are then mixed into the running ones. `blind` zeroes the normalised frames: the control
+        that shows whether the model looks.
+        """
+        B, T = mask_BT.shape
+        x_NHWC = normalise(frames_BTHWC, self.dtype).reshape(B * T, *frames_BTHWC.shape[2:])
+        if blind:
+            x_NHWC = jnp.zeros_like(x_NHWC)
+        x_NhwE = self.encoder(x_NHWC, mask_BT.reshape(B * T), use_running=use_running)
+        x_BThwE = x_NhwE.reshape(B, T, *x_NhwE.shape[1:])
+        return self.projector(pool(x_BThwE, mask_BT, self.layout))
+
+    def embed(
+        self, tokens_BL: jax.Array, slots_BL: jax.Array, visual_BVD: jax.Array | None
+    ) -> jax.Array:
+        """Token embeddings `[B, L, D]`, with visual token `slots_BL` where that is not NO_SLOT."""
+        x_BLD = self.decoder.embed(tokens_BL)
+        if visual_BVD is None:
+            return x_BLD
+        is_text_BL1 = (slots_BL == NO_SLOT)[:, :, None]
+        places_BL1 = jnp.maximum(slots_BL, 0)[:, :, None]
+        spliced_BLD = jnp.take_along_axis(visual_BVD, places_BL1, axis=1)
+        return jnp.where(is_text_BL1, x_BLD, spliced_BLD.astype(x_BLD.dtype))
+
+
+def token_loss_sum(
+    decoder: Llama,
+    hidden_BLD: jax.Array,
+    targets_BL: jax.Array,
+    weights_BL: jax.Array,
+    chunk: int = 0,
+) -> jax.Array:
+    """Sum over all tokens of weight times cross entropy: a scalar in float32 or better.
+
+    `chunk` places of every row are taken at a time, their logits `[B, chunk, vocab]` recomputed in
+    the backward pass, so that the full logits are never held; 0 takes all at once. The chunks cut
+    the row and not the batch, which may be spread over devices.
+    """
+    L = hidden_BLD.shape[1]
+    if chunk <= 0 or chunk >= L:
+        return _cross_entropy_sum(decoder, hidden_BLD, targets_BL, weights_BL)
+
+    def cut(x):  # [B, L, ...] -> [chunks, B, chunk, ...], padded with weight 0
+        padding = [(0, 0), (0, -L % chunk)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding)
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    def add(total, part):
+        return total + _cross_entropy_sum(decoder, *part), None
+
+    wide = jnp.promote_types(hidden_BLD.dtype, jnp.float32)
+    parts = (cut(hidden_BLD), cut(targets_BL), cut(weights_BL))
+    total, _ = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), jnp.zeros((), wide), parts)
+    return total
+
+
+def _cross_entropy_sum(decoder, hidden, targets, weights):
+    logits = decoder.logits(hidden)
+    right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - right))

@@ -1,0 +1,1 @@
+"""Stages, steps, and the loop that runs them."""

@@ -1,0 +1,201 @@
+"""Checkpoints of a working directory, and whose configuration the directory is.
+
+Each checkpoint is numbered by global step and written in the background; it is complete or not
+there at all (checkpoint_series.py).
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rvllm_jax.training.checkpoint_series import CheckpointError, Series
+
+__all__ = ["CheckpointError", "Checkpoints", "WorkdirError", "claim"]
+
+
+class WorkdirError(RuntimeError):
+    """The working directory belongs to another configuration; the message says what differs."""
+
+
+class Checkpoints:
+    """The checkpoints of a working directory: `checkpoints/STEP` and, a stage, `best/STAGE/STEP`.
+
+    Opening them clears away what a killed process left half-written. With several processes every
+    one of them makes the same calls, since saving and restoring are collective.
+
+    Args:
+      workdir: the working directory; made when it is not there.
+      keep: how many checkpoints of training stay; older ones go once a newer one is complete.
+      asynchronous: write in the background, after copying the arrays, so that training goes on.
+    """
+
+    def __init__(self, workdir: str | Path, *, keep: int = 2, asynchronous: bool = True):
+        workdir = Path(workdir).absolute()
+        self._asynchronous = asynchronous
+        self._training = Series(workdir / "checkpoints", keep, asynchronous)
+        self._best_folder = workdir / "best"
+        self._best: dict[str, Series] = {}
+        if self._best_folder.exists():
+            for folder in sorted(self._best_folder.iterdir()):
+                if folder.is_dir() and not folder.name.startswith("."):
+                    self._stage(folder.name)
+
+    def save(self, step: int, arrays: Any, meta: dict) -> None:
+        """Saves `arrays` (a pytree of arrays) and `meta` (JSON) as the newest checkpoint.
+
+        Checkpoints of this step or of later ones, if there are any, give way to it once it is
+        complete. The call returns when the arrays are copied: they may be donated afterwards.
+        Errors of the previous save in the background are raised here.
+
+        Raises:
+          CheckpointError: no space left, or the checkpoint could not be written.
+          ValueError: a leaf that Orbax cannot hold, or two leaves of one name.
+        """
+        self._training.save(step, arrays, meta)
+
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint; waits for the save that is under way."""
+        return self._training.latest()
+
+    def read_meta(self, step: int) -> dict:
+        """The `meta` saved with `step`, without reading arrays."""
+        return self._training.read_meta(step)
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict]:
+        """Returns (arrays, meta) of `step`, with the structure and shardings of `like`.
+
+        Args:
+          step: a saved step.
+          like: a pytree of `jax.ShapeDtypeStruct`, with shardings (default device otherwise).
+
+        Raises:
+          CheckpointError: not there, unreadable, or its arrays are not exactly those of `like`;
+            missing, surplus and misshapen ones are listed by name.
+        """
+        return self._training.restore(step, like)
+
+    def save_best(self, stage: str, step: int, arrays: Any, meta: dict) -> None:
+        """Saves the best of `stage`; the one before is removed once this one is complete."""
+        self._stage(stage).save(step, arrays, meta)
+
+    def best(self, stage: str) -> int | None:
+        """The step of the best checkpoint of `stage`, or None."""
+        return self._stage(stage).latest() if self._has_best(stage) else None
+
+    def read_best_meta(self, stage: str) -> dict:
+        """The `meta` saved with the best of `stage`."""
+        step = self._best_step(stage)
+        return self._stage(stage).read_meta(step)
+
+    def restore_best(self, stage: str, like: Any) -> tuple[Any, dict]:
+        """As `restore`, of the best checkpoint of `stage`."""
+        step = self._best_step(stage)
+        return self._stage(stage).restore(step, like)
+
+    def wait(self) -> None:
+        """Waits for the saves under way; raises CheckpointError when one of them failed."""
+        for series in (self._training, *self._best.values()):
+            series.wait()
+
+    def close(self) -> None:
+        """Waits, then lets go of Orbax's threads; raises CheckpointError as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            for series in (self._training, *self._best.values()):
+                series.close()
+
+    def _has_best(self, stage: str) -> bool:
+        return stage in self._best or (self._best_folder / stage).exists()
+
+    def _best_step(self, stage: str) -> int:
+        step = self.best(stage)
+        if step is None:
+            raise CheckpointError(
+                f"{self._best_folder}: no best checkpoint of stage {stage!r}. It is saved at the "
+                "stage's first validation; let the stage run that far, or restore a checkpoint."
+            )
+        return step
+
+    def _stage(self, stage: str) -> "Series":
+        if not stage or stage.startswith(".") or Path(stage).name != stage:
+            raise ValueError(f"stage {stage!r}: expected a plain name, it becomes a folder")
+        if stage not in self._best:
+            self._best[stage] = Series(self._best_folder / stage, 1, self._asynchronous)
+        return self._best[stage]
+
+
+def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
+    """Makes `workdir` the working directory of `config`, or checks that it is.
+
+    The first start writes `config.json`. Later starts compare it with `config`, and write it anew
+    when only ignored keys differ.
+
+    Args:
+      workdir: made when it is not there.
+      config: nested dictionaries and lists of JSON values.
+      ignore: dotted keys that may differ; a key covers all below it ("evaluation", "stages.0").
+
+    Raises:
+      WorkdirError: the directory belongs to another configuration (each differing key is named
+        with its old and new value), or its config.json is missing or unreadable.
+    """
+    path = Path(workdir) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
+    if path.exists():
+        old, new = _flat(_read_config(path)), _flat(config)
+        ignored = tuple(ignore)
+        faults = [
+            f"{key}: {_shown(old, key)} there, {_shown(new, key)} now"
+            for key in sorted(old.keys() | new.keys())
+            if _shown(old, key) != _shown(new, key)
+            and not any(key == i or key.startswith(i + ".") for i in ignored)
+        ]
+        if faults:
+            raise WorkdirError(
+                f"{workdir} belongs to another configuration ({path}). Name another --workdir, or "
+                "restore these keys:\n  " + "\n  ".join(faults)
+            )
+    elif (path.parent / "checkpoints").exists():
+        raise WorkdirError(
+            f"{workdir} holds checkpoints, but not the {path.name} that says of which "
+            "configuration. Put that file back, or name another --workdir."
+        )
+    if jax.process_index() == 0:
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w") as file:
+            file.write(json.dumps(config, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("expected a JSON object")
+        return config
+    except ValueError as error:
+        raise WorkdirError(
+            f"{path}: cannot be read: {error}. Put that file back, or name another --workdir."
+        ) from error
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested dictionaries and lists by dotted key; empty ones are values of their own."""
+    if not isinstance(value, dict | list) or not value:
+        return {key: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        k: v for name, inner in items for k, v in _flat(inner, f"{key}.{name}".strip(".")).items()
+    }
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "absent"

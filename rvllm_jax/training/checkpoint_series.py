@@ -1,0 +1,235 @@
+"""One folder of checkpoints, each save making its step the newest, over Orbax.
+
+Orbax writes a checkpoint under a temporary name and renames it when it is complete, so a process
+killed at any moment leaves the previous one restorable. What Orbax leaves to its caller is here:
+disk space, saving a step twice, strict comparison on restore, and errors that say what to do.
+"""
+
+import collections
+import errno
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+_OVERHEAD = 256 * 1024  # bytes of metadata files beside the arrays
+_TO_FREE_SPACE = (
+    "Free space there, or move the working directory to a larger disk and continue with "
+    "--workdir naming its new place."
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, found or restored; the message says where and what to do."""
+
+
+class Series:
+    """Checkpoints in one folder, each save making its step the newest.
+
+    Orbax refuses a step that is already there (and one before the newest, silently). Both happen
+    when a run is continued from an earlier point: then the old ones are set aside beside the
+    folder, and removed only when the new one is complete. A process killed in between finds them
+    at the next start and puts them back.
+    """
+
+    def __init__(self, folder: Path, keep: int, asynchronous: bool):
+        self._folder = folder
+        self._aside = folder.parent / f".aside_{folder.name}"
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=asynchronous,
+        )
+        self._pending: int | None = None  # the step whose save may still fail
+        self._open()
+
+    def save(self, step: int, arrays: Any, meta: dict) -> None:
+        leaves = _named(arrays)
+        _check_leaves(leaves)
+        meta = json.loads(json.dumps(meta))  # a copy, and proof that it is JSON
+        self.wait()
+        self._check_space(step, leaves)
+        self._set_aside(step)
+        self._pending = step
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
+        )
+        try:
+            saved = self._manager.save(step, args=args)
+        except Exception as error:
+            raise self._failed(error) from error
+        if not saved:
+            raise self._failed(RuntimeError("Orbax declined to save this step"))
+
+    def wait(self) -> None:
+        if self._pending is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+        self._pending = None
+        if _is_primary():
+            shutil.rmtree(self._aside, ignore_errors=True)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        self.wait()
+        return self._manager.latest_step()
+
+    def read_meta(self, step: int) -> dict:
+        self._check_exists(step)
+        try:
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            return dict(self._manager.restore(step, args=args)["meta"])
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict]:
+        meta = self.read_meta(step)
+        wanted = {name: _placed(leaf) for name, leaf in _named(like).items()}
+        try:
+            saved = dict(self._manager.item_metadata(step)["arrays"].tree)
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+        _compare(wanted, saved, self._folder / str(step))
+        try:
+            args = ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
+            arrays = self._manager.restore(step, args=args)["arrays"]
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in wanted]), meta
+
+    def _open(self) -> None:
+        if _is_primary():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._put_back()
+        ocp.multihost.sync_global_processes("rvllm_jax:checkpoints_opened")
+        # Handlers by name, so that a manager that has not saved yet can read metadata.
+        handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=self._options, item_handlers=handlers
+        )
+
+    def _set_aside(self, step: int) -> None:
+        superseded = sorted(s for s in self._manager.all_steps() if s >= step)
+        if not superseded:
+            return
+        if _is_primary():
+            (self._aside / str(step)).mkdir(parents=True)
+            for old in superseded:  # `step` itself first: `_put_back` goes by its absence
+                (self._folder / str(old)).rename(self._aside / str(step) / str(old))
+        ocp.multihost.sync_global_processes("rvllm_jax:checkpoints_set_aside")
+        self._manager.reload()
+
+    def _put_back(self) -> None:
+        # `aside/NEW/OLD`: OLD gave way to NEW. If NEW is complete OLD may go, otherwise it returns.
+        for aside in self._aside.iterdir() if self._aside.exists() else ():
+            if not (self._folder / aside.name).exists():
+                for old in sorted(aside.iterdir(), key=lambda old: -int(old.name)):
+                    old.rename(self._folder / old.name)
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _check_space(self, step: int, leaves: Mapping[str, Any]) -> None:
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()) + _OVERHEAD
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise CheckpointError(
+                f"{self._folder}: no space for the checkpoint of step {step}: it needs {needed:,} "
+                f"bytes, {free:,} are free. {_TO_FREE_SPACE}"
+            )
+
+    def _check_exists(self, step: int) -> None:
+        self.wait()
+        if step not in (there := list(self._manager.all_steps())):
+            raise CheckpointError(
+                f"{self._folder}: no checkpoint of step {step}; there are {there or 'none'}. "
+                "Name one of these, or another --workdir."
+            )
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        """Ends a save that failed: clears its rest away, restores what was set aside."""
+        step, self._pending = self._pending, None
+        free = shutil.disk_usage(self._folder).free
+        try:
+            self._manager.close()
+        except Exception:  # the same error once more
+            pass
+        self._open()
+        full = "no space left" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error)
+        if full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            what = f"no space left for the checkpoint of step {step} ({free:,} bytes, but perhaps no files, were free)"
+            todo = _TO_FREE_SPACE
+        else:
+            what, todo = f"the checkpoint of step {step} could not be written", "Mend the cause."
+        return CheckpointError(
+            f"{self._folder}: {what}: {error}. The checkpoints before it are complete. {todo}"
+        )
+
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self._folder / str(step)}: cannot be read: {error}. Delete this folder to continue "
+            f"from another checkpoint (there are {list(self._manager.all_steps())})."
+        )
+
+
+def _is_primary() -> bool:
+    return jax.process_index() == 0
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves of `tree` by their path, `{"params/encoder/stem/kernel": leaf}`, in its order."""
+    paths = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    twice = [name for name, n in collections.Counter(name for name, _ in paths).items() if n > 1]
+    if twice:
+        raise ValueError(f"several arrays are named {twice}: rename one of each")
+    return dict(paths)
+
+
+def _check_leaves(leaves: Mapping[str, Any]) -> None:
+    if not leaves:
+        raise ValueError("a checkpoint needs at least one array")
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            raise ValueError(f"{name}: expected an array, got {type(leaf).__name__}")
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ValueError(f"{name}: a typed PRNG key; save jax.random.key_data of it")
+        if math.prod(leaf.shape) == 0:
+            raise ValueError(f"{name}: an array without elements {leaf.shape}; leave it out")
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _compare(wanted: Mapping[str, Any], saved: Mapping[str, Any], folder: Path) -> None:
+    faults = [f"missing: {name} {_spec(wanted[name])}" for name in wanted if name not in saved]
+    faults += [f"surplus: {name} {_spec(saved[name])}" for name in saved if name not in wanted]
+    faults += [
+        f"different: {name} is {_spec(saved[name])}, expected {_spec(wanted[name])}"
+        for name in wanted
+        if name in saved and _spec(saved[name]) != _spec(wanted[name])
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{folder}: its arrays are not those of this configuration. Use the configuration that "
+            "wrote it, or another --workdir.\n  " + "\n  ".join(faults)
+        )
+
+
+def _spec(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"

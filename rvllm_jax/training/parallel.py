@@ -1,0 +1,96 @@
+"""The same step over many devices: jit over a mesh, or pmap with everything replicated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rvllm_jax.training import sharding
+from rvllm_jax.training.step import State
+
+PMAP_AXIS = "rows"
+
+
+class JitParallel:
+    """Arrays lie as training/sharding.py says; XLA inserts the communication."""
+
+    axis_name = None
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+        self.rows = mesh.shape["data"] * mesh.shape["fsdp"]  # devices a batch is split over
+        self._replicated = NamedSharding(mesh, P())
+        self._batch = sharding.batch_sharding(mesh)
+
+    def shardings(self, tx: optax.GradientTransformation, state: State) -> State:
+        """Where each array of `state` (arrays or their shapes) lies."""
+        return State(
+            sharding.param_shardings(self.mesh, state.trainable),
+            sharding.param_shardings(self.mesh, state.frozen),
+            jax.tree.map(lambda _: self._replicated, state.stats),
+            sharding.optimizer_shardings(self.mesh, tx, state.trainable),
+        )
+
+    def place(self, tx: optax.GradientTransformation, state: State) -> State:
+        return jax.device_put(state, self.shardings(tx, state))
+
+    def put(self, batch: Any) -> Any:
+        """This host's rows of a batch -> arrays split over `data` x `fsdp`."""
+        return sharding.put_batch(batch, self._batch)
+
+    def compile(self, step, tx, state: State, batch: Any):
+        """The compiled step; it gives up the buffers of the state that it is called with."""
+        where = self.shardings(tx, state)
+        jitted = jax.jit(
+            step,
+            in_shardings=(where, self._batch),
+            out_shardings=(where, self._replicated),
+            donate_argnums=0,
+        )
+        return jitted.lower(state, batch).compile()
+
+    def gather(self, state: State) -> State:
+        """The state as saved and evaluated."""
+        return state
+
+    def scalars(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        return {name: float(value) for name, value in metrics.items()}
+
+
+class PmapParallel:
+    """Everything on every device, rows split; for models that fit one device."""
+
+    axis_name = PMAP_AXIS
+
+    def __init__(self, devices: list[jax.Device]):
+        self.devices = devices
+        self.rows = len(devices)
+
+    def place(self, tx: optax.GradientTransformation, state: State) -> State:
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.rows, *jnp.shape(x))), state)
+
+    def put(self, batch: Any) -> Any:
+        return jax.tree.map(
+            lambda x: np.reshape(x, (self.rows, x.shape[0] // self.rows, *x.shape[1:])), batch
+        )
+
+    def compile(self, step, tx, state: State, batch: Any):
+        mapped = jax.pmap(step, axis_name=PMAP_AXIS, devices=self.devices, donate_argnums=0)
+        return mapped.lower(state, batch).compile()
+
+    def gather(self, state: State) -> State:
+        return jax.tree.map(lambda x: x[0], state)
+
+    def scalars(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        return {name: float(value[0]) for name, value in metrics.items()}
+
+
+def make(kind: str, mesh: dict[str, int]) -> JitParallel | PmapParallel:
+    """`kind` is "jit" or "pmap"; `mesh` the sizes of data, fsdp and tensor (-1: all that remain)."""
+    if kind == "pmap":
+        return PmapParallel(jax.local_devices())
+    return JitParallel(sharding.make_mesh(**mesh))

@@ -1,0 +1,72 @@
+"""Meshes, and where each array lies on them."""
+
+import re
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+
+# First match wins. Stacked decoder kernels are [layers, in, out].
+RULES = (
+    (r"decoder/.*/(q|k|v|gate|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"decoder/.*/(o|down)/kernel", P(None, "tensor", "fsdp")),
+    (r"decoder/embed/embedding", P("tensor", "fsdp")),
+    (r"decoder/head/kernel", P("fsdp", "tensor")),
+    (r"encoder/.*kernel", P(None, None, None, "fsdp")),
+    (r"projector/.*kernel", P(None, "fsdp")),
+    (r".*", P()),
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
+    """A mesh of the given sizes over `devices`; one size may be -1: all that remain."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise ValueError(f"config.mesh {sizes}: sizes are positive, and one of them may be -1")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if -1 in sizes or int(np.prod(sizes)) != len(devices):
+        raise ValueError(
+            f"config.mesh data={data} fsdp={fsdp} tensor={tensor} does not cover the "
+            f"{len(devices)} devices present; set sizes whose product is {len(devices)}"
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def param_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Where a parameter lies; an axis that does not divide its dimension is dropped."""
+    spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
+    axes = [*spec, *[None] * len(shape)][: len(shape)]
+    fit = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=True)]
+    return NamedSharding(mesh, P(*fit))
+
+
+def param_shardings(mesh: Mesh, arrays: dict) -> dict[str, NamedSharding]:
+    return {path: param_sharding(mesh, path, array.shape) for path, array in arrays.items()}
+
+
+def optimizer_shardings(mesh: Mesh, tx: optax.GradientTransformation, params: dict):
+    """Moments lie where their parameters do; everything else is replicated."""
+    return optax.tree_utils.tree_map_params(
+        tx,
+        lambda _, sharding: sharding,
+        jax.eval_shape(tx.init, params),
+        param_shardings(mesh, params),
+        transform_non_params=lambda _: NamedSharding(mesh, P()),
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch are split over `data` x `fsdp`."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def put_batch(batch, sharding: NamedSharding):
+    """This host's block of rows -> global arrays of all hosts' rows."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

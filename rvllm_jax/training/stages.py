@@ -1,0 +1,74 @@
+"""A training stage as data: what is trained, on what input, by which optimizer, for how long."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+FROZEN = "frozen"
+INPUTS = ("video", "caption_in_slot")
+
+
+class StageError(ValueError):
+    """A stage that cannot be run as configured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """`sgd`: L2 decay before momentum, as torch; `adamw`: decoupled decay, none on norms and biases."""
+
+    kind: str
+    lr: float  # peak learning rate
+    decay: float = 0.0  # weight decay
+    momentum: float = 0.9  # sgd
+    b1: float = 0.9  # adamw
+    b2: float = 0.999  # adamw
+    eps: float = 1e-8  # adamw
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One row of the recipe. Either `steps` or `epochs` is positive; the other is 0."""
+
+    name: str
+    input: str  # "video", or "caption_in_slot": the caption's text in the video's place
+    batch: int  # clips of the global batch
+    table: tuple[tuple[str, str], ...]  # regex over parameter paths -> optimizer, or "frozen"
+    optimizers: dict[str, OptimizerSpec]
+    steps: int = 0
+    epochs: int = 0
+    accumulate: int = 1  # micro-batches of an update
+    warmup: int = 0  # steps of linear warm-up
+    schedule: str = "cosine"  # "cosine" to zero, or "constant"
+    clip: float = 0.0  # largest global gradient norm over all that trains; 0: no clipping
+    freeze_stats: bool = False  # BatchNorm uses and keeps its running statistics
+
+    def labels(self, paths: Iterable[str]) -> dict[str, str]:
+        """The optimizer's name, or "frozen", of every parameter path: the first match wins."""
+        labels, unmatched = {}, []
+        for path in paths:
+            for pattern, label in self.table:
+                if re.fullmatch(pattern, path):
+                    labels[path] = label
+                    break
+            else:
+                unmatched.append(path)
+        if unmatched:
+            raise StageError(
+                f"stage {self.name}: no row of its table matches {len(unmatched)} parameters: "
+                f"{', '.join(unmatched[:5])}{' ...' if len(unmatched) > 5 else ''}. Add a row, "
+                f'such as (".*", "frozen"), to config.stages.{self.name}.table.'
+            )
+        unknown = sorted(set(labels.values()) - {*self.optimizers, FROZEN})
+        if unknown:
+            raise StageError(
+                f"stage {self.name}: its table names {unknown}, which is neither 'frozen' nor in "
+                f"config.stages.{self.name}.optimizers ({', '.join(self.optimizers) or 'empty'})"
+            )
+        if all(label == FROZEN for label in labels.values()):
+            raise StageError(f"stage {self.name}: its table freezes every parameter; train some")
+        return labels
+
+    def uses_running_stats(self, labels: dict[str, str]) -> bool:
+        """Whether BatchNorm uses and keeps running statistics: by key, or all its encoder frozen."""
+        encoder = {label for path, label in labels.items() if path.startswith("encoder/")}
+        return self.freeze_stats or encoder <= {FROZEN}

@@ -1,0 +1,78 @@
+"""The data that crosses the rooms, and the legend of dimensions.
+
+B rows (clips) of a batch          T frames a clip            H, W pixels
+V visual tokens a clip             L tokens a row             P prefix tokens
+Q questions a video                D decoder width            E encoder features
+N attention heads                  K key/value heads          S cache slots
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+PREFIX, PADDING = 0, -1  # values of `segments`; questions are 1, 2, ...
+NO_SLOT = -1  # value of `slots` where a token is text
+
+VISUAL_KINDS = ("global", "grid", "spatiotemporal")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualLayout:
+    """Which visual tokens a clip of `frames` frames becomes, and their order.
+
+    `global`: one token a frame (ResNetVLLM, section 3). `grid`: each frame pooled to grid x grid
+    tokens, frame by frame, row by row. `spatiotemporal`: one token a frame, then grid x grid
+    tokens, each one place averaged over the real frames (Video-ChatGPT, section 3.1).
+    """
+
+    kind: str
+    frames: int
+    grid: int = 4
+
+    @property
+    def tokens(self) -> int:
+        """V, the number of visual tokens of a clip without padding."""
+        return {
+            "global": self.frames,
+            "grid": self.frames * self.grid**2,
+            "spatiotemporal": self.frames + self.grid**2,
+        }[self.kind]
+
+    def filled(self, num_frames: int) -> np.ndarray:
+        """The indices `int32[n]` of the tokens that the first `num_frames` frames fill."""
+        if num_frames == 0:
+            return np.zeros(0, np.int32)
+        if self.kind == "spatiotemporal":
+            places = np.arange(self.frames, self.tokens)
+            return np.concatenate([np.arange(num_frames), places]).astype(np.int32)
+        return np.arange(num_frames * self.tokens // self.frames, dtype=np.int32)
+
+
+class Batch(NamedTuple):
+    """Packed rows: one clip each, with one or more question-answer segments behind its prefix."""
+
+    frames: np.ndarray  # uint8[B, T, H, W, 3]; T = 0 in a stage that reads text in the video's place
+    frame_mask: np.ndarray  # bool[B, T]; False: padding behind a short video, or an empty row
+    tokens: np.ndarray  # int32[B, L]; 0 where a slot or padding is
+    slots: np.ndarray  # int32[B, L]; the visual token spliced in here, or NO_SLOT
+    positions: np.ndarray  # int32[B, L]; RoPE positions, restarting at the prefix's end
+    segments: np.ndarray  # int32[B, L]; PREFIX, 1.. a question, PADDING
+    targets: np.ndarray  # int32[B, L]; the token that should come next
+    weights: np.ndarray  # float32[B, L]; 1 where `targets` counts in the loss, else 0
+    rows: np.ndarray  # int32[B]; number of the clip's conversation, or -1 for an empty row
+    errors: np.ndarray  # int32[B]; 0, or why the row was emptied (data/pipeline.py names the codes)
+
+
+class Questions(NamedTuple):
+    """Clips with up to Q questions each to answer, the prefix apart from the questions."""
+
+    frames: np.ndarray  # uint8[B, T, H, W, 3]
+    frame_mask: np.ndarray  # bool[B, T]
+    tokens: np.ndarray  # int32[B, P]; the prefix
+    slots: np.ndarray  # int32[B, P]
+    positions: np.ndarray  # int32[B, P]
+    segments: np.ndarray  # int32[B, P]; PREFIX or PADDING (on the right)
+    asked: np.ndarray  # int32[B, Q, Lq]; questions up to the point where the answer starts
+    asked_mask: np.ndarray  # bool[B, Q, Lq]; False: padding (on the right)
+    ids: np.ndarray  # int32[B, Q]; number of the question in the split, or -1 for none

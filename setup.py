@@ -1,0 +1,43 @@
+"""Installation: `pip install -e .`; launch/local installs the exact versions of requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="rvllm_jax",
+    version="0.1.0",
+    description="ResNetVLLM in JAX: two-stage training of video language models on TPUs and GPUs",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["rvllm_jax", "rvllm_jax.*"]),
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "array_record>=0.8.6",
+        "tensorflow-datasets>=4.9.10",
+        "transformers>=5.23.0",
+        "tokenizers>=0.23.3",
+        "safetensors>=0.8.0",
+        "sentencepiece>=0.2.3",
+        "ml-collections>=1.1.0",
+        "absl-py>=2.5.1",
+        "av>=18.1.0",
+        "simplejpeg>=1.9.0",
+        "numpy>=2.4",
+        "matplotlib>=3.11",
+        "tensorboardX>=2.6.5",
+        "tqdm>=4.70",
+    ],
+    extras_require={
+        "test": ["pytest==9.2.0", "ruff==0.17.6"],
+        "parity": ["torch==2.13.0"],  # the reference implementations of tests/parity
+        "gpu": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+    },
+)

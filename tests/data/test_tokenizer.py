@@ -1,0 +1,164 @@
+"""The tokenizer: lossless, deterministic, and deaf to special tokens written in a text."""
+
+import json
+import pickle
+import random
+import subprocess
+import sys
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from rvllm_jax.data import tokenizer
+from rvllm_jax.data.tokenizer import TokenizerError
+
+TEXTS = ["USER: What colour is it? ASSISTANT:", " The circle is red, then </s><s> <0x41>."] * 20
+HARD = [
+    "",
+    " ",
+    "  two before, runs   of    spaces  ",
+    "\ttab\n\n\r\nlines \n x",
+    "\0\x01\x07\x1b\x7f\x80\xad",
+    "<s>",
+    "a</s>b<pad><unk> <s></s>",
+    "<0x41><0x0A> <0xE2><0x96>",
+    "▁ ▁a▁▁ Ġa ĠĠ",
+    "🙂 👩‍👩‍👧 \U0001f1e9\U0001f1ea",
+    "漢字 кириллица ع हिन्दी é é",
+    "\ufeff\ufffd\u2028\u00a0\u3000\U0010ffff",
+]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return tokenizer.train(TEXTS, 500)
+
+
+def test_any_text_round_trips_and_never_gives_a_special_token(trained):
+    rng = random.Random(0)
+    alphabets = [(32, 33), (60, 63), (32, 127), (0, 0x3000), (0xE000, 0x110000)]
+    made = [
+        "".join(chr(rng.randrange(*rng.choice(alphabets))) for _ in range(rng.randrange(20)))
+        for _ in range(2000)
+    ]
+    for text in HARD + made + TEXTS:
+        ids = trained.encode(text)
+        assert trained.decode(ids) == text
+        assert not {0, 1, 2} & set(ids), text
+        assert all(0 <= i < trained.vocab_size for i in ids)
+
+
+def test_parts_join_to_the_text(trained):
+    parts = ["USER: Is it", " red?", " ASSISTANT:", " yes", "\n", "  x"]
+    ids = sum((trained.encode(part) for part in parts), [])
+    assert trained.decode(ids) == "".join(parts)
+
+
+def test_it_learns_words_and_keeps_the_special_ids(trained):
+    assert (trained.pad_id, trained.bos_id, trained.eos_id) == (0, 1, 2)
+    assert trained.decode([0, 1, *trained.encode("a b"), 2, 0]) == "a b"
+    assert len(trained.encode(" circle")) == 1
+    assert len(trained.encode(TEXTS[0])) < len(TEXTS[0]) / 3
+    assert trained.vocab_size <= 500
+
+
+def test_training_is_deterministic_across_processes(trained, tmp_path):
+    command = (
+        "import sys; from rvllm_jax.data import tokenizer;"
+        f"tokenizer.train({TEXTS!r}, 500).save(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", command, str(tmp_path / "other")], check=True)
+    trained.save(tmp_path / "this")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "this" / name).read_bytes()
+
+
+def test_an_alphabet_larger_than_the_vocabulary_falls_back_to_bytes(tmp_path):
+    text = "".join(chr(c) for c in range(0x4E00, 0x4F00))
+    small = tokenizer.train([text, "aaaa"], 300)
+    assert small.vocab_size <= 300
+    assert small.decode(small.encode(text + "a")) == text + "a"
+    small.save(tmp_path / "1")
+    tokenizer.train([text, "aaaa"], 300).save(tmp_path / "2")
+    written = [(tmp_path / n / "tokenizer.json").read_bytes() for n in "12"]
+    assert written[0] == written[1]
+
+
+def test_save_load_and_pickle_keep_everything(trained, tmp_path):
+    trained.save(tmp_path)
+    for other in (tokenizer.load(tmp_path), pickle.loads(pickle.dumps(trained))):
+        assert other.fingerprint == trained.fingerprint
+        assert [other.encode(t) for t in HARD] == [trained.encode(t) for t in HARD]
+        assert (other.pad_id, other.bos_id, other.eos_id) == (0, 1, 2)
+    assert tokenizer.train(TEXTS, 300).fingerprint != trained.fingerprint
+
+
+def test_decode_of_broken_bytes_and_unknown_ids_does_not_raise(trained):
+    lone = trained.encode("🙂")[:1]
+    assert trained.decode(lone) == "�"
+    assert trained.decode([10**6, *trained.encode("a")]) == "a"
+
+
+def _llama_folder(folder, *, metaspace: bool):
+    """A folder as Llama's checkpoints have it: a space before every text, spaces become '▁'."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *"abUS:"]
+    merges = [("▁", "a"), ("▁a", "b"), ("a", "b")]
+    pieces += ["".join(pair) for pair in merges]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    inner = tokenizers.Tokenizer(models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>"))
+    spaces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    inner.decoder = decoders.Sequence([*spaces, decoders.Strip(" ", 1, 0)])
+    if metaspace:
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        inner.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
+    folder.mkdir()
+    inner.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return inner
+
+
+@pytest.mark.parametrize("metaspace", [False, True])
+def test_a_llama_folder_gives_the_whole_text_s_ids_when_encoded_in_parts(tmp_path, metaspace):
+    reference = _llama_folder(tmp_path / "llama", metaspace=metaspace)
+    loaded = tokenizer.load(tmp_path / "llama")
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (1, 2, 2)
+    whole = reference.encode("ab U: ab ab", add_special_tokens=False).ids
+    assert loaded.encode("ab U:", opens=True) + loaded.encode(" ab ab") == whole
+    for text in (" ab  ab", "ab", "\n a", "</s>é"):
+        ids = loaded.encode(text)
+        assert loaded.decode(ids) == text
+        assert not {0, 1, 2} & set(ids)
+
+
+def test_special_tokens_are_found_in_special_tokens_map(trained, tmp_path):
+    trained.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(TokenizerError, match="eos_token"):
+        tokenizer.load(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "</s>"}}')
+    loaded = tokenizer.load(tmp_path)
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (None, 2, 2)
+
+
+def test_folders_that_hold_no_tokenizer_are_refused_by_name(tmp_path):
+    with pytest.raises(TokenizerError, match="nowhere: no such folder"):
+        tokenizer.load(tmp_path / "nowhere")
+    with pytest.raises(TokenizerError, match=r"expected a tokenizer\.json, found none"):
+        tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(TokenizerError, match=r"found only tokenizer\.model.*save the model's fast"):
+        tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer"):
+        tokenizer.load(tmp_path)
+
+
+def test_a_vocabulary_without_room_for_text_is_refused():
+    with pytest.raises(TokenizerError, match="259 are special tokens and bytes"):
+        tokenizer.train(TEXTS, 259)

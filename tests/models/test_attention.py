@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rvllm_jax.models.attention import Where, attend, make_mask
+from rvllm_jax.types import PADDING, PREFIX
+
+
+def where(segments) -> Where:
+    segments = jnp.asarray(segments, jnp.int32)
+    return Where(jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape), segments)
+
+
+def test_mask_of_a_packed_row():
+    row = where([[PREFIX, PREFIX, 1, 1, 2, 2, PADDING]])
+    expected = [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],  # the second question does not see the first
+        [1, 1, 0, 0, 1, 1, 0],
+        [1, 1, 0, 0, 0, 0, 1],  # padding sees itself, so its softmax is not empty
+    ]
+    np.testing.assert_array_equal(make_mask(row, row)[0], np.array(expected, bool))
+
+
+def test_mask_onto_a_cache():
+    """Padding inside a cache and slots not yet written are seen by nobody."""
+    key = where([[PREFIX, PADDING, 1, 1, PADDING]])
+    query = Where(jnp.array([[2, 3]]), jnp.array([[1, 1]]))
+    np.testing.assert_array_equal(
+        make_mask(query, key)[0], np.array([[1, 0, 1, 0, 0], [1, 0, 1, 1, 0]], bool)
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attend_is_softmax_of_scaled_products(kv_heads):
+    """Against the formula, written out head by head in numpy."""
+    B, T, S, N, H = 2, 3, 5, 4, 6
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(B, T, N, H)), rng.normal(size=(B, S, kv_heads, H))
+    v, mask = rng.normal(size=(B, S, kv_heads, H)), rng.random((B, T, S)) < 0.6
+    mask[..., 0] = True
+    expected = np.zeros((B, T, N, H))
+    for b, t, n in np.ndindex(B, T, N):
+        head = n // (N // kv_heads)
+        weights = np.exp(k[b, :, head] @ q[b, t, n] / np.sqrt(H)) * mask[b, t]
+        expected[b, t, n] = weights @ v[b, :, head] / weights.sum()
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(attend(q, k, v, mask), expected, rtol=1e-12)
+
+
+def test_softmax_is_taken_in_float32():
+    """In bfloat16 a sum of 1000 equal weights would stop growing at 256."""
+    S = 1000
+    q, k, v = jnp.ones((1, 1, 1, 8)), jnp.ones((1, S, 1, 8)), jnp.ones((1, S, 1, 8))
+    out = attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)), jnp.ones((1, 1, S), bool))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), 1.0, rtol=0.01)

@@ -1,0 +1,111 @@
+"""Visual tokens follow the layout and the frame mask; tests/parity compares with torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rvllm_jax.models.projector import Projector, pool
+from rvllm_jax.types import VISUAL_KINDS, VisualLayout
+
+MASK_BT = np.array([[True, True, True], [True, False, False], [False, False, False]])
+
+
+def features(dtype=np.float32):
+    return np.random.default_rng(0).normal(size=(3, 3, 4, 4, 5)).astype(dtype)
+
+
+@pytest.mark.parametrize("kind", VISUAL_KINDS)
+def test_tokens_are_in_the_layouts_order(kind):
+    """Every token of a full clip, written out as a loop."""
+    x_BThwE = features()
+    tokens = pool(x_BThwE, MASK_BT, VisualLayout(kind, 3, grid=2))
+    places = [
+        (slice(None), slice(None), slice(2 * i, 2 * i + 2), slice(2 * j, 2 * j + 2))
+        for i in range(2)
+        for j in range(2)
+    ]
+    average = x_BThwE.mean((2, 3))
+    expected = {
+        "global": [average[0, t] for t in range(3)],
+        "grid": [x_BThwE[p].mean((2, 3))[0, t] for t in range(3) for p in places],
+        "spatiotemporal": [average[0, t] for t in range(3)]
+        + [x_BThwE[p].mean((1, 2, 3))[0] for p in places],
+    }[kind]
+    np.testing.assert_allclose(tokens[0], np.stack(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", VISUAL_KINDS)
+def test_padded_frames_are_not_pooled(kind):
+    x_BThwE = features()
+    x_BThwE[~MASK_BT] = np.nan
+    layout = VisualLayout(kind, 3, grid=2)
+    tokens = np.asarray(pool(x_BThwE, MASK_BT, layout))
+    assert np.isfinite(tokens).all()
+    for clip, num_frames in enumerate(MASK_BT.sum(1)):
+        filled = layout.filled(num_frames)
+        assert (tokens[clip, filled] != 0).all()
+        np.testing.assert_array_equal(np.delete(tokens[clip], filled, axis=0), 0)
+    one_frame = pool(x_BThwE[1:2, :1], MASK_BT[1:2, :1], VisualLayout(kind, 1, grid=2))
+    np.testing.assert_allclose(tokens[1, layout.filled(1)], one_frame[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", VISUAL_KINDS)
+def test_gradients_reach_real_frames_alone(kind):
+    layout = VisualLayout(kind, 3, grid=2)
+    gradient = jax.grad(lambda x: pool(x, MASK_BT, layout).sum())(features())
+    assert (np.asarray(gradient)[MASK_BT] != 0).all()
+    assert (np.asarray(gradient)[~MASK_BT] == 0).all()
+
+
+def test_averages_are_taken_in_float32():
+    x_BThwE = jnp.full((1, 1, 64, 64, 1), 1.5, jnp.bfloat16).at[:, :, ::2].set(2.5)
+    for kind in VISUAL_KINDS:
+        tokens = pool(x_BThwE, np.ones((1, 1), bool), VisualLayout(kind, 1, grid=1))
+        assert tokens.dtype == jnp.bfloat16
+        assert (tokens == 2).all()
+
+
+@pytest.mark.parametrize(
+    "layout, message",
+    [
+        (VisualLayout("grid", 3, grid=5), "grid 5 x 5 is finer than .* map 4 x 4"),
+        (VisualLayout("spatiotemporal", 3, grid=5), "grid 5 x 5 is finer"),
+        (VisualLayout("global", 4), "clips of 3 frames, the layout has 4"),
+        (VisualLayout("pyramid", 3), "layout 'pyramid', expected one of"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(layout, message):
+    with pytest.raises(ValueError, match=message):
+        pool(features(), MASK_BT, layout)
+
+
+@pytest.mark.parametrize("kind, layers", [("linear", 1), ("mlp2x_gelu", 2)])
+def test_projector_kinds(kind, layers):
+    projector = Projector(5, 7, kind, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    flat = nnx.to_flat_state(nnx.state(projector))
+    paths = {"/".join(path): leaf.shape for path, leaf in flat}
+    expected = {"linear_1/kernel": (5, 7), "linear_1/bias": (7,)}
+    if layers == 2:
+        expected |= {"linear_2/kernel": (7, 7), "linear_2/bias": (7,)}
+    assert paths == expected
+    assert {leaf[...].dtype for _, leaf in flat} == {jnp.dtype(jnp.float32)}
+    tokens = projector(jnp.ones((2, 3, 5)))
+    assert (tokens.shape, tokens.dtype) == ((2, 3, 7), jnp.bfloat16)
+
+
+def test_linear_projector_is_linear():
+    projector = Projector(5, 7, rngs=nnx.Rngs(0))
+    x_VE = features()[0, 0, 0]
+    np.testing.assert_allclose(
+        projector(3 * x_VE) - projector(0 * x_VE),
+        3 * (projector(x_VE) - projector(0 * x_VE)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_unknown_projector_is_refused():
+    with pytest.raises(ValueError, match="kind='mlp', expected one of"):
+        Projector(5, 7, "mlp", rngs=nnx.Rngs(0))

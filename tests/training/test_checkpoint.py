@@ -1,0 +1,117 @@
+import json
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints, WorkdirError, claim
+
+
+class Moments(NamedTuple):
+    count: jax.Array
+    mu: dict
+
+
+def state(scale=1.0):
+    key = jax.random.key(int(scale))
+    return {
+        "params": {
+            "encoder/stem/kernel": scale * jax.random.normal(key, (3, 4)),
+            "decoder/embed": (scale * jnp.arange(5)).astype(jnp.bfloat16),
+        },
+        "optimizer": (Moments(jnp.int32(7), {"encoder/stem/kernel": jnp.ones((3, 4))}), ()),
+        "empty": {},
+        "key": np.asarray(jax.random.key_data(key)),
+    }
+
+
+def like(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_round_trip_in_another_manager_is_bit_exact(tmp_path, asynchronous):
+    saved, meta = state(), {"stage": "adamw", "k": 3, "best": 0.1}
+    with_ckpt = Checkpoints(tmp_path, asynchronous=asynchronous)
+    assert with_ckpt.latest() is None
+    with_ckpt.save(5, saved, meta)
+    meta["k"] = 4  # what the caller does with its dictionary afterwards is its own affair
+    with_ckpt.close()
+    again = Checkpoints(tmp_path)
+    assert again.latest() == 5
+    assert again.read_meta(5) == {"stage": "adamw", "k": 3, "best": 0.1}
+    arrays, meta = again.restore(5, like(saved))
+    assert_same(arrays, saved)
+    assert meta["k"] == 3
+    again.close()
+
+
+def test_best_keeps_one_a_stage_also_when_a_continued_run_is_behind_it(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best("sgd") is None
+    checkpoints.save_best("sgd", 10, state(1), {"val_loss": 2.0})
+    checkpoints.save_best("sgd", 30, state(2), {"val_loss": 1.0})
+    checkpoints.save_best("adamw", 40, state(3), {"val_loss": 0.5})
+    checkpoints.close()
+    again = Checkpoints(tmp_path)
+    again.save_best("sgd", 20, state(4), {"val_loss": 1.5})
+    again.wait()
+    assert os.listdir(tmp_path / "best" / "sgd") == ["20"]
+    assert again.best("sgd") == 20
+    assert again.best("adamw") == 40
+    assert again.read_best_meta("adamw") == {"val_loss": 0.5}
+    arrays, meta = again.restore_best("sgd", like(state()))
+    assert_same(arrays, state(4))
+    with pytest.raises(CheckpointError, match="no best checkpoint of stage 'language'"):
+        again.restore_best("language", like(state()))
+    with pytest.raises(ValueError, match="plain name"):
+        again.save_best("../x", 1, state(), {})
+    again.close()
+    assert sorted(os.listdir(tmp_path / "best")) == ["adamw", "sgd"]
+
+
+CONFIG = {"model": {"width": 128, "stem": "small"}, "stages": ({"name": "sgd", "lr": 0.1},)}
+
+
+def test_claim_refuses_another_configuration_and_names_each_key(tmp_path):
+    claim(tmp_path / "run", CONFIG)
+    claim(tmp_path / "run", CONFIG)
+    other = {"model": {"width": 256}, "stages": ({"name": "sgd", "lr": 0.2},), "seed": 1}
+    with pytest.raises(WorkdirError) as error:
+        claim(tmp_path / "run", other)
+    text = str(error.value)
+    assert "model.width: 128 there, 256 now" in text
+    assert 'model.stem: "small" there, absent now' in text
+    assert "stages.0.lr: 0.1 there, 0.2 now" in text
+    assert "seed: absent there, 1 now" in text
+    assert "stages.0.name" not in text
+    assert "--workdir" in text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["width"] == 128
+
+
+def test_claim_ignores_the_keys_it_is_told_and_keeps_their_new_value(tmp_path):
+    claim(tmp_path, {"workers": {"count": 2}, "work": 1})
+    claim(tmp_path, {"workers": {"count": 4}, "work": 1}, ignore=["workers"])
+    assert json.loads((tmp_path / "config.json").read_text())["workers"]["count"] == 4
+    with pytest.raises(WorkdirError, match="workers.count"):
+        claim(tmp_path, {"workers": {"count": 5}, "work": 1}, ignore=["work"])
+
+
+def test_claim_refuses_what_it_cannot_compare_with(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": ')
+    with pytest.raises(WorkdirError, match="config.json: cannot be read"):
+        claim(tmp_path, CONFIG)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(WorkdirError, match="holds checkpoints, but not the config.json"):
+        claim(tmp_path, CONFIG)

@@ -1,0 +1,215 @@
+import io
+import json
+import math
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from rvllm_jax.training.metrics import Metrics, MetricsError, Progress, read
+
+
+def events(workdir):
+    """(tag, step, value) of all scalars that a reader of the TensorBoard folder finds."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data, place = path.read_bytes(), 0
+        while place < len(data):  # a TFRecord: length, its checksum, the event, its checksum
+            (length,) = struct.unpack_from("<Q", data, place)
+            event = Event.FromString(data[place + 12 : place + 12 + length])
+            found += [(v.tag, event.step, v.simple_value) for v in event.summary.value]
+            place += 12 + length + 4
+    return sorted(found)
+
+
+def test_each_step_once_after_restarts_in_both_files(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    for step in (1, 2, 3, 4):
+        assert metrics.log(step, "sgd", {"loss": step / 2})
+    metrics.log(4, "sgd", {"loss": 9}, kind="validation")
+    metrics.close()
+    for start in (2, 2, 3):
+        metrics = Metrics(tmp_path, start)
+        for step in range(start + 1, 6):
+            metrics.log(step, "adamw", {"loss": step / 2})
+        metrics.close()
+    records = read(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r["stage"], r["kind"]) for r in records] == [
+        (1, "sgd", "train"),
+        (2, "sgd", "train"),
+        (3, "adamw", "train"),
+        (4, "adamw", "train"),
+        (5, "adamw", "train"),
+    ]
+    assert events(tmp_path) == [("train/loss", step, step / 2) for step in (1, 2, 3, 4, 5)]
+
+
+def test_a_repeated_record_is_not_written_twice_also_after_a_restart(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    assert metrics.log(1, "sgd", {"loss": 1})
+    assert not metrics.log(1, "sgd", {"loss": 2})
+    assert metrics.log(1, "sgd", {"loss": 3}, kind="validation")
+    metrics.close()
+    metrics = Metrics(tmp_path, 1)
+    assert not metrics.log(1, "sgd", {"loss": 4}, kind="validation")
+    metrics.close()
+    assert [r["loss"] for r in read(tmp_path / "metrics.jsonl")] == [1, 3]
+    assert events(tmp_path) == [("train/loss", 1, 1.0), ("validation/loss", 1, 3.0)]
+
+
+def test_numbers_of_all_sorts_become_valid_json_and_come_back(tmp_path):
+    values = {
+        "nan": math.nan,
+        "inf": jnp.float32(math.inf),
+        "minus": -np.inf,
+        "array": np.float32([0.5]),
+        "count": np.int64(3),
+        "bfloat": jnp.bfloat16(1.5),
+        "flag": True,
+    }
+    metrics = Metrics(tmp_path, 0)
+    metrics.log(np.int32(7), "größe", values)
+    metrics.close()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert [line[k] for k in ("nan", "inf", "minus")] == ["NaN", "Infinity", "-Infinity"]
+    (record,) = read(tmp_path / "metrics.jsonl")
+    assert math.isnan(record.pop("nan"))
+    assert record == {
+        "step": 7,
+        "stage": "größe",
+        "kind": "train",
+        "inf": math.inf,
+        "minus": -math.inf,
+        "array": 0.5,
+        "count": 3,
+        "bfloat": 1.5,
+        "flag": 1,
+    }
+    assert [tag for tag, _, _ in events(tmp_path)] == [
+        "train/array",
+        "train/bfloat",
+        "train/count",
+        "train/flag",
+    ]
+
+
+@pytest.mark.parametrize(
+    "values, error",
+    [({"x": "much"}, TypeError), ({"x": np.ones(2)}, ValueError), ({"stage": 1}, ValueError)],
+)
+def test_what_is_no_number_is_refused(tmp_path, values, error):
+    metrics = Metrics(tmp_path, 0)
+    with pytest.raises(error):
+        metrics.log(1, "sgd", values)
+    metrics.close()
+    assert read(tmp_path / "metrics.jsonl") == []
+
+
+GOOD = '{"step": %d, "stage": "sgd", "kind": "train", "loss": 1}'
+
+
+@pytest.mark.parametrize("tail", [GOOD[:20], GOOD % 2, '{"step": 2}', "\x00\x00"])
+def test_a_half_written_last_line_is_dropped(tmp_path, tail):
+    (tmp_path / "metrics.jsonl").write_text(GOOD % 1 + "\n" + tail)
+    metrics = Metrics(tmp_path, 5)
+    metrics.log(2, "sgd", {"loss": 2})
+    metrics.close()
+    records = read(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r["loss"]) for r in records] == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("line", ["what?", '{"step": 2}', "[]", (GOOD % 2).replace("2", '"2"'), ""])
+def test_a_bad_line_before_the_last_is_named_and_nothing_is_lost(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([GOOD % 1, line, GOOD % 3, ""]))
+    before = path.read_bytes()
+    with pytest.raises(MetricsError, match="metrics.jsonl, line 2: not a record.*Delete this line"):
+        Metrics(tmp_path, 5)
+    assert path.read_bytes() == before
+
+
+def test_what_is_flushed_survives_sigkill(tmp_path):
+    program = """
+        import os, signal, sys
+        from rvllm_jax.training.metrics import Metrics
+        metrics = Metrics(sys.argv[1], 0)
+        for step in range(1, 4):
+            metrics.log(step, "sgd", {"loss": step})
+        metrics.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert [r["step"] for r in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [step for _, step, _ in events(tmp_path)] == [1, 2, 3]
+
+
+def test_other_processes_of_a_distributed_run_write_nothing(tmp_path):
+    metrics = Metrics(tmp_path, 0, writes=False)
+    assert not metrics.log(1, "sgd", {"loss": 1})
+    metrics.flush()
+    metrics.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_off_a_terminal_prints_lines_now_and_then():
+    file = io.StringIO()
+    with Progress("adamw", total=100, initial=90, batch=8, file=file, every=3600) as progress:
+        for step in range(5):
+            progress.update(loss=step / 2)
+        assert file.getvalue() == ""
+    (line,) = file.getvalue().splitlines()
+    assert line.startswith("adamw  step 95/100, loss 2.0000, ")
+    for part in ("clips/s", " left", "GiB"):
+        assert part in line
+    file = io.StringIO()
+    with Progress("adamw", total=100, file=file, every=0) as progress:
+        progress.update(loss=0.5)
+        progress.update()
+        assert len(file.getvalue().splitlines()) == 2
+        assert "step 2/100, loss 0.5000" in file.getvalue()
+
+
+def test_progress_of_a_stage_that_is_done_prints_nothing():
+    file = io.StringIO()
+    with Progress("sgd", total=10, initial=10, file=file):
+        pass
+    assert file.getvalue() == ""
+
+
+def test_progress_counts_clips_of_this_process_only(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    file = io.StringIO()
+    with Progress("sgd", total=100, initial=40, batch=8, file=file, every=5) as progress:
+        now[0] += 4
+        progress.update(20, loss=1.0)
+    assert "step 60/100, loss 1.0000, 40.0 clips/s, 00:08 left" in file.getvalue()
+
+
+def test_progress_on_a_terminal_is_a_bar():
+    file = Terminal()
+    with Progress("adamw", total=4, file=file) as progress:
+        for _ in range(4):
+            progress.update(loss=0.25)
+    assert file.getvalue().count("\n") == 1
+    last = file.getvalue().split("\r")[-1]
+    assert "adamw 100%" in last
+    assert "4/4" in last
+    assert "loss 0.2500" in last
+    assert "clips/s" in last
