@@ -1,4 +1,4 @@
-"""Installation: `pip install -e .`; launch/local installs the exact versions of requirements.lock."""
+"""Installation: `pip install -e .`; launch/local installs what requirements.lock pins."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ setup(
     packages=find_packages(include=["rvllm_jax", "rvllm_jax.*"]),
     install_requires=[
         "jax>=0.10.2",
-        "flax>=0.12.8",
+        "flax>=0.12.8",  # jax 0.11 needs 0.12.12
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "grain>=0.2.18",

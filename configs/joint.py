@@ -22,8 +22,8 @@ def _sgd(lr, decay):
     return dict(kind="sgd", lr=lr, decay=decay, momentum=0.9)
 
 
-def _adamw(lr, decay):
-    return dict(kind="adamw", lr=lr, decay=decay, b1=0.9, b2=0.999, eps=1e-8)
+def _adamw(lr, decay, b2=0.999):
+    return dict(kind="adamw", lr=lr, decay=decay, b1=0.9, b2=b2, eps=1e-8)
 
 
 def _stage(**keys):
@@ -65,8 +65,8 @@ def _tiny() -> ConfigDict:
         crop=32,  # pixels, of a clip's frames
         encoding="raw",  # or "jpeg"
         frames_per_record=17,  # stored frames a record
-        context=320,  # L, tokens a row
-        questions=8,  # most question-answer segments packed behind one video
+        context=152,  # L, tokens a row
+        questions=9,  # most question-answer segments packed behind one video
         independent_turns=True,  # False: the turns of a dialogue see one another
         template="short",  # or "vicuna_v1"
         workers=1,  # processes that load data; 0: threads of the main one
@@ -78,7 +78,7 @@ def _tiny() -> ConfigDict:
     config.model = dict(
         encoder="narrow",  # or resnet18, resnet34, resnet50, resnet101, resnet152
         norm="batch",  # or "group"
-        tokens="grid",  # or "global" (the paper), "spatiotemporal"
+        tokens="spatiotemporal",  # or "global" (the paper), "grid"
         grid=4,  # places a side
         projector="linear",  # or "mlp2x_gelu"
         decoder="tiny",  # or vicuna-7b, vicuna-13b, llama-3.2-1b, tinyllama-1.1b, smollm2-135m
@@ -89,33 +89,36 @@ def _tiny() -> ConfigDict:
     config.stages = dict(
         language=_stage(  # stands in for Vicuna's pretraining
             input="caption_in_slot",
-            steps=500,
-            batch=16,
-            warmup=50,
+            steps=150,
+            batch=8,
+            warmup=20,
             table=(("decoder/.*", "adamw"), (".*", "frozen")),
             optimizers=dict(adamw=_adamw(2e-3, 0.01)),
         ),
         visual=_stage(
-            steps=600,
+            steps=120,
             batch=8,
             warmup=20,
             table=((ENCODER, "sgd"), (".*", "frozen")),
-            optimizers=dict(sgd=_sgd(0.05, 1e-4)),
+            optimizers=dict(sgd=_sgd(0.3, 1e-4)),
         ),
         joint=_stage(
-            steps=2000,
+            steps=1150,
             batch=8,
             warmup=50,
-            table=((".*", "adamw"),),
-            optimizers=dict(adamw=_adamw(1e-3, 0.05)),
+            table=(("(encoder|projector)/.*", "visual"), (".*", "language")),
+            optimizers=dict(
+                visual=_adamw(8e-3, 0.05, b2=0.98), language=_adamw(2e-3, 0.05, b2=0.98)
+            ),
         ),
     )
     config.evaluation = dict(
         every=100,  # updates between two validation losses
         clips=64,  # videos of a validation loss
+        probe_videos=16,  # validation videos asked beside each validation loss
         train_videos=200,  # training videos asked at the end
         batch=16,  # videos asked at once
-        max_new=16,  # tokens an answer
+        max_new=48,  # tokens an answer
         controls=True,  # also ask blind, with shuffled frames and with another video's
     )
     config.checkpoint = dict(every=500, keep=2)  # updates between two; how many are kept
@@ -130,7 +133,7 @@ def _paper() -> ConfigDict:
     config.schedule = "visual,joint"
     with config.unlocked():
         config.data.update(
-            videos="data/video_instruct_100k/videos",  # VideoInstruct100K, as Video-ChatGPT: our choice
+            videos="data/video_instruct_100k/videos",  # our choice, as Video-ChatGPT
             conversations="data/video_instruct_100k/train.json",
             frames=100,
             interval=6,

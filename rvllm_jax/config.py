@@ -1,4 +1,4 @@
-"""Checks a configuration as a whole and turns it into named values, before anything is allocated."""
+"""Checks a configuration as a whole and names its values, before anything is allocated."""
 
 import dataclasses
 from typing import Any
@@ -75,6 +75,7 @@ class Evaluation:
 
     every: int
     clips: int
+    probe_videos: int
     train_videos: int
     batch: int
     max_new: int
@@ -125,17 +126,17 @@ TOP_KEYS = {
 def _section(cls: type, values: Any, where: str) -> Any:
     values = dict(values)
     fields = dataclasses.fields(cls)
-    _known(values, {f.name for f in fields}, where)
-    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}; configs/joint.py shows every key")
+    needed = {f.name for f in fields if f.default is dataclasses.MISSING}
+    _check_keys(values, {f.name for f in fields}, needed, where)
     return cls(**values)
 
 
-def _known(values: dict, known: set[str], where: str) -> None:
-    unknown = sorted(set(values) - known)
+def _check_keys(values: dict, known: set[str], needed: set[str], where: str) -> None:
+    unknown, missing = sorted(set(values) - known), sorted(needed - set(values))
     if unknown:
         raise ConfigError(f"{where} has unknown keys {unknown}; known are {sorted(known)}")
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}; configs/joint.py shows every key")
 
 
 def _stages(config: ConfigDict) -> tuple[Stage, ...]:
@@ -149,6 +150,7 @@ def _stages(config: ConfigDict) -> tuple[Stage, ...]:
     stages = []
     for name in names:
         where, values = f"config.stages.{name}", dict(config.stages[name])
+        _check_keys(values, set(values), {"table", "optimizers"}, where)
         values["optimizers"] = {
             key: _section(OptimizerSpec, spec, f"{where}.optimizers.{key}")
             for key, spec in values["optimizers"].items()
@@ -160,11 +162,9 @@ def _stages(config: ConfigDict) -> tuple[Stage, ...]:
 
 def resolve(config: ConfigDict) -> Recipe:
     """A ConfigDict -> the checked `Recipe`; ConfigError names the keys that do not fit."""
-    _known(dict(config), TOP_KEYS, "config")
-    if TOP_KEYS - set(config):
-        raise ConfigError(f"config lacks {sorted(TOP_KEYS - set(config))}; see configs/joint.py")
-    _known(dict(config.mesh), {"data", "fsdp", "tensor"}, "config.mesh")
-    _known(dict(config.checkpoint), {"every", "keep"}, "config.checkpoint")
+    _check_keys(dict(config), TOP_KEYS, TOP_KEYS, "config")
+    for name, keys in (("mesh", {"data", "fsdp", "tensor"}), ("checkpoint", {"every", "keep"})):
+        _check_keys(dict(config[name]), keys, keys, f"config.{name}")
     recipe = Recipe(
         name=config.name,
         seed=config.seed,
@@ -213,14 +213,15 @@ def _choices(recipe: Recipe) -> list[str]:
 
 
 def _numbers(recipe: Recipe) -> list[str]:
-    data, evaluation = recipe.data, recipe.evaluation
+    sections = {"data": recipe.data, "model": recipe.model, "evaluation": recipe.evaluation}
+    may_be_zero = {"workers", "loss_chunk"}
     positive = {
-        **{f"data.{key}": getattr(data, key) for key in (
-            "frames", "interval", "stride", "short_side", "crop", "frames_per_record", "context",
-            "questions")},
-        **{f"evaluation.{key}": getattr(evaluation, key) for key in (
-            "every", "clips", "batch", "max_new", "train_videos")},
-        "model.grid": recipe.model.grid,
+        f"{section}.{key}": value
+        for section, values in sections.items()
+        for key, value in vars(values).items()
+        if type(value) is int and key not in may_be_zero
+    }
+    positive |= {
         "checkpoint.every": recipe.checkpoint_every,
         "checkpoint.keep": recipe.checkpoint_keep,
         "log_every": recipe.log_every,
@@ -228,7 +229,9 @@ def _numbers(recipe: Recipe) -> list[str]:
         **{f"stages.{s.name}.batch": s.batch for s in recipe.stages},
         **{f"stages.{s.name}.accumulate": s.accumulate for s in recipe.stages},
     }
-    return [f"config.{key}={value} must be positive" for key, value in positive.items() if value < 1]
+    return [
+        f"config.{key}={value} must be positive" for key, value in positive.items() if value < 1
+    ]
 
 
 def _fit(recipe: Recipe) -> list[str]:
@@ -239,7 +242,9 @@ def _fit(recipe: Recipe) -> list[str]:
             "only every stride-th frame is stored"
         )
     if data.crop > data.short_side:
-        found.append(f"config.data.crop={data.crop} exceeds config.data.short_side={data.short_side}")
+        found.append(
+            f"config.data.crop={data.crop} exceeds config.data.short_side={data.short_side}"
+        )
     if data.context > recipe.llama.context:
         found.append(
             f"config.data.context={data.context} exceeds the {recipe.llama.context} positions of "
@@ -247,8 +252,8 @@ def _fit(recipe: Recipe) -> list[str]:
         )
     if recipe.layout.tokens + 16 > data.context:
         found.append(
-            f"config.model.tokens={recipe.model.tokens!r} makes {recipe.layout.tokens} visual tokens "
-            f"of {data.frames} frames, which leave no room for a question in "
+            f"config.model.tokens={recipe.model.tokens!r} makes {recipe.layout.tokens} visual "
+            f"tokens of {data.frames} frames, which leave no room for a question in "
             f"config.data.context={data.context}; lower config.model.grid or config.data.frames"
         )
     side = recipe.resnet.output_size(data.crop)
@@ -258,9 +263,13 @@ def _fit(recipe: Recipe) -> list[str]:
             f"config.model.encoder={recipe.model.encoder} makes of config.data.crop={data.crop}"
         )
     if data.videos != "shapes" and not data.conversations:
-        found.append("config.data.videos names a folder; config.data.conversations must name its JSON")
+        found.append(
+            "config.data.videos names a folder; config.data.conversations must name its JSON"
+        )
     if recipe.parallel == "pmap" and (recipe.mesh["fsdp"], recipe.mesh["tensor"]) != (1, 1):
-        found.append("config.parallel='pmap' replicates the model; set mesh.fsdp and mesh.tensor to 1")
+        found.append(
+            "config.parallel='pmap' replicates the model; set mesh.fsdp and mesh.tensor to 1"
+        )
     for stage in recipe.stages:
         if (stage.steps > 0) == (stage.epochs > 0):
             found.append(f"config.stages.{stage.name}: set either steps or epochs, the other to 0")

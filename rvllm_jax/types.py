@@ -52,7 +52,7 @@ class VisualLayout:
 class Batch(NamedTuple):
     """Packed rows: one clip each, with one or more question-answer segments behind its prefix."""
 
-    frames: np.ndarray  # uint8[B, T, H, W, 3]; T = 0 in a stage that reads text in the video's place
+    frames: np.ndarray  # uint8[B, T, H, W, 3]; T = 0 in a stage that reads captions instead
     frame_mask: np.ndarray  # bool[B, T]; False: padding behind a short video, or an empty row
     tokens: np.ndarray  # int32[B, L]; 0 where a slot or padding is
     slots: np.ndarray  # int32[B, L]; the visual token spliced in here, or NO_SLOT

@@ -124,6 +124,8 @@ def draw_clip(options: Options, split: str, index: int) -> tuple[shapes_scene.Sc
                            " shapes_text.split_of leave this split no captions")  # fmt: skip
     exists = (index + index // 60) % 2 == 0
     turns = shapes_text.questions(rng, scene, exists=exists, heldout=heldout)
+    if split == "train":  # the densest supervision there is; no other split is asked for it
+        turns.append(("caption", shapes_text.CAPTION_QUESTION, caption))
     return scene, _record(_name(split, index), caption, turns)
 
 

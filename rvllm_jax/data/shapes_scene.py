@@ -14,14 +14,14 @@ COLOURS = {
     "red": (235, 25, 25), "green": (20, 190, 40), "blue": (45, 75, 255), "yellow": (245, 225, 20),
     "purple": (205, 40, 225), "cyan": (30, 220, 230), "white": (250, 250, 250),
 }  # fmt: skip
-FORMS = ("circle", "square", "triangle", "cross")
+FORMS = ("ring", "square", "bar", "pole")  # told apart at 12 pixels within few updates
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
-HELDOUT = (("red", "circle"), ("blue", "square"), ("yellow", "triangle"), ("purple", "cross"))
+HELDOUT = (("red", "ring"), ("blue", "square"), ("yellow", "bar"), ("purple", "pole"))
 ORDERS = ("appears first", "appears last", "vanishes first")
 
 CLIP, PICTURE = 34, 36  # the units in which times and lengths are drawn
 MIN_VISIBLE = 13
-MARGIN, CLEARANCE = 7.0, 12.5  # of a centre to the border, of two centres to each other
+MARGIN, CLEARANCE = 8.0, 13.5  # of a centre to the border, of two centres to each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ def render(rng: np.random.Generator, scene: Scene, size: int) -> np.ndarray:
     clip = _background(rng, scene.frames, size)
     axis = np.arange(size, dtype=np.float32) + 0.5
     for shape, centres_T2 in zip(scene.shapes, centres_NT2, strict=True):
-        radius = 6.2 * size / PICTURE * rng.uniform(0.95, 1.08)
+        radius = 6.8 * size / PICTURE * rng.uniform(0.95, 1.08)
         shown = slice(shape.appears, shape.vanishes)
         low = np.maximum(centres_T2.min(0) - radius - 1, 0).astype(int)
         high = np.ceil(centres_T2.max(0) + radius + 1).astype(int)
@@ -182,13 +182,10 @@ def _background(rng, frames: int, size: int) -> np.ndarray:
 
 def _distance(form: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """Signed distance in pixels to the form's edge (negative inside), y downwards."""
-    if form == "circle":
-        return np.sqrt(x * x + y * y) - radius
-    x, y = np.abs(x), y + 0.0
+    if form == "ring":
+        return np.abs(np.sqrt(x * x + y * y) - 0.78 * radius) - 0.22 * radius
+    x, y = np.abs(x), np.abs(y)
     if form == "square":
-        return np.maximum(x, np.abs(y)) - 0.9 * radius
-    if form == "triangle":  # apex on top, base as wide as high
-        slope = np.float32(1 / np.sqrt(5))
-        return np.maximum(y - radius, (2 * x - y - radius) * slope)
-    y, arm = np.abs(y), 0.34 * radius
-    return np.minimum(np.maximum(x - arm, y - radius), np.maximum(x - radius, y - arm))
+        return np.maximum(x, y) - 0.9 * radius
+    long, short = (x, y) if form == "bar" else (y, x)  # a bar lies, a pole stands
+    return np.maximum(long - 1.1 * radius, short - 0.4 * radius)

@@ -6,13 +6,14 @@ import numpy as np
 
 from rvllm_jax.data.shapes_scene import COLOURS, FORMS, HELDOUT, ORDERS, Scene, Shape
 
+CAPTION_QUESTION = "What happens?"
 NUMBERS = ("one", "two", "three")
 
 
 def caption(scene: Scene) -> str:
     """All that the questions need, shape by shape in order of appearance.
 
-    "Two shapes. A red cross moves left and vanishes first. Then a blue circle appears and stays
+    "Two shapes. A red pole moves left and vanishes first. Then a blue ring appears and stays
     still."
     """
     count = len(scene.shapes)
@@ -54,7 +55,7 @@ def questions(rng: np.random.Generator, scene: Scene, *, exists: bool, heldout: 
     asked = [
         ("colour", f"What colour is the {shape.form}?", shape.colour),
         _form(shape),
-        ("number", "How many shapes are there?", NUMBERS[len(scene.shapes) - 1]),
+        ("number", "How many shapes?", NUMBERS[len(scene.shapes) - 1]),
         _direction(shape),
     ]
     if len(scene.shapes) > 1:
@@ -65,11 +66,11 @@ def questions(rng: np.random.Generator, scene: Scene, *, exists: bool, heldout: 
 
 
 def _form(shape: Shape) -> tuple[str, str, str]:
-    return "form", f"What form is the {shape.colour} shape?", shape.form
+    return "form", f"What form is {shape.colour}?", shape.form
 
 
 def _direction(shape: Shape) -> tuple[str, str, str]:
-    return "direction", f"Which way does the {shape.colour} shape move?", shape.direction
+    return "direction", f"Which way goes {shape.colour}?", shape.direction
 
 
 def _order(rng, scene: Scene, heldout: bool) -> tuple[str, str, str]:

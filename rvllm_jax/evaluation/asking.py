@@ -1,5 +1,6 @@
 """Asks a model every question of a split, as it is and under controls, and scores the answers."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 
@@ -54,6 +55,12 @@ class Asker:
 
         self._answer = jax.jit(answer, static_argnums=3)
 
+    def of(self, params: Arrays, stats: Arrays) -> "Asker":
+        """The same, compiled programs included, for other arrays."""
+        other = copy.copy(self)
+        other.params, other.stats = params, stats
+        return other
+
     def ask(
         self,
         dataset: Dataset,
@@ -79,7 +86,9 @@ class Asker:
         )
         for questions in batches:
             ids = np.asarray(self._answer(self.params, self.stats, self.put(questions), blind))
-            for number, row in zip(questions.ids.reshape(-1), ids.reshape(-1, ids.shape[-1]), strict=True):
+            for number, row in zip(
+                questions.ids.reshape(-1), ids.reshape(-1, ids.shape[-1]), strict=True
+            ):
                 if number >= 0:
                     answers[number] = self._text(row)
             if progress:

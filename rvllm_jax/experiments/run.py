@@ -16,7 +16,7 @@ from rvllm_jax.data.pipeline import Dataset
 from rvllm_jax.data.sources import Source, open_source
 from rvllm_jax.evaluation.asking import CONTROLS, Asked, Asker, recurring, score
 from rvllm_jax.experiments import report
-from rvllm_jax.models.pure import PureModel
+from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.training.loop import Result, Trainer
 
@@ -109,20 +109,28 @@ class Experiment:
             logging.warning("no config.data.validation: its loss is taken on training pairs")
         held = held[: self.recipe.evaluation.clips]
         inputs = {stage.input for stage in self.recipe.stages}
+        probed = {i: self.dataset(held[: self.recipe.evaluation.probe_videos], i) for i in inputs}
+        asker = self.asker({}, {})
+
+        def probe(input, params, stats):
+            accuracy, _ = score(asker.of(params, stats).ask(probed[input]))
+            return {f"accuracy/{kind}": value for kind, value in accuracy.items()}
+
         return Trainer(
             self.recipe,
             self.workdir,
             self.model,
             {input: self.dataset(splits["train"], input) for input in inputs},
             {input: self.dataset(held, input) for input in inputs},
+            probe,
         ).run()
 
-    def asker(self, result: Result) -> Asker:
+    def asker(self, params: Arrays, stats: Arrays) -> Asker:
         evaluation = self.recipe.evaluation
         return Asker(
             self.model,
-            result.params,
-            result.stats,
+            params,
+            stats,
             self.tokenizer,
             batch=evaluation.batch,
             max_new=evaluation.max_new,
@@ -130,22 +138,29 @@ class Experiment:
         )
 
 
-def evaluate(experiment: Experiment, result: Result) -> tuple[dict, list[report.Sample]]:
-    """Answers every split and, on unseen clips where there are any, the controls."""
-    asker, splits = experiment.asker(result), experiment.source.splits
+def asked_datasets(experiment: Experiment) -> dict[str, Dataset]:
+    """What is asked at the end, by split. Made before training: what does not fit fails then."""
+    splits = experiment.source.splits
     chosen = {"train": splits["train"][: experiment.recipe.evaluation.train_videos]}
     chosen.update({split: splits[split] for split in ("test", "heldout") if split in splits})
+    return {split: experiment.dataset(conversations) for split, conversations in chosen.items()}
+
+
+def evaluate(
+    experiment: Experiment, result: Result, datasets: dict[str, Dataset]
+) -> tuple[dict, list[report.Sample]]:
+    """Answers every split and, on unseen clips where there are any, the controls."""
+    asker = experiment.asker(result.params, result.stats)
     results: dict = {"accuracy": {}, "controls": {}, "counts": {}}
     samples, asked = [], {}
-    for split, conversations in chosen.items():
-        dataset = experiment.dataset(conversations)
+    for split, dataset in datasets.items():
         asked[split] = _ask(asker, dataset, f"ask {split}")
         results["accuracy"][split], results["counts"][split] = score(asked[split])
         samples += _samples(dataset, asked[split], split)
     if experiment.recipe.evaluation.controls:
-        split = "test" if "test" in chosen else "train"
+        split = "test" if "test" in datasets else "train"
         results["control_split"] = split
-        results |= _controls(asker, experiment.dataset(chosen[split]), asked[split])
+        results |= _controls(asker, datasets[split], asked[split])
     results["seconds"] = result.position.seconds
     results["steps"] = result.position.done
     results["skipped_updates"] = result.position.skipped_all
@@ -206,10 +221,12 @@ def _samples(dataset: Dataset, asked: list[Asked], split: str) -> list[report.Sa
 
 def _bar(title: str):
     """A progress bar for `open_source`: called with (done, total)."""
-    bar = tqdm(desc=title, unit=" videos", leave=False)
+    bar = None  # none where nothing is left to do
 
     def update(done: int, total: int) -> None:
-        bar.total = total
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, desc=title, unit=" videos", leave=False)
         bar.update(done - bar.n)
         if done >= total:
             bar.close()
@@ -220,6 +237,7 @@ def _bar(title: str):
 def run(recipe: Recipe, workdir: Path) -> dict:
     """Prepares, trains, evaluates and reports; every part takes up what exists. Returns results."""
     experiment = Experiment.open(recipe, workdir)
+    datasets = asked_datasets(experiment)
     result = experiment.train()
     done = workdir / "report" / "results.json"
     if done.is_file():
@@ -227,6 +245,6 @@ def run(recipe: Recipe, workdir: Path) -> dict:
         if results.get("steps") == result.position.done:
             logging.info("%s is of this checkpoint: nothing left to do", done)
             return results
-    results, samples = evaluate(experiment, result)
+    results, samples = evaluate(experiment, result, datasets)
     report.write(workdir, results, samples)
     return results

@@ -64,30 +64,27 @@ class LlamaConfig:
         1 / sqrt(width); at the width of `tiny`, 0.02 itself learns several times more slowly."""
         return self.width**-0.5
 
+    @property
+    def embedding_std(self) -> float:
+        """As `init_std` where logits are taken with the embedding too; else large enough that the
+        first layers' outputs do not drown it, so that `tiny` learns to copy much sooner."""
+        return self.init_std if self.tied else 0.5
+
 
 # From the published config.json files, except `tiny`, which is ours; its vocabulary is that of
 # the tokenizer in use, so replace it. In order: vocabulary, width, layers, heads, key/value heads,
 # head_dim, MLP width, context.
 DECODERS = {
-    "tiny": LlamaConfig(512, 128, 4, 4, 2, 32, 384, 512, tied=True),
+    "tiny": LlamaConfig(512, 128, 4, 4, 2, 32, 256, 512),
     "vicuna-7b": LlamaConfig(32000, 4096, 32, 32, 32, 128, 11008, 4096),
     "vicuna-13b": LlamaConfig(32000, 5120, 40, 40, 40, 128, 13824, 4096),
     "llama-3.2-1b": LlamaConfig(
-        128256,
-        2048,
-        16,
-        32,
-        8,
-        64,
-        8192,
-        131072,
-        rope_theta=5e5,
-        rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
-        tied=True,
+        128256, 2048, 16, 32, 8, 64, 8192, 131072,
+        rope_theta=5e5, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), tied=True,
     ),
     "tinyllama-1.1b": LlamaConfig(32000, 2048, 22, 32, 4, 64, 5632, 2048),
     "smollm2-135m": LlamaConfig(49152, 576, 30, 9, 3, 64, 1536, 8192, rope_theta=1e5, tied=True),
-}
+}  # fmt: skip
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
@@ -228,7 +225,7 @@ class Llama(nnx.Module):
         self.embed = nnx.Embed(
             config.vocab_size,
             config.width,
-            embedding_init=nnx.initializers.normal(config.init_std),
+            embedding_init=nnx.initializers.normal(config.embedding_std),
             **kinds,
         )
 

@@ -15,8 +15,10 @@ def _flat(state: Any) -> Arrays:
 
 
 def _filled(state: Any, arrays: Arrays) -> Any:
-    pairs = [(p, leaf.replace(arrays["/".join(map(str, p))])) for p, leaf in nnx.to_flat_state(state)]
-    return nnx.from_flat_state(pairs)
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state(
+        [(p, leaf.replace(arrays["/".join(map(str, p))])) for p, leaf in flat]
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ disk space, saving a step twice, strict comparison on restore, and errors that s
 """
 
 import collections
-import errno
 import json
 import math
 import shutil
@@ -165,9 +164,8 @@ class Series:
         except Exception:  # the same error once more
             pass
         self._open()
-        full = "no space left" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error)
-        if full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            what = f"no space left for the checkpoint of step {step} ({free:,} bytes, but perhaps no files, were free)"
+        if any(sign in str(error).lower() for sign in ("no space left", "quota exceeded")):
+            what = f"no space left for the checkpoint of step {step} ({free:,} bytes are free now)"
             todo = _TO_FREE_SPACE
         else:
             what, todo = f"the checkpoint of step {step} could not be written", "Mend the cause."

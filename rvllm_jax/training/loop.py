@@ -57,7 +57,9 @@ class Trainer:
     """Runs the stages of `recipe` in `workdir`.
 
     `train_sets` and `validation_sets` hold a Dataset for every stage input. Parameters start from
-    `model.init` of the recipe's seed unless the working directory holds a checkpoint.
+    `model.init` of the recipe's seed unless the working directory holds a checkpoint. `probe` is
+    called with (stage input, params, stats) beside each validation loss; what it returns, such as
+    {"accuracy/all": 0.7}, is recorded.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class Trainer:
         model: PureModel,
         train_sets: dict[str, Dataset],
         validation_sets: dict[str, Dataset],
+        probe: Callable[[str, Arrays, Arrays], dict[str, float]] | None = None,
     ):
         self.recipe, self.workdir, self.model = recipe, workdir, model
         self.train_sets, self.validation_sets = train_sets, validation_sets
+        self.probe = probe or (lambda *_: {})
         self.parallel = parallel.make(recipe.parallel, recipe.mesh)
         self.lengths = [self._length(stage) for stage in recipe.stages]
         for stage in recipe.stages:
@@ -100,8 +104,11 @@ class Trainer:
                     arrays = {**arrays, "opt": None}
                 arrays, position = self._run_stage(arrays, position)
             self.checkpoints.wait()
+            if self.stop_requested:  # while the last updates were being saved
+                raise SystemExit(INTERRUPTED)
         finally:
             self.metrics.close()
+            self.checkpoints.close()
             signal.signal(signal.SIGTERM, previous)
         return Result(arrays["params"], arrays["stats"], position)
 
@@ -148,6 +155,7 @@ class Trainer:
 
     def _save(self, state: State, position: Position) -> None:
         self.metrics.flush()
+        self.checkpoints.wait()  # `position` names a best: it must be complete first
         arrays = self._saved(self.parallel.gather(state))
         self.checkpoints.save(position.done, arrays, {"position": dataclasses.asdict(position)})
 
@@ -185,7 +193,7 @@ class Trainer:
         return compiled
 
     def _updates(self, stage, labels, tx, state: State, position: Position, length: int) -> State:
-        """The stage's remaining updates. Metrics are read one update late: the device never waits."""
+        """The stage's remaining updates; metrics are read one late, so the device never waits."""
         dataset = self.train_sets[stage.input]
         batches = train_batches(
             dataset,
@@ -214,8 +222,8 @@ class Trainer:
                 position.seconds[stage.name] = position.seconds.get(stage.name, 0.0) + spent
                 if "checkpoint" in due:
                     self._save(state, position)
-                if self.stop_requested:
-                    self.checkpoints.close()
+                if "stop" in due:
+                    self.checkpoints.wait()
                     raise SystemExit(INTERRUPTED)
         return state
 
@@ -224,8 +232,10 @@ class Trainer:
         due = set()
         if last or position.k % every == 0:
             due.add("validation")
-        if last or position.done % self.recipe.checkpoint_every == 0 or self.stop_requested:
+        if last or position.done % self.recipe.checkpoint_every == 0:
             due.add("checkpoint")
+        if self.stop_requested:  # asked once an update, so that what is saved is what stops
+            due |= {"checkpoint", "stop"}
         return due
 
     def _record(self, stage, position: Position, bar, batch: Batch, metrics, *, behind: int):
@@ -236,17 +246,6 @@ class Trainer:
         position.skipped = 0 if finite else position.skipped + 1
         position.skipped_all += not finite
         bar.update(loss=values["loss"])
-        if not finite:
-            conversations = self.train_sets[stage.input].conversations
-            names = sorted({conversations[row].video for row in batch.rows if row >= 0})
-            logging.warning("step %d: loss or gradient not finite, update skipped: %s", done, names)
-            if position.skipped >= self.recipe.max_skipped:
-                raise TrainingError(
-                    f"{position.skipped} updates in a row were not finite, the last at step {done} "
-                    f"(stage {stage.name}, update {k}) with the clips {', '.join(names)}. Lower "
-                    f"config.stages.{stage.name}.optimizers.*.lr or look at these clips; the last "
-                    f"checkpoint is {self.checkpoints.latest()}."
-                )
         if done % self.recipe.log_every == 0 or not finite:
             for name, spec in stage.optimizers.items():
                 rate = optimizer.learning_rate(spec, stage, self.lengths[position.stage])
@@ -254,6 +253,20 @@ class Trainer:
             values["skipped"] = position.skipped_all
             values["bad_rows"] = position.bad_rows
             self.metrics.log(done, stage.name, values)
+        if not finite:
+            self._skipped(stage, position, batch, done, k)
+
+    def _skipped(self, stage, position: Position, batch: Batch, done: int, k: int) -> None:
+        conversations = self.train_sets[stage.input].conversations
+        names = sorted({conversations[row].video for row in batch.rows if row >= 0})
+        logging.warning("step %d: loss or gradient not finite, update skipped: %s", done, names)
+        if position.skipped >= self.recipe.max_skipped:
+            raise TrainingError(
+                f"{position.skipped} updates in a row were not finite, the last at step {done} "
+                f"(stage {stage.name}, update {k}) with the clips {', '.join(names)}. Lower "
+                f"config.stages.{stage.name}.optimizers.*.lr or look at these clips; the last "
+                f"checkpoint is that of step {self.checkpoints.latest()}."
+            )
 
     def _validate(self, stage: Stage, state: State, position: Position) -> None:
         held = self.parallel.gather(state)
@@ -261,7 +274,8 @@ class Trainer:
         batches = loss_batches(self.validation_sets[stage.input], batch=stage.batch)
         pairs = [self.loss(params, held.stats, batch) for batch in batches]
         loss = float(sum(total for total, _ in pairs) / sum(tokens for _, tokens in pairs))
-        self.metrics.log(position.done, stage.name, {"loss": loss}, kind="validation")
+        values = {"loss": loss, **self.probe(stage.input, params, held.stats)}
+        self.metrics.log(position.done, stage.name, values, kind="validation")
         if loss < position.best.get(stage.name, math.inf):
             position.best[stage.name] = loss
             self.checkpoints.save_best(

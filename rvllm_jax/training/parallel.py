@@ -90,7 +90,7 @@ class PmapParallel:
 
 
 def make(kind: str, mesh: dict[str, int]) -> JitParallel | PmapParallel:
-    """`kind` is "jit" or "pmap"; `mesh` the sizes of data, fsdp and tensor (-1: all that remain)."""
+    """`kind`: "jit" or "pmap"; `mesh`: the sizes of data, fsdp and tensor (-1: all that remain)."""
     if kind == "pmap":
         return PmapParallel(jax.local_devices())
     return JitParallel(sharding.make_mesh(**mesh))

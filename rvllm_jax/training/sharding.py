@@ -43,7 +43,10 @@ def param_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedShardi
     """Where a parameter lies; an axis that does not divide its dimension is dropped."""
     spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
     axes = [*spec, *[None] * len(shape)][: len(shape)]
-    fit = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, shape, strict=True)]
+    fit = [
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape, strict=True)
+    ]
     return NamedSharding(mesh, P(*fit))
 
 
@@ -53,12 +56,17 @@ def param_shardings(mesh: Mesh, arrays: dict) -> dict[str, NamedSharding]:
 
 def optimizer_shardings(mesh: Mesh, tx: optax.GradientTransformation, params: dict):
     """Moments lie where their parameters do; everything else is replicated."""
+
+    def is_masked(x):  # in each group's state, for the parameters of the other groups
+        return isinstance(x, optax.MaskedNode)
+
     return optax.tree_utils.tree_map_params(
         tx,
-        lambda _, sharding: sharding,
+        lambda moment, sharding: moment if is_masked(moment) else sharding,
         jax.eval_shape(tx.init, params),
         param_shardings(mesh, params),
         transform_non_params=lambda _: NamedSharding(mesh, P()),
+        is_leaf=is_masked,
     )
 
 

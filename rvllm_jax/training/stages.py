@@ -14,7 +14,7 @@ class StageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """`sgd`: L2 decay before momentum, as torch; `adamw`: decoupled decay, none on norms and biases."""
+    """`sgd`: L2 decay before momentum, as torch; `adamw`: no decay on norms and biases."""
 
     kind: str
     lr: float  # peak learning rate
@@ -69,6 +69,6 @@ class Stage:
         return labels
 
     def uses_running_stats(self, labels: dict[str, str]) -> bool:
-        """Whether BatchNorm uses and keeps running statistics: by key, or all its encoder frozen."""
+        """Whether BatchNorm keeps to its running statistics: by key, or with all of it frozen."""
         encoder = {label for path, label in labels.items() if path.startswith("encoder/")}
         return self.freeze_stats or encoder <= {FROZEN}

@@ -41,6 +41,39 @@ def _keep_if(ok: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
 
+def _all_finite(arrays: Arrays) -> jax.Array:
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in arrays.values()], bool))
+
+
+def _make_gradient(model: PureModel, use_running: bool, accumulate: int, chunk: int, axis_name):
+    """(state, batch, tokens) -> (loss, gradients, statistics) of this device's rows."""
+
+    def loss_of(trainable, frozen, stats, batch, tokens):
+        module = model.merge({**trainable, **frozen}, stats)
+        module.set_attributes(BatchNorm, axis_name=axis_name, raise_if_not_found=False)
+        hidden = module(batch, use_running=use_running)
+        loss = token_loss_sum(module.decoder, hidden, batch.targets, batch.weights, chunk)
+        return loss / tokens, model.read_stats(module)
+
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+    def whole(state, batch, tokens):
+        (loss, stats), grads = gradient(state.trainable, state.frozen, state.stats, batch, tokens)
+        return loss, grads, stats
+
+    def accumulated(state, batch, tokens):
+        def body(carry, micro):
+            grads, stats = carry
+            (loss, stats), more = gradient(state.trainable, state.frozen, stats, micro, tokens)
+            return (jax.tree.map(jnp.add, grads, more), stats), loss
+
+        carry = (jax.tree.map(jnp.zeros_like, state.trainable), state.stats)
+        (grads, stats), losses = jax.lax.scan(body, carry, _micro_batches(batch, accumulate))
+        return losses.sum(), grads, stats
+
+    return accumulated if accumulate > 1 else whole
+
+
 def make_step(
     model: PureModel,
     tx: optax.GradientTransformation,
@@ -55,51 +88,29 @@ def make_step(
     Loss is the sum of token losses over the global batch / the number of its answer tokens. With
     `accumulate` > 1 the gradient is summed over micro-batches; BatchNorm's statistics are then
     those of each micro-batch. `axis_name` is pmap's axis, None under jit, where sums over a
-    sharded batch are global already. Where loss or gradient is not finite nothing of the state
-    changes and metrics["finite"] is 0.
+    sharded batch are global already. Where loss, gradient or new statistics are not finite nothing
+    of the state changes and metrics["finite"] is 0.
 
     Metrics: `loss`, `grad_norm` (before clipping), `tokens` (answer tokens), `finite`; float32[].
     """
+    gradient = _make_gradient(model, use_running, accumulate, loss_chunk, axis_name)
 
     def total(x):
         return jax.lax.psum(x, axis_name) if axis_name else x
 
-    def loss_of(trainable, frozen, stats, batch, tokens):
-        module = model.merge({**trainable, **frozen}, stats)
-        module.set_attributes(BatchNorm, axis_name=axis_name, raise_if_not_found=False)
-        hidden = module(batch, use_running=use_running)
-        loss = token_loss_sum(module.decoder, hidden, batch.targets, batch.weights, loss_chunk)
-        return loss / tokens, model.read_stats(module)
-
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
-
-    def accumulated(state, batch, tokens):
-        def body(carry, micro):
-            loss, grads, stats = carry
-            (part, stats), more = gradient(state.trainable, state.frozen, stats, micro, tokens)
-            return (loss + part, jax.tree.map(jnp.add, grads, more), stats), None
-
-        loss_dtype = jnp.promote_types(tokens.dtype, jnp.float32)
-        zero = jax.tree.map(jnp.zeros_like, state.trainable)
-        carry = (jnp.zeros((), loss_dtype), zero, state.stats)
-        return jax.lax.scan(body, carry, _micro_batches(batch, accumulate))[0]
-
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         tokens = jnp.maximum(total(batch.weights.sum()), 1)
-        if accumulate > 1:
-            loss, grads, stats = accumulated(state, batch, tokens)
-        else:
-            (loss, stats), grads = gradient(
-                state.trainable, state.frozen, state.stats, batch, tokens
-            )
+        loss, grads, stats = gradient(state, batch, tokens)
         loss, grads = total((loss, grads))
-        norm = optax.global_norm(grads)
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        norm = optax.tree.norm(grads)
+        # A variance can overflow while the loss does not: it normalises to zero.
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm) & _all_finite(stats)
         updates, opt = tx.update(grads, state.opt, state.trainable)
-        new = State(optax.apply_updates(state.trainable, updates), state.frozen, stats, opt)
-        kept = _keep_if(ok, (new.trainable, new.stats, new.opt), (state.trainable, state.stats, state.opt))
-        metrics = {"loss": loss, "grad_norm": norm, "tokens": tokens, "finite": ok.astype(jnp.float32)}
-        return State(kept[0], state.frozen, kept[1], kept[2]), metrics
+        new = (optax.apply_updates(state.trainable, updates), stats, opt)
+        trainable, stats, opt = _keep_if(ok, new, (state.trainable, state.stats, state.opt))
+        finite = ok.astype(jnp.float32)
+        metrics = {"loss": loss, "grad_norm": norm, "tokens": tokens, "finite": finite}
+        return State(trainable, state.frozen, stats, opt), metrics
 
     return step
 

@@ -35,11 +35,11 @@ def test_vicuna_v1_spells_llava_s_prompt(tk):
     )
 
 
-def test_short_has_no_system_prompt(tk):
+def test_short_has_neither_system_prompt_nor_roles(tk):
     template = chat.TEMPLATES["short"]
     assert chat.prefix_ids(tk, template) == ([tk.bos_id], tk.encode("\n"))
     ids, _ = chat.segment_ids(tk, template, TURNS[:1])
-    assert tk.decode(ids) == "USER: What colour is it? ASSISTANT: Red."
+    assert tk.decode(ids) == "What colour is it? Red."
 
 
 @pytest.mark.parametrize("name", chat.TEMPLATES)

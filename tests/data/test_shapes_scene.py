@@ -78,12 +78,15 @@ def form_of(masks):
     for mask in masks:
         rows, columns = np.nonzero(mask)
         box = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        if box[:3].sum() < 0.5 * box[-3:].sum():
-            votes["triangle"] += 1
-        elif box.mean() < 0.6:
-            votes["cross"] += 1
+        height, width = box.shape
+        if width > 1.6 * height:
+            votes["bar"] += 1
+        elif height > 1.6 * width:
+            votes["pole"] += 1
+        elif not box[height // 2, width // 2]:
+            votes["ring"] += 1
         else:
-            votes["square" if box[[0, 0, -1, -1], [0, -1, 0, -1]].any() else "circle"] += 1
+            votes["square"] += 1
     return votes.most_common(1)[0][0]
 
 
@@ -99,7 +102,7 @@ def test_answers_are_true_of_the_decoded_pixels(built):
             if kind == "number":
                 told = shapes_text.NUMBERS[len(found) - 1]
             elif kind == "direction":
-                told = heading(found[words[-3]][1])
+                told = heading(found[words[-1]][1])
             elif kind == "order":
                 pick, times = {
                     "appears first": (min, first), "appears last": (max, first),
@@ -107,7 +110,7 @@ def test_answers_are_true_of_the_decoded_pixels(built):
                 }[" ".join(words[2:])]  # fmt: skip
                 told = pick(times, key=times.get)
             elif kind == "form" and len(found) == 1:
-                told = form_of(found[words[-2]][2])
+                told = form_of(found[words[-1]][2])
             else:
                 continue
             counts[kind] += 1

@@ -13,15 +13,16 @@ def where(segments) -> Where:
 
 
 def test_mask_of_a_packed_row():
-    row = where([[PREFIX, PREFIX, 1, 1, 2, 2, PADDING]])
+    row = where([[PREFIX, PREFIX, 1, 1, 2, 2, PADDING, PADDING]])
     expected = [
-        [1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 0, 1, 0, 0],  # the second question does not see the first
-        [1, 1, 0, 0, 1, 1, 0],
-        [1, 1, 0, 0, 0, 0, 1],  # padding sees itself, so its softmax is not empty
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0, 0],  # the second question does not see the first
+        [1, 1, 0, 0, 1, 1, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 0],  # padding sees itself, so its softmax is not empty,
+        [1, 1, 0, 0, 0, 0, 0, 1],  # but no other padding
     ]
     np.testing.assert_array_equal(make_mask(row, row)[0], np.array(expected, bool))
 
@@ -52,10 +53,14 @@ def test_attend_is_softmax_of_scaled_products(kv_heads):
         np.testing.assert_allclose(attend(q, k, v, mask), expected, rtol=1e-12)
 
 
-def test_softmax_is_taken_in_float32():
-    """In bfloat16 a sum of 1000 equal weights would stop growing at 256."""
-    S = 1000
-    q, k, v = jnp.ones((1, 1, 1, 8)), jnp.ones((1, S, 1, 8)), jnp.ones((1, S, 1, 8))
-    out = attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)), jnp.ones((1, 1, S), bool))
+def test_scores_are_taken_in_float32():
+    """Scores of 181.02 and 181.37 would be one number in bfloat16."""
+    q, k = jnp.array([16.0, 1.0]), jnp.array([[16.0, 0.0], [16.0, 0.5]])
+    q_BTNH, k_BSKH = q[None, None, None], k[None, :, None]
+    v_BSKH = jnp.array([[0.0, 0.0], [1.0, 1.0]])[None, :, None]
+    out = attend(
+        *(x.astype(jnp.bfloat16) for x in (q_BTNH, k_BSKH, v_BSKH)), jnp.ones((1, 1, 2), bool)
+    )
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(jnp.float32), 1.0, rtol=0.01)
+    expected = 1 / (1 + np.exp(-0.5 / np.sqrt(2)))
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, rtol=0.005)

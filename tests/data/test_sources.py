@@ -1,0 +1,108 @@
+"""Annotations and videos in, conversations and their frame store out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rvllm_jax.data import video
+from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.data.frames import FrameStoreError
+from rvllm_jax.data.sources import SourceError, open_source
+
+OPTIONS = dict(stride=1, short_side=16, encoding="raw", frames_per_record=4, workers=0)
+
+
+def _record(name: str) -> dict:
+    turns = [("human", "<video>\nWhich video is this?"), ("gpt", name)]
+    conversations = [{"from": who, "value": value} for who, value in turns]
+    return {"id": f"about {name}", "video": f"{name}.mp4", "conversations": conversations}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Videos a, b, c and "bad", which does not decode; "other" is in no annotations."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for shade, name in enumerate(("a", "b", "c", "other")):
+        frames = np.full((5, 16, 16, 3), 60 * shade, np.uint8)
+        video.write(videos / f"{name}.mp4", frames, fps=5)
+    (videos / "bad.mp4").write_bytes(b"no video")
+    for split, names in {"train": ["a", "bad", "b"], "test": ["c"], "spoilt": ["bad"]}.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps([_record(name) for name in names]))
+    return tmp_path
+
+
+@pytest.fixture
+def opened(folder):
+    """opened(split=file, ..., option=value) -> Source; `worked` lists the videos decoded a time."""
+    worked = []
+
+    def progress(title):
+        return lambda done, total: worked.append((title, done, total))
+
+    def opened(max_bad=0.5, validation="", test="test", **changes):
+        splits = {"train": "train", "validation": validation, "test": test}
+        paths = {s: str(folder / f"{name}.json") if name else "" for s, name in splits.items()}
+        worked.clear()
+        return open_source(
+            str(folder / "videos"), paths, root=folder / "root", max_bad=max_bad,
+            progress=progress, **OPTIONS | changes,
+        )  # fmt: skip
+
+    opened.worked = worked
+    return opened
+
+
+def names(source) -> dict[str, list[str]]:
+    return {split: [c.video for c in own] for split, own in source.splits.items()}
+
+
+def test_a_video_that_does_not_decode_is_set_aside_and_named(opened):
+    source = opened()
+    assert names(source) == {"train": ["a.mp4", "b.mp4"], "test": ["c.mp4"]}
+    assert list(source.set_aside) == ["bad.mp4"] and "bad.mp4" in source.set_aside["bad.mp4"]
+    assert sorted(source.store.entries) == ["a.mp4", "b.mp4", "c.mp4"]  # what is asked for
+    assert source.store.read("b.mp4", np.array([4])).shape == (1, 16, 16, 3)
+
+
+def test_more_than_the_allowed_share_is_refused(opened):
+    with pytest.raises(FrameStoreError, match=r"1 of 4 videos do not decode.*'bad.mp4'"):
+        opened(max_bad=0.2)
+    assert opened(max_bad=0.25).set_aside
+
+
+def test_a_split_of_which_nothing_is_left_is_refused(opened):
+    with pytest.raises(SourceError, match=r"spoilt\.json: none of its 1 conv.*bad\.mp4.*Replace"):
+        opened(validation="spoilt")
+
+
+def test_frames_are_reused_and_other_options_lie_beside_them(opened, folder):
+    first = opened().store.folder
+    assert opened.worked and opened.worked[-1][1:] == (4, 4)
+    content = {p: p.stat().st_mtime_ns for p in first.iterdir() if p.suffix != ".lock"}
+    again = opened()
+    assert again.store.folder == first and not opened.worked
+    assert names(again)["train"] == ["a.mp4", "b.mp4"] and list(again.set_aside) == ["bad.mp4"]
+    for change in (dict(stride=2), dict(short_side=8), dict(encoding="jpeg"), dict(test="")):
+        assert opened(**change).store.folder != first and opened.worked
+    assert content == {p: p.stat().st_mtime_ns for p in content}  # none was overwritten
+    opened()
+    assert not opened.worked
+
+
+def test_a_video_that_was_replaced_is_decoded_again(opened, folder):
+    dark = opened().store.read("a.mp4", np.array([0])).mean()
+    video.write(folder / "videos" / "a.mp4", np.full((7, 16, 16, 3), 250, np.uint8), fps=5)
+    source = opened()
+    assert opened.worked and source.store.entries["a.mp4"].num_frames == 7
+    assert source.store.read("a.mp4", np.array([0])).mean() > dark + 100
+
+
+def test_annotations_that_cannot_be_used_are_refused_before_anything_is_decoded(opened, folder):
+    (folder / "lost.json").write_text(json.dumps([_record("lost")]))
+    with pytest.raises(ConversationError, match="'about lost' names 'lost.mp4'"):
+        opened(validation="lost")
+    with pytest.raises(ConversationError, match="absent.json"):
+        opened(validation="absent")
+    assert not opened.worked and not (folder / "root").exists()

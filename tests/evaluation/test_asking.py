@@ -1,0 +1,169 @@
+"""Asking every question of real stored clips, of a small random model whose answers differ."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rvllm_jax.data import chat, tokenizer, video
+from rvllm_jax.data.conversations import Conversation, Turn
+from rvllm_jax.data.frames import FrameStore, write_store
+from rvllm_jax.data.pipeline import Dataset
+from rvllm_jax.evaluation.asking import CONTROLS, Asked, Asker, recurring, score
+from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.pure import PureModel
+from rvllm_jax.models.resnet import ResNetConfig
+from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.types import VisualLayout
+
+LAYOUT = VisualLayout("global", frames=3)
+TEMPLATE = chat.TEMPLATES["short"]
+STILL = "still.mp4"  # all its frames are equal
+VIDEOS = ("a.mp4", "b.mp4", STILL)
+
+
+def _conversation(name: str, video: str, count: int) -> Conversation:
+    turns = [Turn(f"What is at {i} of {name}?", f"{name} {i}", f"type{i % 2}") for i in range(count)]
+    return Conversation(name, video, tuple(turns), f"Caption of {name}.")
+
+
+# Two conversations are about one video; one has more questions than are asked at once.
+CONVERSATIONS = [
+    _conversation("one", "a.mp4", 2),
+    _conversation("two", "b.mp4", 3),
+    _conversation("three", STILL, 1),
+    _conversation("four", "a.mp4", 2),
+]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asking")
+    rng = np.random.default_rng(0)
+    for name in VIDEOS:
+        small = rng.integers(0, 256, (6, 2, 2, 3), dtype=np.uint8)
+        if name == STILL:
+            small[:] = small[0]
+        video.write(folder / name, small.repeat(8, 1).repeat(8, 2), fps=8)
+    paths = {name: folder / name for name in VIDEOS}
+    write_store(folder / "store", paths, short_side=16, frames_per_record=2)
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def tk():
+    return tokenizer.train(chat.texts(TEMPLATE, CONVERSATIONS), 320)
+
+
+@pytest.fixture
+def make(folder, tk):
+    def make(conversations=CONVERSATIONS, store=folder):
+        sizes = dict(context=96, max_segments=2, step=2, crop=16)
+        return Dataset(conversations, FrameStore(store), tk, TEMPLATE, LAYOUT, **sizes)
+
+    return make
+
+
+@functools.cache
+def model_and_arrays(vocab_size: int):
+    def build(rngs):
+        resnet = ResNetConfig((1,), False, (8,), stem="small")
+        llama = LlamaConfig(vocab_size, 16, 2, 4, 2, 8, 24, context=128)
+        types = dict(dtype=jnp.float64, param_dtype=jnp.float64)
+        return VideoLLM(resnet, llama, LAYOUT, rngs=rngs, **types)
+
+    pure = PureModel.of(build)
+    params, stats = jax.jit(pure.init)(jax.random.key(5))
+    large = {n: p * 10 if n.startswith("decoder/") and p.ndim > 1 else p for n, p in params.items()}
+    return pure, large, stats
+
+
+@pytest.fixture(scope="module")
+def asker(tk):
+    with jax.enable_x64(True):
+        model, params, stats = model_and_arrays(tk.vocab_size)
+    return Asker(model, params, stats, tk, batch=2, max_new=5, max_questions=2)
+
+
+def answers(asked: list[Asked]) -> dict[tuple[str, str], str]:
+    names = [CONVERSATIONS[a.conversation].id for a in asked]
+    return {(name, a.turn.question): a.answer for name, a in zip(names, asked, strict=True)}
+
+
+def test_every_question_is_answered_in_its_place_as_if_it_were_alone(make, asker):
+    dataset, done = make(), []
+    asked = asker.ask(dataset, progress=done.append)
+    assert sum(done) == len(asked) == sum(len(c.turns) for c in CONVERSATIONS)
+    for (number, turn), a in zip(dataset.questions, asked, strict=True):
+        assert a.conversation == number and a.turn == CONVERSATIONS[number].turns[turn]
+    assert len({a.answer for a in asked}) >= 6  # so that a wrong place would show
+    for a in asked:
+        alone = dataclasses.replace(CONVERSATIONS[a.conversation], turns=(a.turn,))
+        (only,) = asker.ask(make([alone]))
+        assert only.answer == a.answer
+
+
+def test_the_questions_of_a_clip_that_cannot_be_read_stay_in_the_denominators(
+    make, asker, folder, tmp_path
+):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    entry = FrameStore(tmp_path).entries["b.mp4"]
+    (shard,) = tmp_path.glob(f"*array_record-{entry.shard:05d}-of-*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
+    shard.write_bytes(content)
+    plain, damaged = answers(asker.ask(make())), asker.ask(make(store=tmp_path))
+    for (name, question), answer in answers(damaged).items():
+        assert answer == ("" if name == "two" else plain[name, question])
+    assert all(plain[key] for key in plain if key[0] == "two")
+    accuracy, counts = score(damaged)
+    assert counts["all"] == len(plain) and accuracy["all"] == 0
+
+
+def test_of_asks_with_other_arrays(make, asker):
+    zeros = {name: jnp.zeros_like(p) for name, p in asker.params.items()}
+    assert answers(asker.of(zeros, asker.stats).ask(make())) != answers(asker.ask(make()))
+
+
+def test_blind_does_not_depend_on_the_frames(make, asker):
+    blind = answers(asker.ask(make(), **CONTROLS["blind"]))
+    assert blind == answers(asker.ask(make(), blind=True, swap=True))
+    assert blind != answers(asker.ask(make()))
+
+
+def test_swapped_is_asked_about_the_next_video(make, asker):
+    following = dict(zip(VIDEOS, VIDEOS[1:] + VIDEOS[:1], strict=True))
+    others = [dataclasses.replace(c, video=following[c.video]) for c in CONVERSATIONS]
+    swapped = answers(asker.ask(make(), **CONTROLS["swapped"]))
+    assert swapped == answers(asker.ask(make(others)))
+    assert swapped != answers(asker.ask(make()))
+
+
+def test_shuffled_changes_the_order_and_nothing_else(make, asker):
+    plain, shuffled = (answers(asker.ask(make(), **how)) for how in ({}, CONTROLS["shuffled"]))
+    assert shuffled == answers(asker.ask(make(), **CONTROLS["shuffled"]))  # by one seed
+    changed = {name for name, question in plain if plain[name, question] != shuffled[name, question]}
+    assert changed and "three" not in changed  # its frames are all equal
+
+
+def test_an_answer_ends_before_eos_and_loses_its_outer_spaces(asker, tk):
+    said = tk.encode(" one 1 ")
+    assert asker._text(np.array([*said, tk.eos_id, *tk.encode("two")])) == "one 1"
+    assert asker._text(np.array(said)) == "one 1"
+    assert asker._text(np.array([tk.eos_id])) == ""
+
+
+def test_recurring_questions_are_those_that_only_a_look_decides():
+    pairs = [("Where?", "sea"), ("Who?", "cat"), ("Where?", "wood"), ("Who?", "cat"), ("Why?", "x")]
+    asked = [Asked(i, Turn(q, a), "") for i, (q, a) in enumerate(pairs)]
+    assert recurring(asked) == [0, 2]

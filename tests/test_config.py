@@ -1,0 +1,203 @@
+"""Configurations that do not fit together are refused before anything is allocated, by key."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from rvllm_jax.config import ConfigError, check_tokenizer, resolve
+
+JOINT = Path(__file__).parents[1] / "configs" / "joint.py"
+
+
+def get_config(arg: str = "tiny") -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("joint", JOINT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def changed(arg: str = "tiny", **changes) -> ConfigDict:
+    """The recipe with other values: changed(data__frames=4)."""
+    config = get_config(arg)
+    with config.unlocked():
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def refusal(config: ConfigDict) -> str:
+    with pytest.raises(ConfigError) as error:
+        resolve(config)
+    return str(error.value)
+
+
+def test_tiny_resolves():
+    recipe = resolve(get_config())
+    assert [s.name for s in recipe.stages] == ["language", "visual", "joint"]
+    assert [s.input for s in recipe.stages] == ["caption_in_slot", "video", "video"]
+    assert recipe.data.step * recipe.data.stride == recipe.data.interval
+    assert recipe.llama.vocab_size == recipe.tokenizer.vocab_size
+    assert recipe.layout.frames == recipe.data.frames
+    assert isinstance(recipe.stages[0].table, tuple) and recipe.stages[2].table[0][1] == "visual"
+
+
+def test_paper_is_the_paper_s_recipe():
+    """arXiv 2504.14432, section 3: SGD, then AdamW; 100 frames of 224 pixels, ResNet, Vicuna."""
+    recipe = resolve(get_config("paper"))
+    visual, joint = recipe.stages
+    sgd, adamw = visual.optimizers["sgd"], joint.optimizers["adamw"]
+    assert (visual.epochs, sgd.kind, sgd.lr, sgd.decay) == (150, "sgd", 0.01, 1e-4)
+    assert (joint.epochs, adamw.kind, adamw.lr, adamw.decay) == (50, "adamw", 1.5e-4, 0.05)
+    assert (visual.steps, joint.steps) == (0, 0) and joint.table == ((".*", "adamw"),)
+    assert (recipe.data.frames, recipe.data.crop) == (100, 224)
+    assert (recipe.model.encoder, recipe.model.decoder) == ("resnet50", "vicuna-7b")
+    assert (recipe.layout.kind, recipe.layout.tokens) == ("global", 100)
+    assert recipe.llama.vocab_size == 32000
+
+
+def test_a_resnet_s_norm_is_a_key():
+    assert resolve(changed(model__norm="group")).resnet.norm == "group"
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(ValueError, match=r"configs/joint\.py:huge is unknown.*tiny, paper"):
+        get_config("huge")
+
+
+def from_command_line(monkeypatch, *overrides: str) -> ConfigDict:
+    argv = ["main", f"--config={JOINT}", *overrides]
+    monkeypatch.setattr(sys, "argv", argv)  # config_flags looks for overrides there
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    values(argv)
+    return values.config
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections'
+def test_an_unknown_key_on_the_command_line_is_refused(monkeypatch):
+    assert from_command_line(monkeypatch, "--config.data.frames=4").data.frames == 4
+    with pytest.raises(AttributeError, match="fames"):
+        from_command_line(monkeypatch, "--config.data.fames=4")
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("huge", ["config has unknown", "huge", "schedule"]),
+        ("mesh__rows", ["config.mesh", "rows", "fsdp"]),
+        ("data__fames", ["config.data", "fames", "frames"]),
+        ("tokenizer__size", ["config.tokenizer", "size", "vocab_size"]),
+        ("model__depth", ["config.model", "depth", "encoder"]),
+        ("evaluation__often", ["config.evaluation", "often", "every"]),
+        ("checkpoint__often", ["config.checkpoint", "often", "keep"]),
+        ("stages__joint__lr", ["config.stages.joint", "lr", "warmup"]),
+        (
+            "stages__joint__optimizers__language__rate",
+            ["config.stages.joint.optimizers.language", "rate", "lr"],
+        ),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_known_ones(where, named):
+    message = refusal(changed(**{where: 1}))
+    assert all(name in message for name in named), message
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("schedule", "max_skipped", "mesh", "mesh.fsdp", "data.crop", "tokenizer.folder"),
+        *("model.grid", "evaluation.every", "checkpoint.every", "checkpoint.keep"),
+        *("stages.joint.batch", "stages.joint.table", "stages.joint.optimizers"),
+        "stages.joint.optimizers.language.lr",
+    ],
+)
+def test_a_missing_key_is_named(key):
+    config = get_config()
+    *path, name = key.split(".")
+    section = config
+    for part in path:
+        section = section[part]
+    with config.unlocked():
+        del section[name]
+    message = refusal(config)
+    assert name in message and "lack" in message and ".".join(["config", *path]) in message
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("parallel", "data.encoding", "data.template", "model.encoder", "model.norm"),
+        *("model.tokens", "model.projector", "model.decoder", "model.dtype", "model.remat"),
+        *("stages.joint.input", "stages.joint.schedule", "stages.joint.optimizers.language.kind"),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_the_choices(key):
+    message = refusal(changed(**{key.replace(".", "__"): "huge"}))
+    assert f"config.{key}='huge' is not one of " in message
+    value = get_config()
+    for part in key.split("."):
+        value = value[part]
+    assert value in message.split(" is not one of ")[1].split(", ")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("data.frames", "data.stride", "data.questions", "evaluation.every", "evaluation.batch"),
+        *("checkpoint.every", "checkpoint.keep", "log_every", "max_skipped", "model.grid"),
+        *("stages.visual.batch", "stages.visual.accumulate"),
+    ],
+)
+def test_numbers_must_be_positive(key):
+    assert f"config.{key}=0 must be positive" in refusal(changed(**{key.replace(".", "__"): 0}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (dict(data__stride=3, data__interval=4), ["data.stride=3", "data.interval=4"]),
+        (dict(data__crop=64), ["data.crop=64", "data.short_side=36"]),
+        (dict(model__grid=5, data__context=400), ["model.grid=5", "4 x 4", "model.encoder=narrow", "data.crop=32"]),
+        (
+            dict(data__frames=20, model__tokens="grid", model__grid=4, data__context=320),
+            ["model.tokens='grid'", "320 visual", "data.context=320", "model.grid", "data.frames"],
+        ),
+        (dict(data__context=513), ["data.context=513", "512 positions", "model.decoder=tiny"]),
+        (dict(parallel="pmap", mesh__fsdp=2), ["parallel='pmap'", "mesh.fsdp", "mesh.tensor"]),
+        (dict(parallel="pmap", mesh__tensor=2), ["parallel='pmap'", "mesh.fsdp", "mesh.tensor"]),
+        (dict(stages__joint__epochs=2), ["stages.joint", "steps or epochs"]),
+        (dict(stages__joint__steps=0), ["stages.joint", "steps or epochs"]),
+        (dict(stages__joint__accumulate=3), ["stages.joint.batch=8", "accumulate=3"]),
+        (dict(data__videos="folder"), ["data.videos", "data.conversations"]),
+        (dict(schedule="visual,later"), ["schedule='visual,later'", "later", "joint"]),
+        (dict(schedule="joint,joint"), ["schedule='joint,joint'", "once"]),
+        (dict(schedule=""), ["schedule=''", "joint"]),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_by_its_keys(changes, named):
+    message = refusal(changed(**changes))
+    assert all(name in message for name in named), message
+
+
+def test_every_misfit_is_named_at_once():
+    message = refusal(changed(data__stride=3, stages__joint__epochs=2))
+    assert "data.stride=3" in message and "stages.joint" in message
+
+
+def test_visual_tokens_of_the_paper_leave_room_but_a_full_grid_does_not():
+    """100 frames of 7 x 7 places pass Vicuna's 4,096 positions; 4 x 4 do not."""
+    fits = dict(model__tokens="grid", data__context=4096)
+    assert resolve(changed("paper", **fits, model__grid=4)).layout.tokens == 1600
+    assert "4900 visual tokens" in refusal(changed("paper", **fits, model__grid=7))
+
+
+def test_a_tokenizer_larger_than_the_decoder_s_vocabulary_is_refused():
+    recipe = resolve(changed(tokenizer__folder="weights/vicuna"))
+    check_tokenizer(recipe, recipe.llama.vocab_size, "weights/vicuna")
+    with pytest.raises(ConfigError) as error:
+        check_tokenizer(recipe, recipe.llama.vocab_size + 1, "weights/vicuna")
+    for name in ("weights/vicuna", "513", "model.decoder=tiny", "512", "config.tokenizer.folder"):
+        assert name in str(error.value)

@@ -1,0 +1,83 @@
+"""What cannot be used ends a run with the reason and what to do, where it can before it starts."""
+
+import functools
+import json
+import subprocess
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.data.frames import FrameStoreError
+from rvllm_jax.data.packing import PackingError
+from rvllm_jax.data.sources import SourceError
+from rvllm_jax.experiments.run import run
+from rvllm_jax.training import metrics
+from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
+from rvllm_jax.training.loop import TrainingError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+NEVER = 100  # updates between two validations: they would only take time
+
+
+def test_updates_that_are_not_finite_end_the_run_with_step_and_clips(tmp_path, recipe):
+    changes = {"optimizers.sgd.lr": 1e38, "warmup": 0}
+    changes = {f"stages.visual.{key}": value for key, value in changes.items()}
+    with pytest.raises(TrainingError) as error:
+        run(recipe(**changes, max_skipped=3, evaluation__every=NEVER), tmp_path)
+    *_, last = (r for r in metrics.read(tmp_path / "metrics.jsonl") if r["kind"] == "train")
+    assert last["skipped"] == 3 and last["step"] < 6
+    message = str(error.value)
+    assert f"3 updates in a row were not finite, the last at step {last['step']} " in message
+    assert "(stage visual, update" in message
+    assert all(f"{number}.mp4" in message for number in range(6))
+    assert "config.stages.visual.optimizers.*.lr" in message
+    latest = Checkpoints(tmp_path).latest()
+    assert f"checkpoint is that of step {latest}." in message
+    saved = ocp.PyTreeCheckpointer().restore(tmp_path / "checkpoints" / str(latest) / "arrays")
+    assert all(np.isfinite(x).all() for n, x in saved.items() if n.startswith("stats/"))
+
+
+def test_more_bad_videos_than_allowed_end_the_run_before_it_starts(tmp_path, recipe):
+    with pytest.raises(FrameStoreError, match="1 of 9 videos do not decode.*bad.mp4"):
+        run(recipe(data__max_bad=0.1), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("split", ["conversations", "validation", "test"])
+def test_annotations_that_cannot_be_used_end_the_run_before_it(tmp_path, recipe, record, split):
+    def refusal(error, **changed) -> str:
+        (tmp_path / "own.json").write_text(json.dumps([record(1) | {"id": "x"} | changed]))
+        with pytest.raises(error) as caught:
+            own = {f"data.{split}": str(tmp_path / "own.json")}
+            run(recipe(**own, data__max_bad=0.5), tmp_path)
+        assert not (tmp_path / "checkpoints").exists()
+        return str(caught.value)
+
+    question, answer, *_ = record(1)["conversations"]
+    message = refusal(ConversationError, video="lost.mp4")
+    assert "'x' names 'lost.mp4'" in message and "Add the files" in message
+    message = refusal(ConversationError, conversations=[question, answer | {"value": " "}])
+    assert all(word in message for word in ("own.json", "'x'", "answer", "fill it in or remove"))
+    message = refusal(PackingError, conversations=[question | {"value": "Why? " * 100}, answer])
+    assert "'x'" in message and "data.context = 96: raise it to" in message
+    message = refusal(SourceError, video="bad.mp4")
+    assert "own.json" in message and "bad.mp4" in message and "Replace" in message
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    mount = functools.partial(subprocess.run, capture_output=True)
+    (tmp_path / "disk").mkdir()
+    where = str(tmp_path / "disk")
+    if mount(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", where]).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield tmp_path / "disk"
+    mount(["umount", where], check=True)
+
+
+def test_no_space_for_a_checkpoint_says_so_and_what_to_do(small_disk, recipe):
+    with pytest.raises(CheckpointError, match="no space.*checkpoint of step") as error:
+        run(recipe(evaluation__every=NEVER), small_disk)
+    assert str(small_disk) in str(error.value) and "Free space there" in str(error.value)

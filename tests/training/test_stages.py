@@ -1,0 +1,72 @@
+import dataclasses
+
+import pytest
+
+from rvllm_jax.training.stages import OptimizerSpec, Stage, StageError
+
+PATHS = ("encoder/stem/kernel", "encoder/norm/bias", "projector/kernel", "decoder/head/kernel")
+SGD, ADAMW = OptimizerSpec("sgd", 0.01), OptimizerSpec("adamw", 1e-4)
+STAGE = Stage(
+    name="alignment",
+    input="video",
+    batch=2,
+    table=(("encoder/.*bias", "frozen"), ("encoder/.*", "sgd"), (".*", "frozen")),
+    optimizers={"sgd": SGD, "adamw": ADAMW},
+)
+
+
+def with_table(*table) -> Stage:
+    return dataclasses.replace(STAGE, table=table)
+
+
+def test_first_match_wins():
+    assert STAGE.labels(PATHS) == {
+        "encoder/stem/kernel": "sgd",
+        "encoder/norm/bias": "frozen",
+        "projector/kernel": "frozen",
+        "decoder/head/kernel": "frozen",
+    }
+
+
+def test_a_pattern_matches_the_whole_path():
+    with pytest.raises(StageError, match="decoder/head/kernel"):
+        with_table(("(encoder|projector)/.*", "sgd"), ("decoder", "frozen")).labels(PATHS)
+
+
+def test_unmatched_parameters_are_named():
+    with pytest.raises(StageError) as error:
+        with_table(("encoder/.*", "sgd"), ("projector/.*", "frozen")).labels(PATHS)
+    message = str(error.value)
+    assert "alignment" in message and "matches 1 parameters: decoder/head/kernel. Add" in message
+    assert "config.stages.alignment.table" in message and "projector/kernel" not in message
+
+
+def test_many_unmatched_parameters_are_counted():
+    paths = [f"decoder/{n}" for n in range(7)]
+    with pytest.raises(StageError, match=r"7 parameters: .*decoder/4 \.\.\.\.") as error:
+        with_table(("encoder/.*", "sgd")).labels(paths)
+    assert "decoder/5" not in str(error.value)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(StageError, match=r"\['lion'\].*optimizers \(sgd, adamw\)"):
+        with_table(("encoder/.*", "lion"), (".*", "frozen")).labels(PATHS)
+
+
+def test_all_frozen_is_refused():
+    with pytest.raises(StageError, match="alignment.*freezes every parameter"):
+        with_table((".*", "frozen")).labels(PATHS)
+
+
+@pytest.mark.parametrize(
+    "table, freeze_stats, expected",
+    [
+        ([("projector/.*", "sgd"), (".*", "frozen")], False, True),  # all of the encoder frozen
+        ([("encoder/.*bias", "frozen"), (".*", "sgd")], False, False),  # a part of it frozen
+        ([(".*", "adamw")], False, False),
+        ([(".*", "adamw")], True, True),  # by key
+    ],
+)
+def test_statistics_run_where_the_encoder_is_frozen_or_by_key(table, freeze_stats, expected):
+    stage = dataclasses.replace(with_table(*table), freeze_stats=freeze_stats)
+    assert stage.uses_running_stats(stage.labels(PATHS)) is expected
