@@ -58,18 +58,18 @@ def _tiny() -> ConfigDict:
         test="",  # LLaVA JSON; none: only training pairs are asked
         store="runs/data",  # folder of the prepared frame stores
         max_bad=0.02,  # largest share of videos that may fail to decode
-        frames=8,  # T, frames a clip
-        interval=4,  # video frames from one frame of a clip to the next
+        frames=6,  # T, frames a clip
+        interval=6,  # video frames from one frame of a clip to the next
         stride=2,  # video frames from one stored frame to the next; divides `interval`
         short_side=36,  # pixels, of the stored frames
         crop=32,  # pixels, of a clip's frames
         encoding="raw",  # or "jpeg"
         frames_per_record=17,  # stored frames a record
-        context=152,  # L, tokens a row
+        context=200,  # L, tokens a row
         questions=9,  # most question-answer segments packed behind one video
         independent_turns=True,  # False: the turns of a dialogue see one another
         template="short",  # or "vicuna_v1"
-        workers=1,  # processes that load data; 0: threads of the main one
+        workers=0,  # processes that load data; 0: threads of the main one
     )
     config.tokenizer = dict(
         folder="",  # tokenizer.json's folder; none: trained on the training text
@@ -78,7 +78,7 @@ def _tiny() -> ConfigDict:
     config.model = dict(
         encoder="narrow",  # or resnet18, resnet34, resnet50, resnet101, resnet152
         norm="batch",  # or "group"
-        tokens="spatiotemporal",  # or "global" (the paper), "grid"
+        tokens="grid",  # or "global" (the paper), "spatiotemporal"
         grid=4,  # places a side
         projector="linear",  # or "mlp2x_gelu"
         decoder="tiny",  # or vicuna-7b, vicuna-13b, llama-3.2-1b, tinyllama-1.1b, smollm2-135m
@@ -89,14 +89,14 @@ def _tiny() -> ConfigDict:
     config.stages = dict(
         language=_stage(  # stands in for Vicuna's pretraining
             input="caption_in_slot",
-            steps=150,
+            steps=200,
             batch=8,
             warmup=20,
             table=(("decoder/.*", "adamw"), (".*", "frozen")),
             optimizers=dict(adamw=_adamw(2e-3, 0.01)),
         ),
         visual=_stage(
-            steps=120,
+            steps=150,
             batch=8,
             warmup=20,
             table=((ENCODER, "sgd"), (".*", "frozen")),

@@ -160,7 +160,10 @@ def test_numbers_must_be_positive(key):
     [
         (dict(data__stride=3, data__interval=4), ["data.stride=3", "data.interval=4"]),
         (dict(data__crop=64), ["data.crop=64", "data.short_side=36"]),
-        (dict(model__grid=5, data__context=400), ["model.grid=5", "4 x 4", "model.encoder=narrow", "data.crop=32"]),
+        (
+            dict(model__grid=5, data__context=400),
+            ["model.grid=5", "4 x 4", "model.encoder=narrow", "data.crop=32"],
+        ),
         (
             dict(data__frames=20, model__tokens="grid", model__grid=4, data__context=320),
             ["model.tokens='grid'", "320 visual", "data.context=320", "model.grid", "data.frames"],

@@ -26,7 +26,9 @@ VIDEOS = ("a.mp4", "b.mp4", STILL)
 
 
 def _conversation(name: str, video: str, count: int) -> Conversation:
-    turns = [Turn(f"What is at {i} of {name}?", f"{name} {i}", f"type{i % 2}") for i in range(count)]
+    turns = (
+        Turn(f"What is at {i} of {name}?", f"{name} {i}", f"type{i % 2}") for i in range(count)
+    )
     return Conversation(name, video, tuple(turns), f"Caption of {name}.")
 
 
@@ -120,7 +122,7 @@ def test_the_questions_of_a_clip_that_cannot_be_read_stay_in_the_denominators(
     entry = FrameStore(tmp_path).entries["b.mp4"]
     (shard,) = tmp_path.glob(f"*array_record-{entry.shard:05d}-of-*")
     content = bytearray(shard.read_bytes())
-    content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
+    content[:] = bytes(255 - byte for byte in content)
     shard.write_bytes(content)
     plain, damaged = answers(asker.ask(make())), asker.ask(make(store=tmp_path))
     for (name, question), answer in answers(damaged).items():
@@ -152,7 +154,7 @@ def test_swapped_is_asked_about_the_next_video(make, asker):
 def test_shuffled_changes_the_order_and_nothing_else(make, asker):
     plain, shuffled = (answers(asker.ask(make(), **how)) for how in ({}, CONTROLS["shuffled"]))
     assert shuffled == answers(asker.ask(make(), **CONTROLS["shuffled"]))  # by one seed
-    changed = {name for name, question in plain if plain[name, question] != shuffled[name, question]}
+    changed = {key[0] for key in plain if plain[key] != shuffled[key]}
     assert changed and "three" not in changed  # its frames are all equal
 
 

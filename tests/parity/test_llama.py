@@ -23,9 +23,9 @@ CONFIGS = {
     "equal heads, untied": SMALL,
     "grouped, tied": dataclasses.replace(SMALL, kv_heads=2, tied=True),
     "one kv head, free head_dim": dataclasses.replace(SMALL, kv_heads=1, head_dim=14),
-    # Wavelengths of 6 to 2000 positions: below, between and above the two bounds of 8 and 32.
+    # Wavelengths of 6, 16, 40 and 99 positions: below, between and above the bounds of 8 and 32.
     "llama 3 scaling": dataclasses.replace(
-        SMALL, kv_heads=2, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32), rope_theta=5e3
+        SMALL, kv_heads=2, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 32), rope_theta=40.0
     ),
 }
 

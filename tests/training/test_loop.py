@@ -187,6 +187,7 @@ def test_a_working_directory_of_another_configuration_is_refused_by_its_key(star
     assert "seed: 0 there, 1 now" in log and "evaluation.max_new: 4 there, 5 now" in log
 
 
+@pytest.mark.slow  # eight devices' programs; tests/training/test_parallel.py has the step itself
 def test_pmap_by_one_key_makes_the_updates_of_jit(tmp_path, recipe, quick_compilation):
     losses = {}
     for parallel in ("jit", "pmap"):
