@@ -21,7 +21,7 @@ ORDERS = ("appears first", "appears last", "vanishes first")
 
 CLIP, PICTURE = 34, 36  # the units in which times and lengths are drawn
 MIN_VISIBLE = 13
-MARGIN, CLEARANCE = 8.0, 13.5  # of a centre to the border, of two centres to each other
+MARGIN, CLEARANCE = 7.0, 12.5  # of a centre to the border, of two centres to each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ def render(rng: np.random.Generator, scene: Scene, size: int) -> np.ndarray:
     clip = _background(rng, scene.frames, size)
     axis = np.arange(size, dtype=np.float32) + 0.5
     for shape, centres_T2 in zip(scene.shapes, centres_NT2, strict=True):
-        radius = 6.8 * size / PICTURE * rng.uniform(0.95, 1.08)
+        radius = 6.2 * size / PICTURE * rng.uniform(0.95, 1.08)
         shown = slice(shape.appears, shape.vanishes)
         low = np.maximum(centres_T2.min(0) - radius - 1, 0).astype(int)
         high = np.ceil(centres_T2.max(0) + radius + 1).astype(int)
@@ -183,7 +183,7 @@ def _background(rng, frames: int, size: int) -> np.ndarray:
 def _distance(form: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """Signed distance in pixels to the form's edge (negative inside), y downwards."""
     if form == "ring":
-        return np.abs(np.sqrt(x * x + y * y) - 0.78 * radius) - 0.22 * radius
+        return np.abs(np.sqrt(x * x + y * y) - 0.72 * radius) - 0.28 * radius
     x, y = np.abs(x), np.abs(y)
     if form == "square":
         return np.maximum(x, y) - 0.9 * radius

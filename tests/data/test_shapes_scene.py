@@ -127,7 +127,9 @@ def test_colours_survive_compression(built):
             pixels = frames[masks]
             difference = np.abs(np.median(pixels, axis=0) - shapes_scene.COLOURS[colour])
             assert difference.max() < 20, (record["id"], colour)
-            assert masks.sum((1, 2)).mean() > 60  # drawn large
+            assert (
+                masks.sum((1, 2)).mean() > 45
+            )  # drawn large: a bar covers 68 pixels, soft edges included
             checked.add(colour)
     assert len(checked) >= 6
 

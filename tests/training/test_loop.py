@@ -118,8 +118,8 @@ def test_the_best_of_each_stage_is_kept(whole):
 
 def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit_with_a_worker(workplace, start, whole):
     workdir = workplace / "stopped"
-    process = start(workdir)
-    until(process, (workdir / "checkpoints" / "2").is_dir)
+    process = start(workdir, checkpoint__every=100)  # so that it is the signal that saves
+    until(process, (workdir / "best" / "visual" / "2").is_dir)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == INTERRUPTED == 75, Path(f"{workdir}.log").read_text()
     checkpoints = Checkpoints(workdir)
