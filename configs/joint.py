@@ -84,7 +84,7 @@ def _tiny() -> ConfigDict:
         decoder="tiny",  # or vicuna-7b, vicuna-13b, llama-3.2-1b, tinyllama-1.1b, smollm2-135m
         dtype="float32",  # of computation, and of frozen parameters
         remat="none",  # recompute in the backward pass: "none", "dots", "full"
-        loss_chunk=0,  # tokens whose logits exist at once; 0: all
+        loss_chunk=0,  # places of every row whose logits exist at once; 0: all
     )
     config.stages = dict(
         language=_stage(  # stands in for Vicuna's pretraining

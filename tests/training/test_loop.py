@@ -124,7 +124,7 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit_with_a_worker(workplace, s
     assert process.wait() == INTERRUPTED == 75, Path(f"{workdir}.log").read_text()
     checkpoints = Checkpoints(workdir)
     stopped = checkpoints.latest()
-    assert 2 <= stopped < 2 * STEPS
+    assert stopped is not None and 2 <= stopped < 2 * STEPS
     done = [r["step"] for r in metrics.read(workdir / "metrics.jsonl")]
     assert max(done) == stopped  # nothing was done that was not saved
     checkpoints.close()
