@@ -40,13 +40,9 @@ class Series:
     def __init__(self, folder: Path, keep: int, asynchronous: bool):
         self._folder = folder
         self._aside = folder.parent / f".aside_{folder.name}"
-        self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=asynchronous,
-        )
+        self._keep, self._asynchronous = keep, asynchronous
         self._pending: int | None = None  # the step whose save may still fail
-        self._open()
+        self._open(clear=True)
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
         leaves = _named(arrays)
@@ -108,15 +104,21 @@ class Series:
             raise self._unreadable(step, error) from error
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in wanted]), meta
 
-    def _open(self) -> None:
+    def _open(self, *, clear: bool) -> None:
+        """Takes up what is there; `clear`: removes what an earlier process left half-written."""
         if _is_primary():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._put_back()
         ocp.multihost.sync_global_processes("rvllm_jax:checkpoints_opened")
         # Handlers by name, so that a manager that has not saved yet can read metadata.
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            cleanup_tmp_directories=clear,
+            enable_async_checkpointing=self._asynchronous,
+        )
         self._manager = ocp.CheckpointManager(
-            self._folder, options=self._options, item_handlers=handlers
+            self._folder, options=options, item_handlers=handlers
         )
 
     def _set_aside(self, step: int) -> None:
@@ -156,14 +158,18 @@ class Series:
             )
 
     def _failed(self, error: Exception) -> CheckpointError:
-        """Ends a save that failed: clears its rest away, restores what was set aside."""
+        """Ends a save that failed: restores what was set aside; complete checkpoints are intact.
+
+        Its half-written rest stays until the folder is opened again: Orbax's threads may still be
+        writing into it, and would make again what is removed under them.
+        """
         step, self._pending = self._pending, None
         free = shutil.disk_usage(self._folder).free
         try:
             self._manager.close()
         except Exception:  # the same error once more
             pass
-        self._open()
+        self._open(clear=False)
         if any(sign in str(error).lower() for sign in ("no space left", "quota exceeded")):
             what = f"no space left for the checkpoint of step {step} ({free:,} bytes are free now)"
             todo = _TO_FREE_SPACE
