@@ -8,7 +8,7 @@ from absl import logging
 
 from rvllm_jax.data import chat, packing
 from rvllm_jax.data.clips import load_clip, valid_frames
-from rvllm_jax.data.conversations import Conversation
+from rvllm_jax.data.conversations import Conversation, Turn
 from rvllm_jax.data.frames import FrameStore, FrameStoreError
 from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.types import Batch, VisualLayout
@@ -106,14 +106,6 @@ class Dataset:
         fields = packing.pack_row(self.prefix(clip), parts, self.context)
         return self._row(fields, frames, mask, self.clips[clip], READABLE)
 
-    def other_clip(self, clip: int) -> int:
-        """The next clip, in a circle, of another video."""
-        for ahead in range(1, len(self.clips)):
-            other = (clip + ahead) % len(self.clips)
-            if self._video(other) != self._video(clip):
-                return other
-        raise PipelineError("swapping videos needs conversations of at least two videos; got one")
-
     def reopened(self) -> "Dataset":
         """The same dataset with file handles of its own: a store's readers serve one thread."""
         other = copy.copy(self)
@@ -124,13 +116,31 @@ class Dataset:
         """The ids int32[n] of question `number`, up to where its answer starts."""
         return self._asked[number][0]
 
-    def question_groups(self, most: int) -> list[tuple[int, int, int]]:
-        """(clip, first question, last question + 1), at most `most` questions of a clip each."""
-        ends = self._first_question
+    @property
+    def turns(self) -> list[Turn]:
+        """The turn of each question."""
+        return [self.conversations[number].turns[turn] for number, turn in self.questions]
+
+    @property
+    def asked_clips(self) -> list[int]:
+        """The number of each question's clip."""
+        return np.repeat(np.arange(len(self.clips)), np.diff(self._first_question)).tolist()
+
+    def question_groups(
+        self, most: int, shown: Sequence[int] | None = None
+    ) -> list[tuple[int, list[int]]]:
+        """(clip, the questions asked about it), at most `most` questions each.
+
+        shown: the clip that each question is asked about, its own by default.
+        """
+        about: dict[int, list[int]] = {}
+        clips = self.asked_clips if shown is None else shown
+        for question, clip in zip(range(len(self.questions)), clips, strict=True):
+            about.setdefault(clip, []).append(question)
         return [
-            (clip, first, min(first + most, int(ends[clip + 1])))
-            for clip in range(len(self.clips))
-            for first in range(int(ends[clip]), int(ends[clip + 1]), most)
+            (clip, own[first : first + most])
+            for clip, own in sorted(about.items())
+            for first in range(0, len(own), most)
         ]
 
     def _members(self) -> list[list[int]]:

@@ -67,21 +67,21 @@ def eval_batches(
     batch: int,
     max_questions: int,
     permute_seed: int | None = None,
-    swap: bool = False,
+    shown: Sequence[int] | None = None,
     workers: int = 0,
     host: int = 0,
     hosts: int = 1,
 ) -> Iterator[Questions]:
     """Every question of the dataset once, up to `max_questions` of a clip together, clips centred.
 
-    permute_seed: shuffles the frames of each clip, by this seed. swap: asks about another
-    conversation's video. P is the longest prefix, Lq the longest question of the dataset.
+    permute_seed: shuffles the frames of each clip, by this seed. shown: the clip that each question
+    is asked about, its own by default. P is the longest prefix, Lq the longest question.
     Questions whose clip cannot be read are not asked: their numbers never come.
     """
-    groups = dataset.question_groups(max_questions)
+    groups = dataset.question_groups(max_questions, shown)
     source = _Rows(len(groups), batch, -(-len(groups) // batch), None, host, hosts)
     load = functools.partial(
-        _load_questions, dataset.reopened(), groups, max_questions, permute_seed, swap
+        _load_questions, dataset.reopened(), groups, max_questions, permute_seed
     )
     return _graph(source, load, 0, workers)
 
@@ -118,15 +118,14 @@ def _load_row(dataset: Dataset, seed: int | None, place: tuple[int, int]) -> Bat
 
 
 def _load_questions(
-    dataset: Dataset, groups, max_questions: int, permute_seed, swap: bool, place: tuple[int, int]
+    dataset: Dataset, groups, max_questions: int, permute_seed, place: tuple[int, int]
 ) -> Questions:
-    clip, first, last = groups[place[1]] if place[1] >= 0 else (-1, 0, 0)
-    shown = dataset.other_clip(clip) if swap and clip >= 0 else clip
-    row = dataset.load(shown, (), None)
+    clip, numbers = groups[place[1]] if place[1] >= 0 else (-1, ())
+    row = dataset.load(clip, (), None)
     asked = np.zeros((max_questions, dataset.asked_length), np.int32)
     mask, ids = np.zeros(asked.shape, bool), np.full(max_questions, -1, np.int32)
     if row.errors == READABLE:
-        for place, number in enumerate(range(first, last)):
+        for place, number in enumerate(numbers):
             tokens = dataset.question(number)
             asked[place, : len(tokens)], mask[place, : len(tokens)] = tokens, True
             ids[place] = number

@@ -1,8 +1,8 @@
-"""Asks a model every question of a split, as it is and under controls, and scores the answers."""
+"""Asks a model every question of a split, with its own or a changed input, and scores them."""
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -13,13 +13,6 @@ from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.evaluation.scores import accuracy_by_type
 from rvllm_jax.generation.decode import greedy
 from rvllm_jax.models.pure import Arrays, PureModel
-
-# What is done to the input of each control; the questions and the truths stay.
-CONTROLS = {
-    "blind": dict(blind=True),  # the normalised frames are zeroed
-    "shuffled": dict(permute=True),  # the order of the frames is permuted
-    "swapped": dict(swap=True),  # the frames of another video
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +60,14 @@ class Asker:
         *,
         blind: bool = False,
         permute: bool = False,
-        swap: bool = False,
+        shown: Sequence[int] | None = None,
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> list[Asked]:
         """Every question of `dataset.questions`, in that order.
 
+        blind: with the normalised frames zeroed. permute: with the order of the frames permuted, by
+        `seed`. shown: the clip that each question is asked about, its own by default.
         A question whose clip cannot be read is answered with the empty string: it stays in every
         denominator. `progress` is called with the number of questions of each finished batch.
         """
@@ -82,7 +77,7 @@ class Asker:
             batch=self.batch,
             max_questions=self.max_questions,
             permute_seed=seed if permute else None,
-            swap=swap,
+            shown=shown,
         )
         for questions in batches:
             ids = np.asarray(self._answer(self.params, self.stats, self.put(questions), blind))
@@ -93,11 +88,8 @@ class Asker:
                     answers[number] = self._text(row)
             if progress:
                 progress(int((questions.ids >= 0).sum()))
-        pairs = zip(dataset.questions, answers, strict=True)
-        return [
-            Asked(number, dataset.conversations[number].turns[turn], answer)
-            for (number, turn), answer in pairs
-        ]
+        numbers = (number for number, _ in dataset.questions)
+        return [Asked(*of) for of in zip(numbers, dataset.turns, answers, strict=True)]
 
     def _text(self, ids: np.ndarray) -> str:
         ended = np.flatnonzero(ids == self.tokenizer.eos_id)
@@ -110,11 +102,3 @@ def score(asked: Iterable[Asked]) -> tuple[dict[str, float], dict[str, int]]:
     return accuracy_by_type(
         [a.turn.kind for a in asked], [a.answer for a in asked], [a.turn.answer for a in asked]
     )
-
-
-def recurring(asked: list[Asked]) -> list[int]:
-    """The places of the questions whose text occurs with different answers: only a look decides."""
-    answers: dict[str, set[str]] = {}
-    for a in asked:
-        answers.setdefault(a.turn.question, set()).add(a.turn.answer)
-    return [i for i, a in enumerate(asked) if len(answers[a.turn.question]) > 1]

@@ -2,7 +2,8 @@
 
 results.json: `{"accuracy": {SPLIT: {"all": x, TYPE: x}}, "controls": {CONTROL: {"all": x, TYPE:
 x}}, "counts": {SPLIT: {"all": n, TYPE: n}}, "seconds": {STAGE: s}}`; SPLIT is train, test or
-heldout, CONTROL blind, shuffled or swapped. Further keys are kept as they are.
+heldout, CONTROL blind, shuffled or swapped. `recurring` is that of `evaluation.controls.only_seen`;
+further keys are kept as they are.
 """
 
 import json
@@ -76,7 +77,7 @@ def format_table(results: Mapping[str, Any]) -> str:
         parts.append("Questions asked:")
         rows = [[kind, *(_count(t, kind) for t in counts.values())] for kind in [_ALL, *kinds]]
         parts.append(_grid(["question type", *counts], rows))
-    if results.get("recurring"):
+    if results.get("recurring", {}).get("count"):
         parts.append(_recurring(results["recurring"]))
     seconds = results["seconds"]
     if seconds:
@@ -87,11 +88,16 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 def _recurring(recurring: Mapping[str, Any]) -> str:
     """The questions whose text occurs with different answers, so that only a look decides."""
-    shares = {k: v for k, v in recurring.items() if k not in ("count", "changed_when_swapped")}
-    text = f"Questions whose text recurs with different answers ({recurring['count']}): "
-    text += ", ".join(f"{name} {value:.3f}" for name, value in shares.items())
-    if "changed_when_swapped" in recurring:
-        text += f"; answers that change with the videos: {recurring['changed_when_swapped']:.3f}"
+    text = (
+        f"Questions whose text recurs with different answers ({recurring['count']}): right "
+        f"{recurring['plain']:.3f}, blind {recurring['blind']:.3f}"
+    )
+    if "swapped" in recurring:
+        swapped = recurring["swapped"]
+        text += (
+            f"; with their videos swapped {swapped['changed']:.3f} of the answers change and "
+            f"{swapped['follows']:.3f} are right about the video shown"
+        )
     return text + "."
 
 

@@ -14,7 +14,8 @@ from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.data.conversations import Conversation
 from rvllm_jax.data.pipeline import Dataset
 from rvllm_jax.data.sources import Source, open_source
-from rvllm_jax.evaluation.asking import CONTROLS, Asked, Asker, recurring, score
+from rvllm_jax.evaluation import controls
+from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.experiments import report
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import VideoLLM
@@ -171,22 +172,15 @@ def evaluate(
 
 def _controls(asker: Asker, dataset: Dataset, plain: list[Asked]) -> dict:
     """Accuracy under each control; and of the questions that only a look at the video decides."""
-    places = recurring(plain)
-    only_seen = {"count": len(places)}
-    controls = {}
-    for name, how in CONTROLS.items():
-        if how.get("swap") and len(dataset.clips) < 2:
-            continue
-        asked = _ask(asker, dataset, name, **how)
-        controls[name], _ = score(asked)
-        if places:
-            only_seen[name] = score(asked[i] for i in places)[0]["all"]
-        if places and how.get("swap"):
-            changed = [asked[i].answer != plain[i].answer for i in places]
-            only_seen["changed_when_swapped"] = sum(changed) / len(changed)
-    if places:
-        only_seen["plain"] = score(plain[i] for i in places)[0]["all"]
-    return {"controls": controls, "recurring": only_seen}
+    ways, clips = dict(controls.CONTROLS), dataset.asked_clips
+    others = controls.partners(dataset.turns, clips)
+    if others:
+        ways[controls.SWAPPED] = dict(shown=[clips[other] for other in others])
+    asked = {name: _ask(asker, dataset, name, **how) for name, how in ways.items()}
+    return {
+        "controls": {name: score(own)[0] for name, own in asked.items()},
+        "recurring": controls.only_seen(plain, asked, others),
+    }
 
 
 def _ask(asker: Asker, dataset: Dataset, title: str, **how) -> list[Asked]:

@@ -2,12 +2,12 @@ import doctest
 
 import pytest
 
-from rvllm_jax.evaluation import answers, scores
+from rvllm_jax.evaluation import answers, controls, scores
 from rvllm_jax.evaluation.scores import accuracy_by_type
 
 
 def test_the_examples_in_the_documentation_hold():
-    for module in (scores, answers):
+    for module in (scores, answers, controls):
         tried = doctest.testmod(module)
         assert tried.attempted and not tried.failed
 

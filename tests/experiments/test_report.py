@@ -81,6 +81,11 @@ def test_the_table():
 
 
 def test_the_table_tells_of_questions_that_only_a_look_decides():
-    recurring = {"count": 12, "plain": 1.0, "blind": 0.25, "changed_when_swapped": 0.9}
+    recurring = {"count": 12, "plain": 1.0, "blind": 0.25}
     text = format_table({**RESULTS, "recurring": recurring})
-    assert "(12): plain 1.000, blind 0.250; answers that change with the videos: 0.900." in text
+    assert "recurs with different answers (12): right 1.000, blind 0.250." in text
+    swapped = {"changed": 0.9, "follows": 0.75}
+    text = format_table({**RESULTS, "recurring": recurring | {"swapped": swapped}})
+    assert "0.250; with their videos swapped 0.900 of the answers change and 0.750 are" in text
+    for none in ({"recurring": {"count": 0}}, {}):
+        assert "recurs" not in format_table(RESULTS | none)

@@ -1,0 +1,120 @@
+"""Evaluation of the embedded dataset's splits, controls included, on an untrained model."""
+
+import collections
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from rvllm_jax.config import resolve
+from rvllm_jax.data import shapes
+from rvllm_jax.experiments import report
+from rvllm_jax.experiments.run import Experiment, asked_datasets, evaluate
+from rvllm_jax.training.loop import Position, Result
+
+JOINT = Path(__file__).parents[2] / "configs" / "joint.py"
+SIZES = {"train": 4, "validation": 1, "test": 6, "heldout": 2}
+SETTINGS = {
+    **{"data.questions": 3, "evaluation.train_videos": 2, "evaluation.batch": 4},
+    **{"evaluation.max_new": 3, "tokenizer.vocab_size": 300, "data.context": 500},
+}
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """That of configs/joint.py, with few clips."""
+    folder = tmp_path_factory.mktemp("run")
+    spec = importlib.util.spec_from_file_location("joint", JOINT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(SETTINGS | {"data.store": str(folder / "data")})
+    build = shapes.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            shapes, "build", lambda *a, **k: build(*a, **k | dict(sizes=SIZES, workers=0))
+        )
+        return Experiment.open(resolve(config), folder)
+
+
+@pytest.fixture(scope="module")
+def result(experiment, quick_compilation):
+    """Untrained arrays; those of the decoder large enough that the frames decide some answers."""
+    params, stats = jax.jit(experiment.model.init)(jax.random.key(0))
+    params = {n: p * 3 if n.startswith("decoder/layers") else p for n, p in params.items()}
+    position = Position(done=7, bad_rows=1, skipped_all=2, seconds={"visual": 3.0, "joint": 4.0})
+    return Result(params, stats, position)
+
+
+@pytest.fixture(scope="module")
+def evaluated(experiment, result):
+    return evaluate(experiment, result, asked_datasets(experiment))
+
+
+def written(experiment, split: str, clips: int) -> list[tuple[str, str, str]]:
+    """(type, question, answer) of the first clips of a split, from the annotations themselves."""
+    path = Path(experiment.recipe.data.store) / "shapes" / f"{split}.json"
+    turns = [t for record in json.loads(path.read_text())[:clips] for t in record["conversations"]]
+    return [
+        (q["type"], q["value"], a["value"]) for q, a in zip(turns[::2], turns[1::2], strict=True)
+    ]
+
+
+def test_every_split_is_answered_and_counted_by_question_type(experiment, evaluated):
+    results, _ = evaluated
+    asked = {"train": 2, "test": SIZES["test"], "heldout": SIZES["heldout"]}
+    assert list(results["accuracy"]) == list(results["counts"]) == list(asked)
+    for split, clips in asked.items():
+        kinds = collections.Counter(kind for kind, *_ in written(experiment, split, clips))
+        assert results["counts"][split] == {"all": kinds.total()} | kinds
+        assert results["accuracy"][split].keys() == results["counts"][split].keys()
+        assert all(0 <= share <= 1 for share in results["accuracy"][split].values())
+
+
+def test_the_controls_ask_the_questions_of_unseen_clips(experiment, evaluated):
+    results, _ = evaluated
+    assert results["control_split"] == "test"
+    assert list(results["controls"]) == ["blind", "shuffled", "swapped"]
+    for shares in results["controls"].values():
+        assert shares.keys() == results["counts"]["test"].keys()
+    answers = {}
+    for _, question, answer in written(experiment, "test", SIZES["test"]):
+        answers.setdefault(question.removeprefix("<video>\n"), []).append(answer)
+    recurring = [own for own in answers.values() if len(set(own)) > 1]
+    found = results["recurring"]
+    assert found.keys() == {"count", "plain", "blind", "swapped"}
+    assert found["count"] == sum(map(len, recurring)) > 0
+    assert found["swapped"].keys() == {"changed", "follows"} and found["swapped"]["changed"] > 0
+
+
+def test_the_report_holds_what_was_found(evaluated, tmp_path):
+    results, samples = evaluated
+    assert [s.split for s in samples] == ["train"] * 2 + ["test"] * 4 + ["heldout"] * 2
+    folder = report.write(tmp_path, results, samples)
+    kept = json.loads((folder / "results.json").read_text())
+    assert kept == results
+    assert kept["seconds"] == {"visual": 3.0, "joint": 4.0} and kept["steps"] == 7
+    assert (kept["skipped_updates"], kept["unreadable_rows"], kept["set_aside"]) == (2, 1, {})
+    table = (folder / "accuracy.md").read_text()
+    assert "| question type | train |  test | heldout | blind | shuffled | swapped |" in table
+    assert f"recurs with different answers ({results['recurring']['count']})" in table
+
+
+def test_of_one_training_video_nothing_is_swapped(experiment, result):
+    dataset = experiment.dataset(experiment.source.splits["train"][:1])
+    results, _ = evaluate(experiment, result, {"train": dataset})
+    assert results["control_split"] == "train" and list(results["controls"]) == [
+        "blind",
+        "shuffled",
+    ]
+    assert results["recurring"] == {"count": 0}
