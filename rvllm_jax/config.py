@@ -3,118 +3,22 @@
 import dataclasses
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from rvllm_jax.data.chat import TEMPLATES
-from rvllm_jax.models.llama import DECODERS, LlamaConfig
+from rvllm_jax.data.sources import EMBEDDED
+from rvllm_jax.data.tokenizer import MIN_VOCAB
+from rvllm_jax.models.llama import DECODERS
 from rvllm_jax.models.projector import PROJECTOR_KINDS
-from rvllm_jax.models.resnet import RESNETS, ResNetConfig
+from rvllm_jax.models.resnet import RESNETS
+from rvllm_jax.recipe import Data, Evaluation, Model, Recipe, Tokenizer
 from rvllm_jax.training.stages import INPUTS, OptimizerSpec, Stage
-from rvllm_jax.types import VISUAL_KINDS, VisualLayout
+from rvllm_jax.types import VISUAL_KINDS
 
 
 class ConfigError(ValueError):
     """A configuration whose parts are unknown or do not fit together."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """`config.data`; configs/joint.py says what each key means."""
-
-    videos: str
-    conversations: str
-    validation: str
-    test: str
-    store: str
-    max_bad: float
-    frames: int
-    interval: int
-    stride: int
-    short_side: int
-    crop: int
-    encoding: str
-    frames_per_record: int
-    context: int
-    questions: int
-    independent_turns: bool
-    template: str
-    workers: int
-
-    @property
-    def step(self) -> int:
-        """Stored frames from one frame of a clip to the next."""
-        return self.interval // self.stride
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """`config.tokenizer`."""
-
-    folder: str
-    vocab_size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """`config.model`."""
-
-    encoder: str
-    norm: str
-    tokens: str
-    grid: int
-    projector: str
-    decoder: str
-    dtype: str
-    remat: str
-    loss_chunk: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """`config.evaluation`."""
-
-    every: int
-    clips: int
-    probe_videos: int
-    train_videos: int
-    batch: int
-    max_new: int
-    controls: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A checked configuration."""
-
-    name: str
-    seed: int
-    parallel: str
-    mesh: dict[str, int]
-    data: Data
-    tokenizer: Tokenizer
-    model: Model
-    stages: tuple[Stage, ...]
-    evaluation: Evaluation
-    checkpoint_every: int
-    checkpoint_keep: int
-    log_every: int
-    max_skipped: int
-
-    @property
-    def layout(self) -> VisualLayout:
-        return VisualLayout(self.model.tokens, self.data.frames, self.model.grid)
-
-    @property
-    def resnet(self) -> ResNetConfig:
-        return dataclasses.replace(RESNETS[self.model.encoder], norm=self.model.norm)
-
-    @property
-    def llama(self) -> LlamaConfig:
-        """The decoder; the tiny one takes the vocabulary of the tokenizer trained for it."""
-        decoder = DECODERS[self.model.decoder]
-        if self.model.decoder == "tiny" and not self.tokenizer.folder:
-            return dataclasses.replace(decoder, vocab_size=self.tokenizer.vocab_size)
-        return decoder
 
 
 TOP_KEYS = {
@@ -180,7 +84,8 @@ def resolve(config: ConfigDict) -> Recipe:
         log_every=config.log_every,
         max_skipped=config.max_skipped,
     )
-    problems = [*_choices(recipe), *_numbers(recipe)] or _fit(recipe)
+    problems = [*_choices(recipe), *_numbers(recipe)]
+    problems = problems or [*_fit_data(recipe), *_fit_model(recipe), *_fit_stages(recipe)]
     if problems:
         raise ConfigError("the configuration does not fit together:\n- " + "\n- ".join(problems))
     return recipe
@@ -234,7 +139,7 @@ def _numbers(recipe: Recipe) -> list[str]:
     ]
 
 
-def _fit(recipe: Recipe) -> list[str]:
+def _fit_data(recipe: Recipe) -> list[str]:
     data, found = recipe.data, []
     if data.interval % data.stride:
         found.append(
@@ -245,38 +150,71 @@ def _fit(recipe: Recipe) -> list[str]:
         found.append(
             f"config.data.crop={data.crop} exceeds config.data.short_side={data.short_side}"
         )
-    if data.context > recipe.llama.context:
+    if data.videos != EMBEDDED and not data.conversations:
         found.append(
-            f"config.data.context={data.context} exceeds the {recipe.llama.context} positions of "
-            f"config.model.decoder={recipe.model.decoder}"
+            "config.data.videos names a folder; config.data.conversations must name its JSON"
+        )
+    for key in ("conversations", "validation", "test"):
+        if data.videos == EMBEDDED and getattr(data, key):
+            found.append(
+                f"config.data.{key}={getattr(data, key)!r} would be ignored: config.data.videos="
+                f"{EMBEDDED!r} brings annotations of its own; name the folder of your videos there"
+            )
+    return found
+
+
+def _fit_model(recipe: Recipe) -> list[str]:
+    data, model, found = recipe.data, recipe.model, []
+    if model.dtype == "float64" and not jax.config.jax_enable_x64:
+        found.append(
+            "config.model.dtype='float64' would be computed in float32, as JAX has 64 bits "
+            "switched off: set the environment variable JAX_ENABLE_X64=1, or choose float32"
+        )
+    if not recipe.tokenizer.folder and recipe.tokenizer.vocab_size < MIN_VOCAB:
+        found.append(
+            f"config.tokenizer.vocab_size={recipe.tokenizer.vocab_size} is too small to train a "
+            f"tokenizer: special tokens and the 256 bytes need {MIN_VOCAB} or more"
+        )
+    longest, positions = data.context + recipe.evaluation.max_new, recipe.llama.context
+    if longest > positions:
+        found.append(
+            f"config.data.context={data.context} and an answer of config.evaluation.max_new="
+            f"{recipe.evaluation.max_new} tokens behind it exceed the {positions} positions of "
+            f"config.model.decoder={model.decoder}; lower one of them"
         )
     if recipe.layout.tokens + 16 > data.context:
         found.append(
-            f"config.model.tokens={recipe.model.tokens!r} makes {recipe.layout.tokens} visual "
+            f"config.model.tokens={model.tokens!r} makes {recipe.layout.tokens} visual "
             f"tokens of {data.frames} frames, which leave no room for a question in "
             f"config.data.context={data.context}; lower config.model.grid or config.data.frames"
         )
     side = recipe.resnet.output_size(data.crop)
-    if recipe.model.tokens != "global" and recipe.model.grid > side:
+    if model.tokens != "global" and model.grid > side:
         found.append(
-            f"config.model.grid={recipe.model.grid} exceeds the {side} x {side} feature map that "
-            f"config.model.encoder={recipe.model.encoder} makes of config.data.crop={data.crop}"
+            f"config.model.grid={model.grid} exceeds the {side} x {side} feature map that "
+            f"config.model.encoder={model.encoder} makes of config.data.crop={data.crop}"
         )
-    if data.videos != "shapes" and not data.conversations:
-        found.append(
-            "config.data.videos names a folder; config.data.conversations must name its JSON"
-        )
+    return found
+
+
+def _fit_stages(recipe: Recipe) -> list[str]:
+    found = []
     if recipe.parallel == "pmap" and (recipe.mesh["fsdp"], recipe.mesh["tensor"]) != (1, 1):
         found.append(
             "config.parallel='pmap' replicates the model; set mesh.fsdp and mesh.tensor to 1"
         )
     for stage in recipe.stages:
+        where = f"config.stages.{stage.name}"
         if (stage.steps > 0) == (stage.epochs > 0):
-            found.append(f"config.stages.{stage.name}: set either steps or epochs, the other to 0")
+            found.append(f"{where}: set either steps or epochs, the other to 0")
+        elif stage.warmup >= stage.steps > 0:
+            found.append(
+                f"{where}.warmup={stage.warmup} is not below {where}.steps={stage.steps}: the "
+                "learning rate would never reach its peak; lower the one or raise the other"
+            )
         if stage.batch % stage.accumulate:
             found.append(
-                f"config.stages.{stage.name}.batch={stage.batch} is not a multiple of "
-                f"accumulate={stage.accumulate}"
+                f"{where}.batch={stage.batch} is not a multiple of accumulate={stage.accumulate}"
             )
     return found
 

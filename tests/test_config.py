@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -178,13 +179,26 @@ def test_numbers_must_be_positive(key):
             dict(data__frames=20, model__tokens="grid", model__grid=4, data__context=320),
             ["model.tokens='grid'", "320 visual", "data.context=320", "model.grid", "data.frames"],
         ),
-        (dict(data__context=513), ["data.context=513", "512 positions", "model.decoder=tiny"]),
+        (
+            dict(data__context=500, evaluation__max_new=13),
+            ["data.context=500", "evaluation.max_new=13", "512 positions", "model.decoder=tiny"],
+        ),
+        (dict(model__dtype="float64"), ["model.dtype='float64'", "JAX_ENABLE_X64=1"]),
+        (dict(tokenizer__vocab_size=259), ["tokenizer.vocab_size=259", "260 or more"]),
         (dict(parallel="pmap", mesh__fsdp=2), ["parallel='pmap'", "mesh.fsdp", "mesh.tensor"]),
         (dict(parallel="pmap", mesh__tensor=2), ["parallel='pmap'", "mesh.fsdp", "mesh.tensor"]),
         (dict(stages__joint__epochs=2), ["stages.joint", "steps or epochs"]),
         (dict(stages__joint__steps=0), ["stages.joint", "steps or epochs"]),
         (dict(stages__joint__accumulate=3), ["stages.joint.batch=8", "accumulate=3"]),
+        (
+            dict(stages__joint__warmup=200),
+            ["config.stages.joint.warmup=200", "config.stages.joint.steps=200", "peak"],
+        ),
         (dict(data__videos="folder"), ["data.videos", "data.conversations"]),
+        *(
+            ({f"data__{key}": "mine.json"}, [f"data.{key}='mine.json'", "data.videos='shapes'"])
+            for key in ("conversations", "validation", "test")
+        ),
         (dict(schedule="visual,later"), ["schedule='visual,later'", "later", "joint"]),
         (dict(schedule="joint,joint"), ["schedule='joint,joint'", "once"]),
         (dict(schedule=""), ["schedule=''", "joint"]),
@@ -195,6 +209,15 @@ def test_what_does_not_fit_together_is_refused_by_its_keys(changes, named):
     assert all(name in message for name in named), message
 
 
+def test_the_largest_and_smallest_values_that_fit_are_taken():
+    changes = dict(data__context=500, evaluation__max_new=12, tokenizer__vocab_size=260)
+    resolve(changed(**changes, stages__joint__warmup=199))
+    own = dict(data__videos="folder", data__conversations="a.json", data__test="b.json")
+    resolve(changed(**own, tokenizer__vocab_size=3, tokenizer__folder="mine"))  # none is trained
+    with jax.enable_x64(True):
+        resolve(changed(model__dtype="float64"))
+
+
 def test_every_misfit_is_named_at_once():
     message = refusal(changed(data__stride=3, stages__joint__epochs=2))
     assert "data.stride=3" in message and "stages.joint" in message
@@ -202,7 +225,7 @@ def test_every_misfit_is_named_at_once():
 
 def test_visual_tokens_of_the_paper_leave_room_but_a_full_grid_does_not():
     """100 frames of 7 x 7 places pass Vicuna's 4,096 positions; 4 x 4 do not."""
-    fits = dict(model__tokens="grid", data__context=4096)
+    fits = dict(model__tokens="grid", data__context=4096 - 128)
     assert resolve(changed("paper", **fits, model__grid=4)).layout.tokens == 1600
     assert "4900 visual tokens" in refusal(changed("paper", **fits, model__grid=7))
 

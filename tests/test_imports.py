@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rvllm_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-NO_COMMANDS = ("__init__", "types", "config")  # of the top level
+NO_COMMANDS = ("__init__", "types", "config", "recipe")  # of the top level
 COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {*NO_COMMANDS}
 
 # What a room may see, beside itself: rooms, or single modules of them.
@@ -21,7 +21,8 @@ MAY_SEE = {
     "weights": set(),
     "generation": {"types", "models", "data.chat", "data.tokenizer", "data.clips"},
     "evaluation": {"types", "models", "data", "generation"},
-    "config": {"types", "models", "data", "training.stages"},
+    "recipe": {"types", "models", "training.stages"},
+    "config": {"types", "models", "data", "recipe", "training.stages"},
     "training": {"types", "models", "data", "weights", "config", "evaluation"},
     "experiments": {
         *("types", "models", "data", "weights", "config", "training", "generation", "evaluation"),

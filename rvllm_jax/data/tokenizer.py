@@ -19,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _SMALLEST = 3 + len(_BYTES)
+MIN_VOCAB = _SMALLEST + 1  # the least `vocab_size` of a tokenizer that is trained
 # Words and runs of symbols keep the space before them; a digit stands alone. As letters and symbols
 # never share a piece, no merge can spell "</s>" or "<0x41>" and so take a special token's id.
 _PIECES = r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
