@@ -173,7 +173,7 @@ class Dataset:
             raise PipelineError(
                 f"conversation {conversation.id!r}: a crop of {self.crop} pixels does not fit the "
                 f"stored frames of {conversation.video!r}, {entry.height} x {entry.width}: "
-                "choose a smaller crop, or store the videos with a larger short side"
+                "lower config.data.crop, or raise config.data.short_side"
             )
 
     def _tokenize(self, members, tokenizer, template, independent_turns: bool) -> list[int]:
@@ -205,7 +205,8 @@ class Dataset:
                 f"conversation {self.conversations[owners[worst]].id!r}: its prompt has "
                 f"{needed[worst]} tokens ({needed[worst] - lengths[worst]} up to the video's end, "
                 f"{lengths[worst]} of question and answer), {(needed > self.context).sum()} "
-                f"prompts pass data.context = {self.context}: raise it to {needed[worst]} or more"
+                f"prompts pass config.data.context = {self.context}: raise it to {needed[worst]} "
+                "or more"
             )
         own = [lengths[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
         self.prefix_length, self.asked_length = int(prefixes.max()), int(self._asked.lengths.max())

@@ -49,7 +49,7 @@ def check_share(prepared: "StoreReport | FrameStore", max_bad: float) -> None:
         raise FrameStoreError(
             f"{len(bad)} of {total} videos do not decode, a share of {len(bad) / total:.3f} where "
             f"at most {max_bad} is allowed: {named}{more}. Replace them, remove them from the "
-            "conversations, or allow a larger share"
+            "conversations, or raise config.data.max_bad"
         )
 
 

@@ -78,7 +78,9 @@ def pack_row(
     segments = list(segments)
     total = length + sum(len(ids) for ids, _ in segments)
     if total > context:
-        raise PackingError(f"a row of {total} tokens passes data.context = {context}: raise it")
+        raise PackingError(
+            f"a row of {total} tokens passes config.data.context = {context}: raise it"
+        )
     row["tokens"][:length] = head.tokens
     row["slots"][:length] = head.slots
     row["positions"][:length] = np.arange(length)
@@ -146,14 +148,14 @@ def plan_rows(
     Raises PackingError for a segment longer than its budget.
     """
     if max_segments < 1:
-        raise PackingError(f"data.max_segments is {max_segments}; expected at least 1")
+        raise PackingError(f"config.data.questions={max_segments}: expected at least 1")
     clips: list[int] = []
     members: list[list[int]] = []
     for clip, (own, budget) in enumerate(zip(lengths, budgets, strict=True)):
         if len(own) and max(own) > budget:
             raise PackingError(
                 f"clip {clip} has a segment of {max(own)} tokens, but {budget} are left behind "
-                "its prefix; raise data.context"
+                "its prefix; raise config.data.context"
             )
         rows = _first_fit(np.asarray(own).tolist(), int(budget), max_segments)
         members += rows

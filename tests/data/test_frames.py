@@ -145,7 +145,8 @@ def test_broken_videos_are_set_aside_named_and_bounded(folder, videos):
     assert report.frames == sum(entry.num_frames for entry in store.entries.values())
     for prepared in (report, store):
         check_share(prepared, 0.2)
-        with pytest.raises(FrameStoreError, match=r"2 of 11 videos.*0\.182.*'v3.mp4': .*'v8.mp4'"):
+        message = r"2 of 11 videos.*0\.182.*'v3.mp4': .*'v8.mp4'.*raise config\.data\.max_bad"
+        with pytest.raises(FrameStoreError, match=message):
             check_share(prepared, 0.1)
     with pytest.raises(FrameStoreError, match="'v3.mp4'.*not a readable video"):
         store.read("v3.mp4", np.array([0]))

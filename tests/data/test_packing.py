@@ -53,7 +53,7 @@ def test_an_empty_row_teaches_nothing():
 
 def test_a_row_that_passes_the_context_is_refused():
     assert packing.pack_row(HEAD, SEGMENTS, 16)["segments"][-1] == 2
-    with pytest.raises(packing.PackingError, match=r"16 tokens passes data\.context = 15"):
+    with pytest.raises(packing.PackingError, match=r"16 tok.*config\.data\.context = 15: raise"):
         packing.pack_row(HEAD, SEGMENTS, 15)
 
 
@@ -81,9 +81,9 @@ def test_rows_are_filled_before_a_new_one_is_opened():
 
 
 def test_segments_that_can_never_fit_are_refused():
-    with pytest.raises(packing.PackingError, match=r"clip 1 .*11 tokens.*10 are left.*context"):
+    with pytest.raises(packing.PackingError, match=r"clip 1 .*11 to.*10 are.*config\.data\.context"):
         packing.plan_rows([[1], [3, 11]], [10, 10], 2)
-    with pytest.raises(packing.PackingError, match="max_segments is 0"):
+    with pytest.raises(packing.PackingError, match=r"config\.data\.questions=0: expected"):
         packing.plan_rows([[1]], [10], 0)
 
 

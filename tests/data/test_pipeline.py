@@ -309,7 +309,7 @@ def test_a_question_can_be_asked_about_another_video(make, folder):
 
 def test_a_prompt_longer_than_the_context_is_refused_before_training(make):
     long = CONVERSATIONS + [Conversation("wordy", "d.mp4", (Turn("Why? " * 99, "So."),), "x")]
-    with pytest.raises(PackingError, match=r"conversation 'wordy'.* tokens .*data\.context = 96"):
+    with pytest.raises(PackingError, match=r"'wordy'.*config\.data\.context = 96: raise"):
         make(long)
 
 
@@ -317,7 +317,7 @@ def test_what_does_not_fit_together_is_refused_by_name(make, tk):
     stray = Conversation("stray", "gone.mp4", CONVERSATIONS[0].turns, "x")
     with pytest.raises(pipeline.PipelineError, match=r"'stray': video 'gone\.mp4' is not in"):
         make([*CONVERSATIONS, stray])
-    with pytest.raises(pipeline.PipelineError, match="crop of 40 pixels does not fit.*36 x 48"):
+    with pytest.raises(pipeline.PipelineError, match="crop of 40 .*36 x 48.*config.data.crop"):
         make(crop=40)
     with pytest.raises(pipeline.PipelineError, match="stage.input is 'audio'"):
         make(input="audio")
