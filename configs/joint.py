@@ -134,29 +134,30 @@ def _paper() -> ConfigDict:
     with config.unlocked():
         config.data.update(
             videos="data/video_instruct_100k/videos",  # our choice, as Video-ChatGPT
-            conversations="data/video_instruct_100k/train.json",
+            conversations="data/video_instruct_100k/train.json",  # our choice
             frames=100,
             interval=6,
-            stride=6,
+            stride=6,  # changes no result: no other frame is read
             short_side=256,  # our choice
             crop=224,
-            encoding="jpeg",
-            frames_per_record=8,
+            encoding="jpeg",  # our choice
+            frames_per_record=8,  # changes no result
             context=2048,  # our choice
             questions=7,  # our choice
-            independent_turns=False,
-            template="vicuna_v1",
-            workers=16,
+            independent_turns=False,  # our choice, as LLaVA
+            template="vicuna_v1",  # our choice, as LLaVA
+            workers=16,  # changes no result
         )
-        config.tokenizer.folder = "weights/vicuna-7b-v1.5"
+        config.tokenizer.folder = "weights/vicuna-7b-v1.5"  # our choice, with the decoder
         config.model.update(
             encoder="resnet50",  # the paper says "2D ResNet"; the depth is our choice
+            norm="batch",  # our choice
             tokens="global",
             projector="linear",  # our choice
-            decoder="vicuna-7b",
-            dtype="bfloat16",
-            remat="full",
-            loss_chunk=1024,
+            decoder="vicuna-7b",  # "LLaVA-based": size and checkpoint (v1.5) are our choice
+            dtype="bfloat16",  # our choice
+            remat="full",  # changes no result
+            loss_chunk=1024,  # changes no result
         )
         config.stages = dict(
             visual=_stage(
@@ -164,6 +165,7 @@ def _paper() -> ConfigDict:
                 batch=64,  # our choice
                 warmup=500,  # our choice
                 schedule="cosine",  # our choice
+                clip=1.0,  # our choice
                 table=((ENCODER, "sgd"), (".*", "frozen")),  # training the projector: our choice
                 optimizers=dict(sgd=_sgd(0.01, 1e-4)),  # momentum 0.9: our choice
             ),
@@ -171,10 +173,12 @@ def _paper() -> ConfigDict:
                 epochs=50,
                 batch=64,  # our choice
                 warmup=500,  # our choice
+                schedule="cosine",  # our choice
+                clip=1.0,  # our choice
                 table=((".*", "adamw"),),
-                optimizers=dict(adamw=_adamw(1.5e-4, 0.05)),
+                optimizers=dict(adamw=_adamw(1.5e-4, 0.05)),  # betas 0.9 and 0.999: our choice
             ),
         )
-        config.evaluation.update(every=1000, clips=512, batch=64, max_new=128)
-        config.checkpoint.every = 1000
+        config.evaluation.update(every=1000, clips=512, batch=64, max_new=128)  # our choice
+        config.checkpoint.every = 1000  # changes no result
     return config

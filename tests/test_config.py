@@ -55,20 +55,6 @@ def test_tiny_resolves():
     assert all(isinstance(stage.table, tuple) for stage in recipe.stages)
 
 
-def test_paper_is_the_paper_s_recipe():
-    """arXiv 2504.14432, section 3: SGD, then AdamW; 100 frames of 224 pixels, ResNet, Vicuna."""
-    recipe = resolve(get_config("paper"))
-    visual, joint = recipe.stages
-    sgd, adamw = visual.optimizers["sgd"], joint.optimizers["adamw"]
-    assert (visual.epochs, sgd.kind, sgd.lr, sgd.decay) == (150, "sgd", 0.01, 1e-4)
-    assert (joint.epochs, adamw.kind, adamw.lr, adamw.decay) == (50, "adamw", 1.5e-4, 0.05)
-    assert (visual.steps, joint.steps) == (0, 0) and joint.table == ((".*", "adamw"),)
-    assert (recipe.data.frames, recipe.data.crop) == (100, 224)
-    assert (recipe.model.encoder, recipe.model.decoder) == ("resnet50", "vicuna-7b")
-    assert (recipe.layout.kind, recipe.layout.tokens) == ("global", 100)
-    assert recipe.llama.vocab_size == 32000
-
-
 def test_a_resnet_s_norm_is_a_key():
     assert resolve(changed(model__norm="group")).resnet.norm == "group"
 

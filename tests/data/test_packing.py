@@ -81,7 +81,7 @@ def test_rows_are_filled_before_a_new_one_is_opened():
 
 
 def test_segments_that_can_never_fit_are_refused():
-    with pytest.raises(packing.PackingError, match=r"clip 1 .*11 to.*10 are.*config\.data\.context"):
+    with pytest.raises(packing.PackingError, match=r"clip 1 .*11 .*10 are.*config\.data\.context"):
         packing.plan_rows([[1], [3, 11]], [10, 10], 2)
     with pytest.raises(packing.PackingError, match=r"config\.data\.questions=0: expected"):
         packing.plan_rows([[1]], [10], 0)

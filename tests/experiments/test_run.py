@@ -1,7 +1,6 @@
 """Evaluation of the embedded dataset's splits, controls included, on an untrained model."""
 
 import collections
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from rvllm_jax.experiments import report
 from rvllm_jax.experiments.run import Experiment, asked_datasets, evaluate
 from rvllm_jax.training.loop import Position, Result
 
-JOINT = Path(__file__).parents[2] / "configs" / "joint.py"
 SIZES = {"train": 4, "validation": 1, "test": 6, "heldout": 2}
 SETTINGS = {
     **{"data.questions": 3, "evaluation.train_videos": 2, "evaluation.batch": 4},
@@ -30,13 +28,10 @@ def quick_compilation():
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory):
+def experiment(joint, tmp_path_factory):
     """That of configs/joint.py, with few clips."""
     folder = tmp_path_factory.mktemp("run")
-    spec = importlib.util.spec_from_file_location("joint", JOINT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = joint()
     with config.unlocked():
         config.update_from_flattened_dict(SETTINGS | {"data.store": str(folder / "data")})
     build = shapes.build
