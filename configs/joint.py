@@ -65,8 +65,8 @@ def _tiny() -> ConfigDict:
         crop=32,  # pixels, of a clip's frames
         encoding="raw",  # or "jpeg"
         frames_per_record=17,  # stored frames a record
-        context=200,  # L, tokens a row
-        questions=9,  # most question-answer segments packed behind one video
+        context=144,  # L, tokens a row
+        questions=15,  # most question-answer segments packed behind one video
         independent_turns=True,  # False: the turns of a dialogue see one another
         template="short",  # or "vicuna_v1"
         workers=0,  # processes that load data; 0: threads of the main one
@@ -79,7 +79,7 @@ def _tiny() -> ConfigDict:
         encoder="narrow",  # or resnet18, resnet34, resnet50, resnet101, resnet152
         norm="batch",  # or "group"
         tokens="grid",  # or "global" (the paper), "spatiotemporal"
-        grid=4,  # places a side
+        grid=2,  # places a side
         projector="linear",  # or "mlp2x_gelu"
         decoder="tiny",  # or vicuna-7b, vicuna-13b, llama-3.2-1b, tinyllama-1.1b, smollm2-135m
         dtype="float32",  # of computation, and of frozen parameters
@@ -89,26 +89,26 @@ def _tiny() -> ConfigDict:
     config.stages = dict(
         language=_stage(  # stands in for Vicuna's pretraining
             input="caption_in_slot",
-            steps=200,
-            batch=8,
+            steps=150,
+            batch=16,
             warmup=20,
             table=(("decoder/.*", "adamw"), (".*", "frozen")),
             optimizers=dict(adamw=_adamw(2e-3, 0.01)),
         ),
         visual=_stage(
-            steps=150,
-            batch=8,
+            steps=100,
+            batch=16,
             warmup=20,
             table=((ENCODER, "sgd"), (".*", "frozen")),
             optimizers=dict(sgd=_sgd(0.3, 1e-4)),
         ),
         joint=_stage(
-            steps=1150,
-            batch=8,
+            steps=900,
+            batch=16,
             warmup=50,
             table=(("(encoder|projector)/.*", "visual"), (".*", "language")),
             optimizers=dict(
-                visual=_adamw(8e-3, 0.05, b2=0.98), language=_adamw(2e-3, 0.05, b2=0.98)
+                visual=_adamw(3e-3, 0.05, b2=0.98), language=_adamw(2e-3, 0.05, b2=0.98)
             ),
         ),
     )

@@ -103,8 +103,8 @@ def _prepare(folder: Path, options: Options, sizes: Mapping) -> tuple[bool, froz
 def draw_clip(options: Options, split: str, index: int) -> tuple[shapes_scene.Scene, dict]:
     """The scene of one clip and its LLaVA record, without rendering it.
 
-    The index decides number, form, direction and the existence answer, so that every run of 60
-    clips holds each combination of the first three once: no answer is more frequent by chance.
+    The index decides number, form and direction of the shape `asked`, so that every run of 60
+    clips holds each combination of them once: no answer is more frequent by chance.
     """
     heldout = split == "heldout"
     rng = np.random.default_rng(_entropy(options, split, index, 0))
@@ -122,8 +122,7 @@ def draw_clip(options: Options, split: str, index: int) -> tuple[shapes_scene.Sc
     else:
         raise RuntimeError(f"no scene for {split} clip {index} in 10,000 draws: the text rules of"
                            " shapes_text.split_of leave this split no captions")  # fmt: skip
-    exists = (index + index // 60) % 2 == 0
-    turns = shapes_text.questions(rng, scene, exists=exists, heldout=heldout)
+    turns = shapes_text.questions(scene, heldout=heldout)
     if split == "train":  # the densest supervision there is; no other split is asked for it
         turns.append(("caption", shapes_text.CAPTION_QUESTION, caption))
     return scene, _record(_name(split, index), caption, turns)

@@ -1,9 +1,9 @@
 """Scenes of the embedded dataset: which shapes are when and where, and how they look.
 
 Times are drawn on a clip of 34 frames and lengths on a picture of 36 pixels, then scaled. Whatever
-is asked shows in any 32 of the 34 frames, read at every fourth: a shape is visible for at least 13
-frames and moves by at least a third of the picture, events lie 6 or more frames apart, none in the
-first or last frames.
+is asked shows in any 31 of the 34 frames, read at every sixth: a shape is visible for at least 16
+frames and moves by 13 pixels or more, events lie 6 or more frames apart, none in the first or last
+frames.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ COLOURS = {
     "red": (235, 25, 25), "green": (20, 190, 40), "blue": (45, 75, 255), "yellow": (245, 225, 20),
     "purple": (205, 40, 225), "cyan": (30, 220, 230), "white": (250, 250, 250),
 }  # fmt: skip
-FORMS = ("ring", "square", "bar", "pole")  # told apart at 12 pixels within few updates
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
-HELDOUT = (("red", "ring"), ("blue", "square"), ("yellow", "bar"), ("purple", "pole"))
+FORMS = ("ring", "square", "bar", "cross")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
+HELDOUT = (("red", "ring"), ("blue", "square"), ("yellow", "bar"), ("purple", "cross"))
 ORDERS = ("appears first", "appears last", "vanishes first")
 
 CLIP, PICTURE = 34, 36  # the units in which times and lengths are drawn
-MIN_VISIBLE = 13
-MARGIN, CLEARANCE = 7.0, 12.5  # of a centre to the border, of two centres to each other
+MIN_VISIBLE = 16
+MARGIN, CLEARANCE = 6.5, 12.5  # of a centre to the border, of two centres to each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def draw(
     for number in range(count):
         moves = direction if number == asked else str(rng.choice(list(DIRECTIONS)))
         visible = vanishes[number] - appears[number]
-        halts = moves != "nowhere" and visible >= 16 and rng.random() < 0.35
+        halts = moves != "still" and visible >= 20 and rng.random() < 0.35
         stops = appears[number] + (round(0.6 * visible) if halts else visible)
         times = (round(t * frames / CLIP) for t in (appears[number], vanishes[number], stops))
         shapes.append(Shape(colours[number], forms[number], moves, *times))
@@ -118,12 +118,12 @@ def place(rng: np.random.Generator, scene: Scene) -> np.ndarray:
 
     One shape after another takes the first of 48 random paths that is clear of those before it,
     and the whole is tried again until no two shapes touch while both are visible, or the best of
-    10 such tries is taken.
+    30 such tries is taken.
     """
     time = np.arange(scene.frames)
     visible_NT = np.stack([(time >= s.appears) & (time < s.vanishes) for s in scene.shapes])
     best, best_gap = np.zeros(0), -1.0
-    for _ in range(10):
+    for _ in range(30):
         placed, gap = [], np.inf
         for number, shape in enumerate(scene.shapes):
             paths = _random_paths(rng, shape, time, 48 if number else 1)
@@ -145,7 +145,7 @@ def place(rng: np.random.Generator, scene: Scene) -> np.ndarray:
 def _random_paths(rng, shape: Shape, time: np.ndarray, tries: int) -> np.ndarray:
     """`float32[tries, frames, 2]`: straight, inside the picture, at an even pace until it stops."""
     progress_T = np.clip((time - shape.appears) / max(shape.stops - shape.appears, 1), 0, 1)
-    travel = np.array(DIRECTIONS[shape.direction]) * rng.uniform(12, 17, (tries, 1))
+    travel = np.array(DIRECTIONS[shape.direction]) * rng.uniform(13, 17, (tries, 1))
     low = MARGIN - np.minimum(travel, 0)
     high = PICTURE - MARGIN - np.maximum(travel, 0)
     start = rng.uniform(low, high)
@@ -187,5 +187,7 @@ def _distance(form: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndar
     x, y = np.abs(x), np.abs(y)
     if form == "square":
         return np.maximum(x, y) - 0.9 * radius
-    long, short = (x, y) if form == "bar" else (y, x)  # a bar lies, a pole stands
-    return np.maximum(long - 1.1 * radius, short - 0.4 * radius)
+    bar = np.maximum(x - 1.1 * radius, y - 0.4 * radius)
+    if form == "bar":
+        return bar
+    return np.minimum(bar, np.maximum(y - 1.1 * radius, x - 0.4 * radius))  # "cross": upright

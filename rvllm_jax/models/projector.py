@@ -1,4 +1,5 @@
-"""From feature maps to visual tokens: pooling by the layout, then projection to the decoder.
+"""From feature maps to visual tokens: pooling by the layout, projection to the decoder, and where
+in the frame each token is.
 
 B clips, T frames, h x w places, E features, g x g grid, V visual tokens, D decoder width.
 """
@@ -13,10 +14,41 @@ from rvllm_jax.types import VISUAL_KINDS, VisualLayout
 PROJECTOR_KINDS = ("linear", "mlp2x_gelu")
 
 
+class Places(nnx.Module):
+    """A learned embedding of each place of the grid, added to the projected tokens of that place.
+
+    The decoder's own positions say where a token stands in the row and not where in the frame, and
+    of that a ResNet tells little. ResNetVLLM's `global` tokens have no place and need none.
+    """
+
+    def __init__(
+        self,
+        layout: VisualLayout,
+        width: int,
+        std: float,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+        param_dtype: jnp.dtype = jnp.float32,
+    ):
+        self.layout, self.dtype = layout, dtype
+        init = nnx.initializers.normal(std)
+        self.embedding = nnx.Param(init(rngs.params(), (layout.grid**2, width), param_dtype))
+
+    def __call__(self, x_BVD: jax.Array) -> jax.Array:
+        """The tokens `[B, V, D]` of `layout`, each with the embedding of its place added."""
+        places_pD = self.embedding[...].astype(self.dtype)
+        if self.layout.kind == "grid":
+            return x_BVD + jnp.tile(places_pD, (self.layout.frames, 1))
+        # spatiotemporal: the tokens of whole frames come first, and have no place.
+        return x_BVD.at[:, self.layout.frames :].add(places_pD)
+
+
 class Projector(nnx.Module):
     """Visual tokens to the decoder's width: one linear layer, or two with GELU (LLaVA-1.5).
 
     "linear" has `linear_1` only; "mlp2x_gelu" is `linear_1` E -> D, exact GELU, `linear_2` D -> D.
+    For a `layout` with a grid it also adds the `Places`, drawn with `place_std`.
     """
 
     def __init__(
@@ -24,6 +56,8 @@ class Projector(nnx.Module):
         features: int,
         width: int,
         kind: str = "linear",
+        layout: VisualLayout | None = None,
+        place_std: float = 0.02,
         *,
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
@@ -36,14 +70,16 @@ class Projector(nnx.Module):
         self.linear_1 = nnx.Linear(features, width, **dtypes)
         if kind == "mlp2x_gelu":
             self.linear_2 = nnx.Linear(width, width, **dtypes)
+        has_places = layout is not None and layout.kind != "global"
+        self.places = Places(layout, width, place_std, **dtypes) if has_places else None
 
     def __call__(self, x_BVE: jax.Array) -> jax.Array:
-        """`dtype[..., D]` of `[..., E]`."""
+        """`dtype[B, V, D]` of `[B, V, E]`; without places any `[..., E]`."""
         x_BVD = self.linear_1(x_BVE)
         if self.kind == "mlp2x_gelu":
             # LLaVA was trained with the exact GELU; the tanh form differs by up to 1e-3.
             x_BVD = self.linear_2(jax.nn.gelu(x_BVD, approximate=False))
-        return x_BVD
+        return x_BVD if self.places is None else self.places(x_BVD)
 
 
 def pool(features_BThwE: jax.Array, frame_mask_BT: jax.Array, layout: VisualLayout) -> jax.Array:

@@ -48,7 +48,9 @@ class VideoLLM(nnx.Module):
         kinds = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.layout, self.dtype = layout, dtype
         self.encoder = ResNet(resnet, axis_name=axis_name, **kinds)
-        self.projector = Projector(resnet.features, llama.width, projector, **kinds)
+        self.projector = Projector(
+            resnet.features, llama.width, projector, layout, llama.embedding_std, **kinds
+        )
         self.decoder = Llama(llama, remat=remat, **kinds)
 
     def __call__(self, batch: Batch, *, use_running: bool) -> jax.Array:

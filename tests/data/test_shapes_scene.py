@@ -36,14 +36,14 @@ def built(tmp_path_factory):
     return folder, {split: json.loads(path.read_text()) for split, path in paths.items()}
 
 
-def test_what_is_asked_shows_in_any_window_of_32_frames(full):
+def test_what_is_asked_shows_in_any_window_of_31_frames(full):
     for clips in full.values():
         for scene, _ in clips:
             assert scene.frames == 34 and 1 <= len(scene.shapes) <= 3
             assert len({s.form for s in scene.shapes}) == len(scene.shapes)
             assert len({s.colour for s in scene.shapes}) == len(scene.shapes)
             for shape in scene.shapes:
-                assert shape.vanishes - shape.appears >= 13
+                assert shape.vanishes - shape.appears >= 16
                 assert shape.appears == 0 or shape.appears >= 4
                 assert shape.vanishes == 34 or shape.vanishes <= 27
             for times in ([s.appears for s in scene.shapes], [s.vanishes for s in scene.shapes]):
@@ -68,7 +68,7 @@ def heading(places):
     """The direction in which a trail of (x, y) leads."""
     moved = places[-3:].mean(0) - places[:3].mean(0)
     if np.abs(moved).max() < 3.5:
-        return "nowhere"
+        return "still"
     return max(WAYS, key=lambda name: np.dot(moved, WAYS[name]))
 
 
@@ -81,12 +81,12 @@ def form_of(masks):
         height, width = box.shape
         if width > 1.6 * height:
             votes["bar"] += 1
-        elif height > 1.6 * width:
-            votes["pole"] += 1
         elif not box[height // 2, width // 2]:
             votes["ring"] += 1
-        else:
+        elif box.mean() > 0.8:
             votes["square"] += 1
+        else:
+            votes["cross"] += 1
     return votes.most_common(1)[0][0]
 
 
@@ -128,8 +128,8 @@ def test_colours_survive_compression(built):
             difference = np.abs(np.median(pixels, axis=0) - shapes_scene.COLOURS[colour])
             assert difference.max() < 20, (record["id"], colour)
             assert (
-                masks.sum((1, 2)).mean() > 45
-            )  # drawn large: a bar covers 68 pixels, soft edges included
+                masks.sum((1, 2)).mean() > 40
+            )  # drawn large: a bar covers 59 pixels, soft edges included
             checked.add(colour)
     assert len(checked) >= 6
 
@@ -138,10 +138,10 @@ def test_shapes_on_screen_together_rarely_touch(full):
     gaps = []
     for number, (scene, _) in enumerate(full["test"][:150]):
         centres = shapes_scene.place(np.random.default_rng(number), scene)
-        assert centres.min() >= 6.9 and centres.max() <= 29.1
+        assert centres.min() >= 6.4 and centres.max() <= 29.6
         for i, one in enumerate(scene.shapes):
             for j, other in enumerate(scene.shapes[:i]):
                 both = slice(max(one.appears, other.appears), min(one.vanishes, other.vanishes))
                 apart = np.abs(centres[i, both] - centres[j, both]).max(-1)
                 gaps.append(apart.min(initial=np.inf))
-    assert min(gaps) > 5 and np.mean(np.array(gaps) > 11) > 0.8
+    assert min(gaps) > 5 and np.mean(np.array(gaps) > 11) > 0.85

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.models.projector import Projector, pool
+from rvllm_jax.models.projector import Places, Projector, pool
 from rvllm_jax.types import VISUAL_KINDS, VisualLayout
 
 MASK_BT = np.array([[True, True, True], [True, False, False], [False, False, False]])
@@ -109,3 +109,31 @@ def test_linear_projector_is_linear():
 def test_unknown_projector_is_refused():
     with pytest.raises(ValueError, match="kind='mlp', expected one of"):
         Projector(5, 7, "mlp", rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("kind", ["grid", "spatiotemporal"])
+def test_each_place_adds_its_own_embedding(kind):
+    """A token moved to another place moves by the difference of the places' embeddings."""
+    layout = VisualLayout(kind, 3, grid=2)
+    places = Places(layout, 7, 1.0, rngs=nnx.Rngs(0))
+    added_VD = places(jnp.zeros((2, layout.tokens, 7)))[1]
+    embedding_pD = places.embedding[...]
+    assert embedding_pD.shape == (4, 7) and len(np.unique(embedding_pD)) == 28
+    for row in range(2):  # a feature map that is 1 at one place and 0 elsewhere finds that place
+        for column in range(2):
+            x_BThwE = np.zeros((1, 3, 4, 4, 1), np.float32)
+            x_BThwE[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = 1
+            (marks_V,) = pool(x_BThwE, np.ones((1, 3), bool), layout)[..., 0]
+            for token in np.flatnonzero(marks_V == 1):
+                np.testing.assert_array_equal(added_VD[token], embedding_pD[2 * row + column])
+    if kind == "spatiotemporal":
+        np.testing.assert_array_equal(added_VD[:3], 0)
+
+
+def test_only_layouts_with_a_grid_have_places():
+    def paths(kind):
+        projector = Projector(5, 7, "linear", VisualLayout(kind, 3, grid=2), rngs=nnx.Rngs(0))
+        return {"/".join(path) for path, _ in nnx.to_flat_state(nnx.state(projector))}
+
+    assert paths("global") == {"linear_1/kernel", "linear_1/bias"}
+    assert paths("grid") == paths("spatiotemporal") == paths("global") | {"places/embedding"}
