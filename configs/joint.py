@@ -103,7 +103,7 @@ def _tiny() -> ConfigDict:
             optimizers=dict(sgd=_sgd(0.3, 1e-4)),
         ),
         joint=_stage(
-            steps=900,
+            steps=1200,
             batch=16,
             warmup=50,
             table=(("(encoder|projector)/.*", "visual"), (".*", "language")),

@@ -7,6 +7,7 @@ on at any k with another number of hosts or worker processes.
 """
 
 import functools
+import signal
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -156,6 +157,11 @@ class _Stack:
         return np.stack(field, out=grain.multiprocessing.SharedMemoryArray(shape, dtype))
 
 
+def _outlive_sigterm(worker: int, workers: int) -> None:
+    """A scheduler signals all processes of a job; these serve until the main one has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _graph(source: _Rows, load, start_step: int, workers: int) -> Iterator:
     rows = grain.MapDataset.source(source)[start_step * source.block :]
     batches = rows.map(load).batch(source.block, batch_fn=_Stack(shared=workers > 0))
@@ -166,5 +172,6 @@ def _graph(source: _Rows, load, start_step: int, workers: int) -> Iterator:
             flags.FLAGS.mark_as_parsed()
         options = grain.experimental.DatasetOptions(min_shm_size=_LARGE)
         data = grain.experimental.WithOptionsIterDataset(data, options)
-        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        data = data.mp_prefetch(options, worker_init_fn=_outlive_sigterm)
     return iter(data)

@@ -10,6 +10,7 @@ import collections
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -82,14 +83,18 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, folder: Path | str) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, which `load` and transformers read."""
+        """Writes tokenizer.json and tokenizer_config.json, which `load` and transformers read.
+
+        A file that says the same already is left alone, another one replaced whole: checkpoints
+        depend on these ids, so that a process killed here must not leave half of them.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _FILE).write_text(self._serialized, encoding="utf-8")
         config = {f"{name}_token": token for name, token in self._specials.items() if token}
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-        (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        _replace(folder / _CONFIG, text + "\n")
+        _replace(folder / _FILE, self._serialized)  # last: where it stands the tokenizer is whole
 
     def __reduce__(self):
         return Tokenizer, (self._serialized, self._specials)
@@ -144,8 +149,8 @@ def load(folder: Path | str) -> Tokenizer:
     folder = Path(folder)
     if not folder.is_dir():
         raise TokenizerError(
-            f"{folder}: no such folder; expected one with a {_FILE} (set data.tokenizer to a "
-            "tokenizer's folder, or leave it empty to train one on the text)"
+            f"{folder}: no such folder; expected one with a {_FILE} (set config.tokenizer.folder "
+            "to a tokenizer's folder, or leave it empty to train one on the text)"
         )
     if not (folder / _FILE).is_file():
         found = "only tokenizer.model" if (folder / "tokenizer.model").is_file() else "none"
@@ -171,6 +176,18 @@ def _empty(model: models.BPE) -> tokenizers.Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior="isolated")
     inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return inner
+
+
+def _replace(path: Path, text: str) -> None:
+    data = text.encode()
+    if path.is_file() and path.read_bytes() == data:
+        return
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _json(path: Path) -> dict:

@@ -19,7 +19,9 @@ from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.experiments import report
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import VideoLLM
-from rvllm_jax.training.loop import Result, Trainer
+from rvllm_jax.training.checkpoint import is_bound
+from rvllm_jax.training.identity import differences, fingerprint
+from rvllm_jax.training.loop import Result, Trainer, open_layout
 
 SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
 
@@ -42,18 +44,30 @@ def build_model(recipe: Recipe) -> PureModel:
     return PureModel.of(make)
 
 
-def open_tokenizer(recipe: Recipe, source: Source, workdir: Path) -> tokenizers.Tokenizer:
-    """The user's tokenizer, or one trained on the training text; kept in workdir/tokenizer."""
+def find_tokenizer(recipe: Recipe, workdir: Path) -> tokenizers.Tokenizer | None:
+    """The tokenizer of the working directory, or the user's; None where one is to be trained.
+
+    What workdir/tokenizer holds counts once a checkpoint depends on it: before, it may be the rest
+    of a start with other settings or other text.
+    """
     folder = workdir / "tokenizer"
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = tokenizers.load(folder)
-    elif recipe.tokenizer.folder:
-        tokenizer = tokenizers.load(recipe.tokenizer.folder)
-    else:
+    if not (is_bound(workdir) and (folder / "tokenizer.json").is_file()):
+        folder = recipe.tokenizer.folder
+    if not folder:
+        return None
+    tokenizer = tokenizers.load(folder)
+    check_tokenizer(recipe, tokenizer.vocab_size, str(folder))
+    return tokenizer
+
+
+def open_tokenizer(recipe: Recipe, source: Source, workdir: Path) -> tokenizers.Tokenizer:
+    """`find_tokenizer`, or one trained on the training text; kept in workdir/tokenizer."""
+    tokenizer = find_tokenizer(recipe, workdir)
+    if tokenizer is None:
         texts = chat.texts(chat.TEMPLATES[recipe.data.template], source.splits["train"])
         tokenizer = tokenizers.train(texts, recipe.tokenizer.vocab_size)
-    check_tokenizer(recipe, tokenizer.vocab_size, recipe.tokenizer.folder or str(folder))
-    tokenizer.save(folder)
+        check_tokenizer(recipe, tokenizer.vocab_size, "config.tokenizer.folder=''")
+    tokenizer.save(workdir / "tokenizer")
     return tokenizer
 
 
@@ -69,8 +83,14 @@ class Experiment:
 
     @classmethod
     def open(cls, recipe: Recipe, workdir: Path) -> "Experiment":
-        """Prepares the data (or reuses what exists) and traces the model."""
-        data = recipe.data
+        """Traces the model and prepares the data, or reuses what exists.
+
+        What does not fit the model, the devices or the vocabulary is refused before the videos are
+        decoded, which may take hours.
+        """
+        data, model = recipe.data, build_model(recipe)
+        open_layout(recipe, model)
+        find_tokenizer(recipe, workdir)
         source = open_source(
             data.videos,
             {"train": data.conversations, "validation": data.validation, "test": data.test},
@@ -84,7 +104,7 @@ class Experiment:
             progress=_bar,
         )
         tokenizer = open_tokenizer(recipe, source, workdir)
-        return cls(recipe, workdir, source, tokenizer, build_model(recipe))
+        return cls(recipe, workdir, source, tokenizer, model)
 
     def dataset(self, conversations: list[Conversation], input: str = "video") -> Dataset:
         data = self.recipe.data
@@ -124,6 +144,7 @@ class Experiment:
             {input: self.dataset(splits["train"], input) for input in inputs},
             {input: self.dataset(held, input) for input in inputs},
             probe,
+            tokenizer=self.tokenizer.fingerprint,
         ).run()
 
     def asker(self, params: Arrays, stats: Arrays) -> Asker:
@@ -232,13 +253,17 @@ def run(recipe: Recipe, workdir: Path) -> dict:
     """Prepares, trains, evaluates and reports; every part takes up what exists. Returns results."""
     experiment = Experiment.open(recipe, workdir)
     datasets = asked_datasets(experiment)
+    asked = {split: fingerprint(dataset) for split, dataset in datasets.items()}
     result = experiment.train()
     done = workdir / "report" / "results.json"
     if done.is_file():
         results = json.loads(done.read_text())
-        if results.get("steps") == result.position.done:
+        others = differences(results.get("asked", {}), asked)
+        if results.get("steps") == result.position.done and not others:
             logging.info("%s is of this checkpoint: nothing left to do", done)
             return results
+        logging.info("%s is of another checkpoint or other questions: %s", done, others)
     results, samples = evaluate(experiment, result, datasets)
+    results["asked"] = asked  # by which the next start sees whether these results are still true
     report.write(workdir, results, samples)
     return results

@@ -14,7 +14,7 @@ import jax
 
 from rvllm_jax.training.checkpoint_series import CheckpointError, Series
 
-__all__ = ["CheckpointError", "Checkpoints", "WorkdirError", "claim"]
+__all__ = ["CheckpointError", "Checkpoints", "WorkdirError", "claim", "is_bound"]
 
 
 class WorkdirError(RuntimeError):
@@ -129,11 +129,19 @@ class Checkpoints:
         return self._best[stage]
 
 
+def is_bound(workdir: str | Path) -> bool:
+    """Whether `workdir` holds a complete checkpoint, and so belongs to its configuration."""
+    series = ("checkpoints", "best/*", ".aside_checkpoints/*", "best/.aside_*/*")
+    places = [place for parent in series for place in Path(workdir).glob(f"{parent}/*")]
+    return any(place.name.isdigit() for place in places)
+
+
 def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
     """Makes `workdir` the working directory of `config`, or checks that it is.
 
-    The first start writes `config.json`. Later starts compare it with `config`, and write it anew
-    when only ignored keys differ.
+    Writes `config.json`. As long as there is no checkpoint nothing depends on it, and a start with
+    another configuration takes the directory over: what ended the one before can be mended there.
+    Afterwards it must be the same configuration, but for the ignored keys.
 
     Args:
       workdir: made when it is not there.
@@ -147,25 +155,8 @@ def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] 
     path = Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
-    if path.exists():
-        old, new = _flat(_read_config(path)), _flat(config)
-        ignored = tuple(ignore)
-        faults = [
-            f"{key}: {_shown(old, key)} there, {_shown(new, key)} now"
-            for key in sorted(old.keys() | new.keys())
-            if _shown(old, key) != _shown(new, key)
-            and not any(key == i or key.startswith(i + ".") for i in ignored)
-        ]
-        if faults:
-            raise WorkdirError(
-                f"{workdir} belongs to another configuration ({path}). Name another --workdir, or "
-                "restore these keys:\n  " + "\n  ".join(faults)
-            )
-    elif (path.parent / "checkpoints").exists():
-        raise WorkdirError(
-            f"{workdir} holds checkpoints, but not the {path.name} that says of which "
-            "configuration. Put that file back, or name another --workdir."
-        )
+    if is_bound(workdir):
+        _check_same(path, config, ignore)
     if jax.process_index() == 0:
         temporary = path.with_suffix(".tmp")
         with temporary.open("w") as file:
@@ -173,6 +164,26 @@ def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] 
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def _check_same(path: Path, config: dict, ignore: Sequence[str]) -> None:
+    if not path.exists():
+        raise WorkdirError(
+            f"{path.parent} holds checkpoints, but not the {path.name} that says of which "
+            "configuration. Put that file back, or name another --workdir."
+        )
+    old, new = _flat(_read_config(path)), _flat(config)
+    faults = [
+        f"{key}: {_shown(old, key)} there, {_shown(new, key)} now"
+        for key in sorted(old.keys() | new.keys())
+        if _shown(old, key) != _shown(new, key)
+        and not any(key == i or key.startswith(i + ".") for i in ignore)
+    ]
+    if faults:
+        raise WorkdirError(
+            f"{path.parent} belongs to another configuration ({path}). Name another --workdir, or "
+            "restore these keys:\n  " + "\n  ".join(faults)
+        )
 
 
 def _read_config(path: Path) -> dict:

@@ -117,9 +117,7 @@ class Series:
             cleanup_tmp_directories=clear,
             enable_async_checkpointing=self._asynchronous,
         )
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=options, item_handlers=handlers
-        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def _set_aside(self, step: int) -> None:
         superseded = sorted(s for s in self._manager.all_steps() if s >= step)

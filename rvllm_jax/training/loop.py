@@ -1,29 +1,27 @@
 """The one loop: every stage of the recipe in turn, from wherever the working directory stopped."""
 
 import collections
+import contextlib
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
-from rvllm_jax.config import ConfigError, Recipe
+from rvllm_jax.config import Recipe
 from rvllm_jax.data.pipeline import Dataset, loss_batches, train_batches
 from rvllm_jax.models.pure import Arrays, PureModel
-from rvllm_jax.training import optimizer, parallel
-from rvllm_jax.training.checkpoint import Checkpoints
+from rvllm_jax.training import identity, optimizer, parallel
+from rvllm_jax.training.checkpoint import Checkpoints, WorkdirError
+from rvllm_jax.training.holding import Held, Holding
+from rvllm_jax.training.interrupt import INTERRUPTED, Interrupt, closing
 from rvllm_jax.training.metrics import Metrics, Progress
 from rvllm_jax.training.stages import Stage
-from rvllm_jax.training.step import State, make_loss, make_step, split
+from rvllm_jax.training.step import State, make_loss, make_step
 from rvllm_jax.types import Batch
-
-INTERRUPTED = 75  # exit code after SIGTERM: the state is saved, start the same command again
 
 
 class TrainingError(RuntimeError):
@@ -53,10 +51,19 @@ class Result:
     position: Position
 
 
+def open_layout(recipe: Recipe, model: PureModel) -> parallel.JitParallel | parallel.PmapParallel:
+    """The layout over the devices; raises where a stage fits neither it nor the parameters."""
+    layout = parallel.make(recipe.parallel, recipe.mesh)
+    for stage in recipe.stages:
+        stage.check(model.params, layout.rows)
+    return layout
+
+
 class Trainer:
     """Runs the stages of `recipe` in `workdir`.
 
-    `train_sets` and `validation_sets` hold a Dataset for every stage input. Parameters start from
+    `train_sets` and `validation_sets` hold a Dataset for every stage input, `tokenizer` is the
+    fingerprint of theirs: a checkpoint made of others is not continued. Parameters start from
     `model.init` of the recipe's seed unless the working directory holds a checkpoint. `probe` is
     called with (stage input, params, stats) beside each validation loss; what it returns, such as
     {"accuracy/all": 0.7}, is recorded.
@@ -70,22 +77,22 @@ class Trainer:
         train_sets: dict[str, Dataset],
         validation_sets: dict[str, Dataset],
         probe: Callable[[str, Arrays, Arrays], dict[str, float]] | None = None,
+        *,
+        tokenizer: str,
     ):
         self.recipe, self.workdir, self.model = recipe, workdir, model
         self.train_sets, self.validation_sets = train_sets, validation_sets
         self.probe = probe or (lambda *_: {})
-        self.parallel = parallel.make(recipe.parallel, recipe.mesh)
+        self.parallel = open_layout(recipe, model)
+        self.holding = Holding(model, recipe.stages, recipe.model.dtype, self.parallel)
         self.lengths = [self._length(stage) for stage in recipe.stages]
-        for stage in recipe.stages:
-            if stage.batch % (self.parallel.rows * stage.accumulate):
-                raise ConfigError(
-                    f"config.stages.{stage.name}.batch={stage.batch} must be a multiple of "
-                    f"{self.parallel.rows} devices x accumulate={stage.accumulate}"
-                )
+        self.made_of = {"tokenizer": tokenizer}
+        for name, sets in (("training", train_sets), ("validation", validation_sets)):
+            for input, dataset in sets.items():
+                self.made_of[f"{name} pairs of input {input}"] = identity.fingerprint(dataset)
         self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint_keep)
-        self.key = jax.random.key(recipe.seed)
         self.loss = jax.jit(make_loss(model, loss_chunk=recipe.model.loss_chunk))
-        self.stop_requested = False
+        self.interrupt = Interrupt()
 
     def _length(self, stage: Stage) -> int:
         if stage.steps:
@@ -94,80 +101,66 @@ class Trainer:
 
     def run(self) -> Result:
         """Trains what is left to train, and returns the final arrays."""
-        position, arrays = self._restore()
-        previous = signal.signal(signal.SIGTERM, self._request_stop)
-        self.metrics = Metrics(self.workdir, start_step=position.done)
-        try:
+        with contextlib.ExitStack() as ends:  # each is left, whatever happens to the others
+            ends.enter_context(self.interrupt)
+            ends.push(closing(self.checkpoints.close))
+            position, arrays = self._restore()
+            self.key = arrays["key"]
+            self.metrics = Metrics(self.workdir, start_step=position.done)
+            ends.push(closing(self.metrics.close))
             for number in range(position.stage, len(self.recipe.stages)):
                 if number > position.stage:
                     position = dataclasses.replace(position, stage=number, k=0)
-                    arrays = {**arrays, "opt": None}
-                arrays, position = self._run_stage(arrays, position)
-            self.checkpoints.wait()
-            if self.stop_requested:  # while the last updates were being saved
-                raise SystemExit(INTERRUPTED)
-        finally:
-            self.metrics.close()
-            self.checkpoints.close()
-            signal.signal(signal.SIGTERM, previous)
+                    arrays["opt"] = None
+                self._stop_if_asked()
+                arrays = self._run_stage(arrays, position)
+            self._stop_if_asked()
         return Result(arrays["params"], arrays["stats"], position)
 
-    def _request_stop(self, signum, frame):
-        logging.warning("signal %d: saving after this step, then exiting", signum)
-        self.stop_requested = True
+    def _stop_if_asked(self) -> None:
+        """Exits after SIGTERM; called where all that was done is in a checkpoint."""
+        self.checkpoints.wait()
+        if self.interrupt.requested:
+            raise SystemExit(INTERRUPTED)
 
     def _transformation(self, number: int):
         stage = self.recipe.stages[number]
         labels = stage.labels(self.model.params)
         return stage, labels, optimizer.build(stage, labels, self.lengths[number])
 
-    def _placed(self, arrays: dict, labels: dict[str, str], tx: Any) -> State:
-        """Parameters split by the stage's table; a frozen one is held in the compute dtype."""
-        trainable, frozen = split(arrays["params"], labels)
-        trainable = {p: x.astype(self.model.params[p].dtype) for p, x in trainable.items()}
-        frozen = {p: x.astype(self.recipe.model.dtype) for p, x in frozen.items()}
-        opt = tx.init(trainable) if arrays["opt"] is None else arrays["opt"]
-        return self.parallel.place(tx, State(trainable, frozen, arrays["stats"], opt))
-
     def _restore(self) -> tuple[Position, dict]:
+        """Where the run goes on, and with which arrays: parameters to random state."""
         latest = self.checkpoints.latest()
         if latest is None:
-            params, stats = jax.jit(self.model.init)(self.key)
-            return Position(), {"params": params, "stats": stats, "opt": None}
-        position = Position(**self.checkpoints.read_meta(latest)["position"])
+            return Position(), self.holding.draw(jax.random.key(self.recipe.seed))
+        meta = self.checkpoints.read_meta(latest)
+        if others := identity.differences(meta.get("made_of", {}), self.made_of):
+            raise WorkdirError(
+                f"{self.workdir}: its checkpoint of step {latest} was made of other data, so that "
+                "continuing would repeat some pairs and leave out others. Put the annotations and "
+                "the tokenizer back as they were, or name another --workdir.\n  "
+                + "\n  ".join(others)
+            )
+        position = Position(**meta["position"])
         _, labels, tx = self._transformation(position.stage)
-        like = jax.eval_shape(lambda: self._saved(self._abstract(labels, tx)))
+        like = self.holding.like(position.stage, labels, tx)
         arrays, _ = self.checkpoints.restore(latest, like)
         logging.info("continuing from the checkpoint of step %d", latest)
-        return position, {name: arrays[name] for name in ("params", "stats", "opt")}
+        return position, arrays
 
-    def _abstract(self, labels: dict[str, str], tx: Any) -> State:
-        zeros = {p: jnp.zeros(x.shape, x.dtype) for p, x in self.model.params.items()}
-        trainable, frozen = split(zeros, labels)
-        frozen = {p: x.astype(self.recipe.model.dtype) for p, x in frozen.items()}
-        stats = {p: jnp.zeros(x.shape, x.dtype) for p, x in self.model.stats.items()}
-        return State(trainable, frozen, stats, tx.init(trainable))
-
-    def _saved(self, state: State) -> dict:
-        params = {**state.trainable, **state.frozen}
-        key = jax.random.key_data(self.key)
-        return {"params": params, "stats": state.stats, "opt": state.opt, "key": key}
-
-    def _save(self, state: State, position: Position) -> None:
+    def _save(self, held: Held, position: Position) -> None:
         self.metrics.flush()
         self.checkpoints.wait()  # `position` names a best: it must be complete first
-        arrays = self._saved(self.parallel.gather(state))
-        self.checkpoints.save(position.done, arrays, {"position": dataclasses.asdict(position)})
+        meta = {"position": dataclasses.asdict(position), "made_of": self.made_of}
+        self.checkpoints.save(position.done, self.holding.saved(held, self.key), meta)
 
-    def _run_stage(self, arrays: dict, position: Position) -> tuple[dict, Position]:
+    def _run_stage(self, arrays: dict, position: Position) -> dict:
+        """The stage's remaining updates; takes over `arrays`, as at its end nothing holds them."""
         stage, labels, tx = self._transformation(position.stage)
-        length = self.lengths[position.stage]
-        state = self._placed(arrays, labels, tx)
-        if position.k < length:
-            state = self._updates(stage, labels, tx, state, position, length)
-        final = self.parallel.gather(state)
-        params = {**final.trainable, **final.frozen}
-        return {"params": params, "stats": final.stats, "opt": final.opt}, position
+        held = self.holding.place(arrays, position.stage, labels, tx)
+        if position.k < self.lengths[position.stage]:
+            held = self._updates(stage, labels, tx, held, position)
+        return self.holding.saved(held, self.key)
 
     def _compile(self, stage: Stage, labels, tx, state: State, batch: Batch) -> Callable:
         step = make_step(
@@ -192,9 +185,9 @@ class Trainer:
             )
         return compiled
 
-    def _updates(self, stage, labels, tx, state: State, position: Position, length: int) -> State:
-        """The stage's remaining updates; metrics are read one late, so the device never waits."""
-        dataset = self.train_sets[stage.input]
+    def _updates(self, stage, labels, tx, held: Held, position: Position) -> Held:
+        """Updates to the stage's end; metrics are read one late, so the device never waits."""
+        dataset, length = self.train_sets[stage.input], self.lengths[position.stage]
         batches = train_batches(
             dataset,
             seed=self.recipe.seed,
@@ -209,23 +202,25 @@ class Trainer:
         with bar:
             for batch in batches:
                 placed = self.parallel.put(batch)
-                step = step or self._compile(stage, labels, tx, state, placed)
-                state, metrics = step(state, placed)
+                if step is None:
+                    self._stop_if_asked()  # before minutes of compilation
+                    step = self._compile(stage, labels, tx, held.state, placed)
+                state, metrics = step(held.state, placed)
+                held = held._replace(state=state)
                 pending.append((batch, metrics))
                 position.k, position.done = position.k + 1, position.done + 1
                 due = self._due(position, length)
                 while len(pending) > (0 if due else 1):
                     self._record(stage, position, bar, *pending.popleft(), behind=len(pending))
                 if "validation" in due:
-                    self._validate(stage, state, position)
+                    self._validate(stage, held, position)
                 spent, clock = time.monotonic() - clock, time.monotonic()
                 position.seconds[stage.name] = position.seconds.get(stage.name, 0.0) + spent
                 if "checkpoint" in due:
-                    self._save(state, position)
+                    self._save(held, position)
                 if "stop" in due:
-                    self.checkpoints.wait()
-                    raise SystemExit(INTERRUPTED)
-        return state
+                    self._stop_if_asked()
+        return held
 
     def _due(self, position: Position, length: int) -> set[str]:
         last, every = position.k == length, self.recipe.evaluation.every
@@ -234,7 +229,7 @@ class Trainer:
             due.add("validation")
         if last or position.done % self.recipe.checkpoint_every == 0:
             due.add("checkpoint")
-        if self.stop_requested:  # asked once an update, so that what is saved is what stops
+        if self.interrupt.requested:  # asked once an update, so that what is saved is what stops
             due |= {"checkpoint", "stop"}
         return due
 
@@ -261,23 +256,28 @@ class Trainer:
         names = sorted({conversations[row].video for row in batch.rows if row >= 0})
         logging.warning("step %d: loss or gradient not finite, update skipped: %s", done, names)
         if position.skipped >= self.recipe.max_skipped:
+            latest = self.checkpoints.latest()
             raise TrainingError(
                 f"{position.skipped} updates in a row were not finite, the last at step {done} "
-                f"(stage {stage.name}, update {k}) with the clips {', '.join(names)}. Lower "
-                f"config.stages.{stage.name}.optimizers.*.lr or look at these clips; the last "
-                f"checkpoint is that of step {self.checkpoints.latest()}."
+                f"(stage {stage.name}, update {k}) with the clips {', '.join(names)}. Look at "
+                f"these clips, or lower config.stages.{stage.name}.optimizers.*.lr and name a new "
+                "--workdir: what is trained belongs to its configuration. "
+                + (
+                    f"The last checkpoint is that of step {latest}."
+                    if latest
+                    else "No checkpoint has been written yet."
+                )
             )
 
-    def _validate(self, stage: Stage, state: State, position: Position) -> None:
-        held = self.parallel.gather(state)
-        params = {**held.trainable, **held.frozen}
+    def _validate(self, stage: Stage, held: Held, position: Position) -> None:
+        params, stats = self.holding.shown(held)
         batches = loss_batches(self.validation_sets[stage.input], batch=stage.batch)
-        pairs = [self.loss(params, held.stats, batch) for batch in batches]
+        pairs = [self.loss(params, stats, batch) for batch in batches]
         loss = float(sum(total for total, _ in pairs) / sum(tokens for _, tokens in pairs))
-        values = {"loss": loss, **self.probe(stage.input, params, held.stats)}
+        values = {"loss": loss, **self.probe(stage.input, params, stats)}
         self.metrics.log(position.done, stage.name, values, kind="validation")
         if loss < position.best.get(stage.name, math.inf):
             position.best[stage.name] = loss
-            self.checkpoints.save_best(
-                stage.name, position.done, {"params": params, "stats": held.stats}, {"loss": loss}
-            )
+            saved = self.holding.saved(held, self.key)
+            best = {"params": saved["params"], "stats": saved["stats"]}
+            self.checkpoints.save_best(stage.name, position.done, best, {"loss": loss})

@@ -4,13 +4,15 @@
 run was killed and continued from an earlier checkpoint.
 """
 
+import contextlib
 import json
 import math
 import numbers
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +27,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricsError(RuntimeError):
-    """metrics.jsonl cannot be read; the message names the line and says what to do."""
+    """metrics.jsonl cannot be read or written; the message says where and what to do."""
 
 
 class Metrics:
@@ -41,7 +43,7 @@ class Metrics:
       writes: False on every process of a distributed run but one; then nothing is touched.
 
     Raises:
-      MetricsError: a line other than the last is not a record.
+      MetricsError: a line other than the last is not a record, or the files cannot be written.
     """
 
     def __init__(self, workdir: str | Path, start_step: int, *, writes: bool = True):
@@ -52,6 +54,10 @@ class Metrics:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         records = [r for r in _read(self.path) if r["step"] <= start_step]
         self._seen = {(r["step"], r["kind"]) for r in records}
+        with self._writing():
+            self._open(records)
+
+    def _open(self, records: list[dict[str, Any]]) -> None:
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(_line(record) for record in records)
@@ -90,23 +96,40 @@ class Metrics:
         if not self._writes or (record["step"], kind) in self._seen:
             return False
         self._seen.add((record["step"], kind))
-        self._file.write(_line(record))
-        self._add_events(record)
+        with self._writing():
+            self._file.write(_line(record))
+            self._add_events(record)
         return True
 
     def flush(self) -> None:
         """Returns when all records are on the disk."""
         if self._writes:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._events.flush()
+            with self._writing():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._events.flush()
 
     def close(self) -> None:
         """Flushes, and ends."""
         if self._writes:
-            self.flush()
-            self._file.close()
-            self._events.close()
+            with self._writing():
+                try:
+                    self.flush()
+                finally:
+                    self._file.close()
+                    self._events.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            free = shutil.disk_usage(self.path.parent).free
+            raise MetricsError(
+                f"{self.path} or {self.path.parent / 'tensorboard'}: cannot be written: {error} "
+                f"({free:,} bytes are free there). Free space there, or mend the cause, and start "
+                "the same command again: it goes on from the newest checkpoint."
+            ) from error
 
     def _add_events(self, record: Mapping[str, Any]) -> None:
         values = [

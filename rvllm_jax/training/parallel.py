@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.training import sharding
@@ -26,14 +26,19 @@ class JitParallel:
         self._replicated = NamedSharding(mesh, P())
         self._batch = sharding.batch_sharding(mesh)
 
-    def shardings(self, tx: optax.GradientTransformation, state: State) -> State:
-        """Where each array of `state` (arrays or their shapes) lies."""
-        return State(
-            sharding.param_shardings(self.mesh, state.trainable),
-            sharding.param_shardings(self.mesh, state.frozen),
-            jax.tree.map(lambda _: self._replicated, state.stats),
-            sharding.optimizer_shardings(self.mesh, tx, state.trainable),
+    def arrays(self, params: dict, stats: dict) -> tuple[dict, dict]:
+        """Where each parameter and each statistic (arrays or their shapes) lies."""
+        return (
+            sharding.param_shardings(self.mesh, params),
+            {path: self._replicated for path in stats},
         )
+
+    def shardings(self, tx: optax.GradientTransformation, state: State) -> State:
+        """Where each array of `state` (arrays or their shapes) lies, in a step and gathered."""
+        trainable, stats = self.arrays(state.trainable, state.stats)
+        frozen, _ = self.arrays(state.frozen, {})
+        opt = sharding.optimizer_shardings(self.mesh, tx, state.trainable)
+        return State(trainable, frozen, stats, opt)
 
     def place(self, tx: optax.GradientTransformation, state: State) -> State:
         return jax.device_put(state, self.shardings(tx, state))
@@ -69,9 +74,26 @@ class PmapParallel:
     def __init__(self, devices: list[jax.Device]):
         self.devices = devices
         self.rows = len(devices)
+        self._one = SingleDeviceSharding(devices[0])
+        self._copies = NamedSharding(Mesh(np.asarray(devices), (PMAP_AXIS,)), P(PMAP_AXIS))
+
+    def arrays(self, params: dict, stats: dict) -> tuple[dict, dict]:
+        """Where each parameter and each statistic lies before `place` and after `gather`."""
+        return dict.fromkeys(params, self._one), dict.fromkeys(stats, self._one)
+
+    def shardings(self, tx: optax.GradientTransformation, state: State) -> State:
+        """Where each array of `state` lies before `place` and after `gather`."""
+        return jax.tree.map(lambda _: self._one, state)
 
     def place(self, tx: optax.GradientTransformation, state: State) -> State:
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.rows, *jnp.shape(x))), state)
+        def copy(x):
+            # One copy a device; `jnp.broadcast_to` would lay all of them on the first.
+            own = jnp.expand_dims(x, 0)
+            copies = [jax.device_put(own, device) for device in self.devices]
+            shape = (self.rows, *own.shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, self._copies, copies)
+
+        return jax.tree.map(copy, state)
 
     def put(self, batch: Any) -> Any:
         return jax.tree.map(
@@ -83,7 +105,10 @@ class PmapParallel:
         return mapped.lower(state, batch).compile()
 
     def gather(self, state: State) -> State:
-        return jax.tree.map(lambda x: x[0], state)
+        def first(x):  # as it lies: `x[0]` would be copied to every device
+            return x.addressable_shards[0].data.reshape(x.shape[1:])
+
+        return jax.tree.map(first, state)
 
     def scalars(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
         return {name: float(value[0]) for name, value in metrics.items()}

@@ -17,7 +17,7 @@ RULES = (
     (r"decoder/embed/embedding", P("tensor", "fsdp")),
     (r"decoder/head/kernel", P("fsdp", "tensor")),
     (r"encoder/.*kernel", P(None, None, None, "fsdp")),
-    (r"projector/.*kernel", P(None, "fsdp")),
+    (r"projector/.*(kernel|embedding)", P(None, "fsdp")),
     (r".*", P()),
 )
 

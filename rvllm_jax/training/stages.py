@@ -44,10 +44,11 @@ class Stage:
 
     def labels(self, paths: Iterable[str]) -> dict[str, str]:
         """The optimizer's name, or "frozen", of every parameter path: the first match wins."""
+        rows = [(self._compiled(pattern), label) for pattern, label in self.table]
         labels, unmatched = {}, []
         for path in paths:
-            for pattern, label in self.table:
-                if re.fullmatch(pattern, path):
+            for pattern, label in rows:
+                if pattern.fullmatch(path):
                     labels[path] = label
                     break
             else:
@@ -67,6 +68,29 @@ class Stage:
         if all(label == FROZEN for label in labels.values()):
             raise StageError(f"stage {self.name}: its table freezes every parameter; train some")
         return labels
+
+    def check(self, paths: Iterable[str], devices: int) -> None:
+        """Raises StageError where table and parameters, or batch and devices, do not fit.
+
+        devices: how many the rows of a batch are split over.
+        """
+        self.labels(paths)
+        if self.batch % (devices * self.accumulate):
+            raise StageError(
+                f"config.stages.{self.name}.batch={self.batch} must be a multiple of {devices} "
+                f"devices x accumulate={self.accumulate}: set it to one, or config.mesh to fewer "
+                "devices in data x fsdp"
+            )
+
+    def _compiled(self, pattern: str) -> re.Pattern:
+        try:
+            return re.compile(pattern)
+        except re.error as error:
+            raise StageError(
+                f"config.stages.{self.name}.table: {pattern!r} is not a regular expression "
+                f"({error}); it is matched with whole parameter paths, such as "
+                "'encoder/stem/conv/kernel'"
+            ) from error
 
     def uses_running_stats(self, labels: dict[str, str]) -> bool:
         """Whether BatchNorm keeps to its running statistics: by key, or with all of it frozen."""

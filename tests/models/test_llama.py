@@ -189,6 +189,22 @@ def test_named_decoders_have_the_published_number_of_parameters(name, parameters
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == parameters
 
 
+def test_named_decoders_have_the_published_sizes():
+    """What the number of parameters does not tell; from the config.json files (Vicuna v1.5)."""
+    published = {  # rope_theta, norm_eps, context, heads, key/value heads, head_dim, tied
+        "vicuna-7b": (10000, 1e-5, 4096, 32, 32, 128, False),
+        "vicuna-13b": (10000, 1e-5, 4096, 40, 40, 128, False),
+        "llama-3.2-1b": (500000, 1e-5, 131072, 32, 8, 64, True),
+        "tinyllama-1.1b": (10000, 1e-5, 2048, 32, 4, 64, False),
+        "smollm2-135m": (100000, 1e-5, 8192, 9, 3, 64, True),
+    }
+    keys = ("rope_theta", "norm_eps", "context", "heads", "kv_heads", "head_dim", "tied")
+    ours = {name: tuple(getattr(c, key) for key in keys) for name, c in DECODERS.items()}
+    assert published == {name: sizes for name, sizes in ours.items() if name != "tiny"}
+    scaling = {name: c.rope_scaling for name, c in DECODERS.items() if c.rope_scaling}
+    assert scaling == {"llama-3.2-1b": llama.RopeScaling(32.0, 1.0, 4.0, 8192)}
+
+
 def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits():
     model = decoder(dtype=jnp.bfloat16)
     hidden, _ = model(some_x(9), POSITIONS, SEGMENTS)

@@ -1,7 +1,5 @@
 """The encoder and the pooling give torch's numbers, forwards, backwards and after SGD steps."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,10 @@ import pytest
 from flax import nnx
 
 from rvllm_jax.models.projector import Projector, adaptive_average
+from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
+from rvllm_jax.training.optimizer import build
+from rvllm_jax.training.stages import OptimizerSpec, Stage
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 transformers = pytest.importorskip("transformers", reason="a requirement of the package")
@@ -69,28 +70,13 @@ def their_model(config: ResNetConfig, dtype):
 
 
 def our_model(config: ResNetConfig, dtype, arrays: dict[str, np.ndarray]):
-    """Graph, parameters and statistics of a ResNet that holds `arrays`, every leaf by name."""
-    make = functools.partial(ResNet, config, dtype=dtype, param_dtype=dtype)
-    model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
-    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    unused = set(arrays)
-
-    def filled(state):
-        pairs = []
-        for path, leaf in nnx.to_flat_state(state):
-            name = "/".join(map(str, path))
-            unused.remove(name)
-            assert leaf.shape == arrays[name].shape, name
-            pairs.append((path, leaf.replace(jnp.asarray(arrays[name], dtype))))
-        return nnx.from_flat_state(pairs)
-
-    model = graph, filled(params), filled(stats)
-    assert not unused
-    return model
-
-
-def named(state) -> dict[str, np.ndarray]:
-    return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    """A ResNet, and its parameters and statistics out of `arrays`, every leaf by name."""
+    model = PureModel.of(lambda rngs: ResNet(config, rngs=rngs, dtype=dtype, param_dtype=dtype))
+    assert arrays.keys() == model.params.keys() | model.stats.keys()
+    for name, leaf in (model.params | model.stats).items():
+        assert leaf.shape == arrays[name].shape, name
+    params = {name: jnp.asarray(arrays[name], dtype) for name in model.params}
+    return model, params, {name: jnp.asarray(arrays[name], dtype) for name in model.stats}
 
 
 def assert_close(ours: dict, theirs: dict, tolerance: float):
@@ -102,13 +88,13 @@ def assert_close(ours: dict, theirs: dict, tolerance: float):
         assert difference <= tolerance * np.linalg.norm(np.ravel(array)), name
 
 
-def loss_and_gradients(graph, *, use_running):
+def loss_and_gradients(model: PureModel, *, use_running):
     """A function to the gradients of sum(features x weight), the features and new statistics."""
 
     def loss(params, stats, x_NHWC, weight_NhwE):
-        model = nnx.merge(graph, params, stats, copy=True)
-        features = model(x_NHWC, jnp.ones(len(x_NHWC), bool), use_running=use_running)
-        return (features * weight_NhwE).sum(), (features, nnx.state(model, nnx.BatchStat))
+        resnet = model.merge(params, stats)
+        features = resnet(x_NHWC, jnp.ones(len(x_NHWC), bool), use_running=use_running)
+        return (features * weight_NhwE).sum(), (features, model.read_stats(resnet))
 
     return jax.grad(loss, has_aux=True)
 
@@ -137,13 +123,15 @@ def test_training_steps_equal_torch_in_float64(config, size):
     options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
     their_sgd = torch.optim.SGD(theirs.parameters(), **options)
     x_NHWC, weight_NhwE = frames_and_weights(config, size, np.float64)
-    sgd = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.01, 0.9))
+    specs = {"sgd": OptimizerSpec("sgd", lr=0.01, decay=1e-4, momentum=0.9)}
+    stage = Stage("s", "video", 1, ((".*", "sgd"),), specs, steps=2, schedule="constant")
     with jax.enable_x64(True):
-        graph, params, stats = our_model(config, jnp.float64, as_ours(theirs.state_dict().items()))
+        model, params, stats = our_model(config, jnp.float64, as_ours(theirs.state_dict().items()))
+        sgd = build(stage, stage.labels(params), 2)
 
         @jax.jit
         def step(params, stats, opt_state):
-            gradients, (features, stats) = loss_and_gradients(graph, use_running=False)(
+            gradients, (features, stats) = loss_and_gradients(model, use_running=False)(
                 params, stats, x_NHWC, weight_NhwE
             )
             updates, opt_state = sgd.update(gradients, opt_state, params)
@@ -160,8 +148,8 @@ def test_training_steps_equal_torch_in_float64(config, size):
             their_sgd.step()
             expected = their_features.detach().numpy().transpose(0, 2, 3, 1)
             assert_close({"features": np.asarray(features)}, {"features": expected}, 1e-6)
-            assert_close(named(gradients), as_ours(their_gradients), 1e-6)
-        assert_close(named(params) | named(stats), as_ours(theirs.state_dict().items()), 1e-6)
+            assert_close(gradients, as_ours(their_gradients), 1e-6)
+        assert_close(params | stats, as_ours(theirs.state_dict().items()), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +164,8 @@ def test_running_statistics_equal_torch_in_float32(config):
         for _ in range(20):  # running statistics that fit the weights, as after training
             theirs(nchw(x_NHWC))
     theirs.eval()
-    graph, params, stats = our_model(config, jnp.float32, as_ours(theirs.state_dict().items()))
-    gradients, (features, new_stats) = jax.jit(loss_and_gradients(graph, use_running=True))(
+    model, params, stats = our_model(config, jnp.float32, as_ours(theirs.state_dict().items()))
+    gradients, (features, new_stats) = jax.jit(loss_and_gradients(model, use_running=True))(
         params, stats, x_NHWC, weight_NhwE
     )
     their_features = theirs(nchw(x_NHWC)).last_hidden_state
@@ -185,8 +173,8 @@ def test_running_statistics_equal_torch_in_float32(config):
     expected = their_features.detach().numpy().transpose(0, 2, 3, 1)
     assert_close({"features": np.asarray(features)}, {"features": expected}, 1e-4)
     their_gradients = as_ours((n, p.grad) for n, p in theirs.named_parameters())
-    assert_close(named(gradients), their_gradients, 1e-3)
-    assert_close(named(new_stats), named(stats), 0)
+    assert_close(gradients, their_gradients, 1e-3)
+    assert_close(new_stats, stats, 0)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (7, 7), (5, 9), (8, 6)])

@@ -23,9 +23,13 @@ LAYOUT = VisualLayout("spatiotemporal", frames=3, grid=2)
 L, SIZE = 20, 8
 
 
-def _tiny_model(dtype=jnp.float32, llama: LlamaConfig = LLAMA) -> PureModel:
+def _tiny_model(
+    dtype=jnp.float32, llama: LlamaConfig = LLAMA, layout: VisualLayout = LAYOUT, param_dtype=None
+) -> PureModel:
+    kinds = {"dtype": dtype, "param_dtype": param_dtype or dtype}
+
     def make(rngs):
-        return VideoLLM(RESNET, llama, LAYOUT, rngs=rngs, dtype=dtype, param_dtype=dtype)
+        return VideoLLM(RESNET, llama, layout, rngs=rngs, **kinds)
 
     return PureModel.of(make)
 
@@ -84,7 +88,7 @@ def _tiny_arrays(model: PureModel, seed=0) -> tuple[dict, dict]:
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """(dtype, llama) -> PureModel."""
+    """(dtype, llama, layout, param_dtype: dtype by default) -> PureModel."""
     return _tiny_model
 
 

@@ -32,7 +32,7 @@ def test_updates_that_are_not_finite_end_the_run_with_step_and_clips(tmp_path, r
     assert f"3 updates in a row were not finite, the last at step {last['step']} " in message
     assert "(stage visual, update" in message
     assert all(f"{number}.mp4" in message for number in range(6))
-    assert "config.stages.visual.optimizers.*.lr" in message
+    assert "config.stages.visual.optimizers.*.lr and name a new --workdir" in message
     latest = Checkpoints(tmp_path).latest()
     assert f"checkpoint is that of step {latest}." in message
     saved = ocp.PyTreeCheckpointer().restore(tmp_path / "checkpoints" / str(latest) / "arrays")

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import os
 import signal
 import struct
 import subprocess
@@ -152,6 +153,18 @@ def test_what_is_flushed_survives_sigkill(tmp_path):
     assert subprocess.run(command).returncode == -signal.SIGKILL
     assert [r["step"] for r in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert [step for _, step, _ in events(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("what", ["flush", "close"])
+def test_a_full_disk_is_reported_with_the_path_and_what_to_do(tmp_path, what):
+    metrics = Metrics(tmp_path, 0)
+    metrics._file.close()
+    metrics._file = open("/dev/full", "a")
+    metrics.log(1, "sgd", {"loss": 1})
+    with pytest.raises(MetricsError, match="No space left.*Free space there") as error:
+        getattr(metrics, what)()
+    assert str(tmp_path / "metrics.jsonl") in str(error.value)
 
 
 def test_other_processes_of_a_distributed_run_write_nothing(tmp_path):

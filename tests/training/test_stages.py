@@ -53,6 +53,21 @@ def test_an_unknown_optimizer_is_named():
         with_table(("encoder/.*", "lion"), (".*", "frozen")).labels(PATHS)
 
 
+def test_what_is_no_regular_expression_is_named_with_its_key():
+    with pytest.raises(StageError, match=r"config\.stages\.alignment\.table: '\(encoder/\.\*'"):
+        with_table(("(encoder/.*", "sgd"), (".*", "frozen")).labels(PATHS)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
+    STAGE.check(PATHS, devices=2)
+    with pytest.raises(StageError, match=r"alignment\.batch=2 must be a multiple of 4 devices"):
+        STAGE.check(PATHS, devices=4)
+    with pytest.raises(StageError, match=r"accumulate=2"):
+        dataclasses.replace(STAGE, accumulate=2).check(PATHS, devices=2)
+    with pytest.raises(StageError, match="freezes every parameter"):
+        with_table((".*", "frozen")).check(PATHS, devices=1)
+
+
 def test_all_frozen_is_refused():
     with pytest.raises(StageError, match="alignment.*freezes every parameter"):
         with_table((".*", "frozen")).labels(PATHS)

@@ -1,0 +1,117 @@
+"""Where the arrays of a run are, and in which precision: drawn, in a stage, in a checkpoint.
+
+Between stages they are one dictionary {"params", "stats", "opt", "key"}, which is also what a
+checkpoint holds. They lie as the layout (parallel.py) says from the first moment, so that no
+device ever holds more than its share.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from rvllm_jax.models.pure import Arrays, PureModel
+from rvllm_jax.training.parallel import JitParallel, PmapParallel
+from rvllm_jax.training.stages import FROZEN, Stage
+from rvllm_jax.training.step import State, split
+
+
+class Held(NamedTuple):
+    """A stage's arrays: on the devices, and those that wait in host memory for a later stage."""
+
+    state: State
+    waiting: dict[str, np.ndarray]
+
+
+class Holding:
+    """Places the arrays of `stages`, frozen parameters in `dtype`: that of the computation.
+
+    What trains keeps the dtype of the model's parameters. What is frozen is on the devices in the
+    dtype of the computation only. A parameter that a later stage trains must not lose the bits in
+    between: its original waits in host memory while it is frozen, and stands in every checkpoint.
+    One that no later stage trains is rounded for good, when it is drawn or when the last stage
+    that trains it has ended.
+    """
+
+    def __init__(
+        self,
+        model: PureModel,
+        stages: tuple[Stage, ...],
+        dtype: str,
+        layout: JitParallel | PmapParallel,
+    ):
+        self.model, self.dtype, self.layout = model, np.dtype(dtype), layout
+        labels = [stage.labels(model.params) for stage in stages]
+        self._last_trained = {
+            path: max((n for n, own in enumerate(labels) if own[path] != FROZEN), default=-1)
+            for path in model.params
+        }
+
+    def kept_dtype(self, path: str, stage: int) -> np.dtype:
+        """The dtype of a parameter in the checkpoints of stage number `stage`."""
+        trains = self._last_trained[path] >= stage
+        return np.dtype(self.model.params[path].dtype) if trains else self.dtype
+
+    def draw(self, key: jax.Array) -> dict:
+        """The arrays that a run starts from."""
+        kept = {path: self.kept_dtype(path, 0) for path in self.model.params}
+
+        def init(key):
+            params, stats = self.model.init(key)
+            return {path: x.astype(kept[path]) for path, x in params.items()}, stats
+
+        where = self.layout.arrays(self.model.params, self.model.stats)
+        params, stats = jax.jit(init, out_shardings=where)(key)
+        return {"params": params, "stats": stats, "opt": None, "key": jax.random.key_data(key)}
+
+    def like(self, stage: int, labels: dict[str, str], tx: optax.GradientTransformation) -> dict:
+        """The shapes, dtypes and places of the arrays in a checkpoint of stage number `stage`."""
+        params = {
+            path: jax.ShapeDtypeStruct(x.shape, self.kept_dtype(path, stage))
+            for path, x in self.model.params.items()
+        }
+        trainable, frozen = split(params, labels)
+        state = State(trainable, frozen, self.model.stats, jax.eval_shape(tx.init, trainable))
+        where = self.layout.shardings(tx, state)
+        placed = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, where
+        )
+        key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+        return _named(placed, {}, key)
+
+    def place(
+        self, arrays: dict, stage: int, labels: dict[str, str], tx: optax.GradientTransformation
+    ) -> Held:
+        """Takes over `arrays` and empties it: what is copied here is freed before training."""
+        params, stats, opt = arrays.pop("params"), arrays.pop("stats"), arrays.pop("opt")
+        where, _ = self.layout.arrays(self.model.params, self.model.stats)
+        placed, waiting = {}, {}
+        for path in list(params):
+            x = params.pop(path)
+            if labels[path] == FROZEN:
+                if self.kept_dtype(path, stage) != self.dtype:
+                    waiting[path] = np.array(x)  # a copy: on CPU a view would keep `x` alive
+                x = x.astype(self.dtype)
+            placed[path] = jax.device_put(x, where[path])
+        del x
+        trainable, frozen = split(placed, labels)
+        if opt is None:
+            shapes = jax.eval_shape(tx.init, trainable)
+            places = self.layout.shardings(tx, State(trainable, frozen, stats, shapes)).opt
+            opt = jax.jit(tx.init, out_shardings=places)(trainable)
+        return Held(self.layout.place(tx, State(trainable, frozen, stats, opt)), waiting)
+
+    def saved(self, held: Held, key: Any) -> dict:
+        """The arrays of a checkpoint, and of the stage's end."""
+        return _named(self.layout.gather(held.state), held.waiting, key)
+
+    def shown(self, held: Held) -> tuple[Arrays, Arrays]:
+        """Parameters and statistics as the stage computes with them."""
+        state = self.layout.gather(held.state)
+        return {**state.trainable, **state.frozen}, state.stats
+
+
+def _named(state: State, waiting: dict, key: Any) -> dict:
+    params = {**state.trainable, **state.frozen, **waiting}
+    return {"params": params, "stats": state.stats, "opt": state.opt, "key": key}
