@@ -1,6 +1,6 @@
 """ResNetVLLM in two stages (arXiv 2504.14432, section 3): the visual encoder, then everything.
 
-    python -m rvllm_jax.main --config=configs/joint.py          # tiny: two CPU cores, six minutes
+    python -m rvllm_jax.main --config=configs/joint.py          # tiny: two CPU cores, ten minutes
     python -m rvllm_jax.main --config=configs/joint.py:paper    # ResNet-50 + Vicuna-7B, 100 frames
 
 Every key is overridden on the command line: --config.stages.joint.batch=16. In `paper`, "our

@@ -19,6 +19,8 @@ from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.experiments import report
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.training import metrics
+from rvllm_jax.training.boundaries import boundary_losses
 from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.training.identity import differences, fingerprint
 from rvllm_jax.training.loop import Result, Trainer, open_layout
@@ -264,6 +266,8 @@ def run(recipe: Recipe, workdir: Path) -> dict:
             return results
         logging.info("%s is of another checkpoint or other questions: %s", done, others)
     results, samples = evaluate(experiment, result, datasets)
+    inputs = {stage.name: stage.input for stage in recipe.stages}
+    results["boundaries"] = boundary_losses(metrics.read(workdir / "metrics.jsonl"), inputs)
     results["asked"] = asked  # by which the next start sees whether these results are still true
     report.write(workdir, results, samples)
     return results
