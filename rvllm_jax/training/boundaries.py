@@ -23,7 +23,7 @@ def boundary_losses(
     """
     losses: dict[str, dict[int, float]] = {stage: {} for stage in inputs}
     for record in records:
-        known =  record["stage"] in losses
+        known = record["kind"] == "validation" and record["stage"] in losses
         if known and math.isfinite(record["loss"]):
             losses[record["stage"]][record["step"]] = record["loss"]
     found = {}
