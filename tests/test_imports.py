@@ -138,10 +138,16 @@ print("imported")
     assert {line.split(" <- ")[1].split(".")[0] for line in asked} <= {"tensorboardX"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path",
+    [*FILES, *sorted(ROOT.glob("tests/**/*.py")), *sorted(ROOT.glob("configs/*.py"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_files_and_functions_are_short(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 300, "a file has under 300 lines"
+    assert len(text.splitlines()) <= 300, "a file has at most 300 lines: split it by topic"
+    if path.parent.name == "configs":
+        return  # a recipe is one table of values, to be read from top to bottom
     kinds = ast.FunctionDef | ast.AsyncFunctionDef
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
     long = {f.name: f.end_lineno - f.lineno + 1 for f in functions}

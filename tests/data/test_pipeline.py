@@ -1,58 +1,14 @@
 """The pipeline on a real store of real videos: streams, resuming, hosts, bad records, controls."""
 
 import collections
-import pickle
 
 import numpy as np
 import pytest
 
-from rvllm_jax.data import chat, pipeline, tokenizer, video
+from rvllm_jax.data import chat, pipeline
 from rvllm_jax.data.clips import load_clip
-from rvllm_jax.data.conversations import Conversation, Turn
-from rvllm_jax.data.frames import FrameStore, write_store
-from rvllm_jax.data.packing import PackingError
-from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, VisualLayout
-
-LENGTHS = {"a.mp4": 30, "b.mp4": 5, "c.mp4": 20, "d.mp4": 24}  # frames; b is shorter than a clip
-LAYOUT = VisualLayout("spatiotemporal", frames=4, grid=2)
-TEMPLATE = chat.TEMPLATES["short"]
-
-
-def _conversation(name, turns, caption=""):
-    made = tuple(Turn(f"What is {i} in it?", f"Answer {name} {i}.", "form") for i in range(turns))
-    return Conversation(name, f"{name[0]}.mp4", made, caption or f"Caption of {name}.")
-
-
-# Two conversations are about one video, "a.mp4".
-TURNS = {"a": 4, "b": 3, "c": 1, "a2": 2, "d": 5}
-CONVERSATIONS = [_conversation(name, turns) for name, turns in TURNS.items()]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    rng = np.random.default_rng(0)
-    for name, length in LENGTHS.items():
-        small = rng.integers(0, 255, (length, 3, 4, 3), dtype=np.uint8)
-        video.write(folder / name, small.repeat(12, 1).repeat(12, 2), fps=10)
-    write_store(folder / "store", {n: folder / n for n in LENGTHS}, short_side=36, shards=4,
-                frames_per_record=4)  # fmt: skip
-    return folder / "store"
-
-
-@pytest.fixture(scope="module")
-def tk():
-    return tokenizer.train(list(chat.texts(TEMPLATE, CONVERSATIONS)), 400)
-
-
-@pytest.fixture
-def make(folder, tk):
-    def make(conversations=CONVERSATIONS, store=None, **changes):
-        options = dict(context=96, max_segments=3, step=2, crop=32) | changes
-        store = store or FrameStore(folder)
-        return pipeline.Dataset(conversations, store, tk, TEMPLATE, LAYOUT, **options)
-
-    return make
+from rvllm_jax.data.frames import FrameStore
+from rvllm_jax.types import NO_SLOT, PADDING, PREFIX
 
 
 def _equal(ours, theirs):
@@ -64,23 +20,15 @@ def _equal(ours, theirs):
             assert a.dtype == b.dtype and a.shape == b.shape and (a == b).all(), field
 
 
-def _answers(tk, batch):
-    """What each row teaches: the decoded answers, in order."""
-    for row in range(len(batch.rows)):
-        for segment in range(1, batch.segments[row].max(initial=0) + 1):
-            learned = (batch.segments[row] == segment) & (batch.weights[row] > 0)
-            yield tk.decode(batch.targets[row][learned])
-
-
-def test_an_epoch_uses_every_pair_once(make, tk):
+def test_an_epoch_uses_every_pair_once(make, conversations, answers):
     dataset = make()
     steps = dataset.steps_per_epoch(2)
     batches = list(pipeline.train_batches(dataset, seed=5, batch=2, epochs=3))
     assert len(batches) == 3 * steps == dataset.num_steps(3, 2)
-    expected = sorted(f" {t.answer}" for c in CONVERSATIONS for t in c.turns)
+    expected = sorted(f" {t.answer}" for c in conversations for t in c.turns)
     orders = []
     for epoch in range(3):
-        found = [a for b in batches[epoch * steps :][:steps] for a in _answers(tk, b)]
+        found = [a for b in batches[epoch * steps :][:steps] for a in answers(b)]
         assert sorted(found) == expected
         orders.append(found)
     assert orders[0] != orders[1] != orders[2]
@@ -97,17 +45,19 @@ def test_shapes_and_types_are_those_of_the_batch(make):
     assert batch.rows.dtype == batch.errors.dtype == np.int32
 
 
-def test_rows_hold_the_video_s_slots_and_its_conversations_alone(make, tk):
+def test_rows_hold_the_video_s_slots_and_its_conversations_alone(
+    make, conversations, lengths, layout, answers
+):
     dataset, seen = make(), collections.Counter()
     for batch in pipeline.loss_batches(dataset, batch=1):
         number, prefix = int(batch.rows[0]), batch.segments[0] == PREFIX
-        name = CONVERSATIONS[number].video[0]
+        name = conversations[number].video[0]
         frames = int(batch.frame_mask.sum())
-        assert frames == min(4, -(-LENGTHS[f"{name}.mp4"] // 2))
+        assert frames == min(4, -(-lengths[f"{name}.mp4"] // 2))
         slots = batch.slots[0][batch.slots[0] != NO_SLOT]
-        assert slots.tolist() == LAYOUT.filled(frames).tolist()
+        assert slots.tolist() == layout.filled(frames).tolist()
         assert (batch.segments[0][batch.slots[0] != NO_SLOT] == PREFIX).all()
-        for answer in _answers(tk, batch):
+        for answer in answers(batch):
             assert answer.startswith(f" Answer {name}")
             seen[number] += 1
         for segment in range(1, batch.segments[0].max() + 1):
@@ -157,9 +107,9 @@ def test_the_end_of_an_epoch_is_padded_with_rows_that_teach_nothing(make):
     assert not empty.frames.any() and (empty.errors == pipeline.READABLE).all()
 
 
-def test_training_moves_the_clip_and_validation_centres_it(make, folder):
+def test_training_moves_the_clip_and_validation_centres_it(make, clips_folder):
     dataset = make()
-    store, sizes = FrameStore(folder), {"frames": 4, "step": 2, "crop": 32}
+    store, sizes = FrameStore(clips_folder), {"frames": 4, "step": 2, "crop": 32}
     centred = {int(b.rows[0]): b for b in pipeline.loss_batches(dataset, batch=1)}
     frames, mask = load_clip(store, "b.mp4", **sizes, rng=None)
     assert (centred[1].frames[0] == frames).all() and (centred[1].frame_mask[0] == mask).all()
@@ -174,8 +124,8 @@ def test_training_moves_the_clip_and_validation_centres_it(make, folder):
     assert len(drawn[0]) > 8 and len(drawn[1] - drawn[0]) > 8  # of 8 epochs x 2 rows
 
 
-def test_a_damaged_record_empties_its_row_and_says_so(folder, make, tk, tmp_path):
-    for file in folder.iterdir():
+def test_a_damaged_record_empties_its_row_and_says_so(clips_folder, make, tmp_path, answers):
+    for file in clips_folder.iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
     store = FrameStore(tmp_path)
@@ -191,57 +141,21 @@ def test_a_damaged_record_empties_its_row_and_says_so(folder, make, tk, tmp_path
         hit = batch.errors != 0
         assert not batch.weights[hit].any() and not batch.frame_mask[hit].any()
         assert (batch.segments[hit] == PADDING).all()
-    answers = [a for b in batches for a in _answers(tk, b)]
-    assert len(answers) == 14 and " Answer c 0." not in answers
+    found = [a for b in batches for a in answers(b)]
+    assert len(found) == 14 and " Answer c 0." not in found
     asked = {int(i) for q in pipeline.eval_batches(dataset, batch=2, max_questions=3)
              for i in q.ids.flat}  # fmt: skip
     lost = set(range(len(dataset.questions))) - asked
     assert [dataset.questions[i] for i in lost] == [(2, 0)]
 
 
-def test_a_caption_stands_in_the_video_s_place(make, tk):
-    dataset = make(input="caption_in_slot")
-    before, after = chat.prefix_ids(tk, TEMPLATE)
-    batches = list(pipeline.train_batches(dataset, seed=0, batch=2, epochs=1))
-    seen = set()
-    for batch in batches:
-        assert batch.frames.shape == (2, 0, 32, 32, 3) and batch.frame_mask.shape == (2, 0)
-        assert (batch.slots == NO_SLOT).all()
-        for row in np.flatnonzero(batch.rows >= 0):
-            conversation = CONVERSATIONS[batch.rows[row]]
-            prefix = batch.tokens[row][batch.segments[row] == PREFIX].tolist()
-            assert prefix == before + tk.encode(conversation.caption) + after
-            seen.add(int(batch.rows[row]))
-    assert seen == set(range(5))
-    found = sorted(a for b in batches for a in _answers(tk, b))
-    assert found == sorted(f" {t.answer}" for c in CONVERSATIONS for t in c.turns)
-
-
-def test_a_caption_needs_no_store(tk):
-    dataset = pipeline.Dataset(CONVERSATIONS, None, tk, TEMPLATE, LAYOUT, input="caption_in_slot",
-                               context=96, max_segments=3, crop=32)  # fmt: skip
-    assert len(list(pipeline.loss_batches(pickle.loads(pickle.dumps(dataset)), batch=4))) == 2
-
-
-def test_turns_of_a_dialogue_can_be_one_segment(make, tk):
-    dataset = make(independent_turns=False, context=160)
-    batches = list(pipeline.loss_batches(dataset, batch=1))
-    first = next(b for b in batches if b.rows[0] == 1)
-    ids, weights = chat.segment_ids(tk, TEMPLATE, CONVERSATIONS[1].turns)
-    own = first.segments[0] == 1
-    assert first.segments[0].max() == 1
-    assert first.tokens[0][own].tolist() == ids
-    assert first.weights[0][own].tolist() == [*weights[1:], 0]
-    assert sum(b.segments[0].max() for b in batches) == len(CONVERSATIONS)
-
-
-def test_every_question_is_asked_once_in_groups_of_its_video(make, tk):
+def test_every_question_is_asked_once_in_groups_of_its_video(make, tk, conversations, template):
     dataset = make()
     batches = list(pipeline.eval_batches(dataset, batch=4, max_questions=3))
     ids = np.concatenate([b.ids for b in batches])
     assert sorted(ids[ids >= 0]) == list(range(len(dataset.questions)))
     assert sorted(dataset.questions) == [
-        (n, t) for n, c in enumerate(CONVERSATIONS) for t in range(len(c.turns))
+        (n, t) for n, c in enumerate(conversations) for t in range(len(c.turns))
     ]
     assert ids.shape == (8, 3) and (ids >= 0).sum(1).tolist() == [3, 3, 3, 1, 3, 2, 0, 0]
     for batch in batches:
@@ -252,9 +166,9 @@ def test_every_question_is_asked_once_in_groups_of_its_video(make, tk):
                 assert not batch.asked_mask[place].any()
                 continue
             conversation, turn = dataset.questions[number]
-            question = CONVERSATIONS[conversation].turns[turn].question
+            question = conversations[conversation].turns[turn].question
             asked = batch.asked[place][batch.asked_mask[place]].tolist()
-            assert asked == chat.question_ids(tk, TEMPLATE, question)
+            assert asked == chat.question_ids(tk, template, question)
             assert not np.diff(batch.asked_mask[place].astype(int)).max(initial=-1) > 0
     assert (batches[-1].segments[2:] == PADDING).all() and not batches[-1].frame_mask[2:].any()
 
@@ -291,10 +205,12 @@ def test_permuting_shuffles_the_real_frames_alone(make):
     assert moved >= 3
 
 
-def test_a_question_can_be_asked_about_another_video(make, folder):
-    dataset, store = make(), FrameStore(folder)
+def test_a_question_can_be_asked_about_another_video(
+    make, clips_folder, conversations, lengths, layout
+):
+    dataset, store = make(), FrameStore(clips_folder)
     sizes = {"frames": 4, "step": 2, "crop": 32, "rng": None}
-    clips = {name: load_clip(store, name, **sizes)[0].tobytes() for name in LENGTHS}
+    clips = {name: load_clip(store, name, **sizes)[0].tobytes() for name in lengths}
     names = {clip: name for name, clip in clips.items()}
     shown = {}
     about = [number % 4 for number in range(len(dataset.questions))]
@@ -302,38 +218,12 @@ def test_a_question_can_be_asked_about_another_video(make, folder):
         video = names[batch.frames[0].tobytes()]
         shown |= {int(number): video for number in batch.ids[0] if number >= 0}
         slots = batch.slots[0][batch.slots[0] != NO_SLOT]
-        assert slots.tolist() == LAYOUT.filled(int(batch.frame_mask.sum())).tolist()
-    clip_names = [CONVERSATIONS[number].video for number in dataset.clips]
+        assert slots.tolist() == layout.filled(int(batch.frame_mask.sum())).tolist()
+    clip_names = [conversations[number].video for number in dataset.clips]
     assert [shown[number] for number in range(len(about))] == [clip_names[c] for c in about]
 
 
-def test_a_prompt_longer_than_the_context_is_refused_before_training(make):
-    long = CONVERSATIONS + [Conversation("wordy", "d.mp4", (Turn("Why? " * 99, "So."),), "x")]
-    with pytest.raises(PackingError, match=r"'wordy'.*config\.data\.context = 96: raise"):
-        make(long)
-
-
-def test_what_does_not_fit_together_is_refused_by_name(make, tk):
-    stray = Conversation("stray", "gone.mp4", CONVERSATIONS[0].turns, "x")
-    with pytest.raises(pipeline.PipelineError, match=r"'stray': video 'gone\.mp4' is not in"):
-        make([*CONVERSATIONS, stray])
-    with pytest.raises(pipeline.PipelineError, match="crop of 40 .*36 x 48.*config.data.crop"):
-        make(crop=40)
-    with pytest.raises(pipeline.PipelineError, match="stage.input is 'audio'"):
-        make(input="audio")
-    with pytest.raises(pipeline.PipelineError, match="no conversation is left of 0"):
-        make([])
-    with pytest.raises(pipeline.PipelineError, match="either epochs or steps"):
-        pipeline.train_batches(make(), seed=0, batch=1)
-
-
-def test_conversations_of_videos_set_aside_are_left_out_by_name(folder, make, tmp_path):
-    (tmp_path / "broken.mp4").write_bytes(b"not a video")
-    files = {n: folder.parent / n for n in LENGTHS} | {"broken.mp4": tmp_path / "broken.mp4"}
-    write_store(tmp_path / "store", files, short_side=36)
-    lost = Conversation("lost", "broken.mp4", CONVERSATIONS[0].turns, "x")
-    dataset = make([lost, *CONVERSATIONS], store=FrameStore(tmp_path / "store"))
-    assert list(dataset.left_out) == ["lost"] and "broken.mp4" in dataset.left_out["lost"]
-    assert {n for n, _ in dataset.questions} == {1, 2, 3, 4, 5}
-    rows = {int(r) for b in pipeline.loss_batches(dataset, batch=1) for r in b.rows}
-    assert rows == {1, 2, 3, 5}
+def test_the_length_of_a_stream_is_given_in_one_way(make):
+    for both in ({}, {"epochs": 1, "steps": 2}):
+        with pytest.raises(pipeline.PipelineError, match="either epochs or steps"):
+            pipeline.train_batches(make(), seed=0, batch=1, **both)

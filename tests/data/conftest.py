@@ -1,0 +1,121 @@
+"""Real video files and the frame stores made of them, shared by the tests of several modules."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rvllm_jax.data import chat, pipeline, tokenizer, video
+from rvllm_jax.data.conversations import Conversation, Turn
+from rvllm_jax.data.frames import FrameStore, write_store
+from rvllm_jax.types import VisualLayout
+
+# The frame store: videos of several sizes, some of them broken.
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> dict[str, Path]:
+    """Nine videos of several lengths and sizes at 10 frames a second, and two that are broken."""
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    paths = {f"v{number}.mp4": folder / f"v{number}.mp4" for number in range(11)}
+    for number, path in enumerate(paths.values()):
+        shape = (3 + 5 * number, 16 + 2 * number, 24, 3)
+        video.write(path, rng.integers(0, 256, shape, np.uint8), fps=10)
+    paths["v3.mp4"].write_bytes(rng.bytes(5000))
+    paths["v8.mp4"].write_bytes(b"")
+    return paths
+
+
+@pytest.fixture(scope="session")
+def options() -> dict:
+    """Those of `stored`, for `write_store`."""
+    return {"short_side": None, "frames_per_record": 4, "shards": 3}
+
+
+@pytest.fixture(scope="session")
+def stored(videos, options, tmp_path_factory) -> Path:
+    """The folder of a finished store of the videos."""
+    folder = tmp_path_factory.mktemp("store")
+    write_store(folder, videos, **options)
+    return folder
+
+
+@pytest.fixture
+def copy(stored, tmp_path) -> Path:
+    """A store of its own to damage, with equal bytes."""
+    for path in stored.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+# The dataset: conversations about four videos, two of them about one, "a.mp4".
+
+
+@pytest.fixture(scope="session")
+def lengths() -> dict[str, int]:
+    """Frames of each video; b is shorter than a clip."""
+    return {"a.mp4": 30, "b.mp4": 5, "c.mp4": 20, "d.mp4": 24}
+
+
+@pytest.fixture(scope="session")
+def layout() -> VisualLayout:
+    return VisualLayout("spatiotemporal", frames=4, grid=2)
+
+
+@pytest.fixture(scope="session")
+def template() -> chat.Template:
+    return chat.TEMPLATES["short"]
+
+
+@pytest.fixture(scope="session")
+def conversations() -> list[Conversation]:
+    def conversation(name, turns):
+        made = (Turn(f"What is {i} in it?", f"Answer {name} {i}.", "form") for i in range(turns))
+        return Conversation(name, f"{name[0]}.mp4", tuple(made), f"Caption of {name}.")
+
+    turns = {"a": 4, "b": 3, "c": 1, "a2": 2, "d": 5}
+    return [conversation(name, count) for name, count in turns.items()]
+
+
+@pytest.fixture(scope="session")
+def clips_folder(lengths, tmp_path_factory) -> Path:
+    """The folder of the store of the four videos, which lie beside it."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for name, length in lengths.items():
+        small = rng.integers(0, 255, (length, 3, 4, 3), dtype=np.uint8)
+        video.write(folder / name, small.repeat(12, 1).repeat(12, 2), fps=10)
+    paths = {name: folder / name for name in lengths}
+    write_store(folder / "store", paths, short_side=36, shards=4, frames_per_record=4)
+    return folder / "store"
+
+
+@pytest.fixture(scope="session")
+def tk(template, conversations):
+    return tokenizer.train(list(chat.texts(template, conversations)), 400)
+
+
+@pytest.fixture
+def make(conversations, clips_folder, tk, template, layout):
+    """make(conversations, store, **options) -> Dataset."""
+
+    def make(chosen=conversations, store=None, **changes):
+        sizes = dict(context=96, max_segments=3, step=2, crop=32) | changes
+        store = store or FrameStore(clips_folder)
+        return pipeline.Dataset(chosen, store, tk, template, layout, **sizes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def answers(tk):
+    """answers(batch) -> what each row teaches: the decoded answers, in order."""
+
+    def answers(batch):
+        for row in range(len(batch.rows)):
+            for segment in range(1, batch.segments[row].max(initial=0) + 1):
+                learned = (batch.segments[row] == segment) & (batch.weights[row] > 0)
+                yield tk.decode(batch.targets[row][learned])
+
+    return answers
