@@ -2,7 +2,9 @@
 
 import functools
 import json
+import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -15,7 +17,7 @@ from rvllm_jax.data.sources import SourceError
 from rvllm_jax.experiments.run import run
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
-from rvllm_jax.training.loop import TrainingError
+from rvllm_jax.training.loop import Position, Trainer, TrainingError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NEVER = 100  # updates between two validations: they would only take time
@@ -66,15 +68,32 @@ def test_annotations_that_cannot_be_used_end_the_run_before_it(tmp_path, recipe,
     assert "own.json" in message and "bad.mp4" in message and "Replace" in message
 
 
+def test_updates_that_are_not_finite_before_the_first_checkpoint_say_that_there_is_none():
+    conversations = [SimpleNamespace(video="panda.mp4")]
+    trainer = SimpleNamespace(
+        train_sets={"video": SimpleNamespace(conversations=conversations)},
+        recipe=SimpleNamespace(max_skipped=3),
+        checkpoints=SimpleNamespace(latest=lambda: None),
+    )
+    stage, batch = SimpleNamespace(name="visual", input="video"), SimpleNamespace(rows=[0, -1])
+    with pytest.raises(TrainingError, match="panda.mp4.*No checkpoint has been written") as error:
+        Trainer._skipped(trainer, stage, Position(skipped=3), batch, 3, 3)
+    assert "None" not in str(error.value)
+
+
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path, monkeypatch):
+    """A real small file system; where none may be mounted, a disk that says that it is small."""
     mount = functools.partial(subprocess.run, capture_output=True)
-    (tmp_path / "disk").mkdir()
-    where = str(tmp_path / "disk")
-    if mount(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", where]).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    yield tmp_path / "disk"
-    mount(["umount", where], check=True)
+    where = tmp_path / "disk"
+    where.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(where)]
+    if shutil.which("mount") and mount(command).returncode == 0:
+        yield where
+        mount(["umount", str(where)], check=True)
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+        yield where
 
 
 def test_no_space_for_a_checkpoint_says_so_and_what_to_do(small_disk, recipe):

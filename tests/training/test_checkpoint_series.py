@@ -1,10 +1,12 @@
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -247,6 +249,17 @@ def test_too_little_space_is_noticed_before_the_save(small_disk):
     assert "Free space" in str(error.value)
     assert files(workdir) == before
     assert_same(checkpoints.restore(1, like(state()))[0], state())
+    checkpoints.close()
+
+
+def test_a_disk_that_says_that_it_is_full_is_believed(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(), {})
+    checkpoints.wait()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(CheckpointError, match="no space .* step 2: .* 1,000 are free. Free space"):
+        checkpoints.save(2, state(), {})
+    assert checkpoints.latest() == 1
     checkpoints.close()
 
 

@@ -129,6 +129,27 @@ def test_the_random_state_is_that_of_the_checkpoint(continued):
     np.testing.assert_array_equal(key, jax.random.key_data(OTHER_KEY))
 
 
+@pytest.mark.parametrize("moment", ["draw", "place"])
+def test_a_signal_between_updates_ends_the_run_before_anything_is_compiled(
+    recipe, tmp_path, open_trainer, moment
+):
+    trainer = open_trainer(recipe(**MESHES["jit"]), tmp_path)
+    method = getattr(trainer.holding, moment)
+
+    def signalled(*args):
+        trainer.interrupt.requested = True
+        return method(*args)
+
+    setattr(trainer.holding, moment, signalled)
+    started = []
+    trainer._compile = lambda *_: started.append("compilation")
+    if moment == "draw":
+        trainer._run_stage = lambda *_: started.append("stage")
+    with pytest.raises(SystemExit) as ended:
+        trainer.run()
+    assert ended.value.code == INTERRUPTED and not started
+
+
 @pytest.mark.parametrize("continued", ["jit"], indirect=True)
 def test_other_pairs_or_another_tokenizer_are_refused(
     continued, workplace, recipe, open_trainer, tmp_path
