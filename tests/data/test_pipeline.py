@@ -1,6 +1,9 @@
 """The pipeline on a real store of real videos: streams, resuming, hosts, bad records, controls."""
 
 import collections
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -83,7 +86,11 @@ def test_workers_give_the_batches_of_one_process_resumed_too(make):
     stream = dict(seed=1, batch=72, steps=4)
     alone = list(pipeline.train_batches(dataset, **stream))
     assert alone[0].frames.nbytes > pipeline._LARGE  # so they pass through shared memory
-    _equal(pipeline.train_batches(dataset, **stream, start_step=1, workers=2), alone[1:])
+    batches = pipeline.train_batches(dataset, **stream, start_step=1, workers=2)
+    first = next(batches)
+    for worker in multiprocessing.active_children():  # as a scheduler does, to save and to stop
+        os.kill(worker.pid, signal.SIGTERM)
+    _equal([first, *batches], alone[1:])
 
 
 def test_hosts_parts_join_to_the_global_batch(make):

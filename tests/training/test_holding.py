@@ -41,6 +41,9 @@ def test_a_parameter_keeps_its_bits_until_the_last_stage_that_trains_it(holding)
 def test_a_checkpoint_of_every_stage_is_what_a_restart_asks_for(holding, layout):
     held = holding(layout)
     arrays = held.draw(jax.random.key(0))
+    assert {p: x.dtype for p, x in arrays["params"].items()} == {
+        path: held.kept_dtype(path, 0) for path in held.model.params
+    }
     key, up = arrays["key"], np.array(arrays["params"][UP])
     for number, stage in enumerate((VISUAL, JOINT, LAST)):
         labels = stage.labels(held.model.params)
