@@ -83,6 +83,11 @@ def format_table(results: Mapping[str, Any]) -> str:
     if seconds:
         stages = ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
         parts.append(f"Seconds of training: {stages}; together {sum(seconds.values()):.0f}.")
+    for name, loss in results.get("boundaries", {}).items():
+        parts.append(
+            f"Validation loss at {name} (step {loss['at']}): {loss['before']:.3f} before, "
+            f"{loss['after']:.3f} at step {loss['step']}."
+        )
     return "\n\n".join(parts)
 
 

@@ -80,6 +80,14 @@ def test_the_table():
     assert lines[-1] == "Seconds of training: sgd 28, adamw 245; together 273."
 
 
+def test_the_table_tells_how_the_loss_goes_on_at_a_boundary():
+    loss = {"before": 0.73, "at": 250, "after": 0.51, "step": 450}
+    text = format_table({**RESULTS, "boundaries": {"visual -> joint": loss}})
+    assert text.splitlines()[-1] == (
+        "Validation loss at visual -> joint (step 250): 0.730 before, 0.510 at step 450."
+    )
+
+
 def test_the_table_tells_of_questions_that_only_a_look_decides():
     recurring = {"count": 12, "plain": 1.0, "blind": 0.25}
     text = format_table({**RESULTS, "recurring": recurring})
