@@ -113,7 +113,7 @@ def _tiny() -> ConfigDict:
         ),
     )
     config.evaluation = dict(
-        every=100,  # updates between two validation losses
+        every=200,  # updates between two validation losses
         clips=64,  # videos of a validation loss
         probe_videos=16,  # validation videos asked beside each validation loss
         train_videos=200,  # training videos asked at the end
