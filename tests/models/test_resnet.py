@@ -168,8 +168,13 @@ def test_devices_agree(how, norm):
         x_NHWC, mask_N = x_DNHWC.reshape(16, 16, 16, 3), mask_DN.reshape(16)
         expected = jax.jit(losses_and_gradients)(parts, x_NHWC, mask_N)
         if how == "pmap over 8 devices":
-            step = jax.pmap(lambda x, mask: losses_and_gradients(parts, x, mask, "data"), "data")
-            results = step(x_DNHWC, mask_DN)
+            # `parts` as an argument, as in training: closed over, jaxlib 0.11.2 crashes on CPU.
+            step = jax.pmap(
+                lambda parts, x, mask: losses_and_gradients(parts, x, mask, "data"),
+                "data",
+                in_axes=(None, 0, 0),
+            )
+            results = step(parts, x_DNHWC, mask_DN)
             for device in range(8):
                 assert_trees_close(jax.tree.map(lambda a, d=device: a[d], results), expected)
             return
