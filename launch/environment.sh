@@ -32,11 +32,12 @@ install() {
 }
 
 make_environment() {
-  if [ ! -x "$VENV/bin/python" ]; then
+  # One that was left half-made (no pip) is made anew.
+  if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
     local python
     python=$(find_python)
     echo "making $VENV with $("$python" --version)"
-    "$python" -m venv "$VENV"
+    "$python" -m venv --clear "$VENV"
   fi
   echo "installing requirements.lock (reused where it is installed already)"
   install lock --no-deps -r requirements.lock

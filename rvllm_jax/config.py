@@ -1,6 +1,8 @@
 """Checks a configuration as a whole and names its values, before anything is allocated."""
 
 import dataclasses
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,6 +43,22 @@ def _check_keys(values: dict, known: set[str], needed: set[str], where: str) -> 
         raise ConfigError(f"{where} has unknown keys {unknown}; known are {sorted(known)}")
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)}; configs/joint.py shows every key")
+
+
+def refuse_unknown(config: ConfigDict, keys: Sequence[str]) -> None:
+    """Raises ConfigError for the first of the dotted keys ("data.frames") that `config` lacks."""
+    for key in keys:
+        node, where = config, "config"
+        for part in (part.partition("[")[0] for part in key.split(".")):
+            if not isinstance(node, ConfigDict):
+                raise ConfigError(f"--config.{key}: {where} is a single value; set it by --{where}")
+            if part not in node:
+                near = difflib.get_close_matches(part, node, 1)
+                raise ConfigError(
+                    f"--config.{key}: {where} has no key {part!r}; correct it"
+                    f"{f', perhaps to {near[0]!r}' if near else ''}. Known are {sorted(node)}"
+                )
+            node, where = node[part], f"{where}.{part}"
 
 
 def _stages(config: ConfigDict) -> tuple[Stage, ...]:

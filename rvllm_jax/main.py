@@ -1,15 +1,18 @@
 """Trains and evaluates: python -m rvllm_jax.main --config=configs/joint.py"""
 
 import logging as python_logging
+import re
+import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rvllm_jax.config import resolve
+from rvllm_jax.config import refuse_unknown, resolve
 from rvllm_jax.experiments import report
 from rvllm_jax.experiments.run import run
 from rvllm_jax.training.checkpoint import claim
+from rvllm_jax.training.interrupt import end_on_sigterm
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -19,8 +22,17 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; runs/NAME by default.")
 
-# Keys that may change when a working directory is continued: they change no result.
-MAY_CHANGE = ("data.workers", "data.store", "mesh", "checkpoint", "log_every", "max_skipped")
+# Keys that may change when a working directory is continued: they change nothing that is trained,
+# and what other test questions make of it is asked anew.
+MAY_CHANGE = (
+    "data.workers",
+    "data.store",
+    "data.test",
+    "mesh",
+    "checkpoint",
+    "log_every",
+    "max_skipped",
+)
 
 
 def _worth_showing(record: python_logging.LogRecord) -> bool:
@@ -28,11 +40,25 @@ def _worth_showing(record: python_logging.LogRecord) -> bool:
     return record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
 
 
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser; an override of a key that the recipe lacks is refused by its whole name."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError) as error:
+        failed = error  # ml_collections names no more than the last part of the key
+    overrides = [given for given in argv if re.match(r"--?(no)?config\.", given)]
+    sys.argv = [given for given in argv if given not in overrides]
+    flags.FLAGS(sys.argv, known_only=True)
+    refuse_unknown(CONFIG.value, [o.partition("config.")[2].partition("=")[0] for o in overrides])
+    raise failed
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_worth_showing)
+    end_on_sigterm()  # while training, loop.py saves first
     recipe = resolve(CONFIG.value)
     workdir = Path(WORKDIR.value or f"runs/{recipe.name}")
     claim(workdir, CONFIG.value.to_dict(), ignore=MAY_CHANGE)
@@ -43,4 +69,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -1,15 +1,13 @@
 """Configurations that do not fit together are refused before anything is allocated, by key."""
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import jax
 import pytest
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from rvllm_jax.config import ConfigError, check_tokenizer, resolve
+from rvllm_jax.config import ConfigError, check_tokenizer, refuse_unknown, resolve
 
 JOINT = Path(__file__).parents[1] / "configs" / "joint.py"
 
@@ -64,20 +62,20 @@ def test_an_unknown_recipe_is_refused():
         get_config("huge")
 
 
-def from_command_line(monkeypatch, *overrides: str) -> ConfigDict:
-    argv = ["main", f"--config={JOINT}", *overrides]
-    monkeypatch.setattr(sys, "argv", argv)  # config_flags looks for overrides there
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
-    values(argv)
-    return values.config
-
-
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections'
-def test_an_unknown_key_on_the_command_line_is_refused(monkeypatch):
-    assert from_command_line(monkeypatch, "--config.data.frames=4").data.frames == 4
-    with pytest.raises(AttributeError, match="fames"):
-        from_command_line(monkeypatch, "--config.data.fames=4")
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("bacth", ["--config.bacth", "config has no key 'bacth'", "'checkpoint'", "correct it"]),
+        ("data.fames", ["--config.data.fames", "config.data has", "perhaps to 'frames'"]),
+        ("stages.joint.lr", ["config.stages.joint has no key 'lr'", "'optimizers'"]),
+        ("seed.x", ["config.seed is a single value", "--config.seed"]),
+    ],
+)
+def test_an_unknown_key_of_an_override_is_refused(key, named):
+    refuse_unknown(get_config(), ["data.frames", "stages.joint.table[0]"])
+    with pytest.raises(ConfigError) as error:
+        refuse_unknown(get_config(), ["data.frames", key])
+    assert [part for part in named if part not in str(error.value)] == []
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 
 from rvllm_jax.data.conversations import Turn
 from rvllm_jax.data.pipeline import Dataset, eval_batches
@@ -41,6 +42,7 @@ class Asker:
     ):
         self.params, self.stats, self.tokenizer = params, stats, tokenizer
         self.batch, self.max_questions, self.put = batch, max_questions, put
+        self.max_new = max_new
 
         def answer(params, stats, questions, blind):
             module = model.merge(params, stats)
@@ -90,6 +92,17 @@ class Asker:
                 progress(int((questions.ids >= 0).sum()))
         numbers = (number for number, _ in dataset.questions)
         return [Asked(*of) for of in zip(numbers, dataset.turns, answers, strict=True)]
+
+    def warn_of_long(self, dataset: Dataset, split: str) -> None:
+        """Warns where a true answer has more tokens than answers are given."""
+        lengths = [len(self.tokenizer.encode(turn.answer)) for turn in dataset.turns]
+        long = sum(length > self.max_new for length in lengths)
+        if long:
+            logging.warning(
+                "%s: %d of %d true answers have more than config.evaluation.max_new=%d tokens and "
+                "cannot be given exactly; raise it to %d",
+                split, long, len(lengths), self.max_new, max(lengths),
+            )  # fmt: skip
 
     def _text(self, ids: np.ndarray) -> str:
         ended = np.flatnonzero(ids == self.tokenizer.eos_id)

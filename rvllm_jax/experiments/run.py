@@ -24,6 +24,7 @@ from rvllm_jax.training.boundaries import boundary_losses
 from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.training.identity import differences, fingerprint
 from rvllm_jax.training.loop import Result, Trainer, open_layout
+from rvllm_jax.training.parallel import JitParallel, PmapParallel
 
 SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
 
@@ -82,6 +83,7 @@ class Experiment:
     source: Source
     tokenizer: tokenizers.Tokenizer
     model: PureModel
+    layout: JitParallel | PmapParallel
 
     @classmethod
     def open(cls, recipe: Recipe, workdir: Path) -> "Experiment":
@@ -91,7 +93,7 @@ class Experiment:
         decoded, which may take hours.
         """
         data, model = recipe.data, build_model(recipe)
-        open_layout(recipe, model)
+        layout = open_layout(recipe, model)
         find_tokenizer(recipe, workdir)
         source = open_source(
             data.videos,
@@ -106,7 +108,7 @@ class Experiment:
             progress=_bar,
         )
         tokenizer = open_tokenizer(recipe, source, workdir)
-        return cls(recipe, workdir, source, tokenizer, model)
+        return cls(recipe, workdir, source, tokenizer, model, layout)
 
     def dataset(self, conversations: list[Conversation], input: str = "video") -> Dataset:
         data = self.recipe.data
@@ -150,6 +152,7 @@ class Experiment:
         ).run()
 
     def asker(self, params: Arrays, stats: Arrays) -> Asker:
+        """Asks the model of these arrays, which lie as `layout.shown` says, on every device."""
         evaluation = self.recipe.evaluation
         return Asker(
             self.model,
@@ -159,6 +162,7 @@ class Experiment:
             batch=evaluation.batch,
             max_new=evaluation.max_new,
             max_questions=self.recipe.data.questions,
+            put=self.layout.spread,
         )
 
 
@@ -174,10 +178,11 @@ def evaluate(
     experiment: Experiment, result: Result, datasets: dict[str, Dataset]
 ) -> tuple[dict, list[report.Sample]]:
     """Answers every split and, on unseen clips where there are any, the controls."""
-    asker = experiment.asker(result.params, result.stats)
+    asker = experiment.asker(*experiment.layout.shown(result.params, result.stats))
     results: dict = {"accuracy": {}, "controls": {}, "counts": {}}
     samples, asked = [], {}
     for split, dataset in datasets.items():
+        asker.warn_of_long(dataset, split)
         asked[split] = _ask(asker, dataset, f"ask {split}")
         results["accuracy"][split], results["counts"][split] = score(asked[split])
         samples += _samples(dataset, asked[split], split)

@@ -8,6 +8,15 @@ from absl import logging
 INTERRUPTED = 75  # exit code after SIGTERM: the state is saved, start the same command again
 
 
+def end_on_sigterm() -> None:
+    """From now on SIGTERM exits with `INTERRUPTED`, for a time when all that counts is on disk."""
+
+    def end(signum, frame) -> None:
+        raise SystemExit(INTERRUPTED)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 class Interrupt:
     """While it is entered, SIGTERM is noted in `requested` instead of ending the process."""
 

@@ -19,7 +19,7 @@ from rvllm_jax.training.checkpoint import Checkpoints, WorkdirError
 from rvllm_jax.training.holding import Held, Holding
 from rvllm_jax.training.interrupt import INTERRUPTED, Interrupt, closing
 from rvllm_jax.training.metrics import Metrics, Progress
-from rvllm_jax.training.stages import Stage
+from rvllm_jax.training.stages import Stage, StageError
 from rvllm_jax.training.step import State, make_loss, make_step
 from rvllm_jax.types import Batch
 
@@ -36,6 +36,7 @@ class Position:
     k: int = 0  # updates done of the stage = number of its next batch
     done: int = 0  # updates done of all stages
     skipped: int = 0  # updates in a row that were not finite
+    skipped_stage: int = 0  # of the stage: its learning rate goes on without them
     skipped_all: int = 0
     bad_rows: int = 0  # rows emptied because their record could not be read
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # training, by stage
@@ -52,10 +53,15 @@ class Result:
 
 
 def open_layout(recipe: Recipe, model: PureModel) -> parallel.JitParallel | parallel.PmapParallel:
-    """The layout over the devices; raises where a stage fits neither it nor the parameters."""
+    """The layout over the devices; raises where a batch or a stage's table does not fit it."""
     layout = parallel.make(recipe.parallel, recipe.mesh)
     for stage in recipe.stages:
         stage.check(model.params, layout.rows)
+    if recipe.evaluation.batch % layout.rows:
+        raise StageError(
+            f"config.evaluation.batch={recipe.evaluation.batch} must be a multiple of the "
+            f"{layout.rows} devices that a batch is split over"
+        )
     return layout
 
 
@@ -110,7 +116,7 @@ class Trainer:
             ends.push(closing(self.metrics.close))
             for number in range(position.stage, len(self.recipe.stages)):
                 if number > position.stage:
-                    position = dataclasses.replace(position, stage=number, k=0)
+                    position = dataclasses.replace(position, stage=number, k=0, skipped_stage=0)
                     arrays["opt"] = None
                 self._stop_if_asked()
                 arrays = self._run_stage(arrays, position)
@@ -239,12 +245,13 @@ class Trainer:
         position.bad_rows += int((batch.errors != 0).sum())
         finite = values.pop("finite") > 0
         position.skipped = 0 if finite else position.skipped + 1
+        position.skipped_stage += not finite
         position.skipped_all += not finite
         bar.update(loss=values["loss"])
         if done % self.recipe.log_every == 0 or not finite:
             for name, spec in stage.optimizers.items():
                 rate = optimizer.learning_rate(spec, stage, self.lengths[position.stage])
-                values[f"lr/{name}"] = float(rate(k - 1))
+                values[f"lr/{name}"] = float(rate(k - 1 - position.skipped_stage + (not finite)))
             values["skipped"] = position.skipped_all
             values["bad_rows"] = position.bad_rows
             self.metrics.log(done, stage.name, values)
@@ -270,9 +277,9 @@ class Trainer:
             )
 
     def _validate(self, stage: Stage, held: Held, position: Position) -> None:
-        params, stats = self.holding.shown(held)
+        params, stats = self.parallel.shown(*self.holding.shown(held))
         batches = loss_batches(self.validation_sets[stage.input], batch=stage.batch)
-        pairs = [self.loss(params, stats, batch) for batch in batches]
+        pairs = [self.loss(params, stats, self.parallel.spread(batch)) for batch in batches]
         loss = float(sum(total for total, _ in pairs) / sum(tokens for _, tokens in pairs))
         values = {"loss": loss, **self.probe(stage.input, params, stats)}
         self.metrics.log(position.done, stage.name, values, kind="validation")

@@ -216,6 +216,7 @@ class Progress:
         self._file = sys.stderr if file is None else file
         self._batch, self._every, self._loss = batch, every, math.nan
         self._started = self._printed = time.monotonic()
+        self._told = initial  # the step of the last line
         self._bar = None
         if self._file.isatty():
             self._bar = tqdm.tqdm(
@@ -234,7 +235,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(self._status())
             self._bar.close()
-        elif self._step > self._initial:
+        elif self._step > self._told:
             self._print()
 
     def update(self, steps: int = 1, *, loss: float | None = None) -> None:
@@ -248,7 +249,7 @@ class Progress:
             self._print()
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._told = time.monotonic(), self._step
         step = f"{self._step}/{self._total}"
         print(f"{self._stage}  step {step}, {self._status()}", file=self._file, flush=True)
 

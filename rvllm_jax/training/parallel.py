@@ -62,6 +62,14 @@ class JitParallel:
         """The state as saved and evaluated."""
         return state
 
+    def shown(self, params: dict, stats: dict) -> tuple[dict, dict]:
+        """Gathered arrays as a jitted evaluation takes them, beside a batch of `spread`."""
+        return params, stats
+
+    def spread(self, batch: Any) -> Any:
+        """A batch whose rows a jitted evaluation splits over the devices."""
+        return self.put(batch)
+
     def scalars(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
         return {name: float(value) for name, value in metrics.items()}
 
@@ -109,6 +117,15 @@ class PmapParallel:
             return x.addressable_shards[0].data.reshape(x.shape[1:])
 
         return jax.tree.map(first, state)
+
+    def shown(self, params: dict, stats: dict) -> tuple[dict, dict]:
+        """Gathered arrays as a jitted evaluation takes them: a copy on every device."""
+        everywhere = NamedSharding(self._copies.mesh, P())
+        return jax.device_put(params, everywhere), jax.device_put(stats, everywhere)
+
+    def spread(self, batch: Any) -> Any:
+        """A batch whose rows a jitted evaluation splits over the devices."""
+        return sharding.put_batch(batch, self._copies)
 
     def scalars(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
         return {name: float(value[0]) for name, value in metrics.items()}

@@ -1,5 +1,6 @@
 """Asking every question of real stored clips, of a small random model whose answers differ."""
 
+import copy
 import dataclasses
 import functools
 
@@ -11,12 +12,13 @@ import pytest
 from rvllm_jax.data import chat, tokenizer, video
 from rvllm_jax.data.conversations import Conversation, Turn
 from rvllm_jax.data.frames import FrameStore, write_store
-from rvllm_jax.data.pipeline import Dataset
+from rvllm_jax.data.pipeline import Dataset, eval_batches
 from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.models.llama import LlamaConfig
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.training import parallel
 from rvllm_jax.types import VisualLayout
 
 LAYOUT = VisualLayout("global", frames=3)
@@ -134,6 +136,26 @@ def test_the_questions_of_a_clip_that_cannot_be_read_stay_in_the_denominators(
     assert counts["all"] == len(plain) and accuracy["all"] == 0
 
 
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_questions_are_split_over_the_devices_and_answered_alike(make, tk, kind):
+    model, params, stats = model_and_arrays(tk.vocab_size)
+    layout = parallel.make(kind, dict(data=-1, fsdp=1, tensor=1))
+    assert layout.rows == 8
+    settings = dict(batch=8, max_new=5, max_questions=2)
+    alone = Asker(model, params, stats, tk, **settings)
+    spread = Asker(model, *layout.shown(params, stats), tk, put=layout.spread, **settings)
+    dataset = make()
+    assert answers(spread.ask(dataset)) == answers(alone.ask(dataset))
+    questions = next(iter(eval_batches(dataset, batch=8, max_questions=2)))
+
+    def temporaries(asker):
+        """Bytes a device."""
+        inputs = (asker.params, asker.stats, asker.put(questions), False)
+        return asker._answer.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(spread) < temporaries(alone) / 4
+
+
 def test_of_asks_with_other_arrays(make, asker):
     zeros = {name: jnp.zeros_like(p) for name, p in asker.params.items()}
     assert answers(asker.of(zeros, asker.stats).ask(make())) != answers(asker.ask(make()))
@@ -158,6 +180,21 @@ def test_shuffled_changes_the_order_and_nothing_else(make, asker):
     assert shuffled == answers(asker.ask(make(), permute=True))  # by one seed
     changed = {key[0] for key in plain if plain[key] != shuffled[key]}
     assert changed and "three" not in changed  # its frames are all equal
+
+
+def test_true_answers_that_are_longer_than_those_given_are_counted(make, asker, tk, caplog):
+    dataset = make()
+    lengths = sorted(len(tk.encode(turn.answer)) for turn in dataset.turns)
+    few = copy.copy(asker)
+    few.max_new = lengths[-1] - 1
+    few.warn_of_long(dataset, "test")
+    count = lengths.count(lengths[-1])
+    assert f"test: {count} of {len(lengths)} true answers" in caplog.text
+    assert f"raise it to {lengths[-1]}" in caplog.text
+    caplog.clear()
+    few.max_new = lengths[-1]
+    few.warn_of_long(dataset, "test")
+    assert not caplog.text
 
 
 def test_an_answer_ends_before_eos_and_loses_its_outer_spaces(asker, tk):

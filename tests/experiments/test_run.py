@@ -15,7 +15,7 @@ from rvllm_jax.training.loop import Position, Result
 
 SIZES = {"train": 4, "validation": 1, "test": 6, "heldout": 2}
 SETTINGS = {
-    **{"data.questions": 3, "evaluation.train_videos": 2, "evaluation.batch": 4},
+    **{"data.questions": 3, "evaluation.train_videos": 2, "evaluation.batch": 8},
     **{"evaluation.max_new": 3, "tokenizer.vocab_size": 300, "data.context": 500},
 }
 

@@ -165,7 +165,7 @@ def settings(workplace):
         **{"data.short_side": 16, "data.crop": 16, "data.context": 96, "data.questions": 3},
         **{"data.workers": 0, "tokenizer.vocab_size": 300, "model.grid": 2},
         **{"schedule": "visual,joint", "checkpoint.every": 2, "log_every": 1},
-        **{"evaluation.every": 2, "evaluation.batch": 4, "evaluation.max_new": 4},
+        **{"evaluation.every": 2, "evaluation.batch": 8, "evaluation.max_new": 4},
         **{"evaluation.controls": False, "evaluation.probe_videos": 1},
     }
     for stage in ("visual", "joint"):

@@ -58,8 +58,10 @@ def start(workplace, settings):
 
 @pytest.fixture(scope="module")
 def whole(workplace, start):
-    """The working directory of a run that nothing stopped."""
+    """The working directory of a run that nothing stopped; elapsed.txt says how long it took."""
+    started = time.monotonic()
     assert start(workplace / "whole").wait() == 0, (workplace / "whole.log").read_text()
+    (workplace / "whole" / "elapsed.txt").write_text(str(time.monotonic() - started))
     return workplace / "whole"
 
 
@@ -109,6 +111,24 @@ def test_a_run_ends_with_its_report_and_names_what_it_set_aside(whole):
     log = Path(f"{whole}.log").read_text()
     assert "| question type | train |" in log and "set aside: bad.mp4" in log
     assert "parameters train" in log and "Async" not in log
+
+
+def test_the_seconds_of_each_stage_are_those_that_passed(whole):
+    seconds = json.loads((whole / "report" / "results.json").read_text())["seconds"].values()
+    elapsed = float((whole / "elapsed.txt").read_text())
+    assert min(seconds) > 0 and 0.1 * elapsed < sum(seconds) < elapsed
+
+
+def test_the_learning_rates_in_the_metrics_are_those_of_the_updates(whole, joint):
+    stages = joint().stages
+    for stage in ("visual", "joint"):
+        records = metrics.read(whole / "metrics.jsonl")
+        records = [r for r in records if (r["stage"], r["kind"]) == (stage, "train")]
+        # Two updates of warm-up from zero, then a cosine to zero over the other four.
+        shape = [0, 0.5, *(0.5 + 0.5 * np.cos(np.pi * np.arange(4) / 4))]
+        for name, spec in stages[stage].optimizers.items():
+            rates = [record[f"lr/{name}"] for record in records]
+            np.testing.assert_allclose(rates, spec.lr * np.asarray(shape), rtol=1e-5)
 
 
 def test_the_best_of_each_stage_is_kept(whole):
