@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rvllm_jax.data.chat import TEMPLATES
+from rvllm_jax.data.clips import LONG, SHORT
 from rvllm_jax.data.sources import EMBEDDED
 from rvllm_jax.data.tokenizer import MIN_VOCAB
 from rvllm_jax.models.llama import DECODERS
@@ -95,6 +96,9 @@ def _choices(recipe: Recipe) -> list[str]:
     table = [
         ("parallel", recipe.parallel, ("jit", "pmap")),
         ("data.encoding", recipe.data.encoding, ("raw", "jpeg")),
+        ("data.short", recipe.data.short, SHORT),
+        ("data.long", recipe.data.long, LONG),
+        ("data.flip", recipe.data.flip, (False, True)),
         ("data.template", recipe.data.template, tuple(TEMPLATES)),
         ("model.encoder", recipe.model.encoder, tuple(RESNETS)),
         ("model.norm", recipe.model.norm, ("batch", "group")),
@@ -111,7 +115,7 @@ def _choices(recipe: Recipe) -> list[str]:
         for name, spec in stage.optimizers.items():
             table.append((f"{where}.optimizers.{name}.kind", spec.kind, ("sgd", "adamw")))
     return [
-        f"config.{key}={value!r} is not one of {', '.join(choices)}"
+        f"config.{key}={value!r} is not one of {', '.join(map(str, choices))}"
         for key, value, choices in table
         if value not in choices
     ]
@@ -153,6 +157,11 @@ def _fit_data(recipe: Recipe) -> list[str]:
     if data.videos != EMBEDDED and not data.conversations:
         found.append(
             "config.data.videos names a folder; config.data.conversations must name its JSON"
+        )
+    if data.videos == EMBEDDED and data.flip:
+        found.append(
+            f"config.data.flip=True mirrors videos, and config.data.videos={EMBEDDED!r} asks what "
+            "moves left or right: the answers would be wrong; set it to False"
         )
     for key in ("conversations", "validation", "test"):
         if data.videos == EMBEDDED and getattr(data, key):
