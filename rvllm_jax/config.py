@@ -98,7 +98,6 @@ def _choices(recipe: Recipe) -> list[str]:
         ("data.encoding", recipe.data.encoding, ("raw", "jpeg")),
         ("data.short", recipe.data.short, SHORT),
         ("data.long", recipe.data.long, LONG),
-        ("data.flip", recipe.data.flip, (False, True)),
         ("data.template", recipe.data.template, tuple(TEMPLATES)),
         ("model.encoder", recipe.model.encoder, tuple(RESNETS)),
         ("model.norm", recipe.model.norm, ("batch", "group")),
@@ -115,7 +114,7 @@ def _choices(recipe: Recipe) -> list[str]:
         for name, spec in stage.optimizers.items():
             table.append((f"{where}.optimizers.{name}.kind", spec.kind, ("sgd", "adamw")))
     return [
-        f"config.{key}={value!r} is not one of {', '.join(map(str, choices))}"
+        f"config.{key}={value!r} is not one of {', '.join(choices)}"
         for key, value, choices in table
         if value not in choices
     ]
