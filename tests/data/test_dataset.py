@@ -135,10 +135,10 @@ def test_every_test_clip_of_a_video_can_be_loaded(make, lengths, conversations):
 def test_a_row_s_frames_are_written_where_they_are_wanted(make):
     dataset = make()
     out = np.full((4, 32, 32, 3), 9, np.uint8)
-    for clip in (1, 0, -1):
-        row = dataset.load(clip, (), None, out=out)
+    for clip, view in ((1, None), (0, None), (0, dataset.views(0)[3]), (-1, None)):
+        row = dataset.load(clip, (), None, view, out=out)
         assert row.frames is out
-        assert (out == dataset.load(clip, (), None).frames).all()
+        assert (out == dataset.load(clip, (), None, view).frames).all()
 
 
 def test_a_video_whose_times_are_damaged_gives_an_empty_row(make, clips_folder, tmp_path):
