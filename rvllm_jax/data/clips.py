@@ -15,7 +15,7 @@ from rvllm_jax.data.frames import FrameStore
 
 SHORT = ("stretch", "pad", "loop")  # values of config.data.short
 LONG = ("window", "spread")  # values of config.data.long
-# Test clips of a video, by starts x crops; the paper (section 4) says only that there are 25.
+# Test clips of a video, by starts x crops; the paper says only that there are 25.
 VIEWS = {"25x1": (25, 1), "5x5": (5, 5)}
 
 _TIE = 1e-6  # places; below it rounding would decide which of two frames is nearer

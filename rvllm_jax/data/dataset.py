@@ -115,20 +115,20 @@ class Dataset:
         clip: int,
         segments: Sequence[int],
         rng: np.random.Generator | None,
-        view: View | None = None,
         out: np.ndarray | None = None,
+        *,
+        view: View | None = None,
     ) -> Batch:
         """One row, as types.Batch without its first dimension; clip -1 gives an empty row.
 
-        rng: chooses start and crop; None takes the centre. view: one of `views(clip)`, shown
-        instead. out: uint8[T, crop, crop, 3] that the frames are written to, made if None. A clip
-        that cannot be read gives a row of zero weight, its conversation's number and the error's
-        code.
+        rng: chooses start and crop; None takes the centre. out: uint8[T, H, W, 3], where the frames
+        go; made if None. view: one of `views(clip)`, shown instead. A clip that cannot be read
+        gives a row of zero weight, its conversation's number and the error's code.
         """
         if clip < 0:
             return self._row(packing.empty_row(self.context), *self._no_frames(out), -1, READABLE)
         try:
-            frames, mask = self._read(clip, rng, view, out)
+            frames, mask = self._read(clip, rng, out, view)
         except FrameStoreError as error:
             logging.warning("row emptied: %s", error)
             fields = packing.empty_row(self.context)
@@ -246,13 +246,17 @@ class Dataset:
     def _video(self, clip: int) -> str:
         return self.conversations[self.clips[clip]].video
 
-    def _no_frames(self, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        if out is None:
-            out = np.empty((self.frames, self.crop, self.crop, 3), np.uint8)
-        out[:] = 0
-        return out, np.zeros(self.frames, bool)
+    @property
+    def frames_shape(self) -> tuple[int, int, int, int]:
+        """T, H, W, 3 of a row's frames."""
+        return self.frames, self.crop, self.crop, 3
 
-    def _read(self, clip: int, rng, view: View | None, out) -> tuple[np.ndarray, np.ndarray]:
+    def _no_frames(self, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        frames = np.empty(self.frames_shape, np.uint8) if out is None else out
+        frames[:] = 0
+        return frames, np.zeros(self.frames, bool)
+
+    def _read(self, clip: int, rng, out, view: View | None) -> tuple[np.ndarray, np.ndarray]:
         if self.input != "video":
             return self._no_frames(out)
         if view is not None:

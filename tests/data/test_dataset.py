@@ -123,7 +123,7 @@ def test_every_test_clip_of_a_video_can_be_loaded(make, lengths, conversations):
             assert sum(view.count for view in views) == 25
             assert len(views) == distinct.get(name, len(views))
             for view in views[:: max(1, len(views) // 4)]:
-                row = dataset.load(clip, (), None, view)
+                row = dataset.load(clip, (), None, view=view)
                 expected, mask = clips.read_view(dataset.store, name, view, frames=4)
                 assert (row.frames == expected).all() and (row.frame_mask == mask).all()
                 centred = dataset.load(clip, (), None)
@@ -136,9 +136,9 @@ def test_a_row_s_frames_are_written_where_they_are_wanted(make):
     dataset = make()
     out = np.full((4, 32, 32, 3), 9, np.uint8)
     for clip, view in ((1, None), (0, None), (0, dataset.views(0)[3]), (-1, None)):
-        row = dataset.load(clip, (), None, view, out=out)
-        assert row.frames is out
-        assert (out == dataset.load(clip, (), None, view).frames).all()
+        row = dataset.load(clip, (), None, out, view=view)
+        assert row.frames is out and out.shape == dataset.frames_shape
+        assert (out == dataset.load(clip, (), None, view=view).frames).all()
 
 
 def test_a_video_whose_times_are_damaged_gives_an_empty_row(make, clips_folder, tmp_path):
