@@ -61,8 +61,11 @@ def _tiny() -> ConfigDict:
         frames=6,  # T, frames a clip
         interval=6,  # video frames from one frame of a clip to the next
         stride=2,  # video frames from one stored frame to the next; divides `interval`
+        short="stretch",  # T frames over all of a video too short for them; or "pad", "loop"
+        long="window",  # T frames at `interval`, from one start; or "spread": over all of a video
         short_side=36,  # pixels, of the stored frames
         crop=32,  # pixels, of a clip's frames
+        flip=False,  # True: half of the training clips mirrored, where no answer says left or right
         encoding="raw",  # or "jpeg"
         frames_per_record=17,  # stored frames a record
         context=144,  # L, tokens a row
@@ -138,8 +141,11 @@ def _paper() -> ConfigDict:
             frames=100,
             interval=6,
             stride=6,  # changes no result: no other frame is read
+            short="stretch",  # our choice
+            long="window",  # our choice; the paper gives the interval
             short_side=256,  # our choice
             crop=224,
+            flip=False,  # our choice
             encoding="jpeg",  # our choice
             frames_per_record=8,  # changes no result
             context=2048,  # our choice

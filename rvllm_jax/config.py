@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rvllm_jax.data.chat import TEMPLATES
+from rvllm_jax.data.clips import LONG, SHORT
 from rvllm_jax.data.sources import EMBEDDED
 from rvllm_jax.data.tokenizer import MIN_VOCAB
 from rvllm_jax.models.llama import DECODERS
@@ -113,6 +114,8 @@ def _choices(recipe: Recipe) -> list[str]:
     table = [
         ("parallel", recipe.parallel, ("jit", "pmap")),
         ("data.encoding", recipe.data.encoding, ("raw", "jpeg")),
+        ("data.short", recipe.data.short, SHORT),
+        ("data.long", recipe.data.long, LONG),
         ("data.template", recipe.data.template, tuple(TEMPLATES)),
         ("model.encoder", recipe.model.encoder, tuple(RESNETS)),
         ("model.norm", recipe.model.norm, ("batch", "group")),
@@ -171,6 +174,11 @@ def _fit_data(recipe: Recipe) -> list[str]:
     if data.videos != EMBEDDED and not data.conversations:
         found.append(
             "config.data.videos names a folder; config.data.conversations must name its JSON"
+        )
+    if data.videos == EMBEDDED and data.flip:
+        found.append(
+            f"config.data.flip=True mirrors videos, and config.data.videos={EMBEDDED!r} asks what "
+            "moves left or right: the answers would be wrong; set it to False"
         )
     for key in ("conversations", "validation", "test"):
         if data.videos == EMBEDDED and getattr(data, key):

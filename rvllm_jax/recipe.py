@@ -21,8 +21,11 @@ class Data:
     frames: int
     interval: int
     stride: int
+    short: str
+    long: str
     short_side: int
     crop: int
+    flip: bool
     encoding: str
     frames_per_record: int
     context: int

@@ -124,7 +124,8 @@ def test_a_missing_key_is_named(key):
 @pytest.mark.parametrize(
     "key",
     [
-        *("parallel", "data.encoding", "data.template", "model.encoder", "model.norm"),
+        *("parallel", "data.short", "data.long", "data.encoding", "data.template"),
+        *("model.encoder", "model.norm"),
         *("model.tokens", "model.projector", "model.decoder", "model.dtype", "model.remat"),
         *("stages.joint.input", "stages.joint.schedule", "stages.visual.optimizers.sgd.kind"),
     ],
@@ -167,6 +168,7 @@ def test_numbers_must_be_positive(key):
             dict(data__context=500, evaluation__max_new=13),
             ["data.context=500", "evaluation.max_new=13", "512 positions", "model.decoder=tiny"],
         ),
+        (dict(data__flip=True), ["data.flip=True", "data.videos='shapes'", "False"]),
         (dict(model__dtype="float64"), ["model.dtype='float64'", "JAX_ENABLE_X64=1"]),
         (dict(tokenizer__vocab_size=259), ["tokenizer.vocab_size=259", "260 or more"]),
         (dict(parallel="pmap", mesh__fsdp=2), ["parallel='pmap'", "mesh.fsdp", "mesh.tensor"]),

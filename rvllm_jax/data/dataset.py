@@ -1,13 +1,14 @@
 """Conversations over a frame store: tokenized once, grouped by clip, packed into rows."""
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
 from rvllm_jax.data import chat, packing
-from rvllm_jax.data.clips import load_clip, valid_frames
+from rvllm_jax.data.clips import Sampling, View, evaluation_views, load_clip, read_view
 from rvllm_jax.data.conversations import Conversation, Turn
 from rvllm_jax.data.frames import FrameStore, FrameStoreError
 from rvllm_jax.data.tokenizer import Tokenizer
@@ -29,6 +30,9 @@ class Dataset:
     store: None is allowed where input is "caption_in_slot", which puts the caption's text where
         the visual tokens would be and gives clips of no frames.
     step: stored frames between two frames of a clip. crop: H = W of the clips.
+    short, long: how clips are taken from short and from long videos, as in clips.Sampling.
+    flip: mirrors one training clip in two. test_clips: which 25 `views` gives, a key of
+        clips.VIEWS.
     independent_turns: each turn is a segment of its own; False: the turns of a conversation follow
         each other in one, with a loss on every answer.
 
@@ -53,13 +57,19 @@ class Dataset:
         independent_turns: bool = True,
         step: int = 1,
         crop: int,
+        short: str = "pad",
+        long: str = "window",
+        flip: bool = False,
+        test_clips: str = "25x1",
     ):
         if input not in INPUTS:
             raise PipelineError(f"stage.input is {input!r}; expected one of {INPUTS}")
         if input == "video" and store is None:
             raise PipelineError("stage.input = 'video' needs a frame store; got none")
         self.conversations, self.store, self.layout = list(conversations), store, layout
-        self.input, self.context, self.step, self.crop = input, context, step, crop
+        self.input, self.context, self.crop = input, context, crop
+        self.sampling = Sampling(layout.frames, step, short, long)
+        self.flip, self.test_clips = flip, test_clips
         self.frames = layout.frames if input == "video" else 0
         self.left_out: dict[str, str] = {}
         members = self._members()
@@ -85,23 +95,44 @@ class Dataset:
         if self._captions is not None:
             return packing.prefix(self._before, self._after, text=self._captions[clip])
         stored = self.store.entries[self._video(clip)].num_frames
-        visual = self.layout.filled(valid_frames(stored, self.frames, self.step))
+        visual = self.layout.filled(self.sampling.filled(stored))
         return packing.prefix(self._before, self._after, visual=visual)
 
-    def load(self, clip: int, segments: Sequence[int], rng: np.random.Generator | None) -> Batch:
+    def views(self, clip: int) -> list[View]:
+        """The test clips of clip number `clip`, each once, with counts that sum to 25.
+
+        Raises FrameStoreError where the video's times cannot be read, PipelineError where the
+        dataset has captions in the videos' place.
+        """
+        if self.input != "video":
+            raise PipelineError(f"stage.input = {self.input!r} has no test clips; expected 'video'")
+        entry, times = (of(self._video(clip)) for of in (self.store.entry, self.store.timestamps))
+        how = dict(sampling=self.sampling, crop=self.crop, views=self.test_clips)
+        return evaluation_views(times, entry.height, entry.width, **how)
+
+    def load(
+        self,
+        clip: int,
+        segments: Sequence[int],
+        rng: np.random.Generator | None,
+        out: np.ndarray | None = None,
+        *,
+        view: View | None = None,
+    ) -> Batch:
         """One row, as types.Batch without its first dimension; clip -1 gives an empty row.
 
-        rng: chooses start and crop; None takes the centre. A clip that cannot be read gives a row
-        of zero weight, its conversation's number and the error's code.
+        rng: chooses start and crop; None takes the centre. out: uint8[T, H, W, 3], where the frames
+        go; made if None. view: one of `views(clip)`, shown instead. A clip that cannot be read
+        gives a row of zero weight, its conversation's number and the error's code.
         """
         if clip < 0:
-            return self._row(packing.empty_row(self.context), *self._no_frames(), -1, READABLE)
+            return self._row(packing.empty_row(self.context), *self._no_frames(out), -1, READABLE)
         try:
-            frames, mask = self._read(clip, rng)
+            frames, mask = self._read(clip, rng, out, view)
         except FrameStoreError as error:
             logging.warning("row emptied: %s", error)
             fields = packing.empty_row(self.context)
-            return self._row(fields, *self._no_frames(), self.clips[clip], UNREADABLE)
+            return self._row(fields, *self._no_frames(out), self.clips[clip], UNREADABLE)
         parts = [self._segments[self._first_segment[clip] + s] for s in segments]
         fields = packing.pack_row(self.prefix(clip), parts, self.context)
         return self._row(fields, frames, mask, self.clips[clip], READABLE)
@@ -215,15 +246,23 @@ class Dataset:
     def _video(self, clip: int) -> str:
         return self.conversations[self.clips[clip]].video
 
-    def _no_frames(self) -> tuple[np.ndarray, np.ndarray]:
-        shape = (self.frames, self.crop, self.crop, 3)
-        return np.zeros(shape, np.uint8), np.zeros(self.frames, bool)
+    @property
+    def frames_shape(self) -> tuple[int, int, int, int]:
+        """T, H, W, 3 of a row's frames."""
+        return self.frames, self.crop, self.crop, 3
 
-    def _read(self, clip: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+    def _no_frames(self, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        frames = np.empty(self.frames_shape, np.uint8) if out is None else out
+        frames[:] = 0
+        return frames, np.zeros(self.frames, bool)
+
+    def _read(self, clip: int, rng, out, view: View | None) -> tuple[np.ndarray, np.ndarray]:
         if self.input != "video":
-            return self._no_frames()
-        sizes = {"frames": self.frames, "step": self.step, "crop": self.crop}
-        return load_clip(self.store, self._video(clip), **sizes, rng=rng)
+            return self._no_frames(out)
+        if view is not None:
+            return read_view(self.store, self._video(clip), view, frames=self.frames, out=out)
+        how = dataclasses.asdict(self.sampling) | {"crop": self.crop, "flip": self.flip}
+        return load_clip(self.store, self._video(clip), **how, rng=rng, out=out)
 
     @staticmethod
     def _row(fields: dict, frames, mask, number: int, error: int) -> Batch:

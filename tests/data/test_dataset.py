@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from rvllm_jax.data import chat, pipeline
+from rvllm_jax.data import chat, clips, pipeline
 from rvllm_jax.data.conversations import Conversation, Turn
 from rvllm_jax.data.frames import FrameStore, write_store
 from rvllm_jax.data.packing import PackingError
@@ -78,3 +78,81 @@ def test_conversations_of_videos_set_aside_are_left_out_by_name(
     assert {n for n, _ in dataset.questions} == {1, 2, 3, 4, 5}
     rows = {int(r) for b in pipeline.loss_batches(dataset, batch=1) for r in b.rows}
     assert rows == {1, 2, 3, 5}
+
+
+@pytest.mark.parametrize("short", clips.SHORT)
+@pytest.mark.parametrize("long", clips.LONG)
+def test_the_prefix_has_the_slots_of_the_frames_that_the_policy_fills(
+    make, conversations, layout, lengths, short, long
+):
+    dataset = make(short=short, long=long)
+    batches = [
+        *pipeline.loss_batches(dataset, batch=1),
+        *pipeline.train_batches(dataset, seed=3, batch=1, epochs=2),
+    ]
+    filled = {}
+    for batch in batches:
+        slots = batch.slots[0][batch.slots[0] != NO_SLOT]
+        assert slots.tolist() == layout.filled(int(batch.frame_mask.sum())).tolist()
+        filled[conversations[batch.rows[0]].video] = int(batch.frame_mask.sum())
+    b = 3 if short == "pad" else 4  # 5 frames hold 3, two apart
+    assert filled == {"a.mp4": 4, "b.mp4": b, "c.mp4": 4, "d.mp4": 4}
+
+
+def test_short_videos_are_padded_and_nothing_is_mirrored_unless_told_otherwise(make):
+    streams = [
+        pipeline.train_batches(make(**how), seed=0, batch=2, epochs=4)
+        for how in ({}, dict(short="pad", long="window", flip=False), dict(flip=True))
+    ]
+    same, mirrored = 0, 0
+    for plain, named, flipped in zip(*streams, strict=True):
+        assert all((a == b).all() for a, b in zip(plain, named, strict=True))
+        for ours, theirs in zip(plain.frames, flipped.frames, strict=True):
+            assert (ours == theirs).all() or (ours[:, :, ::-1] == theirs).all()
+            same += (ours == theirs).all()
+            mirrored += (ours != theirs).any()
+    assert same > 5 and mirrored > 5
+
+
+def test_every_test_clip_of_a_video_can_be_loaded(make, lengths, conversations):
+    for test_clips, distinct in (("25x1", {"a.mp4": 24, "b.mp4": 1}), ("5x5", {"a.mp4": 25})):
+        dataset = make(test_clips=test_clips)
+        for clip, number in enumerate(dataset.clips):
+            name = conversations[number].video
+            views = dataset.views(clip)
+            assert sum(view.count for view in views) == 25
+            assert len(views) == distinct.get(name, len(views))
+            for view in views[:: max(1, len(views) // 4)]:
+                row = dataset.load(clip, (), None, view=view)
+                expected, mask = clips.read_view(dataset.store, name, view, frames=4)
+                assert (row.frames == expected).all() and (row.frame_mask == mask).all()
+                centred = dataset.load(clip, (), None)
+                assert (row.tokens == centred.tokens).all() and (row.slots == centred.slots).all()
+    with pytest.raises(pipeline.PipelineError, match="'caption_in_slot' has no test clips"):
+        make(input="caption_in_slot").views(0)
+
+
+def test_a_row_s_frames_are_written_where_they_are_wanted(make):
+    dataset = make()
+    out = np.full((4, 32, 32, 3), 9, np.uint8)
+    for clip, view in ((1, None), (0, None), (0, dataset.views(0)[3]), (-1, None)):
+        row = dataset.load(clip, (), None, out, view=view)
+        assert row.frames is out and out.shape == dataset.frames_shape
+        assert (out == dataset.load(clip, (), None, view=view).frames).all()
+
+
+def test_a_video_whose_times_are_damaged_gives_an_empty_row(make, clips_folder, tmp_path):
+    for file in clips_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    store = FrameStore(tmp_path)
+    [times] = tmp_path.glob(f"times-{store.entries['c.mp4'].shard:05d}-of*")
+    times.write_bytes(times.read_bytes()[::-1])
+    batches = pipeline.loss_batches(make(store=store), batch=1)
+    errors = {int(batch.rows[0]): int(batch.errors[0]) for batch in batches}
+    assert errors == {0: 0, 1: 0, 2: pipeline.UNREADABLE, 4: 0}
+
+
+def test_unknown_policies_are_refused_by_key(make):
+    for key in ("short", "long"):
+        with pytest.raises(ValueError, match=rf"config\.data\.{key} is 'cut'; expected"):
+            make(**{key: "cut"})
