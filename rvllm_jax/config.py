@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,7 +104,7 @@ def resolve(config: ConfigDict) -> Recipe:
         log_every=config.log_every,
         max_skipped=config.max_skipped,
     )
-    problems = [*_choices(recipe), *_numbers(recipe)]
+    problems = [*_choices(recipe), *_numbers(recipe), *_ranges(recipe)]
     problems = problems or [*_fit_data(recipe), *_fit_model(recipe), *_fit_stages(recipe)]
     if problems:
         raise ConfigError("the configuration does not fit together:\n- " + "\n- ".join(problems))
@@ -160,6 +161,33 @@ def _numbers(recipe: Recipe) -> list[str]:
     ]
 
 
+def _ranges(recipe: Recipe) -> list[str]:
+    """The numbers that may be zero, or are no whole ones."""
+    table = [
+        ("seed", recipe.seed, 0, math.inf),
+        ("data.workers", recipe.data.workers, 0, math.inf),
+        ("data.max_bad", recipe.data.max_bad, 0, 1),
+        ("model.loss_chunk", recipe.model.loss_chunk, 0, math.inf),
+    ]
+    for stage in recipe.stages:
+        where = f"stages.{stage.name}"
+        for key in ("steps", "epochs", "warmup", "clip"):
+            table.append((f"{where}.{key}", getattr(stage, key), 0, math.inf))
+        for name, spec in stage.optimizers.items():
+            own = f"{where}.optimizers.{name}"
+            table.append((f"{own}.lr", spec.lr, 0, math.inf))
+            table.append((f"{own}.decay", spec.decay, 0, math.inf))
+            table.append((f"{own}.eps", spec.eps, 0, math.inf))
+            for key in ("momentum", "b1", "b2"):
+                table.append((f"{own}.{key}", getattr(spec, key), 0, 1))
+    return [
+        f"config.{key}={value} must be {least} or more"
+        + (f" and below {below:.3g}" if below < math.inf else "")
+        for key, value, least, below in table
+        if not least <= value < below
+    ]
+
+
 def _fit_data(recipe: Recipe) -> list[str]:
     data, found = recipe.data, []
     if data.interval % data.stride:
@@ -201,6 +229,11 @@ def _fit_model(recipe: Recipe) -> list[str]:
             f"config.tokenizer.vocab_size={recipe.tokenizer.vocab_size} is too small to train a "
             f"tokenizer: special tokens and the 256 bytes need {MIN_VOCAB} or more"
         )
+    if not recipe.tokenizer.folder and recipe.tokenizer.vocab_size > recipe.llama.vocab_size:
+        found.append(
+            f"config.tokenizer.vocab_size={recipe.tokenizer.vocab_size} exceeds the "
+            f"{recipe.llama.vocab_size} tokens that config.model.decoder={model.decoder} holds"
+        )
     longest, positions = data.context + recipe.evaluation.max_new, recipe.llama.context
     if longest > positions:
         found.append(
@@ -228,6 +261,11 @@ def _fit_stages(recipe: Recipe) -> list[str]:
     if recipe.parallel == "pmap" and (recipe.mesh["fsdp"], recipe.mesh["tensor"]) != (1, 1):
         found.append(
             "config.parallel='pmap' replicates the model; set mesh.fsdp and mesh.tensor to 1"
+        )
+    if recipe.parallel == "pmap" and recipe.mesh["data"] not in (-1, jax.local_device_count()):
+        found.append(
+            f"config.parallel='pmap' takes all {jax.local_device_count()} devices of this host; "
+            f"set config.mesh.data={recipe.mesh['data']} to -1"
         )
     for stage in recipe.stages:
         where = f"config.stages.{stage.name}"

@@ -140,6 +140,38 @@ def test_an_unknown_choice_is_refused_with_the_choices(key):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("data.workers", -1),
+        ("data.max_bad", 5.0),
+        ("data.max_bad", float("nan")),
+        ("model.loss_chunk", -3),
+        ("stages.joint.clip", -1.0),
+        ("stages.joint.warmup", -5),
+        ("stages.joint.epochs", -2),
+        ("stages.joint.optimizers.visual.lr", -1.0),
+        ("stages.joint.optimizers.visual.b1", 1.5),
+        ("stages.joint.optimizers.visual.decay", -0.1),
+        ("stages.visual.optimizers.sgd.momentum", 1.0),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(key, value):
+    message = refusal(changed(**{key.replace(".", "__"): value}))
+    assert f"config.{key}={value} must be 0 or more" in message
+
+
+def test_a_vocabulary_that_the_decoder_does_not_hold_is_refused():
+    large = changed(model__decoder="smollm2-135m", tokenizer__vocab_size=64000)
+    assert "config.tokenizer.vocab_size=64000 exceeds the 49152" in refusal(large)
+
+
+def test_pmap_takes_all_devices():
+    assert resolve(changed(parallel="pmap", mesh__data=jax.local_device_count()))
+    assert "config.mesh.data=3 to -1" in refusal(changed(parallel="pmap", mesh__data=3))
+
+
+@pytest.mark.parametrize(
     "key",
     [
         *("data.frames", "data.stride", "data.questions", "evaluation.every", "evaluation.batch"),

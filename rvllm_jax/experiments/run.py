@@ -124,6 +124,9 @@ class Experiment:
             independent_turns=data.independent_turns,
             step=data.step,
             crop=data.crop,
+            short=data.short,
+            long=data.long,
+            flip=data.flip,
         )
 
     def train(self) -> Result:

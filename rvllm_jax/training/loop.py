@@ -103,7 +103,15 @@ class Trainer:
     def _length(self, stage: Stage) -> int:
         if stage.steps:
             return stage.steps
-        return self.train_sets[stage.input].num_steps(stage.epochs, stage.batch)
+        length = self.train_sets[stage.input].num_steps(stage.epochs, stage.batch)
+        if stage.warmup >= length:
+            where = f"config.stages.{stage.name}"
+            raise StageError(
+                f"{where}.warmup={stage.warmup} is not below the {length} updates that "
+                f"{where}.epochs={stage.epochs} make of this data: the learning rate would never "
+                "reach its peak; lower the one or raise the other"
+            )
+        return length
 
     def run(self) -> Result:
         """Trains what is left to train, and returns the final arrays."""

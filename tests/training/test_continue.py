@@ -17,6 +17,7 @@ from rvllm_jax.training.checkpoint import WorkdirError
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import INTERRUPTED, Trainer
 from rvllm_jax.training.sharding import param_sharding
+from rvllm_jax.training.stages import StageError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 MESHES = {
@@ -127,6 +128,14 @@ def test_a_stopped_run_goes_on_and_every_layout_makes_the_same_updates(continued
 def test_the_random_state_is_that_of_the_checkpoint(continued):
     key = np.asarray(saved(continued.workdir, 3)["key"])
     np.testing.assert_array_equal(key, jax.random.key_data(OTHER_KEY))
+
+
+def test_a_warm_up_longer_than_its_epochs_is_refused(recipe, tmp_path, open_trainer):
+    """Six videos are one batch of eight rows, an epoch one update."""
+    epochs = {"stages__visual__steps": 0, "stages__visual__epochs": 3}
+    assert open_trainer(recipe(**epochs, stages__visual__warmup=2), tmp_path).lengths == [3]
+    with pytest.raises(StageError, match=r"visual\.warmup=3 .*3 updates .*epochs=3.*lower"):
+        open_trainer(recipe(**epochs, stages__visual__warmup=3), tmp_path)
 
 
 @pytest.mark.parametrize("moment", ["draw", "place"])
