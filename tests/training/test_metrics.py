@@ -196,6 +196,7 @@ def test_progress_off_a_terminal_prints_lines_now_and_then():
         progress.update()
         assert len(file.getvalue().splitlines()) == 2
         assert "step 2/100, loss 0.5000" in file.getvalue()
+    assert len(file.getvalue().splitlines()) == 2  # the end was told already
 
 
 def test_progress_of_a_stage_that_is_done_prints_nothing():
