@@ -1,0 +1,171 @@
+"""Writing a frame store's shards as an Apache Beam pipeline, where one machine is not enough.
+
+A shard is one element. A worker writes it by the same function as a local process does, below a
+folder that every worker and the starting process see under one path (a shared file system: NFS,
+Filestore, Lustre, or a bucket mounted by gcsfuse); the videos' paths hold on the workers too, and
+rvllm_jax is installed there (Beam's --setup_file or --sdk_container_image). What comes back is read
+from that folder, so that a killed pipeline continues behind its finished shards, with Beam or without.
+
+Beam is an extra, imported where it is used.
+"""
+
+import functools
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rvllm_jax.data.shards import (
+    LOCK,
+    FrameStoreError,
+    Task,
+    done_file,
+    read_json,
+    write_shard,
+)
+
+_POLL = 0.5  # seconds between two looks at what is finished
+
+
+def runner(arguments: Sequence[str]) -> Callable[[Sequence[Task]], Iterator[dict]]:
+    """What `write_store` takes as `run_tasks`: writes the shards by a Beam pipeline.
+
+    Args:
+        arguments: Beam's own options, such as ["--runner=DirectRunner",
+            "--direct_num_workers=2", "--direct_running_mode=multi_processing"], or those of
+            Dataflow, Flink or Spark.
+
+    Returns:
+        A function that takes the shards to write and yields the summary of each when it is there.
+
+    Raises:
+        FrameStoreError: apache_beam is not installed. From the function that is returned: the
+            folder is an address or no worker sees it, or the pipeline failed.
+    """
+    try:
+        import apache_beam  # noqa: F401  known before any video is looked at
+    except ImportError as error:
+        raise FrameStoreError(
+            f"{' '.join(arguments)}: apache_beam is not installed ({error}). Install it by "
+            "`pip install -e .[beam]` in an environment of its own, since it needs older versions "
+            "of some packages than requirements.lock has; or leave out the runner"
+        ) from error
+    return functools.partial(_run, tuple(arguments))
+
+
+def _run(arguments: Sequence[str], tasks: Sequence[Task]) -> Iterator[dict]:
+    if not tasks:
+        return
+    folder = tasks[0].folder
+    _check_local(folder)
+    # Of this run alone, and beside the store, which may hold nothing but itself. A worker that is
+    # left over from an earlier run finds its own gone, and can write no more.
+    for stale in folder.parent.glob(f"{folder.name}.beam-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    work = folder.parent / f"{folder.name}.beam-{uuid.uuid4().hex[:8]}"
+    work.mkdir()
+    try:
+        pipeline = _Pipeline(arguments, tasks, work)
+        waiting = {task.shard: task for task in tasks}
+        while waiting:
+            ended = pipeline.ended.wait(_POLL)  # known before looking: what is missing then, is
+            for shard, task in list(waiting.items()):
+                if summary := _finished(task):
+                    del waiting[shard]
+                    yield summary
+            if ended and waiting:
+                raise pipeline.failure(waiting)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _Pipeline(threading.Thread):
+    """A pipeline in work: some runners return at once, others only when all is done."""
+
+    def __init__(self, arguments: Sequence[str], tasks: Sequence[Task], work: Path):
+        super().__init__(daemon=True)
+        self.ended, self._arguments = threading.Event(), arguments
+        self._tasks, self._work = tasks, work
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            _pipeline(self._arguments, self._tasks, self._work).run().wait_until_finish()
+        except BaseException as error:  # of any kind: it is raised where the caller waits
+            self._error = error
+        finally:
+            self.ended.set()
+
+    def failure(self, waiting: dict[int, Task]) -> FrameStoreError:
+        folder = self._tasks[0].folder
+        if self._error is None:
+            why = "it ended, but they are not in this folder: do all workers see it by this path?"
+        else:
+            lines = str(self._error).strip().splitlines() or [repr(self._error)]
+            why = lines[-1]
+        failure = FrameStoreError(
+            f"{folder}: the Beam pipeline left {len(waiting)} of {len(self._tasks)} shards "
+            f"unwritten ({', '.join(map(str, sorted(waiting)[:10]))}): {why} Prepare again: "
+            "finished shards are kept"
+        )
+        failure.__cause__ = self._error
+        return failure
+
+
+def _pipeline(arguments: Sequence[str], tasks: Sequence[Task], work: Path):
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    options = PipelineOptions(list(arguments))
+    if options.get_all_options()["runner"] in (None, "DirectRunner"):
+        # It would first download Prism, a program of Beam's that takes its place, and start it;
+        # not where this is set, which concerns triggers, and there are none.
+        options = PipelineOptions([*arguments, "--allow_unsafe_triggers"])
+    pipeline = beam.Pipeline(options=options)
+    _ = (
+        pipeline
+        | "Shards" >> beam.Create(list(tasks))
+        | "Spread" >> beam.Reshuffle()  # else all of them would be fused into one bundle
+        | "Write" >> beam.Map(_write, work=work)
+    )
+    return pipeline
+
+
+def _write(task: Task, work: Path) -> int:
+    """Writes a shard on a worker: apart, then moved, since a runner may start it twice."""
+    if _finished(task):
+        return task.shard
+    if not (task.folder / LOCK).is_file() or not work.is_dir():
+        raise FrameStoreError(
+            f"{task.folder}: not seen by the worker {socket.gethostname()}, or of a run that has "
+            "ended; give a folder on a file system that all workers mount at this path."
+        )
+    apart = Path(tempfile.mkdtemp(prefix=f"{task.shard:05d}-", dir=work))
+    write_shard(task._replace(folder=apart))
+    if not _finished(task):  # by another attempt meanwhile
+        done = done_file(task.shard, task.options.shards)
+        written = sorted(apart.iterdir(), key=lambda path: path.name == done)  # that one last
+        for path in written:
+            os.replace(path, task.folder / path.name)
+    shutil.rmtree(apart, ignore_errors=True)
+    return task.shard
+
+
+def _finished(task: Task) -> dict:
+    """The summary of a shard of this preparation, or nothing where it is not written yet."""
+    summary = read_json(task.folder / done_file(task.shard, task.options.shards))
+    return summary if summary.get("fingerprint") == task.fingerprint else {}
+
+
+def _check_local(folder: Path) -> None:
+    if folder.parts and folder.parts[0].endswith(":"):  # Path("gs://a") is "gs:/a"
+        raise FrameStoreError(
+            f"{folder}: an address is not supported as a store's folder, since shards are renamed "
+            "and locked as files. Mount the bucket (gcsfuse) or a shared file system on all "
+            "workers and give that path; the videos likewise"
+        )
