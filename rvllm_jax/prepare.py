@@ -8,6 +8,9 @@ OUT/report.html says what was found. Afterwards train with --config.data.videos=
 Exit codes: 0 done; 1 refused, nothing was stored; 3 more than --max_bad is unusable; 4 fewer than
 a benchmark has published, without --allow_partial. After 3 and 4 the report says what lacks, and
 OUT/SPLIT.json is not written.
+
+With --runner, the shards are written by an Apache Beam pipeline, and arguments that are not known
+here are its own: --runner=DirectRunner --direct_num_workers=2.
 """
 
 import os
@@ -15,7 +18,7 @@ import sys
 
 from absl import app, flags
 
-from rvllm_jax.data import annotations
+from rvllm_jax.data import annotations, beam
 from rvllm_jax.data.conversations import ConversationError
 from rvllm_jax.data.preparation import Options, PreparationError, prepare
 from rvllm_jax.data.preparation_report import REFUSED
@@ -42,13 +45,15 @@ MAX_BAD = flags.DEFINE_float("max_bad", 0.02, "Largest share of videos or rows t
 CHECK = flags.DEFINE_bool("check", False, "Write the report alone.")
 ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Accept fewer than are published.")
 THUMBNAILS = flags.DEFINE_integer("thumbnails", 24, "Videos shown in the report.")
+RUNNER = flags.DEFINE_string("runner", None, "Apache Beam's, such as DirectRunner; none: local.")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
+    if len(argv) > 1 and RUNNER.value is None:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     options = Options(STRIDE.value, SHORT_SIDE.value, ENCODING.value, RECORD.value, INTERVAL.value)
     try:
+        pipeline = RUNNER.value and beam.runner([f"--runner={RUNNER.value}", *argv[1:]])
         prepared = prepare(
             VIDEOS.value,
             ANNOTATIONS.value,
@@ -61,6 +66,7 @@ def main(argv: list[str]) -> None:
             check=CHECK.value,
             allow_partial=ALLOW_PARTIAL.value,
             thumbnails=THUMBNAILS.value,
+            run_tasks=pipeline,
             progress=bar,
         )
     except (PreparationError, ConversationError, VideoFilesError, FrameStoreError) as error:
@@ -72,4 +78,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["videos", "annotations", "out", "split"])
-    app.run(main)
+    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rvllm_jax.data import annotations as formats
@@ -23,7 +23,7 @@ from rvllm_jax.data import preparation_page, video_files
 from rvllm_jax.data.annotations import Annotations, published
 from rvllm_jax.data.frames import StoreReport, write_store
 from rvllm_jax.data.preparation_report import DONE, Findings
-from rvllm_jax.data.shards import read_json, write_atomically
+from rvllm_jax.data.shards import Task, read_json, write_atomically
 from rvllm_jax.data.store_metadata import write_metadata
 from rvllm_jax.data.video_files import VideoFiles
 from rvllm_jax.data.video_survey import survey
@@ -33,6 +33,7 @@ _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 _MEANT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
 
 Progress = Callable[[str], Callable[[int, int], None]]
+RunTasks = Callable[[list[Task]], Iterator[dict]]
 
 
 class PreparationError(ValueError):
@@ -93,23 +94,24 @@ def prepare(
     check: bool = False,
     allow_partial: bool = False,
     thumbnails: int = 24,
+    run_tasks: RunTasks | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> Prepared:
     """Prepares a split into `out`, or only reports on it; continues what was interrupted.
 
     Args:
-        videos: the folder of videos, also in folders below it.
-        annotations: files of one of the formats of data/annotations.
+        videos: a folder; videos may lie in folders below it.
+        annotations: files of the formats of data/annotations, one of which `format` may demand.
         out: the prepared folder, made if absent.
         split: "train", "validation", "test" or another name; recorded with the result.
-        format: what the annotations must be; None: what they are.
         max_bad: the largest share of the videos, and of the rows, that may be unusable.
         check: look at everything and report, but store no frame.
         allow_partial: accept fewer rows or videos than a benchmark has published; recorded.
-        thumbnails: how many videos are shown in the report.
+        thumbnails: how many videos the report shows.
+        workers, run_tasks: as those of `write_store`.
         progress: progress(title) returns the callback (done, total) of one part of the work.
-        say: takes the lines that tell how far it is.
+        say: takes the line that tells what will be stored.
 
     Raises:
         PreparationError, ConversationError, VideoFilesError: what is refused before any work.
@@ -118,8 +120,8 @@ def prepare(
     options = options or Options()
     options.check()
     _check(split, max_bad, thumbnails)
-    progress = progress or (lambda title: lambda done, total: None)
     out = Path(out)
+    progress = progress or (lambda title: lambda done, total: None)
     read = formats.read(annotations, format=format)
     _check_split(read, split)
     found = video_files.find(videos, {c.video for c in read.conversations}, aliases=read.aliases)
@@ -129,17 +131,32 @@ def prepare(
         progress=progress("look"),
     )  # fmt: skip
     findings = Findings(split, options.of_store, max_bad, allow_partial, read, found, looked)
-    code, verdict = findings.verdict(looked.bad)
-    store = None
     _make(out)
     say(findings.plan(others=len(stored) - len(found.files), free=shutil.disk_usage(out).free))
+    code, verdict = findings.verdict(looked.bad)
+    store = None
     if not check and code == DONE:
-        store = _store(out, split, stored, options, workers, progress("decode"))
+        how = {"workers": workers, "run_tasks": run_tasks, "progress": progress("decode")}
+        store = _store(out, split, stored, **how, **options.of_store)
         code, verdict = findings.verdict(store.bad)
         if code == DONE:
             conversations, info = findings.split_files(store, options.interval)
             write_atomically(out / (split + INFO), _json(info))
             write_atomically(out / f"{split}.json", conversations)
+    return _reported(out, findings, store, code, verdict)
+
+
+def _store(out: Path, split: str, videos: Mapping[str, Path], **how) -> StoreReport:
+    for name in (f"{split}.json", split + INFO):  # first: they never name frames that are gone
+        (out / name).unlink(missing_ok=True)
+    store = write_store(out / FRAMES, videos, **how)
+    write_metadata(out / FRAMES)
+    return store
+
+
+def _reported(
+    out: Path, findings: Findings, store: StoreReport | None, code: int, verdict: str
+) -> Prepared:
     report = findings.report(store, code, verdict)
     write_atomically(out / "report.json", _json(report))
     page = preparation_page.render(report, findings)
@@ -192,19 +209,6 @@ def _videos_of_other_splits(
                 "folder of its own"
             )
     return videos
-
-
-def _store(
-    out: Path, split: str, videos: Mapping[str, Path], options: Options, workers: int, progress
-) -> StoreReport:
-    # First: conversations never name frames that are gone.
-    for name in (f"{split}.json", split + INFO):
-        (out / name).unlink(missing_ok=True)
-    store = write_store(
-        out / FRAMES, videos, workers=workers, progress=progress, **options.of_store
-    )
-    write_metadata(out / FRAMES)
-    return store
 
 
 def _make(out: Path) -> None:

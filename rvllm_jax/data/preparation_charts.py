@@ -34,7 +34,7 @@ border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
 th{text-align:left;color:var(--soft);font-weight:500;font-size:12px}
 th,td{padding:7px 14px;border-bottom:1px solid var(--line);vertical-align:top;
-overflow-wrap:anywhere}
+overflow-wrap:break-word;max-width:640px}th{white-space:nowrap}
 tr:last-child td{border-bottom:0}
 .films{display:grid;grid-template-columns:repeat(auto-fill,minmax(205px,1fr));gap:12px}
 figure{margin:0;overflow:hidden}figure img{width:100%;aspect-ratio:16/10;object-fit:cover;
@@ -87,12 +87,15 @@ def bars(title: str, tally: Mapping[str, int]) -> str:
     if not tally:
         return ""
     most = max(count for name, count in tally.items() if name != OTHER or len(tally) == 1)
-    rows = "".join(
-        f'<div class=bar><span title="{escape(name)}">{escape(name)}</span>'
-        f'<div {"class=rest " if name == OTHER else ""}style="width:{min(100, 100 * count / most):.1f}%"></div><b>{count:,}</b></div>'
-        for name, count in tally.items()
-    )
-    return f"<div class=chart><h3>{title}</h3>{rows}</div>"
+    rows = []
+    for name, count in tally.items():
+        kind = "class=rest " if name == OTHER else ""
+        wide = min(100, 100 * count / most)
+        rows.append(
+            f'<div class=bar><span title="{escape(name)}">{escape(name)}</span>'
+            f'<div {kind}style="width:{wide:.1f}%"></div><b>{count:,}</b></div>'
+        )
+    return f"<div class=chart><h3>{title}</h3>{''.join(rows)}</div>"
 
 
 def clock(seconds: float) -> str:

@@ -30,7 +30,8 @@ def render(report: dict, findings: Findings) -> str:
 
 def _header(report: dict) -> str:
     kind = "good" if report["code"] == DONE else "bad"
-    partial = "".join(f"<p class=warn>Partial: {_text(lack)}.</p>" for lack in report["partial"])
+    lacks = report["partial"] if report["allow_partial"] else ()  # else the verdict says so
+    partial = "".join(f"<p class=warn>Partial: {_text(lack)}.</p>" for lack in lacks)
     stored = "stored" if report["stored"] else "no frames were stored"
     options = ", ".join(
         f"{key.replace('_', ' ')} {value}" for key, value in report["options"].items()
@@ -75,8 +76,8 @@ def _benchmarks(report: dict) -> str:
         state = "bad" if part["lacks"] else "good" if published else ""
         rows.append(
             (
-                "<br>".join(_text(path) for path in part["paths"]),
-                _text(part["benchmark"] or part["format"]),
+                "<br>".join(_name(path) for path in part["paths"]),
+                _name(part["benchmark"] or part["format"]),
                 f"{part['rows']:,}",
                 f"{part['read']:,} on {part['videos']:,}",
                 f"{part['usable_rows']:,} on {part['usable_videos']:,}",
@@ -147,7 +148,9 @@ def _lists(report: dict) -> list[str]:
 
 
 def _list(title: str, heads: Sequence[str], rows: Sequence[Sequence]) -> str:
-    cells = [[_text(cell, 400) for cell in row] for row in rows[:_LISTED]]
+    cells = [
+        [_name(str(row[0])), *(_text(cell, 400) for cell in row[1:])] for row in rows[:_LISTED]
+    ]
     rest = len(rows) - len(cells)
     more = f"<p class=sub>{rest:,} more are in report.json.</p>" if rest else ""
     return (
@@ -169,6 +172,11 @@ def _text(value: object, longest: int = 0) -> str:
     if longest and len(text) > longest:
         text = text[: longest - 1] + "…"
     return escape(text)
+
+
+def _name(name: str) -> str:
+    """A path or a long name, which may be broken where a person would break it."""
+    return _text(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
 
 
 def _number(value: float) -> str:
