@@ -1,10 +1,10 @@
 """Writing a frame store's shards as an Apache Beam pipeline, where one machine is not enough.
 
-A shard is one element. A worker writes it by the same function as a local process does, below a
-folder that every worker and the starting process see under one path (a shared file system: NFS,
-Filestore, Lustre, or a bucket mounted by gcsfuse); the videos' paths hold on the workers too, and
-rvllm_jax is installed there (Beam's --setup_file or --sdk_container_image). What comes back is read
-from that folder, so that a killed pipeline continues behind its finished shards, with Beam or without.
+A shard is one element. A worker writes it by the same function as a local process does, into a
+folder that every worker and the starting process see by one path: a shared file system (NFS,
+Filestore, Lustre), or a bucket mounted by gcsfuse. The videos' paths hold on the workers too, and
+rvllm_jax is installed there (Beam's --setup_file or --sdk_container_image). What is finished is
+read from that folder, so that a pipeline that was killed continues behind it, with Beam or without.
 
 Beam is an extra, imported where it is used.
 """
