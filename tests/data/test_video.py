@@ -163,7 +163,7 @@ def bad_files(folder: Path, clip: Path):
         ("no_index.mp4", "not a readable video"),
         ("no_frame.mp4", "no frame decodes"),
         ("sound.wav", "no video stream"),
-        ("folder.mp4", "no such file"),
+        ("folder.mp4", "not a file"),
         ("missing.mp4", "no such file"),
     ],
 )
