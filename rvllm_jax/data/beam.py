@@ -1,10 +1,10 @@
 """Writing a frame store's shards as an Apache Beam pipeline, where one machine is not enough.
 
-A shard is one element. A worker writes it by the same function as a local process does, below a
-folder that every worker and the starting process see under one path (a shared file system: NFS,
-Filestore, Lustre, or a bucket mounted by gcsfuse); the videos' paths hold on the workers too, and
-rvllm_jax is installed there (Beam's --setup_file or --sdk_container_image). What comes back is read
-from that folder, so that a killed pipeline continues behind its finished shards, with Beam or without.
+A shard is one element. A worker writes it as a local one does, into a folder that every worker and
+the starting process see by one path: a shared file system (NFS, Filestore, Lustre), or a bucket
+mounted by gcsfuse. The videos' paths hold on the workers too, and
+rvllm_jax is installed there (Beam's --setup_file or --sdk_container_image). What is finished is
+read from that folder, so that a pipeline that was killed continues behind it, with Beam or without.
 
 Beam is an extra, imported where it is used.
 """
@@ -19,13 +19,16 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from rvllm_jax.data import supervised
 from rvllm_jax.data.shards import (
     LOCK,
     FrameStoreError,
     Task,
+    aside_file,
     done_file,
+    read_aside,
     read_json,
-    write_shard,
+    write_aside,
 )
 
 _POLL = 0.5  # seconds between two looks at what is finished
@@ -146,14 +149,26 @@ def _write(task: Task, work: Path) -> int:
             "ended; give a folder on a file system that all workers mount at this path."
         )
     apart = Path(tempfile.mkdtemp(prefix=f"{task.shard:05d}-", dir=work))
-    write_shard(task._replace(folder=apart))
+    own = task._replace(folder=apart)
+    if known := read_aside(task):
+        write_aside(own, known)
+    try:
+        supervised.write_shard(own)
+    except BaseException:
+        _move(task, apart, {aside_file(task.shard, task.options.shards)})  # not to be met again
+        raise
     if not _finished(task):  # by another attempt meanwhile
-        done = done_file(task.shard, task.options.shards)
-        written = sorted(apart.iterdir(), key=lambda path: path.name == done)  # that one last
-        for path in written:
-            os.replace(path, task.folder / path.name)
+        _move(task, apart, {path.name for path in apart.iterdir()})
     shutil.rmtree(apart, ignore_errors=True)
     return task.shard
+
+
+def _move(task: Task, apart: Path, names: set[str]) -> None:
+    """Moves files into the store, the one that declares the shard finished last."""
+    done = done_file(task.shard, task.options.shards)
+    for name in sorted(names, key=lambda name: name == done):
+        if (apart / name).is_file():
+            os.replace(apart / name, task.folder / name)
 
 
 def _finished(task: Task) -> dict:

@@ -104,7 +104,8 @@ def test_a_killed_preparation_continues_to_the_same_bytes(
     stored, videos, tmp_path, workers, options
 ):
     # The first shard has three videos.
-    body = f"workers = {workers}; progress = lambda done, _: done < 3 or os.kill(os.getpid(), signal.SIGKILL)"
+    kill = "os.kill(os.getpid(), signal.SIGKILL)"
+    body = f"workers = {workers}; progress = lambda done, _: done < 3 or {kill}"
     store = tmp_path / "store"
     process = subprocess.Popen(
         script(store, videos, options, body), env=os.environ | {"PYTHONPATH": str(ROOT)},
