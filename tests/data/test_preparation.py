@@ -197,11 +197,15 @@ def test_ambiguous_names_are_refused_with_both(prepared, place):
 
 
 def test_several_splits_share_one_folder_and_keep_each_others_videos(prepared, place):
+    for name in ("a", "part/b", "c"):  # a remark for each: they hold one frame only
+        _write(place / "videos" / f"{name}.mp4", frames=1)
     prepared(_rows("a", "b"))
     prepared(_rows("b", "c"), split="validation")
     out = place / "out"
     store = FrameStore(out / "frames")
     assert sorted(store.entries) == ["a.mp4", "c.mp4", "part/b.mp4"]
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["videos"]) == ["c.mp4", "part/b.mp4"] == list(report["notes"])
     for split, expected in (("train", 2), ("validation", 2)):
         conversations = read_llava(out / f"{split}.json")
         assert len(conversations) == expected
