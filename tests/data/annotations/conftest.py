@@ -35,7 +35,7 @@ MSRVTT = [
 MAPPING = "-4wsuPCjDBc_5_15 vid1\nbQJQGoJF7_k_162_169 vid1201\n"
 TGIF = (
     "gif_name\tquestion\tanswer\ttype\tvid_id\tkey\tdescription\n"
-    'tumblr_no73_250\twhat says " stop ?\tsign\t0\tFRAMEQA1159\t27138\ta sign says " stop .\n'
+    'tumblr_no73_250\t"stop says which ?\tsign\t0\tFRAMEQA1159\t27138\ta sign says " stop .\n'
     "tumblr_nedt_250\thow many ?\ttwo\t1\tFRAMEQA9405\t2853\ttwo men walk .\n"
 )
 LLAVA = [

@@ -43,7 +43,7 @@ EXPECTED = {
         Conversation(
             "FRAMEQA1159",
             "tumblr_no73_250",
-            (Turn('what says " stop ?', "sign", "0"),),
+            (Turn('"stop says which ?', "sign", "0"),),
             'a sign says " stop .',
         ),
         Conversation(
