@@ -171,10 +171,8 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
                 f"{self._path}: a frame would have {size[0]} x {size[1]} pixels, at most "
                 f"{MAX_PIXELS:,} are possible. {REPLACE}"
             )
-        number_of_bytes = self._path.stat().st_size
-        self.info = VideoInfo(
-            stream.codec_context.name, *shown, rate, length.frames, length.seconds, number_of_bytes
-        )
+        said = rate, length.frames, length.seconds, self._path.stat().st_size
+        self.info = VideoInfo(stream.codec_context.name, *target_size(*shown, None), *said)
         return Picture(turn, frame.rotation, size)
 
     def _finish(self, length, number: int, seconds: float, span: float, mended: int) -> None:
