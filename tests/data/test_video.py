@@ -1,9 +1,7 @@
 import json
 import logging
-import os
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
@@ -90,49 +88,6 @@ def test_a_whole_file_gives_no_warning(clip, caplog):
     with caplog.at_level(logging.WARNING):
         read(clip, stride=4)
     assert not caplog.records
-
-
-def bad_files(folder: Path, clip: Path):
-    (folder / "empty.mp4").write_bytes(b"")
-    (folder / "text.mp4").write_text("not a video " * 50)
-    (folder / "no_index.mp4").write_bytes(clip.read_bytes()[:-400])
-    blank = bytearray(clip.read_bytes())
-    start, end = blank.index(b"mdat") + 4, blank.index(b"moov") - 4
-    blank[start:end] = bytes(end - start)
-    (folder / "no_frame.mp4").write_bytes(blank)
-    with av.open(str(folder / "sound.wav"), "w") as out:
-        stream = out.add_stream("pcm_s16le", rate=8000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
-        sound.sample_rate = 8000
-        out.mux(stream.encode(sound))
-    (folder / "folder.mp4").mkdir()
-
-
-@pytest.mark.parametrize(
-    "name,reason",
-    [
-        ("empty.mp4", "0 bytes"),
-        ("text.mp4", "not a readable video"),
-        ("no_index.mp4", "not a readable video"),
-        ("no_frame.mp4", "no frame decodes"),
-        ("sound.wav", "no video stream"),
-        ("folder.mp4", "not a file"),
-        ("missing.mp4", "no such file"),
-    ],
-)
-def test_what_is_no_video_is_refused_by_path_and_reason(tmp_path, clip, name, reason):
-    bad_files(tmp_path, clip)
-    with pytest.raises(video.VideoError, match=reason) as raised:
-        list(video.decode(tmp_path / name))
-    assert str(tmp_path / name) in str(raised.value)
-    assert any(advice in str(raised.value) for advice in ("Replace", "Check"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_file_names_the_permission(clip):
-    clip.chmod(0)
-    with pytest.raises(video.VideoError, match="permission"):
-        list(video.decode(clip))
 
 
 @pytest.mark.parametrize("options", [{"stride": 0}, {"short_side": 0}])
