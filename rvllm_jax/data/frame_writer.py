@@ -75,7 +75,6 @@ def write_store(
 
     A store of the same options and videos (names, sizes, modification times) is reused, whole or by
     shard; one of others is written anew. One preparation a folder at a time: a second one waits.
-    The bytes do not depend on the number of workers.
 
     Args:
         folder: made if absent; may hold nothing but a store.
@@ -85,8 +84,8 @@ def write_store(
         encoding: "raw" (exact, h * w * 3 bytes a frame) or "jpeg" (about a tenth of it).
         frames_per_record: frames read together; a window touches at most one record more.
         shards: number of files; by default one a video up to 16, then one in 128 videos.
-        workers: processes that decode, watched by this one; 0 decodes in this one, where a video
-            that hangs or crashes the decoder takes the preparation with it.
+        workers: processes that decode, watched by this one, to the same bytes for any number; 0
+            decodes in this one, where a video that hangs or crashes it takes the preparation along.
         progress: called with (videos done, all videos) as they become more.
         time_limit: seconds without a new frame after which a worker's video is set aside.
         min_decoded: share of its declared length, 0 to 1, that must come out of a damaged or cut
@@ -100,13 +99,11 @@ def write_store(
     Raises:
         FrameStoreError: the folder holds other files, or cannot be written (disk full).
     """
-    folder = Path(folder)
-    names = sorted(videos)
+    folder, names = Path(folder), sorted(videos)
     if shards is None:
         shards = max(16, -(-len(names) // 128))
-    options = Options(
-        stride, short_side, encoding, frames_per_record, min(shards, len(names)), min_decoded
-    )
+    shards = min(shards, len(names))
+    options = Options(stride, short_side, encoding, frames_per_record, shards, min_decoded)
     _check(options, len(names), time_limit)
     with _locked(folder):
         tasks = _plan(folder, [(name, Path(videos[name])) for name in names], options, time_limit)

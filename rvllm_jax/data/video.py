@@ -19,6 +19,7 @@ from rvllm_jax.data.video_file import (
     VIDEO_SUFFIXES,
     VideoError,
     declared,
+    ends_as_gif,
     open_file,
     pixel_aspect,
     reason,
@@ -145,10 +146,10 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
         length = declared(container, stream)
         rate = float(stream.average_rate or 0)
         interval = 1 / rate if 0.01 <= rate <= 1000 else 1 / 25
-        number, mended, first, seconds = 0, 0, 0.0, 0.0
+        number, mended, seconds, lasts = 0, 0, 0.0, interval
         for frame in _decoded(container, stream, self._damage):
             if number == 0:
-                first = seconds = frame.time or 0.0
+                seconds = frame.time or 0.0
                 picture = self._started(frame, stream, rate, length)
             elif frame.time is not None and frame.time > seconds:
                 seconds = frame.time
@@ -158,8 +159,14 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
             if number % self._stride == 0:
                 yield picture.rgb(frame), seconds
             number += 1
+            if frame.duration and frame.time_base:
+                lasts = max(interval, float(frame.duration * frame.time_base))
             self._on_frame()
-        self._finish(length, number, seconds, seconds - first + interval, mended)
+        if container.format.name == "gif" and not self._damage and not ends_as_gif(self._path):
+            self._damage.append("the end of the file is missing")
+        if number == 0 and stream.width == 0:
+            self._damage.append(f"its size is not told, or above {MAX_PIXELS:,} pixels a frame")
+        self._finish(length, number, seconds, lasts, mended)
 
     def _started(self, frame, stream, rate: float, length) -> Picture:
         """Fills `info`; returns how frames like the first one are shown."""
@@ -171,25 +178,24 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
                 f"{self._path}: a frame would have {size[0]} x {size[1]} pixels, at most "
                 f"{MAX_PIXELS:,} are possible. {REPLACE}"
             )
-        number_of_bytes = self._path.stat().st_size
-        self.info = VideoInfo(
-            stream.codec_context.name, *shown, rate, length.frames, length.seconds, number_of_bytes
-        )
+        said = rate, length.frames, length.seconds, self._path.stat().st_size
+        self.info = VideoInfo(stream.codec_context.name, *target_size(*shown, None), *said)
         return Picture(turn, frame.rotation, size)
 
-    def _finish(self, length, number: int, seconds: float, span: float, mended: int) -> None:
+    def _finish(self, length, number: int, seconds: float, lasts: float, mended: int) -> None:
         """Says what came out: `note`, or `VideoError` where that is too little."""
         if number == 0:
-            why = self._damage[0] if self._damage else "its video stream is empty"
+            why = "; ".join(self._damage) or "its video stream is empty"
             raise VideoError(f"{self._path}: no frame decodes ({why}). {REPLACE}")
         notes = [length.doubt] if length.doubt else []
-        if self._damage or _is_cut(length, number, span, 1 / (self.info.fps or 25)):
+        end = seconds + lasts
+        if self._damage or _is_cut(length, number, end, lasts):
             what = (
                 f"it declares {length.frames} frames and {length.seconds:.2f} s, {number} frames "
                 f"up to {seconds:.2f} s decode"
             )
             why = f" ({self._damage[0]})" if self._damage else ""
-            if _share(length, number, span) < self._min_decoded:
+            if _share(length, number, end) < self._min_decoded:
                 raise VideoError(
                     f"{self._path}: damaged or cut: {what}{why}, where a share of at least "
                     f"{self._min_decoded} is asked for. {REPLACE}"
@@ -203,18 +209,20 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
         self.note = "; ".join(notes)
 
 
-def _is_cut(length, number: int, span: float, interval: float) -> bool:
+def _is_cut(length, number: int, end: float, lasts: float) -> bool:
+    """Whether less came out than is declared: `number` frames, to `end`, the last for `lasts`."""
     if length.frames:  # an edit list may hide frames: then the seconds are all there
-        missing = length.seconds == 0 or span + 2 * interval < length.seconds
+        missing = length.seconds == 0 or end + 2 * lasts < length.seconds
         return length.frames > number and missing
-    # Sound may outlast the picture, hence the slack; a cut mkv or avi shows in its duration only.
-    return length.seconds > 1.5 * span + 1
+    if length.of_picture:  # mkv and webm
+        return length.seconds > 1.02 * end + 2 * lasts
+    return length.seconds > 1.5 * end + 1  # sound may outlast the picture, hence the slack
 
 
-def _share(length, number: int, span: float) -> float:
+def _share(length, number: int, end: float) -> float:
     """How much of the declared length came out; 1 where nothing reliable is declared."""
     shares = [number / length.frames] if length.frames else []
-    shares += [span / length.seconds] if length.seconds and length.of_picture else []
+    shares += [end / length.seconds] if length.seconds and length.of_picture else []
     return max(shares, default=1.0)
 
 

@@ -15,7 +15,8 @@ VIDEO_SUFFIXES = (
 MAX_PIXELS = 80_000_000  # a frame; 8K has 33 million, a square of 8192 67
 REPLACE = "Replace or re-encode the file, or remove it from the conversations."
 
-# A header that declares more is not believed: a month at 30 frames a second, eleven days.
+# A header that declares more is not believed: a month at 30 frames a second, eleven days; nor one
+# that declares more frames than the file has bytes.
 _MAX_FRAMES, _MAX_SECONDS = 10**8, 10**6
 _PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # pictures in the container of mp4
 _LISTS = ("concat", "dash", "hls", "imf", "sdp")  # text that names other files or addresses
@@ -107,14 +108,23 @@ def declared(container: av.container.InputContainer, stream: av.VideoStream) -> 
     doubts = []
     if pixel_aspect(stream) != float(stream.sample_aspect_ratio or 1):
         doubts.append(f"pixels of an aspect of {stream.sample_aspect_ratio}")
-    if not 0 <= frames <= _MAX_FRAMES:
+    size = container.size if container.size > 0 else _MAX_FRAMES  # a frame takes a byte at least
+    if not 0 <= frames <= min(_MAX_FRAMES, size):
         doubts.append(f"{frames} frames")
         frames = 0
-    if not 0 <= seconds <= _MAX_SECONDS:
+    rate = float(stream.average_rate or 0)
+    if not (0 <= seconds <= _MAX_SECONDS and seconds * rate <= size):
         doubts.append(f"{seconds:.0f} s")
         seconds = 0.0
     doubt = f"its header declares {' and '.join(doubts)}, which is not believed" if doubts else ""
     return Declared(frames, seconds, of_picture, doubt)
+
+
+def ends_as_gif(path: Path) -> bool:
+    """Whether the mark that ends a GIF is there: its header declares no length."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))  # some writers pad
+        return file.read().rstrip(b"\0\r\n ").endswith(b";")
 
 
 def pixel_aspect(stream: av.VideoStream) -> float:

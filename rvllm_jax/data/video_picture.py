@@ -52,14 +52,13 @@ class Picture:
         return self._turn.apply(np.ndarray(shape, np.uint8, buffer=plane, strides=strides))
 
 
-def shown_size(frame: av.VideoFrame, aspect: float, turn: Turn) -> tuple[int, int]:
-    """(width, height) with square pixels, after turning."""
-    width = max(1, round(frame.width * aspect))
+def shown_size(frame: av.VideoFrame, aspect: float, turn: Turn) -> tuple[float, float]:
+    """(width, height) with square pixels, after turning; not yet whole numbers."""
+    width = frame.width * aspect
     return (frame.height, width) if turn.transposed else (width, frame.height)
 
 
-def target_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    if short_side is None:
-        return width, height
-    short = min(width, height)
-    return tuple(max(1, round(side * short_side / short)) for side in (width, height))
+def target_size(width: float, height: float, short_side: int | None) -> tuple[int, int]:
+    """The size whose short side is `short_side`, or the nearest one to the given, in pixels."""
+    scale, short = (1, 1) if short_side is None else (short_side, min(width, height))
+    return tuple(max(1, round(side * scale / short)) for side in (width, height))
