@@ -98,13 +98,20 @@ def test_an_original_file_is_of_the_split_it_is_called(tmp_path):
     assert list(read("msrvtt_qa", tmp_path, allow_partial=True)) == ["test"]
 
 
-def test_files_of_another_dataset_or_format_are_refused(published, tmp_path):
+def test_files_of_another_dataset_or_format_are_refused(published, pair, tmp_path):
     folder = published("activitynet_qa", 10, 2)
-    with pytest.raises(ConversationError, match="expected msvd_qa .*got activitynet"):
+    with pytest.raises(ConversationError, match="expected msvd_qa .*are activitynet"):
         read("msvd_qa", folder, allow_partial=True)
     folder = published("msvd_qa", 10, 2)
-    with pytest.raises(ConversationError, match="expected msrvtt_qa .*got zero_shot msvd_qa"):
+    with pytest.raises(ConversationError, match="expected msrvtt_qa .*are zero_shot, of msvd_qa"):
         read("msrvtt_qa", folder, allow_partial=True)
+    folder = pair("test", ["my own"], ["first"])
+    with pytest.raises(ConversationError, match="expected msrvtt_qa .*are zero_shot, of "):
+        read("msrvtt_qa", folder, allow_partial=True)
+    rows = [{"q": "What?", "a": "That.", "video_id": "v"}]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    with pytest.raises(ConversationError, match="expected llava_videos .*are video_instruct"):
+        read("llava_videos", tmp_path)
 
 
 @pytest.mark.parametrize("dataset", SOURCES)
