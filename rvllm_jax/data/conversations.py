@@ -204,18 +204,19 @@ def checked_video(video: object, where: str) -> str:
         raise ConversationError(
             f"{where}: names {len(video)} videos; a conversation is about exactly one"
         )
-    # Checked, but not stripped: a file's name may hold spaces, and bytes that are no UTF-8, which
-    # Python gives as \udc80 to \udcff (os.fsdecode).
-    shown = video
-    if isinstance(video, str):
-        shown = re.sub("[\udc80-\udcff]", "?", video)
-    checked_text(shown, "'video'", where)
+    # Checked, but not stripped: a file's name may hold spaces.
+    checked_text(readable(video) if isinstance(video, str) else video, "'video'", where)
     if leaves_folder(video):
         raise ConversationError(
             f"{where}: video {video!r} is not inside the folder of videos; give a path relative "
             "to that folder, without '..'"
         )
     return video
+
+
+def readable(name: str) -> str:
+    """A file's name as a text: its bytes that are no UTF-8, \\udc80 to \\udcff, become "?"."""
+    return re.sub("[\udc80-\udcff]", "?", name)
 
 
 def leaves_folder(video: str) -> bool:

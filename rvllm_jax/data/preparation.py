@@ -101,8 +101,8 @@ def prepare(
     """Prepares a split into `out`, or only reports on it; continues what was interrupted.
 
     Args:
-        videos: a folder; videos may lie in folders below it.
-        annotations: files of the formats of data/annotations, one of which `format` may demand.
+        videos: a folder; its videos may lie in folders below it.
+        annotations: files of the formats of data/annotations; `format` may demand one of them.
         out: the prepared folder, made if absent.
         split: "train", "validation", "test" or another name; recorded with the result.
         max_bad: the largest share of the videos, and of the rows, that may be unusable.
@@ -134,15 +134,19 @@ def prepare(
     _make(out)
     say(findings.plan(others=len(stored) - len(found.files), free=shutil.disk_usage(out).free))
     code, verdict = findings.verdict(looked.bad)
-    store = None
-    if not check and code == DONE:
-        how = {"workers": workers, "run_tasks": run_tasks, "progress": progress("decode")}
-        store = _store(out, split, stored, **how, **options.of_store)
-        code, verdict = findings.verdict(store.bad)
-        if code == DONE:
-            conversations, info = findings.split_files(store, options.interval)
-            write_atomically(out / (split + INFO), _json(info))
-            write_atomically(out / f"{split}.json", conversations)
+    if check or code != DONE:
+        return _reported(out, findings, None, code, verdict)
+    how = {"workers": workers, "run_tasks": run_tasks, "progress": progress("decode")}
+    store = _store(out, split, stored, **how, **options.of_store)
+    return _finish(out, findings, store, options.interval)
+
+
+def _finish(out: Path, findings: Findings, store: StoreReport, interval: int) -> Prepared:
+    code, verdict = findings.verdict(store.bad)
+    if code == DONE:
+        conversations, info = findings.split_files(store, interval)
+        write_atomically(out / (findings.split + INFO), _json(info))
+        write_atomically(out / f"{findings.split}.json", conversations)
     return _reported(out, findings, store, code, verdict)
 
 

@@ -175,8 +175,8 @@ def _text(value: object, longest: int = 0) -> str:
 
 
 def _name(name: str) -> str:
-    """A path or a long name, which may be broken where a person would break it."""
-    return _text(name).replace("/", "/<wbr>").replace("_", "_<wbr>")
+    """A path, which may be broken where a person would break it."""
+    return _text(name).replace("/", "/<wbr>")
 
 
 def _number(value: float) -> str:

@@ -91,7 +91,7 @@ class Findings:
             "questions": sum(len(c.turns) for c in kept),
             "videos": len({c.video for c in kept}),
             "missing": self.found.missing,
-            "set_aside": {n: why for n, why in store.bad.items() if n in self.found.files},
+            "set_aside": self._own(store.bad),
             "rows_set_aside": len(self.annotations.set_aside),
             "rows_without_video": len(self.annotations.without_video),
             "options": {"store": self.options, "interval": interval},
@@ -101,8 +101,7 @@ class Findings:
 
     def report(self, store: StoreReport | None, code: int, verdict: str) -> dict:
         """The content of report.json; `store` is None where no frame was stored."""
-        bad = dict(self.survey.bad if store is None else store.bad)
-        bad = {name: why for name, why in sorted(bad.items()) if name in self.found.files}
+        bad = self._own(self.survey.bad if store is None else store.bad)
         asked = Counter(c.video for c in self.annotations.conversations)
         usable = self._usable(bad)
         return {
@@ -125,7 +124,7 @@ class Findings:
             "files": describe_videos(self.survey.info),
             "videos": {name: info._asdict() for name, info in self.survey.info.items()},
             "set_aside": bad,
-            "notes": dict(getattr(store, "notes", {})),
+            "notes": self._own(store.notes) if store else {},
             "missing": {video: asked[video] for video in self.found.missing},
             "unused": self.found.unused,
         }  # fmt: skip
@@ -133,6 +132,10 @@ class Findings:
     @property
     def _of_estimate(self) -> dict:
         return {key: self.options[key] for key in ("stride", "short_side", "encoding")}
+
+    def _own(self, of_videos: Mapping[str, str]) -> dict[str, str]:
+        """Without the videos of other splits in the same store."""
+        return {name: of_videos[name] for name in sorted(of_videos) if name in self.found.files}
 
     def _usable(self, bad: Mapping[str, str]) -> set[str]:
         """What the annotations call the videos that are there and not `bad`."""

@@ -15,6 +15,7 @@ from rvllm_jax.data.conversations import (
     lacks_video,
     llava_conversation,
     place,
+    readable,
 )
 
 _NAMED = 5  # how many ids a message names
@@ -138,7 +139,7 @@ def _llava(row: dict, position: int, where: str, stem: str) -> Conversation:
 def _video_instruct(row: dict, position: int, where: str, stem: str) -> Conversation:
     turn = Turn(_question(row.get("q"), where), checked_text(row.get("a"), "'a'", where))
     video = checked_video(row.get("video_id"), where)
-    return _conversation(f"{video}:{position}", video, [turn])
+    return _conversation(f"{readable(video)}:{position}", video, [turn])
 
 
 def _generative(row: dict, position: int, where: str, stem: str) -> Conversation:
