@@ -151,6 +151,19 @@ def test_a_worker_of_a_run_that_has_ended_writes_nothing(task, tmp_path):
 def test_an_address_is_refused(task):
     with pytest.raises(FrameStoreError, match="gs:/bucket.*not supported.*Mount the bucket"):
         list(beam._run(DIRECT, [task._replace(folder=Path("gs://bucket/frames"))]))
+    for address in ("gs://bucket", "s3://bucket/frames", "hdfs://host/frames"):
+        with pytest.raises(FrameStoreError, match=f"{address}: an address"):
+            beam.check_folder(address)
+    for folder in (task.folder, "frames", "a:b/frames", "./gs:/frames"):
+        beam.check_folder(folder)
+
+
+def test_options_that_nobody_knows_are_refused_or_named(installed, caplog):
+    with pytest.raises(FrameStoreError, match="--strid: unknown here, and to Beam's local runner"):
+        beam.runner([*DIRECT, "--strid=6"])
+    beam.runner([*DIRECT, "--direct_num_workers=2", "--direct_running_mode=multi_threading"])
+    beam.runner(["--runner=FlinkRunner", "--parallelism=2", "--state_backend=rocksdb"])
+    assert "go to FlinkRunner: --state_backend" in caplog.text
 
 
 def test_without_beam_the_message_says_how_to_install_it(monkeypatch):
