@@ -10,7 +10,9 @@ Beam is an extra, imported where it is used.
 """
 
 import functools
+import glob
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -18,6 +20,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from absl import logging
 
 from rvllm_jax.data import supervised
 from rvllm_jax.data.shards import (
@@ -32,6 +36,7 @@ from rvllm_jax.data.shards import (
 )
 
 _POLL = 0.5  # seconds between two looks at what is finished
+_LOCAL = (None, "DirectRunner")  # Beam's names of the runner on this machine
 
 
 def runner(arguments: Sequence[str]) -> Callable[[Sequence[Task]], Iterator[dict]]:
@@ -46,8 +51,9 @@ def runner(arguments: Sequence[str]) -> Callable[[Sequence[Task]], Iterator[dict
         A function that takes the shards to write and yields the summary of each when it is there.
 
     Raises:
-        FrameStoreError: apache_beam is not installed. From the function that is returned: the
-            folder is an address or no worker sees it, or the pipeline failed.
+        FrameStoreError: apache_beam is not installed, or the local runner is given an option that
+            Beam does not know. From the function that is returned: the folder is an address or no
+            worker sees it, or the pipeline failed.
     """
     try:
         import apache_beam  # noqa: F401  known before any video is looked at
@@ -57,6 +63,7 @@ def runner(arguments: Sequence[str]) -> Callable[[Sequence[Task]], Iterator[dict
             "`pip install -e .[beam]` in an environment of its own, since it needs older versions "
             "of some packages than requirements.lock has; or leave out the runner"
         ) from error
+    _options(arguments)
     return functools.partial(_run, tuple(arguments))
 
 
@@ -64,10 +71,10 @@ def _run(arguments: Sequence[str], tasks: Sequence[Task]) -> Iterator[dict]:
     if not tasks:
         return
     folder = tasks[0].folder
-    _check_local(folder)
+    check_folder(folder)
     # Of this run alone, and beside the store, which may hold nothing but itself. A worker that is
     # left over from an earlier run finds its own gone, and can write no more.
-    for stale in folder.parent.glob(f"{folder.name}.beam-*"):
+    for stale in folder.parent.glob(f"{glob.escape(folder.name)}.beam-????????"):
         shutil.rmtree(stale, ignore_errors=True)
     work = folder.parent / f"{folder.name}.beam-{uuid.uuid4().hex[:8]}"
     work.mkdir()
@@ -82,6 +89,7 @@ def _run(arguments: Sequence[str], tasks: Sequence[Task]) -> Iterator[dict]:
                     yield summary
             if ended and waiting:
                 raise pipeline.failure(waiting)
+        pipeline.join()  # Beam's own end: its workers must not lose their parent
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -120,16 +128,29 @@ class _Pipeline(threading.Thread):
         return failure
 
 
-def _pipeline(arguments: Sequence[str], tasks: Sequence[Task], work: Path):
-    import apache_beam as beam
+def _options(arguments: Sequence[str]):
+    """Beam's options of the arguments; what it does not know is refused, or said."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
     options = PipelineOptions(list(arguments))
-    if options.get_all_options()["runner"] in (None, "DirectRunner"):
-        # It would first download Prism, a program of Beam's that takes its place, and start it;
-        # not where this is set, which concerns triggers, and there are none.
-        options = PipelineOptions([*arguments, "--allow_unsafe_triggers"])
-    pipeline = beam.Pipeline(options=options)
+    known = options.get_all_options()
+    unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
+    named = ", ".join(f"--{name}" for name in sorted(unknown))
+    if known["runner"] not in _LOCAL:
+        if unknown:  # of a version of Flink, say: Beam hands them on
+            logging.warning("options unknown to Beam go to %s: %s", known["runner"], named)
+        return options
+    if unknown:
+        raise FrameStoreError(f"{named}: unknown here, and to Beam's local runner; correct it")
+    # It would first download Prism, a program of Beam's that takes its place, and start it; not
+    # where this is set, which concerns triggers, and there are none.
+    return PipelineOptions([*arguments, "--allow_unsafe_triggers"])
+
+
+def _pipeline(arguments: Sequence[str], tasks: Sequence[Task], work: Path):
+    import apache_beam as beam
+
+    pipeline = beam.Pipeline(options=_options(arguments))
     _ = (
         pipeline
         | "Shards" >> beam.Create(list(tasks))
@@ -177,8 +198,9 @@ def _finished(task: Task) -> dict:
     return summary if summary.get("fingerprint") == task.fingerprint else {}
 
 
-def _check_local(folder: Path) -> None:
-    if folder.parts and folder.parts[0].endswith(":"):  # Path("gs://a") is "gs:/a"
+def check_folder(folder: str | Path) -> None:
+    """Raises `FrameStoreError` for an address, such as gs://bucket, where a folder is expected."""
+    if re.match(r"[a-z][a-z0-9+]+:/", str(folder)):  # Path("gs://a") is "gs:/a"
         raise FrameStoreError(
             f"{folder}: an address is not supported as a store's folder, since shards are renamed "
             "and locked as files. Mount the bucket (gcsfuse) or a shared file system on all "

@@ -119,6 +119,26 @@ def test_an_attempt_that_comes_twice_leaves_one_whole_shard(task, tmp_path):
     assert files(task.folder) == {**files(own), "lock": b""} and not list(work.iterdir())
 
 
+@pytest.mark.parametrize("make", [shards.record_file, shards.times_file])
+def test_a_shard_of_which_a_file_cannot_be_moved_is_not_declared_finished(make, task, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    (task.folder / make(0, 1)).mkdir()  # where a file is to go
+    with pytest.raises(IsADirectoryError):
+        beam._write(task, work)
+    assert not (task.folder / shards.done_file(0, 1)).exists()
+    assert [path.name for path in task.folder.iterdir() if path.is_dir()] == [make(0, 1)]
+
+
+def test_a_shard_of_another_preparation_is_written_anew(task, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    done = task.folder / shards.done_file(0, 1)
+    done.write_text('{"fingerprint": "of another"}')
+    beam._write(task, work)
+    assert shards.read_json(done)["fingerprint"] == "mine"
+
+
 def test_a_worker_of_a_run_that_has_ended_writes_nothing(task, tmp_path):
     work = tmp_path / "frames.beam-1"
     work.mkdir()
@@ -131,6 +151,19 @@ def test_a_worker_of_a_run_that_has_ended_writes_nothing(task, tmp_path):
 def test_an_address_is_refused(task):
     with pytest.raises(FrameStoreError, match="gs:/bucket.*not supported.*Mount the bucket"):
         list(beam._run(DIRECT, [task._replace(folder=Path("gs://bucket/frames"))]))
+    for address in ("gs://bucket", "s3://bucket/frames", "hdfs://host/frames"):
+        with pytest.raises(FrameStoreError, match=f"{address}: an address"):
+            beam.check_folder(address)
+    for folder in (task.folder, "frames", "a:b/frames", "./gs:/frames"):
+        beam.check_folder(folder)
+
+
+def test_options_that_nobody_knows_are_refused_or_named(installed, caplog):
+    with pytest.raises(FrameStoreError, match="--strid: unknown here, and to Beam's local runner"):
+        beam.runner([*DIRECT, "--strid=6"])
+    beam.runner([*DIRECT, "--direct_num_workers=2", "--direct_running_mode=multi_threading"])
+    beam.runner(["--runner=FlinkRunner", "--parallelism=2", "--state_backend=rocksdb"])
+    assert "go to FlinkRunner: --state_backend" in caplog.text
 
 
 def test_without_beam_the_message_says_how_to_install_it(monkeypatch):

@@ -29,6 +29,6 @@ get the names that they have there, and those that are not in it are missing.
             "validation": (("val_q.json", "val_a.json"),),
             "test": (("test_q.json", "test_a.json"),),
         },
-        formats=("activitynet", "zero_shot"),
+        formats=("activitynet",),
         benchmarks={split: ("activitynet_qa", split) for split in ("train", "validation", "test")},
     )

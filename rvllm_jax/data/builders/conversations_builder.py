@@ -69,9 +69,14 @@ class ConversationsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tr
         return super()._generate_splits(dl_manager, download_config)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        manual = self.MANUAL_DOWNLOAD_INSTRUCTIONS is not None
+        try:
+            manual = self.MANUAL_DOWNLOAD_INSTRUCTIONS and Path(dl_manager.manual_dir)
+        except (
+            AssertionError
+        ) as error:  # no such folder, or an empty one; it shows the instructions
+            raise ConversationError(str(error)) from error
         # Every split is read and checked before a byte of the first is written.
-        splits = self.read_splits(Path(dl_manager.manual_dir) if manual else None)
+        splits = self.read_splits(manual)
         self.info.metadata.update(splits={name: split.facts for name, split in splits.items()})
         return {
             name: self._generate_examples(split.conversations) for name, split in splits.items()

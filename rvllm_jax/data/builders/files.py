@@ -85,12 +85,12 @@ def _read(
     annotations = read(paths)
     where = ", ".join(map(str, paths))
     benchmarks = {benchmark for benchmark, _ in source.benchmarks.values()}
-    others = {part.benchmark for part in annotations.parts} - benchmarks - {""}
+    others = {part.benchmark for part in annotations.parts} - benchmarks
     if annotations.format not in source.formats or (benchmarks and others):
-        found = f"{annotations.format} {' '.join(sorted(others))}".strip()
+        found = f"{annotations.format}, of {', '.join(sorted(others)) or 'no benchmark'}"
         raise ConversationError(
-            f"{where}: expected {source.dataset} in the format {' or '.join(source.formats)}, got "
-            f"{found}; put the files of {source.dataset} there"
+            f"{where}: expected {source.dataset} in the format {' or '.join(source.formats)}, with "
+            f"its names of videos and questions; these are {found}. Put its own files there"
         )
     conversations = annotations.conversations
     split = named
