@@ -1,6 +1,7 @@
 """A first look at every video before any is stored: what it is, and what its frames will take."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -158,7 +159,8 @@ def _supervised(
         # The first answer includes the start of the process.
         grace = 0.0 if worker.until < math.inf else _START
         running[connection] = _Worker(worker.process, job, time.monotonic() + time_limit + grace)
-        connection.send(job)
+        with contextlib.suppress(OSError):  # it has just ended: its end is read below
+            connection.send(job)
 
     try:
         while waiting or running:
@@ -170,11 +172,12 @@ def _supervised(
             )
             for connection in ready or [c for c in running if running[c].until <= time.monotonic()]:
                 worker = running.pop(connection)
-                yield _answer(connection, worker, connection in ready, time_limit)
+                answer = _answer(connection, worker, connection in ready, time_limit)
                 if worker.process.is_alive() and waiting:
                     hand(connection, worker)
                 else:
                     _end(connection, worker)
+                yield answer  # last: the caller may fail, and no worker is forgotten then
     finally:
         for connection, worker in running.items():
             _end(connection, worker)

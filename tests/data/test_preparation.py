@@ -215,6 +215,19 @@ def test_several_splits_share_one_folder_and_keep_each_others_videos(prepared, p
     assert (out / "frames" / "index.json").stat().st_mtime_ns == index  # nothing was redone
 
 
+def test_conversations_are_gone_before_the_frames_they_name(prepared, place):
+    assert prepared(_rows("a", "b")).code == DONE
+    files = [place / "out" / name for name in ("train.json", "train.info.json")]
+    seen = []
+
+    def progress(title):
+        return lambda done, total: seen.append((title, [path.exists() for path in files]))
+
+    assert prepared(_rows("a", "c"), progress=progress).code == DONE
+    assert ("decode", [False, False]) in seen and ("decode", [True, True]) not in seen
+    assert all(path.exists() for path in files)
+
+
 def test_a_split_that_would_spoil_another_is_refused(prepared, place):
     prepared(_rows("a"))
     other = Options(stride=4, short_side=16, encoding="raw", frames_per_record=4, interval=4)

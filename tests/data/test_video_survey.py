@@ -70,13 +70,17 @@ def _serve(connection):
 _SERVE = video_survey._serve
 
 
-def test_videos_that_hang_or_crash_the_decoder_are_set_aside_and_the_rest_is_seen(
-    monkeypatch, tmp_path
-):
+@pytest.fixture
+def named(monkeypatch):
+    """Workers that do what a video's name says."""
     context = video_survey.multiprocessing.get_context("fork")
     monkeypatch.setattr(video_survey, "_serve", _serve)
     monkeypatch.setattr(video_survey, "_START", 1.0)
     monkeypatch.setattr(video_survey.multiprocessing, "get_context", lambda kind: context)
+
+
+@pytest.mark.usefixtures("named")
+def test_videos_that_hang_or_crash_the_decoder_are_set_aside_and_the_rest_is_seen(tmp_path):
     names = ["a", "b crash", "c", "d hang", "e crash", "f", "g hang", "h"]
     seen = survey(
         {name: tmp_path / name for name in names},
@@ -86,6 +90,17 @@ def test_videos_that_hang_or_crash_the_decoder_are_set_aside_and_the_rest_is_see
     assert list(seen.bad) == ["b crash", "d hang", "e crash", "g hang"]
     assert "crashes (exit code -9)" in seen.bad["b crash"]
     assert "hangs (its first frame takes more than 0.5 s)" in seen.bad["d hang"]
+    assert not video_survey.multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("named")
+def test_no_worker_is_left_where_the_caller_fails(tmp_path):
+    def fail(done, total):
+        raise OSError("as a closed terminal does")
+
+    files = {name: tmp_path / name for name in ("a", "b hang", "c hang")}
+    with pytest.raises(OSError, match="closed terminal"):
+        survey(files, thumbnails=0, short_side=20, workers=3, progress=fail)
     assert not video_survey.multiprocessing.active_children()
 
 
