@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rvllm_jax.data.annotations import Annotations, Part, published
+from rvllm_jax.data.annotations.files import MAPPING
 from rvllm_jax.data.conversations import write_llava
 from rvllm_jax.data.frames import StoreReport
 from rvllm_jax.data.preparation_tallies import describe_annotations, describe_videos
@@ -48,6 +49,9 @@ class Findings:
                     f"{number:,} of {total:,} {what}: a share of {number / total:.4f}, where "
                     f"--max_bad={self.max_bad} is allowed"
                 )
+        benchmarks = {part.benchmark for part in self.annotations.parts}
+        if code and self.found.missing and "msvd_qa" in benchmarks and not self.annotations.aliases:
+            words.append(f"MSVD's videos have two names: add {MAPPING} to --annotations")
         lacks = self._lacks(bad)
         if lacks and not self.allow_partial:
             code = code or PARTIAL

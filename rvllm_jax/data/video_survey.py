@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import math
 import multiprocessing
 import multiprocessing.connection
 import time
@@ -91,17 +90,18 @@ def survey(
         (name, files[name], short_side if number in chosen else None)
         for number, name in enumerate(names)
     ]
-    results = _supervised(jobs, workers, time_limit) if workers else map(_look, jobs)
+    here = (_look(job) for job in jobs)
     info, bad, frames = {}, {}, {}
-    for done, (name, found, thumbnail) in enumerate(results, 1):
-        if isinstance(found, str):
-            bad[name] = found
-        else:
-            info[name] = found
-        if thumbnail is not None:
-            frames[name] = thumbnail
-        if progress is not None:
-            progress(done, len(names))
+    with contextlib.closing(_supervised(jobs, workers, time_limit) if workers else here) as results:
+        for done, (name, found, thumbnail) in enumerate(results, 1):
+            if isinstance(found, str):
+                bad[name] = found
+            else:
+                info[name] = found
+            if thumbnail is not None:
+                frames[name] = thumbnail
+            if progress is not None:
+                progress(done, len(names))
     return Survey(*(dict(sorted(each.items())) for each in (info, bad, frames)))
 
 
@@ -132,10 +132,10 @@ def _thumbnail(path: Path, info: VideoInfo, short_side: int) -> Thumbnail:
 
 @dataclasses.dataclass
 class _Worker:
-    """A process that looks at one video at a time."""
+    """A process that looks at one video at a time; none before it has said that it is there."""
 
     process: multiprocessing.process.BaseProcess
-    job: tuple[str, Path, int | None]
+    job: tuple[str, Path, int | None] | None
     until: float  # time.monotonic() at which it should have answered
 
 
@@ -152,19 +152,20 @@ def _supervised(
         process = context.Process(target=_serve, args=(theirs,), daemon=True)
         process.start()
         theirs.close()  # so that its end is seen here
-        hand(ours, _Worker(process, waiting[0], math.inf))
+        running[ours] = _Worker(process, None, time.monotonic() + _START)
 
-    def hand(connection, worker: _Worker) -> None:
+    def go_on(connection, worker: _Worker) -> None:
+        if not (waiting and worker.process.is_alive()):
+            _end(connection, worker)
+            return
         job = waiting.popleft()
-        # The first answer includes the start of the process.
-        grace = 0.0 if worker.until < math.inf else _START
-        running[connection] = _Worker(worker.process, job, time.monotonic() + time_limit + grace)
-        with contextlib.suppress(OSError):  # it has just ended: its end is read below
+        running[connection] = _Worker(worker.process, job, time.monotonic() + time_limit)
+        with contextlib.suppress(OSError):  # it has just ended: its end is read later
             connection.send(job)
 
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
+        while waiting or any(worker.job for worker in running.values()):
+            for _ in range(min(workers - len(running), len(waiting))):
                 start()
             soonest = min(worker.until for worker in running.values())
             ready = multiprocessing.connection.wait(
@@ -173,38 +174,33 @@ def _supervised(
             for connection in ready or [c for c in running if running[c].until <= time.monotonic()]:
                 worker = running.pop(connection)
                 answer = _answer(connection, worker, connection in ready, time_limit)
-                if worker.process.is_alive() and waiting:
-                    hand(connection, worker)
-                else:
-                    _end(connection, worker)
-                yield answer  # last: the caller may fail, and no worker is forgotten then
+                go_on(connection, worker)
+                if answer:  # last: the caller may fail, and no worker is forgotten then
+                    yield answer
     finally:
         for connection, worker in running.items():
             _end(connection, worker)
 
 
 def _answer(connection, worker: _Worker, ready: bool, time_limit: float):
-    """What a worker found, or why there is nothing: then it is ended."""
-    name, path, _ = worker.job
-    if not ready:
-        worker.process.kill()
-        worker.process.join()
-        why = f"its first frame takes more than {time_limit:g} s"
-        return (
-            name,
-            f"{path}: the decoder hangs ({why}). Replace or re-encode the file, or remove it.",
-            None,
-        )
+    """What a worker says, or why it says nothing; it is ended then."""
     try:
-        return connection.recv()
+        if ready:
+            return connection.recv()
+        worker.process.kill()
+        why = f"hangs (its first frame takes more than {time_limit:g} s)"
     except (EOFError, OSError):
         worker.process.join()
-        why = f"exit code {worker.process.exitcode}"
-        return (
-            name,
-            f"{path}: the decoder crashes ({why}). Replace or re-encode the file, or remove it.",
-            None,
+        why = f"crashes (exit code {worker.process.exitcode})"
+    worker.process.join()
+    if worker.job is None:
+        raise RuntimeError(
+            f"a process to look at videos does not start in {_START:g} s (exit code "
+            f"{worker.process.exitcode}); a script that calls this needs `if __name__ == "
+            '"__main__":`'
         )
+    name, path, _ = worker.job
+    return name, f"{path}: the decoder {why}. Replace or re-encode the file, or remove it.", None
 
 
 def _end(connection, worker: _Worker) -> None:
@@ -214,7 +210,8 @@ def _end(connection, worker: _Worker) -> None:
 
 
 def _serve(connection) -> None:
-    """A worker: looks at the videos it is sent until nobody is left to send one."""
+    """A worker: says that it is there, and looks at what it is sent until nobody sends more."""
+    connection.send(None)
     while True:
         try:
             job = connection.recv()

@@ -155,6 +155,22 @@ def test_fewer_than_published_are_refused_unless_that_is_recorded(prepared, plac
     assert prepared(*_activitynet(names), split="mine").code == DONE  # nothing is published
 
 
+def test_msvds_files_are_found_by_either_name_where_the_list_of_names_is_given(prepared, place):
+    _write(place / "videos" / "bQJQGoJF7_k_162_169.avi.mp4")
+    (place / "videos" / "bQJQGoJF7_k_162_169.avi.mp4").rename(
+        place / "videos" / "bQJQGoJF7_k_162_169.avi"
+    )
+    rows = [{"answer": "he", "id": 30933, "question": "who?", "video_id": 1201}]
+    found = prepared(rows, split="validation", check=True, allow_partial=True)
+    assert (
+        found.code == TOO_MANY_BAD and "add youtube_mapping.txt to --annotations" in found.verdict
+    )
+    (place / "youtube_mapping.txt").write_text("bQJQGoJF7_k_162_169 vid1201\n")
+    found = prepared(rows, split="validation", allow_partial=True)
+    assert found.code == DONE and found.report["partial"]
+    assert list(found.report["videos"]) == ["bQJQGoJF7_k_162_169.avi"]
+
+
 def test_a_file_with_the_counts_of_another_split_is_refused(prepared, place):
     names = [f"video{number}" for number in range(2)]
     questions = [

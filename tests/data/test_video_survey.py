@@ -1,17 +1,21 @@
 """A first look at videos: what is seen, estimated and set aside; a worker that ends is replaced."""
 
+import json
 import os
-import signal
-import time
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
 
-from rvllm_jax.data import video, video_survey
+from rvllm_jax.data import video
 from rvllm_jax.data.frames import write_store
 from rvllm_jax.data.video import VideoInfo
 from rvllm_jax.data.video_survey import Survey, Thumbnail, survey
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -52,56 +56,58 @@ def test_a_header_that_promises_too_much_does_not_decide_the_estimate():
     assert seen.estimate(stride=1, short_side=128, encoding="jpeg") == expected
 
 
-def _look(job):
-    """In place of the decoder: does what a video's name says."""
-    name = job[0]
-    if "hang" in name:
+# A program whose workers do what a video's name says, in place of the decoder.
+PROGRAM = """
+import json, multiprocessing, os, signal, sys, time
+from pathlib import Path
+from rvllm_jax.data import video_survey
+from rvllm_jax.data.video import VideoInfo
+
+def look(job):
+    if "hang" in job[0]:
         time.sleep(600)
-    if "crash" in name:
+    if "crash" in job[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-    return name, VideoInfo("h264", 2, 2, 1.0, 1, 1.0, 1), None
+    return job[0], VideoInfo("h264", 2, 2, 1.0, 1, 1.0, 1), None
 
+def serve(connection):
+    video_survey._look = look
+    own_serve(connection)
 
-def _serve(connection):
-    video_survey._look = _look
-    _SERVE(connection)
+own_serve = video_survey._serve
 
+def survey(names, progress=None):
+    files = {name: Path(name) for name in names}
+    how = dict(thumbnails=0, short_side=20, time_limit=0.5, progress=progress)
+    return video_survey.survey(files, workers=2, **how)
 
-_SERVE = video_survey._serve
-
-
-@pytest.fixture
-def named(monkeypatch):
-    """Workers that do what a video's name says."""
-    context = video_survey.multiprocessing.get_context("fork")
-    monkeypatch.setattr(video_survey, "_serve", _serve)
-    monkeypatch.setattr(video_survey, "_START", 1.0)
-    monkeypatch.setattr(video_survey.multiprocessing, "get_context", lambda kind: context)
-
-
-@pytest.mark.usefixtures("named")
-def test_videos_that_hang_or_crash_the_decoder_are_set_aside_and_the_rest_is_seen(tmp_path):
-    names = ["a", "b crash", "c", "d hang", "e crash", "f", "g hang", "h"]
-    seen = survey(
-        {name: tmp_path / name for name in names},
-        thumbnails=0, short_side=20, workers=2, time_limit=0.5,
-    )  # fmt: skip
-    assert list(seen.info) == ["a", "c", "f", "h"]
-    assert list(seen.bad) == ["b crash", "d hang", "e crash", "g hang"]
-    assert "crashes (exit code -9)" in seen.bad["b crash"]
-    assert "hangs (its first frame takes more than 0.5 s)" in seen.bad["d hang"]
-    assert not video_survey.multiprocessing.active_children()
-
-
-@pytest.mark.usefixtures("named")
-def test_no_worker_is_left_where_the_caller_fails(tmp_path):
+if __name__ == "__main__":
+    video_survey._serve = serve
+    found = survey(["a", "b crash", "c", "d hang", "e crash", "f", "g hang", "h"])
+    left = len(multiprocessing.active_children())
     def fail(done, total):
         raise OSError("as a closed terminal does")
+    try:
+        survey(["a", "b hang", "c hang"], fail)
+    except OSError as error:
+        left += len(multiprocessing.active_children())
+        print(json.dumps([list(found.info), found.bad, str(error), left]))
+"""
 
-    files = {name: tmp_path / name for name in ("a", "b hang", "c hang")}
-    with pytest.raises(OSError, match="closed terminal"):
-        survey(files, thumbnails=0, short_side=20, workers=3, progress=fail)
-    assert not video_survey.multiprocessing.active_children()
+
+def test_videos_that_hang_or_crash_the_decoder_are_set_aside_and_no_worker_is_left(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    process = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True,
+        timeout=100, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    seen, bad, error, left = json.loads(process.stdout)
+    assert seen == ["a", "c", "f", "h"]
+    assert list(bad) == ["b crash", "d hang", "e crash", "g hang"]
+    assert "the decoder crashes (exit code -9)" in bad["b crash"]
+    assert "the decoder hangs (its first frame takes more than 0.5 s)" in bad["d hang"]
+    assert error == "as a closed terminal does" and left == 0
 
 
 def test_a_thumbnail_is_the_last_frame_that_there_is(tmp_path):
