@@ -206,6 +206,13 @@ def _videos_of_other_splits(
                     f"{out}: its split {info['split']} has another video {name!r}, {given}; "
                     "prepare this split into a folder of its own"
                 )
+        gone = [given for given in info.get("files", {}).values() if not Path(given).is_file()]
+        if gone:  # they would be stored anew with those of this split
+            raise PreparationError(
+                f"{out}: {len(gone)} videos of its split {info['split']} are no longer there, the "
+                f"first {gone[0]}, and its frames would be lost; bring them back, or prepare this "
+                "split into a folder of its own"
+            )
         if info.get("options", {}).get("store") not in (None, options.of_store):
             raise PreparationError(
                 f"{out}: its split {info['split']} is stored with {info['options']['store']}, "

@@ -249,6 +249,10 @@ def test_a_split_that_would_spoil_another_is_refused(prepared, place):
     other = Options(stride=4, short_side=16, encoding="raw", frames_per_record=4, interval=4)
     with pytest.raises(PreparationError, match="split train is stored with .*'stride': 2.*own"):
         prepared(_rows("b"), split="test", options=other)
+    (place / "videos" / "a.mp4").rename(place / "a.mp4")
+    with pytest.raises(PreparationError, match="1 videos of its split train are no longer there"):
+        prepared(_rows("b"), split="test")
+    (place / "a.mp4").rename(place / "videos" / "a.mp4")
     _write(place / "elsewhere" / "a.mp4")
     (place / "e.json").write_text(json.dumps(_rows("a")))
     with pytest.raises(PreparationError, match="split train has another video 'a.mp4'"):
