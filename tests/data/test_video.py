@@ -30,6 +30,12 @@ def test_stride_takes_every_nth_frame(clip):
     np.testing.assert_array_equal(their_seconds, seconds[::3])
 
 
+def test_every_frame_of_the_file_is_a_sign_of_life(clip):
+    seen = []
+    decoding = video.Decoding(clip, stride=8, on_frame=lambda: seen.append(decoding.info.frames))
+    assert len(list(decoding)) == 3 and seen == [20] * 20
+
+
 @pytest.mark.parametrize("short_side,shape", [(18, (18, 24)), (72, (72, 96)), (7, (7, 9))])
 def test_short_side_is_met_exactly_and_the_aspect_kept(clip, short_side, shape):
     frames, _ = read(clip, short_side=short_side)
