@@ -172,6 +172,16 @@ def test_videos_that_are_not_stored_make_a_part(with_store):
     assert "2 of 3" in split.facts["partial"]
 
 
+def test_what_a_preparation_recorded_as_a_part_stays_one(with_store):
+    llava(with_store, ["v7"])
+    lacks = {"partial": ["msvd_qa validation: 1 of 6,415 questions"]}
+    (with_store / "train.info.json").write_text(json.dumps(lacks))
+    with pytest.raises(ConversationError, match="only msvd_qa validation: 1 of 6,415"):
+        read("llava_videos", with_store)
+    split = read("llava_videos", with_store, allow_partial=True)["train"]
+    assert split.facts["partial"] == lacks["partial"][0]
+
+
 def test_a_folder_of_frames_without_a_store_is_refused(with_store):
     llava(with_store, ["v7"])
     (with_store / "frames" / "index.json").unlink()
