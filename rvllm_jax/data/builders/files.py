@@ -101,8 +101,8 @@ def _read(
     asked = len(conversations)
     if (folder / "frames").is_dir():
         conversations = stored_names(folder / "frames", conversations, annotations.aliases)
-    lacking = "; ".join([_lacking(where, source, split, conversations, asked), *_known(paths)])
-    lacking = lacking.removeprefix("; ")
+    own = _lacking(where, source, split, conversations, asked)
+    lacking = "; ".join(filter(None, [own, *_known(paths)]))
     if lacking and not allow_partial:
         aside = [f"{place}: {why}" for place, why in annotations.set_aside.items()][:_NAMED]
         rows = f" ({len(annotations.set_aside)} rows were set aside: {'; '.join(aside)})"
