@@ -128,8 +128,15 @@ def test_an_empty_folder_says_what_belongs_there(dataset, tmp_path):
 def test_the_instructions_name_every_file(dataset):
     cls = next(c for c in map(vars(builders).get, builders.__all__) if c.name == dataset)
     instructions = cls.MANUAL_DOWNLOAD_INSTRUCTIONS
-    for alternatives in SOURCES[dataset].files.values():
-        assert all(name in instructions for names in alternatives for name in names)
+    names = [n for several in SOURCES[dataset].files.values() for names in several for n in names]
+    assert all(name in instructions and name[-4:] in ("json", ".csv") for name in names)
+
+
+def test_the_instructions_of_video_chatgpt_are_the_train_split(tmp_path):
+    rows = [{"q": f"What {n}?", "a": "That.", "video_id": f"v_{n % 2:011d}"} for n in range(3)]
+    (tmp_path / "VideoInstruct100K.json").write_text(json.dumps(rows))
+    facts = read("video_instruct_100k", tmp_path)["train"].facts
+    assert (facts["questions"], facts["videos"], facts["published"]) == (3, 2, None)
 
 
 def test_half_a_pair_is_refused(pair):
