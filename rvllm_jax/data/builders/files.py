@@ -12,6 +12,8 @@ from rvllm_jax.data.annotations import read
 from rvllm_jax.data.annotations.published import PUBLISHED, Counts, other_split, shortfall
 from rvllm_jax.data.builders.stored_names import stored_names
 from rvllm_jax.data.conversations import Conversation, ConversationError
+from rvllm_jax.data.preparation import INFO
+from rvllm_jax.data.shards import read_json
 
 _NAMED = 5  # how many offenders a message names
 _ORDER = ("train", "validation", "test")  # in which MSVD-QA and MSRVTT-QA number their questions
@@ -99,7 +101,8 @@ def _read(
     asked = len(conversations)
     if (folder / "frames").is_dir():
         conversations = stored_names(folder / "frames", conversations, annotations.aliases)
-    lacking = _lacking(where, source, split, conversations, asked)
+    own = _lacking(where, source, split, conversations, asked)
+    lacking = "; ".join(filter(None, [own, *_known(paths)]))
     if lacking and not allow_partial:
         aside = [f"{place}: {why}" for place, why in annotations.set_aside.items()][:_NAMED]
         rows = f" ({len(annotations.set_aside)} rows were set aside: {'; '.join(aside)})"
@@ -141,6 +144,12 @@ def _lacking(
         gone = f"{asked - len(conversations):,} of {asked:,} are about videos that are not stored"
         lacking = f"{lacking}; {gone}" if lacking else f"{source.dataset} {split}: {gone}"
     return lacking
+
+
+def _known(paths: Sequence[Path]) -> list[str]:
+    """What the preparation that wrote the files, if one did, recorded that they lack."""
+    recorded = [read_json(path.with_suffix(INFO)).get("partial", []) for path in paths]
+    return [text for texts in recorded for text in texts]
 
 
 def _numbered_split(where: str, source: Source, conversations: list[Conversation]) -> str:

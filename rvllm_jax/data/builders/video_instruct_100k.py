@@ -23,7 +23,7 @@ get the names that they have there, and those that are not in it are missing.
     SOURCE = Source(
         dataset="video_instruct_100k",
         files={
-            "train": (("VideoInstruct100K.json",)),
+            "train": (("VideoInstruct100K.json",),),
         },
         formats=("video_instruct",),
     )

@@ -128,8 +128,15 @@ def test_an_empty_folder_says_what_belongs_there(dataset, tmp_path):
 def test_the_instructions_name_every_file(dataset):
     cls = next(c for c in map(vars(builders).get, builders.__all__) if c.name == dataset)
     instructions = cls.MANUAL_DOWNLOAD_INSTRUCTIONS
-    for alternatives in SOURCES[dataset].files.values():
-        assert all(name in instructions for names in alternatives for name in names)
+    names = [n for several in SOURCES[dataset].files.values() for names in several for n in names]
+    assert all(name in instructions and name[-4:] in ("json", ".csv") for name in names)
+
+
+def test_the_instructions_of_video_chatgpt_are_the_train_split(tmp_path):
+    rows = [{"q": f"What {n}?", "a": "That.", "video_id": f"v_{n % 2:011d}"} for n in range(3)]
+    (tmp_path / "VideoInstruct100K.json").write_text(json.dumps(rows))
+    facts = read("video_instruct_100k", tmp_path)["train"].facts
+    assert (facts["questions"], facts["videos"], facts["published"]) == (3, 2, None)
 
 
 def test_half_a_pair_is_refused(pair):
@@ -170,6 +177,16 @@ def test_videos_that_are_not_stored_make_a_part(with_store):
     split = read("llava_videos", with_store, allow_partial=True)["train"]
     assert [c.video for c in split.conversations] == ["sub/v7.mp4"]
     assert "2 of 3" in split.facts["partial"]
+
+
+def test_what_a_preparation_recorded_as_a_part_stays_one(with_store):
+    llava(with_store, ["v7"])
+    lacks = {"partial": ["msvd_qa validation: 1 of 6,415 questions"]}
+    (with_store / "train.info.json").write_text(json.dumps(lacks))
+    with pytest.raises(ConversationError, match="only msvd_qa validation: 1 of 6,415"):
+        read("llava_videos", with_store)
+    split = read("llava_videos", with_store, allow_partial=True)["train"]
+    assert split.facts["partial"] == lacks["partial"][0]
 
 
 def test_a_folder_of_frames_without_a_store_is_refused(with_store):
