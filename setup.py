@@ -37,6 +37,9 @@ setup(
     extras_require={
         "test": ["pytest==9.2.0", "ruff==0.17.6"],
         "parity": ["torch==2.13.0"],  # the reference implementations of tests/parity
+        # In an environment of its own: it holds protobuf, pyarrow, pillow and python-dateutil below
+        # what requirements.lock has.
+        "beam": ["apache-beam>=2.77.0"],
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },

@@ -1,4 +1,4 @@
-"""Annotation files -> conversations: LLaVA's JSON, checked where it is read.
+"""Conversations about videos, and LLaVA's JSON of them, checked where it is read.
 
 A file is a list of records such as
 
@@ -7,15 +7,20 @@ A file is a list of records such as
     {"from": "gpt", "value": "Bamboo."}]}
 
 Two keys are ours and optional: "caption" of a record (text that says what the video shows) and
-"type" of a human turn (the question's type, by which accuracy is reported).
+"type" of a human turn (the question's type, by which accuracy is reported). The other formats are
+read in data/annotations/.
 """
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from absl import logging
+
 VIDEO_MARK = "<video>"  # where LLaVA's prompts put the video
+MARKS = (VIDEO_MARK, "<image>")  # files made for image models put the second before a video too
 _NAMED = 10  # how many offenders a message names
 
 
@@ -45,28 +50,73 @@ class Conversation:
 def read_llava(path: str | Path) -> list[Conversation]:
     """Reads a LLaVA or Video-LLaVA conversation file.
 
-    The mark `<video>` may stand first or last in the first human turn, or be absent; "video" may
-    be a string or a list of one. Surrounding white space of questions and answers is dropped.
+    The mark `<video>` (or `<image>`, as some files have it) may stand first or last in the first
+    human turn, or be absent; "video" may be a string or a list of one. Surrounding white space of
+    questions and answers is dropped. Records without a video, as mixed files have them, are left
+    out, and a warning counts them.
 
     Raises:
         ConversationError: not UTF-8 or not JSON; a record with a missing key, an empty question
             or answer, turns that do not alternate human and gpt, a video outside the folder, or
-            an id that an earlier record has. It names file, record and id.
+            an id that an earlier record has; no record with a video. It names file, record and id.
     """
-    records = _load(Path(path))
+    records = load_records(path)
     conversations: list[Conversation] = []
     position_of: dict[str, int] = {}
     for position, record in enumerate(records):
-        given = record.get("id") if isinstance(record, dict) else None
-        where = f"{path}: record {position} (id {given!r})"
-        conversation = _conversation(record, where)
+        if lacks_video(record):
+            continue
+        where = place(path, position, record)
+        conversation = llava_conversation(record, where)
         earlier = position_of.setdefault(conversation.id, position)
         if earlier != position:
             raise ConversationError(
                 f"{where}: record {earlier} has the same id; give each record its own"
             )
         conversations.append(conversation)
+    if not conversations:
+        raise ConversationError(f"{path}: none of its {len(records)} records has a 'video'; add it")
+    if len(conversations) < len(records):
+        logging.warning(
+            "%s: %d of %d records have no video and are left out",
+            path, len(records) - len(conversations), len(records),
+        )  # fmt: skip
     return conversations
+
+
+def write_llava(conversations: Iterable[Conversation]) -> bytes:
+    """The bytes of a file that `read_llava` reads as these conversations."""
+    records = []
+    for conversation in conversations:
+        messages = []
+        for number, turn in enumerate(conversation.turns):
+            mark = "" if number else f"{VIDEO_MARK}\n"
+            human = {"from": "human", "value": mark + turn.question}
+            messages += [human | ({"type": turn.kind} if turn.kind else {})]
+            messages += [{"from": "gpt", "value": turn.answer}]
+        record = {"id": conversation.id, "video": conversation.video, "conversations": messages}
+        record["caption"] = conversation.caption
+        plain = json.dumps(record, ensure_ascii=False)
+        if plain != plain.encode(errors="replace").decode():  # a video's name that is no UTF-8
+            plain = json.dumps(record)
+        records.append(plain)
+    return ("[\n" + ",\n".join(records) + "\n]\n").encode()
+
+
+def place(path: str | Path, position: int, record: object) -> str:
+    """How messages name a record of a file."""
+    given = record.get("id") if isinstance(record, dict) else None
+    return f"{path}: record {position} (id {given!r})"
+
+
+def lacks_video(record: object) -> str:
+    """What a record is about instead of a video: "a picture" or "text alone"; "" where it has one.
+
+    Only a record that has turns counts: any other one is broken, and is for the reader to refuse.
+    """
+    if not isinstance(record, dict) or "conversations" not in record or record.get("video"):
+        return ""
+    return "a picture" if record.get("image") else "text alone"
 
 
 def check_videos(conversations: Iterable[Conversation], folder: str | Path) -> None:
@@ -79,7 +129,7 @@ def check_videos(conversations: Iterable[Conversation], folder: str | Path) -> N
     for conversation in conversations:
         video = conversation.video
         if video not in found:
-            found[video] = not _leaves_folder(video) and (folder / video).is_file()
+            found[video] = not leaves_folder(video) and (folder / video).is_file()
         if not found[video]:
             missing.append(f"{conversation.id!r} names {video!r}")
     if missing:
@@ -91,9 +141,10 @@ def check_videos(conversations: Iterable[Conversation], folder: str | Path) -> N
         )
 
 
-def _load(path: Path) -> list:
+def decode_text(path: str | Path) -> str:
+    """The text of a UTF-8 file; raises `ConversationError`."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # a byte order mark is accepted
+        return Path(path).read_bytes().decode("utf-8-sig")  # a byte order mark is accepted
     except OSError as error:
         raise ConversationError(
             f"{path}: cannot be read ({error.strerror}); correct the path"
@@ -102,6 +153,11 @@ def _load(path: Path) -> list:
         raise ConversationError(
             f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8"
         ) from error
+
+
+def load_records(path: str | Path) -> list:
+    """The list that a JSON file holds, of at least one record; raises `ConversationError`."""
+    text = decode_text(path)
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -116,34 +172,41 @@ def _load(path: Path) -> list:
     return records
 
 
-def _conversation(record: object, where: str) -> Conversation:
+def llava_conversation(record: object, where: str) -> Conversation:
+    """One record of a LLaVA file; raises `ConversationError` that begins with `where`."""
     if not isinstance(record, dict):
         raise ConversationError(f"{where}: expected an object, got {type(record).__name__}")
     absent = [key for key in ("id", "video", "conversations") if key not in record]
     if absent:
         raise ConversationError(f"{where}: has no {', '.join(map(repr, absent))}; add it")
-    identity = record["id"]
-    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        raise ConversationError(f"{where}: 'id' must be a string or a whole number")
     turns = _turns(record["conversations"], where)
     caption = record.get("caption") or " ".join(turn.answer for turn in turns)
     return Conversation(
-        id=_text(str(identity), "'id'", where),
-        video=_video(record["video"], where),
+        id=checked_id(record["id"], "'id'", where),
+        video=checked_video(record["video"], where),
         turns=turns,
-        caption=_text(caption, "'caption'", where),
+        caption=checked_text(caption, "'caption'", where),
     )
 
 
-def _video(video: object, where: str) -> str:
+def checked_id(value: object, what: str, where: str) -> str:
+    """An id as a text: files give it as one, or as a whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise ConversationError(f"{where}: {what} must be a string or a whole number")
+    return checked_text(str(value), what, where)
+
+
+def checked_video(video: object, where: str) -> str:
+    """The name of a video: a string, or a list of one; refused where it leaves the folder."""
     if isinstance(video, list) and len(video) == 1:
         (video,) = video
     if isinstance(video, list):
         raise ConversationError(
             f"{where}: names {len(video)} videos; a conversation is about exactly one"
         )
-    _text(video, "'video'", where)  # checked, but not stripped: a file's name may hold spaces
-    if _leaves_folder(video):
+    # Checked, but not stripped: a file's name may hold spaces.
+    checked_text(readable(video) if isinstance(video, str) else video, "'video'", where)
+    if leaves_folder(video):
         raise ConversationError(
             f"{where}: video {video!r} is not inside the folder of videos; give a path relative "
             "to that folder, without '..'"
@@ -151,7 +214,12 @@ def _video(video: object, where: str) -> str:
     return video
 
 
-def _leaves_folder(video: str) -> bool:
+def readable(name: str) -> str:
+    """A file's name as a text: its bytes that are no UTF-8, \\udc80 to \\udcff, become "?"."""
+    return re.sub("[\udc80-\udcff]", "?", name)
+
+
+def leaves_folder(video: str) -> bool:
     """True for a path that is absolute, climbs, or that no file system takes."""
     path = PurePosixPath(video)
     return path.is_absolute() or ".." in path.parts or "\0" in video
@@ -179,24 +247,31 @@ def _turns(messages: object, where: str) -> tuple[Turn, ...]:
 
 
 def _turn(human: dict, gpt: dict, number: int, where: str) -> Turn:
-    question = _text(human.get("value"), f"question (message {number})", where)
+    question = checked_text(human.get("value"), f"question (message {number})", where)
     if number == 0:
-        if question.startswith(VIDEO_MARK):
-            question = question[len(VIDEO_MARK) :]
-        elif question.endswith(VIDEO_MARK):
-            question = question[: -len(VIDEO_MARK)]
-        question = _text(question, f"question (message {number}) beside {VIDEO_MARK}", where)
-    if VIDEO_MARK in question:
-        raise ConversationError(
-            f"{where}: message {number} has {VIDEO_MARK} where no video can go; it may stand once, "
-            "first or last in the first human message"
-        )
-    answer = _text(gpt.get("value"), f"answer (message {number + 1})", where)
+        question = _without_mark(question)
+        question = checked_text(question, f"question (message {number}) beside {VIDEO_MARK}", where)
+    for mark in MARKS:
+        if mark in question:
+            raise ConversationError(
+                f"{where}: message {number} has {mark} where no video can go; it may stand once, "
+                "first or last in the first human message"
+            )
+    answer = checked_text(gpt.get("value"), f"answer (message {number + 1})", where)
     kind = human.get("type", "")
-    return Turn(question, answer, _text(kind, "'type'", where) if kind != "" else "")
+    return Turn(question, answer, checked_text(kind, "'type'", where) if kind != "" else "")
 
 
-def _text(value: object, what: str, where: str) -> str:
+def _without_mark(question: str) -> str:
+    for mark in MARKS:
+        if question.startswith(mark):
+            return question[len(mark) :]
+        if question.endswith(mark):
+            return question[: -len(mark)]
+    return question
+
+
+def checked_text(value: object, what: str, where: str) -> str:
     """`value` stripped, where it is a text that is not empty and that UTF-8 can hold."""
     if not isinstance(value, str) or not value.strip():
         got = "an empty one" if isinstance(value, str) else repr(value)

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from absl import logging
 
-from rvllm_jax.data import records
+from rvllm_jax.data import records, supervised
 from rvllm_jax.data.shards import (
     INDEX,
     LOCK,
@@ -19,29 +21,39 @@ from rvllm_jax.data.shards import (
     Options,
     Task,
     VideoEntry,
+    aside_file,
     done_file,
+    read_aside,
     read_json,
     record_file,
     times_file,
-    write_all,
     write_atomically,
+    write_shard,
 )
+from rvllm_jax.data.video import VideoInfo
 
 _OURS = re.compile(
-    r"(frames-videos\.array_record|times|shard)-\d{5}-of-\d{5}(\.f64|\.json)?(\.tmp)?"
-    r"|index\.json(\.tmp)?|lock"
+    r"(frames-videos\.array_record|times|shard|aside)-\d{5}-of-\d{5}(\.f64|\.json)?(\.tmp)?"
+    r"|(index|features|dataset_info)\.json(\.tmp)?|lock"
 )
+_DECODER = 2  # part of every fingerprint: raised when the same file decodes to other frames
 _NAMED = 10  # how many files a message names
 
 
 @dataclasses.dataclass(frozen=True)
 class StoreReport:
-    """What a store holds: videos and frames stored, their bytes, and videos set aside, and why."""
+    """What a store holds: videos and frames stored, their bytes, and videos set aside, and why.
+
+    `info` is what each readable file says of itself, `notes` what a person should know of a video
+    that was stored all the same, as that its file is cut.
+    """
 
     videos: int
     frames: int
     bytes: int
     bad: dict[str, str]
+    info: dict[str, VideoInfo]
+    notes: dict[str, str]
 
 
 def write_store(
@@ -55,6 +67,9 @@ def write_store(
     shards: int | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    time_limit: float = 60.0,
+    min_decoded: float = 0.5,
+    run_tasks: Callable[[list[Task]], Iterator[dict]] | None = None,
 ) -> StoreReport:
     """Decodes `videos` into `folder`, or returns at once where that is done already.
 
@@ -69,8 +84,14 @@ def write_store(
         encoding: "raw" (exact, h * w * 3 bytes a frame) or "jpeg" (about a tenth of it).
         frames_per_record: frames read together; a window touches at most one record more.
         shards: number of files; by default one a video up to 16, then one in 128 videos.
-        workers: processes that decode; 0 decodes in this one.
-        progress: called with (videos done, all videos) after each shard.
+        workers: processes that decode, watched by this one, to the same bytes for any number; 0
+            decodes in this one, where a video that hangs or crashes it takes the preparation along.
+        progress: called with (videos done, all videos) as they become more.
+        time_limit: seconds without a new frame after which a worker's video is set aside.
+        min_decoded: share of its declared length, 0 to 1, that must come out of a damaged or cut
+            file; where less does, it is set aside.
+        run_tasks: writes shards in place of the local workers, by `supervised.write_shard`
+            wherever it likes, and yields their summaries.
 
     Returns:
         What is stored, and the videos that were set aside because they do not decode.
@@ -78,26 +99,38 @@ def write_store(
     Raises:
         FrameStoreError: the folder holds other files, or cannot be written (disk full).
     """
-    folder = Path(folder)
-    names = sorted(videos)
+    folder, names = Path(folder), sorted(videos)
     if shards is None:
         shards = max(16, -(-len(names) // 128))
-    numbers = (len(names), stride, short_side or 1, frames_per_record, shards)
-    if min(numbers) < 1 or encoding not in records.ENCODINGS:
-        raise ValueError(
-            f"a frame store takes at least one video, numbers of at least 1 and an encoding of "
-            f"{records.ENCODINGS}; got {len(names)} videos, stride={stride}, short_side="
-            f"{short_side}, frames_per_record={frames_per_record}, shards={shards}, {encoding=}"
-        )
-    options = Options(stride, short_side, encoding, frames_per_record, min(shards, len(names)))
+    shards = min(shards, len(names))
+    options = Options(stride, short_side, encoding, frames_per_record, shards, min_decoded)
+    _check(options, len(names), time_limit)
     with _locked(folder):
-        tasks = _plan(folder, [(name, Path(videos[name])) for name in names], options)
+        tasks = _plan(folder, [(name, Path(videos[name])) for name in names], options, time_limit)
         done = _finished(folder, tasks)
         index = read_json(folder / INDEX)
-        if len(done) < len(tasks) or index.get("fingerprint") != tasks[0].fingerprint:
-            done = _write(folder, tasks, done, workers, progress)
-            index = _write_index(folder, tasks[0], done)
+        if len(done) < len(tasks) or index.get("fingerprint") != _fingerprint(tasks):
+            shown = _Progress(tasks, done, progress)
+            run = run_tasks or functools.partial(_run, workers=workers, in_work=shown.in_work)
+            done = _write(folder, tasks, done, run, shown)
+            index = _write_index(folder, tasks, done)
     return _report(index)
+
+
+def _check(options: Options, videos: int, time_limit: float) -> None:
+    numbers = (
+        videos, options.stride, options.short_side or 1, options.frames_per_record, options.shards,
+    )  # fmt: skip
+    if min(numbers) < 1 or options.encoding not in records.ENCODINGS:
+        raise ValueError(
+            f"a frame store takes at least one video, numbers of at least 1 and an encoding of "
+            f"{records.ENCODINGS}; got {videos} videos and {options}"
+        )
+    if not (time_limit > 0 and 0 <= options.min_decoded <= 1):
+        raise ValueError(
+            "a frame store takes time_limit > 0 seconds and min_decoded from 0 to 1; got "
+            f"{time_limit=} and min_decoded={options.min_decoded}"
+        )
 
 
 @contextlib.contextmanager
@@ -115,21 +148,32 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _plan(folder: Path, videos: list[tuple[str, Path]], options: Options) -> list[Task]:
+def _plan(
+    folder: Path, videos: list[tuple[str, Path]], options: Options, time_limit: float
+) -> list[Task]:
     """The shards to write: runs of the sorted videos, as even as can be."""
-    seen = [records.LAYOUT, dataclasses.asdict(options)]
+    bounds = [len(videos) * shard // options.shards for shard in range(options.shards + 1)]
+    runs = [videos[first:last] for first, last in itertools.pairwise(bounds)]
+    return [
+        Task(folder, shard, run, options, _fingerprint_of(run, options), time_limit)
+        for shard, run in enumerate(runs)
+    ]
+
+
+def _fingerprint_of(videos: list[tuple[str, Path]], options: Options) -> str:
+    """Of what decides the bytes of a shard; the content of a file stands in its size and time."""
+    seen = [records.LAYOUT, _DECODER, dataclasses.asdict(options)]
     for name, path in videos:
         try:
             status = path.stat()
             seen.append([name, status.st_size, status.st_mtime_ns])
         except OSError:
             seen.append([name, None, None])  # the decoder will say why
-    fingerprint = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
-    bounds = [len(videos) * shard // options.shards for shard in range(options.shards + 1)]
-    return [
-        Task(folder, shard, videos[bounds[shard] : bounds[shard + 1]], options, fingerprint)
-        for shard in range(options.shards)
-    ]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def _fingerprint(tasks: list[Task]) -> str:
+    return hashlib.sha256("".join(task.fingerprint for task in tasks).encode()).hexdigest()
 
 
 def _finished(folder: Path, tasks: list[Task]) -> dict[int, dict]:
@@ -149,8 +193,8 @@ def _write(
     folder: Path,
     tasks: list[Task],
     done: dict[int, dict],
-    workers: int,
-    progress: Callable[[int, int], None] | None,
+    run_tasks: Callable[[list[Task]], Iterator[dict]],
+    progress: "_Progress",
 ) -> dict[int, dict]:
     """Writes the shards that are not `done` yet, after clearing away what is of no use."""
     present = [path for path in folder.iterdir() if path.name != LOCK]
@@ -160,37 +204,69 @@ def _write(
             f"{folder}: holds other files than a frame store ({', '.join(foreign[:_NAMED])}); "
             "choose another folder for the frames"
         )
-    (folder / INDEX).unlink(missing_ok=True)  # first: an index never names what is gone
-    if present and not done:
+    kept = {aside_file(task.shard, len(tasks)) for task in tasks if read_aside(task)}
+    if present and not done and not kept:
         logging.warning(
-            "%s: holds a store of other videos or options, or no finished shard; written anew",
+            "%s: holds a store of other videos or options or of an older version, or no finished "
+            "shard; written anew",
             folder,
         )
-    makers = (done_file, record_file, times_file)
-    kept = {make(shard, len(tasks)) for make in makers for shard in done}
+    (folder / INDEX).unlink(missing_ok=True)  # first: an index never names what is gone
+    kept |= {
+        make(shard, len(tasks)) for make in (done_file, record_file, times_file) for shard in done
+    }
     for path in present:
         if path.name not in kept:
             path.unlink(missing_ok=True)
-    total = sum(len(task.videos) for task in tasks)
-    finished = sum(len(task.videos) for task in tasks if task.shard in done)
     done = dict(done)
-    for summary in write_all([task for task in tasks if task.shard not in done], workers):
+    for summary in run_tasks([task for task in tasks if task.shard not in done]):
         done[summary["shard"]] = summary
-        finished += len(tasks[summary["shard"]].videos)
-        if progress is not None:
-            progress(finished, total)
+        progress.finished(len(tasks[summary["shard"]].videos))
     return done
 
 
-def _write_index(folder: Path, task: Task, done: dict[int, dict]) -> dict:
+def _run(tasks: list[Task], workers: int, in_work: Callable[[int], None]) -> Iterator[dict]:
+    """Writes shards on this machine: by watched processes, or, with 0 workers, in this one."""
+    if workers:
+        yield from supervised.write_shards(tasks, workers, in_work)
+        return
+    for task in tasks:
+        yield write_shard(task, lambda position: in_work(max(0, position)))
+
+
+class _Progress:
+    """Tells the caller how many videos are done; the number never falls."""
+
+    def __init__(self, tasks: list[Task], done: dict, report: Callable[[int, int], None] | None):
+        self._total = sum(len(task.videos) for task in tasks)
+        self._finished = sum(len(task.videos) for task in tasks if task.shard in done)
+        self._told = self._finished
+        self._report = report or (lambda finished, total: None)
+
+    def finished(self, videos: int) -> None:
+        """So many videos more are in shards that are finished."""
+        self._finished += videos
+        self.in_work(0)
+
+    def in_work(self, videos: int) -> None:
+        """So many videos are done of shards in work."""
+        if self._finished + videos > self._told:
+            self._told = self._finished + videos
+            self._report(self._told, self._total)
+
+
+def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict:
     summaries = [done[shard] for shard in sorted(done)]
+
+    def merged(key: str) -> dict:
+        return {name: value for summary in summaries for name, value in summary[key].items()}
+
     index = {
         "layout": records.LAYOUT,
-        "fingerprint": task.fingerprint,
-        "options": dataclasses.asdict(task.options),
+        "fingerprint": _fingerprint(tasks),
+        "options": dataclasses.asdict(tasks[0].options),
         "shards": [{key: summary[key] for key in ("bytes", "times_crc")} for summary in summaries],
-        "entries": {name: row for summary in summaries for name, row in summary["entries"].items()},
-        "bad": {name: why for summary in summaries for name, why in summary["bad"].items()},
+        **{key: merged(key) for key in ("entries", "bad", "info", "notes")},
     }
     write_atomically(folder / INDEX, json.dumps(index).encode())
     return index
@@ -202,4 +278,6 @@ def _report(index: dict) -> StoreReport:
         frames=sum(VideoEntry(*row).num_frames for row in index["entries"].values()),
         bytes=sum(shard["bytes"] for shard in index["shards"]),
         bad=index["bad"],
+        info={name: VideoInfo(*row) for name, row in index["info"].items()},
+        notes=index["notes"],
     )

@@ -4,17 +4,14 @@ Shards are the unit of work: each is written by one process, from videos that th
 `data/frame_writer.py` gives it, under temporary names and renamed when whole.
 """
 
+import array
 import contextlib
 import dataclasses
+import functools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +24,8 @@ INDEX, LOCK, TEMPORARY = "index.json", "lock", ".tmp"
 # One record a chunk, so that a record is read without its neighbours. Neither noise-like raw
 # frames nor JPEG gain from compression what it costs at each read.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+_MAX_RECORD = 1 << 30  # bytes of its frames
+_SMALLER = "Store smaller frames (short_side) or fewer a record, or remove the video"
 
 
 class FrameStoreError(Exception):
@@ -56,6 +55,7 @@ class Options:
     encoding: str
     frames_per_record: int
     shards: int
+    min_decoded: float = 0.5  # share of the declared length that must come out of a damaged file
 
 
 class Task(NamedTuple):
@@ -65,7 +65,8 @@ class Task(NamedTuple):
     shard: int
     videos: list[tuple[str, Path]]
     options: Options
-    fingerprint: str
+    fingerprint: str  # of the options and of these videos
+    time_limit: float  # seconds without a new frame; watched by data/supervised.py
 
 
 def record_file(shard: int, shards: int) -> str:
@@ -80,96 +81,138 @@ def done_file(shard: int, shards: int) -> str:
     return f"shard-{shard:05d}-of-{shards:05d}.json"
 
 
-def write_all(tasks: Sequence[Task], workers: int) -> Iterator[dict]:
-    """Yields the summary of each shard when it is finished, in any order."""
-    if workers == 0 or len(tasks) < 2:
-        yield from map(write_shard, tasks)
-        return
-    # Spawned, not forked: the parent may hold JAX's threads and devices.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), context, _end_with_parent) as pool:
-        pending = [pool.submit(write_shard, task) for task in tasks]
-        try:
-            for future in as_completed(pending):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise FrameStoreError(
-                f"{tasks[0].folder}: a process that decodes videos was killed (memory, or a video "
-                "that crashes the decoder). Prepare again: finished shards are kept; with "
-                "workers=0 the video that fails is the one in work"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def aside_file(shard: int, shards: int) -> str:
+    return f"aside-{shard:05d}-of-{shards:05d}.json"
 
 
-def write_shard(task: Task) -> dict:
-    """Writes the records and times of a shard; returns, and stores, the summary of it."""
+def read_aside(task: Task) -> dict[str, str]:
+    """The videos of a shard that hung or crashed their process, and why: not to be tried again."""
+    content = read_json(task.folder / aside_file(task.shard, task.options.shards))
+    return content["bad"] if content.get("fingerprint") == task.fingerprint else {}
+
+
+def write_aside(task: Task, bad: dict[str, str]) -> None:
+    content = json.dumps({"fingerprint": task.fingerprint, "bad": bad}, sort_keys=True)
+    write_atomically(task.folder / aside_file(task.shard, task.options.shards), content.encode())
+
+
+def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None) -> dict:
+    """Writes the records and times of a shard in this process; returns, and stores, its summary.
+
+    `beat` is called with the position of the video in work before it and after each of its frames,
+    and with -1 behind the last video.
+    """
     names = [name(task.shard, task.options.shards) for name in (record_file, times_file, done_file)]
     shard_path, times_path, done_path = (task.folder / name for name in names)
     temporary = shard_path.with_name(shard_path.name + TEMPORARY)
-    entries: dict[str, VideoEntry] = {}
-    bad: dict[str, str] = {}
-    times: list[float] = []
-    num_records = 0
+    aside = read_aside(task)
     with _writer(temporary) as writer:
-        for name, path in task.videos:
-            # A video may fail behind its first records: they stay, but no entry names them.
-            entry = VideoEntry(task.shard, num_records, 0, 0, 0, 0, 0, 0.0, len(times))
-            try:
-                for record, shown, (height, width) in _records(name, path, task.options):
-                    _write_record(writer, record, temporary)
-                    num_records += 1
-                    times += shown
-                    entry = entry._replace(height=height, width=width)
-            except video.VideoError as error:
-                bad[name] = str(error)
-                continue
-            shown = times[entry.first_time :]
-            span = shown[-1] - shown[0]
-            entries[name] = entry._replace(
-                num_records=num_records - entry.first_record,
-                num_frames=len(shown),
-                stride=task.options.stride,
-                fps=(len(shown) - 1) / span if span > 0 else 0.0,
-            )
+        shard = _Shard(task, writer, temporary)
+        for position, (name, path) in enumerate(task.videos):
+            beat(position)
+            if name in aside:
+                shard.bad[name] = aside[name]
+            else:
+                shard.add(name, path, functools.partial(beat, position))
+        beat(-1)
     os.replace(temporary, shard_path)
-    content = np.asarray(times, "<f8").tobytes()
+    content = np.asarray(shard.times, "<f8").tobytes()
     write_atomically(times_path, content)
     done = {
         "fingerprint": task.fingerprint,
         "shard": task.shard,
         "bytes": shard_path.stat().st_size,
         "times_crc": zlib.crc32(content),
-        "entries": entries,
-        "bad": bad,
+        "entries": shard.entries,
+        "bad": shard.bad,
+        "info": shard.info,
+        "notes": shard.notes,
     }
     write_atomically(done_path, json.dumps(done).encode())
     return done
 
 
-def _records(
-    name: str, path: Path, options: Options
-) -> Iterator[tuple[bytes, list[float], tuple[int, int]]]:
-    """The records of a video, each with its frames' times and (height, width).
+class _Shard:
+    """A shard in work: what is written of it, and what is known of its videos.
 
-    Holds one record's frames at a time, so that memory does not depend on the video's length.
+    Holds one record's frames at a time, so that memory does not depend on the videos' length.
     """
-    buffer, times, first = None, [], 0
-    size = (0, 0)
-    for frame, seconds in video.decode(path, stride=options.stride, short_side=options.short_side):
-        if buffer is None:
-            size = frame.shape[:2]
-            buffer = np.empty((options.frames_per_record, *frame.shape), np.uint8)
-        buffer[len(times)] = frame
-        times.append(seconds)
-        if len(times) == options.frames_per_record:
-            yield records.pack(name, first, times, buffer, options.encoding), times, size
-            first, times = first + len(times), []
-    if times:
-        frames = buffer[: len(times)]
-        yield records.pack(name, first, times, frames, options.encoding), times, size
-    elif first == 0:
-        raise video.VideoError(f"{path}: no frame decodes; replace the file")
+
+    def __init__(self, task: Task, writer: array_record_module.ArrayRecordWriter, path: Path):
+        self.entries: dict[str, VideoEntry] = {}
+        self.bad: dict[str, str] = {}
+        self.info: dict[str, video.VideoInfo] = {}
+        self.notes: dict[str, str] = {}
+        self.times = array.array("d")  # seconds
+        self._shard, self._options, self._writer, self._path = (
+            task.shard, task.options, writer, path,
+        )  # fmt: skip
+        self._records = 0
+
+    def add(self, name: str, path: Path, on_frame: Callable[[], None]) -> None:
+        """Writes a video, or names it in `bad`."""
+        options = self._options
+        decoding = video.Decoding(
+            path,
+            stride=options.stride,
+            short_side=options.short_side,
+            min_decoded=options.min_decoded,
+            on_frame=on_frame,
+        )
+        # A video may fail behind its first records: they stay, but no entry names them.
+        first_record, first_time = self._records, len(self.times)
+        try:
+            height, width = self._write(name, path, decoding)
+        except video.VideoError as error:
+            self.bad[name] = str(error)
+        except MemoryError:
+            self.bad[name] = f"{path}: its frames take too much memory. {_SMALLER}"
+        else:
+            shown = self.times[first_time:]
+            span = shown[-1] - shown[0]
+            self.entries[name] = VideoEntry(
+                shard=self._shard,
+                first_record=first_record,
+                num_records=self._records - first_record,
+                num_frames=len(shown),
+                height=height,
+                width=width,
+                stride=options.stride,
+                fps=(len(shown) - 1) / span if span > 0 else 0.0,
+                first_time=first_time,
+            )
+            if decoding.note:
+                self.notes[name] = decoding.note
+        if decoding.info is not None:
+            self.info[name] = decoding.info
+
+    def _write(self, name: str, path: Path, decoding: video.Decoding) -> tuple[int, int]:
+        """Writes all records of a video; returns (height, width) of its frames."""
+        per_record, encoding = self._options.frames_per_record, self._options.encoding
+        buffer, filled, first = None, 0, 0
+        for frame, seconds in decoding:
+            if buffer is None:
+                if frame.size * per_record > _MAX_RECORD:
+                    raise video.VideoError(
+                        f"{path}: {per_record} frames of {frame.shape[1]} x {frame.shape[0]} "
+                        f"pixels are no record of at most {_MAX_RECORD:,} bytes. {_SMALLER}"
+                    )
+                buffer = np.empty((per_record, *frame.shape), np.uint8)
+            buffer[filled] = frame
+            self.times.append(seconds)
+            filled += 1
+            if filled == per_record:
+                self._write_record(name, first, buffer, encoding)
+                first, filled = first + filled, 0
+        if filled:
+            self._write_record(name, first, buffer[:filled], encoding)
+        return buffer.shape[1:3]
+
+    def _write_record(self, name: str, first: int, frames: np.ndarray, encoding: str) -> None:
+        data = records.pack(name, first, self.times[-len(frames) :], frames, encoding)
+        with _naming(self._path):
+            self._writer.write(data)
+        self._records += 1
 
 
 @contextlib.contextmanager
@@ -189,11 +232,6 @@ def _writer(temporary: Path) -> Iterator[array_record_module.ArrayRecordWriter]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _write_record(writer: array_record_module.ArrayRecordWriter, data: bytes, path: Path) -> None:
-    with _naming(path):
-        writer.write(data)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -226,14 +264,3 @@ def _naming(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error}). Free some space or choose another folder, then "
             "prepare again: it continues behind the shards that are finished"
         ) from error
-
-
-def _end_with_parent() -> None:
-    """Ends a worker whose parent was killed: nobody is left to tell it that its work is over."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -1,29 +1,66 @@
-"""The only decoder of the project, and the H.264 writer of the rendered clips.
+"""The only decoder of the project.
 
-One file is read by one thread: `frames.write_store` gives every process its own files, and for
-small frames the thread pools of FFmpeg and of swscale cost ten times what they bring.
+One file is read by one thread: `frames.write_store` gives every process its own files.
 """
 
 import logging
 import os
-from collections.abc import Iterator
-from fractions import Fraction
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
-VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif",
-    ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv",
-)  # fmt: skip
+from rvllm_jax.data.video_encoder import write
+from rvllm_jax.data.video_file import (
+    MAX_PIXELS,
+    REPLACE,
+    VIDEO_SUFFIXES,
+    VideoError,
+    declared,
+    ends_as_gif,
+    open_file,
+    pixel_aspect,
+    reason,
+)
+from rvllm_jax.data.video_picture import Picture, Turn, shown_size, target_size
+
+__all__ = [
+    "VIDEO_SUFFIXES", "Decoding", "VideoError", "VideoInfo", "decode", "probe", "write",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
 
-class VideoError(Exception):
-    """A file that cannot be read or written as a video: its path, what failed, what to do."""
+class VideoInfo(NamedTuple):
+    """What a file says of itself.
+
+    Width and height are pixels as shown: after rotation, and with square pixels. Frames and
+    seconds are what the header declares: 0 where it leaves them open or cannot be believed; `fps`
+    is the average of the file's frames a second, 0 if unknown.
+    """
+
+    codec: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+    seconds: float
+    bytes: int
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """What a file says of itself; its first frame is decoded, to see that it is a video.
+
+    Raises `VideoError` where no frame comes out.
+    """
+    decoding = Decoding(path)
+    try:
+        next(decoding)
+    finally:
+        decoding.close()
+    return decoding.info
 
 
 def decode(
@@ -31,142 +68,180 @@ def decode(
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Yields every `stride`-th frame in presentation order with its time.
 
-    Frames are `uint8[H, W, 3]` RGB, all of one size: the first frame's, or, with `short_side`, that
-    size scaled (up or down) until the short side is `short_side`, to the nearest pixel. Rotation
-    stored by phones is applied; a non-square sample aspect ratio is not. Times are in seconds and
+    Frames are `uint8[H, W, 3]` RGB as players show them: rotated and mirrored as phones store it,
+    colours by the file's own matrix and range, pixels square (the width is stretched where the file
+    has others). All are of one size: the first frame's, or, with `short_side`, that size scaled (up
+    or down) until the short side is `short_side`, to the nearest pixel. Times are in seconds and
     strictly increase, whatever the file says.
 
     A damaged or cut file yields what still decodes, and a warning names it.
 
     Raises:
-      VideoError: on the first `next`, when no frame at all comes out of the file.
+      VideoError: on the first `next`, when no frame at all comes out of the file, or its frames are
+        too large.
       ValueError: at once, for a stride or a short side below 1.
     """
-    if stride < 1 or (short_side is not None and short_side < 1):
-        raise ValueError(f"decode takes stride >= 1 and short_side >= 1: {stride}, {short_side}")
-    return _decode(Path(path), stride, short_side)
+    decoding = Decoding(path, stride=stride, short_side=short_side)
+    return ((np.ascontiguousarray(frame), seconds) for frame, seconds in decoding)
 
 
-def _decode(path: Path, stride: int, short_side: int | None) -> Iterator[tuple[np.ndarray, float]]:
-    reformatter, number, seconds = VideoReformatter(), 0, 0.0
-    damage: list[str] = []
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        interval = float(1 / (stream.average_rate or 25))
-        for frame in _frames(container, stream, damage):
+class Decoding(Iterator[tuple[np.ndarray, float]]):
+    """One pass over a file: `decode`, with what is learned of the file on the way.
+
+    The frames that it yields may be views with gaps between their rows.
+
+    Args:
+      path, stride, short_side: as in `decode`.
+      min_decoded: the share of the declared length that must come out of a damaged or cut file;
+        where less does, the end of the iteration raises `VideoError`.
+      on_frame: called after each frame of the file, also those between the strides.
+
+    Attributes:
+      info: `VideoInfo`, known from the first frame on.
+      note: at the end, what a person should know of a file that was used: that it is cut, that it
+        holds one frame only, that times were mended; "" where there is nothing.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        stride: int = 1,
+        short_side: int | None = None,
+        min_decoded: float = 0.0,
+        on_frame: Callable[[], None] = lambda: None,
+    ):
+        if stride < 1 or (short_side is not None and short_side < 1):
+            raise ValueError(
+                f"decode takes stride >= 1 and short_side >= 1: {stride}, {short_side}"
+            )
+        self.info: VideoInfo | None = None
+        self.note = ""
+        self._path, self._stride, self._short_side = Path(path), stride, short_side
+        self._min_decoded, self._on_frame = min_decoded, on_frame
+        self._damage: list[str] = []
+        self._frames = self._guarded()
+
+    def __next__(self) -> tuple[np.ndarray, float]:
+        return next(self._frames)
+
+    def close(self) -> None:
+        """Closes the file; the iteration is over."""
+        self._frames.close()
+
+    def _guarded(self) -> Iterator[tuple[np.ndarray, float]]:
+        """The frames; whatever the libraries raise on a bad file is a `VideoError`."""
+        try:
+            container, stream = open_file(self._path)
+            with container:
+                yield from self._shown(container, stream)
+        except MemoryError as error:
+            raise VideoError(f"{self._path}: takes more memory than there is. {REPLACE}") from error
+        except (av.FFmpegError, ArithmeticError, LookupError, OSError, ValueError) as error:
+            raise VideoError(
+                f"{self._path}: cannot be decoded ({reason(error)}). {REPLACE}"
+            ) from error
+
+    def _shown(self, container, stream) -> Iterator[tuple[np.ndarray, float]]:
+        length = declared(container, stream)
+        rate = float(stream.average_rate or 0)
+        interval = 1 / rate if 0.01 <= rate <= 1000 else 1 / 25
+        number, mended, seconds, lasts = 0, 0, 0.0, interval
+        for frame in _decoded(container, stream, self._damage):
             if number == 0:
-                size = _target_size(frame.width, frame.height, short_side)
                 seconds = frame.time or 0.0
+                picture = self._started(frame, stream, rate, length)
             elif frame.time is not None and frame.time > seconds:
                 seconds = frame.time
             else:  # broken files lack or repeat timestamps; order in time must survive all the same
                 seconds += interval
-            if number % stride == 0:
-                rgb = reformatter.reformat(frame, *size, format="rgb24", threads=1).to_ndarray()
-                yield np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90))), seconds
+                mended += 1
+            if number % self._stride == 0:
+                yield picture.rgb(frame), seconds
             number += 1
-        declared = stream.frames, (container.duration or 0) / av.time_base
-    if number == 0:
-        reason = damage[0] if damage else "its video stream is empty"
-        raise VideoError(f"{path}: no frame decodes ({reason}). {_REPLACE}")
-    # Sound may outlast the picture, hence the slack; a cut mkv or avi shows in its duration only.
-    if damage or declared[0] > number or declared[1] > 1.5 * (seconds + interval) + 1:
-        _log.warning(
-            "%s is damaged or cut: it declares %d frames and %.2f s, %d frames up to %.2f s decode"
-            " and are used%s",
-            path, *declared, number, seconds, f" ({damage[0]})" if damage else "",
-        )  # fmt: skip
+            if frame.duration and frame.time_base:
+                lasts = max(interval, float(frame.duration * frame.time_base))
+            self._on_frame()
+        if container.format.name == "gif" and not self._damage and not ends_as_gif(self._path):
+            self._damage.append("the end of the file is missing")
+        if number == 0 and stream.width == 0:
+            self._damage.append(f"its size is not told, or above {MAX_PIXELS:,} pixels a frame")
+        self._finish(length, number, seconds, lasts, mended)
+
+    def _started(self, frame, stream, rate: float, length) -> Picture:
+        """Fills `info`; returns how frames like the first one are shown."""
+        turn = Turn.of(frame)
+        shown = shown_size(frame, pixel_aspect(stream), turn)
+        size = target_size(*shown, self._short_side)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise VideoError(
+                f"{self._path}: a frame would have {size[0]} x {size[1]} pixels, at most "
+                f"{MAX_PIXELS:,} are possible. {REPLACE}"
+            )
+        said = rate, length.frames, length.seconds, self._path.stat().st_size
+        self.info = VideoInfo(stream.codec_context.name, *target_size(*shown, None), *said)
+        return Picture(turn, frame.rotation, size)
+
+    def _finish(self, length, number: int, seconds: float, lasts: float, mended: int) -> None:
+        """Says what came out: `note`, or `VideoError` where that is too little."""
+        if number == 0:
+            why = "; ".join(self._damage) or "its video stream is empty"
+            raise VideoError(f"{self._path}: no frame decodes ({why}). {REPLACE}")
+        notes = [length.doubt] if length.doubt else []
+        end = seconds + lasts
+        if self._damage or _is_cut(length, number, end, lasts):
+            what = (
+                f"it declares {length.frames} frames and {length.seconds:.2f} s, {number} frames "
+                f"up to {seconds:.2f} s decode"
+            )
+            why = f" ({self._damage[0]})" if self._damage else ""
+            if _share(length, number, end) < self._min_decoded:
+                raise VideoError(
+                    f"{self._path}: damaged or cut: {what}{why}, where a share of at least "
+                    f"{self._min_decoded} is asked for. {REPLACE}"
+                )
+            notes.append(f"damaged or cut: {what} and are used{why}")
+            _log.warning("%s is %s", self._path, notes[-1])
+        if number == 1:
+            notes.append("one frame only")
+        if mended:
+            notes.append(f"{mended} times of frames are missing or do not increase and were mended")
+        self.note = "; ".join(notes)
 
 
-_REPLACE = "Replace or re-encode the file, or remove it from the conversations."
+def _is_cut(length, number: int, end: float, lasts: float) -> bool:
+    """Whether less came out than is declared: `number` frames, to `end`, the last for `lasts`."""
+    if length.frames:  # an edit list may hide frames: then the seconds are all there
+        missing = length.seconds == 0 or end + 2 * lasts < length.seconds
+        return length.frames > number and missing
+    if length.of_picture:  # mkv and webm
+        return length.seconds > 1.02 * end + 2 * lasts
+    return length.seconds > 1.5 * end + 1  # sound may outlast the picture, hence the slack
 
 
-def _open(path: Path) -> av.container.InputContainer:
-    try:
-        if not path.is_file():
-            raise VideoError(f"{path}: no such file. Check the videos folder and the file's name.")
-        if path.stat().st_size == 0:
-            raise VideoError(f"{path}: the file is empty (0 bytes). {_REPLACE}")
-        # An absolute path cannot be taken for an address ("a:b.mp4").
-        container = av.open(os.path.abspath(path), metadata_errors="replace")
-    except PermissionError as error:
-        raise VideoError(f"{path}: no permission to read it. Change the file's mode.") from error
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: not a readable video ({_reason(error)}). {_REPLACE}") from error
-    if not container.streams.video:
-        container.close()
-        raise VideoError(f"{path}: the file has no video stream. {_REPLACE}")
-    return container
+def _share(length, number: int, end: float) -> float:
+    """How much of the declared length came out; 1 where nothing reliable is declared."""
+    shares = [number / length.frames] if length.frames else []
+    shares += [end / length.seconds] if length.seconds and length.of_picture else []
+    return max(shares, default=1.0)
 
 
-def _frames(container, stream, damage: list[str]) -> Iterator[av.VideoFrame]:
+def _decoded(container, stream, damage: list[str]) -> Iterator[av.VideoFrame]:
     """All frames that decode; what does not is described in `damage`."""
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:  # the rest of the file cannot be found
-            damage.append(_reason(error))
+            damage[:] = damage or [reason(error)]
             packet = None
         if packet is None:
             return
         try:
             decoded = packet.decode()
         except av.FFmpegError as error:  # the packets behind it may well decode
-            damage.append(_reason(error))
+            damage[:] = damage or [reason(error)]
             continue
-        damage += ["a frame is corrupt"] * any(frame.is_corrupt for frame in decoded)
+        if not damage and any(frame.is_corrupt for frame in decoded):
+            damage.append("a frame is corrupt")
         yield from decoded
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _target_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    if short_side is None:
-        return width, height
-    short = min(width, height)
-    return tuple(max(1, round(side * short_side / short)) for side in (width, height))
-
-
-def write(path: str | os.PathLike, frames: np.ndarray, *, fps: float, crf: int = 18) -> None:
-    """Writes `uint8[T, H, W, 3]` as H.264 (yuv420p) in an mp4 file, whole or not at all.
-
-    The same frames give the same bytes. `crf` is x264's quality (0 lossless, 51 worst). Height and
-    width must be even, since colour is stored at half the resolution.
-    """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        raise ValueError(f"{path}: frames must be uint8[T, H, W, 3], not {frames.dtype}"
-                         f"{list(frames.shape)}")  # fmt: skip
-    _, height, width, _ = frames.shape
-    if height % 2 or width % 2:
-        raise ValueError(f"{path}: H.264 takes even heights and widths, not {height}x{width}")
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        _encode(part, frames, Fraction(fps).limit_denominator(1001), crf)
-        os.replace(part, path)
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{path}: writing failed ({_reason(error)}). Check the folder and its free space."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _encode(path: Path, frames: np.ndarray, rate: Fraction, crf: int) -> None:
-    options = {"crf": str(crf), "preset": "ultrafast", "threads": "1"}
-    reformatter = VideoReformatter()
-    with av.open(os.path.abspath(path), "w", format="mp4", options={"fflags": "bitexact"}) as out:
-        stream = out.add_stream("libx264", rate=rate, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        tick = 1 / rate
-        for number, array in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-            frame = reformatter.reformat(frame, format="yuv420p", threads=1)
-            frame.pts, frame.time_base = number, tick
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())

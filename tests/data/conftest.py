@@ -1,7 +1,9 @@
 """Real video files and the frame stores made of them, shared by the tests of several modules."""
 
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -119,3 +121,65 @@ def answers(tk):
                 yield tk.decode(batch.targets[row][learned])
 
     return answers
+
+
+# Single video files, for the tests of the decoder.
+
+MILLISECOND = Fraction(1, 1000)
+
+
+@pytest.fixture(scope="session")
+def moving_bar():
+    """moving_bar(count, height, width) -> uint8[count, height, width, 3]: red over grey, to the
+    right."""
+
+    def moving_bar(count=20, height=36, width=48):
+        frames = np.full((count, height, width, 3), 60, np.uint8)
+        for t in range(count):
+            frames[t, :, 2 * t % width : 2 * t % width + 6] = (230, 30, 30)
+        return frames
+
+    return moving_bar
+
+
+@pytest.fixture(scope="session")
+def write_with():
+    """write_with(path, frames, ...) -> path: any container and codec.
+
+    `times` in ms makes the frame rate variable; `matrix` and `range` are PyAV's `Colorspace` and
+    `ColorRange`; `aspect` is that of the pixels.
+    """
+
+    def write_with(
+        path, frames, *, codec="libx264", pixels="yuv420p", times=None, matrix=None, range=None,
+        aspect=None, **container,
+    ):  # fmt: skip
+        colours = {"dst_colorspace": matrix, "dst_color_range": range}
+        with av.open(str(path), "w", **container) as out:
+            stream = out.add_stream(codec, rate=8)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = pixels
+            if matrix is not None:
+                stream.codec_context.colorspace = matrix
+                stream.codec_context.color_range = range
+            if aspect is not None:
+                stream.codec_context.sample_aspect_ratio = aspect
+            if times is not None:
+                stream.codec_context.time_base = MILLISECOND
+            for t, array in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(array).reformat(format=pixels, **colours)
+                if times is not None:
+                    frame.pts, frame.time_base = times[t], MILLISECOND
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+        return path
+
+    return write_with
+
+
+@pytest.fixture
+def clip(tmp_path, moving_bar) -> Path:
+    """A file of 20 frames of 36 x 48 pixels at 8 frames a second."""
+    path = tmp_path / "clip.mp4"
+    video.write(path, moving_bar(), fps=8, crf=12)
+    return path

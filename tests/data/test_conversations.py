@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.data.conversations import ConversationError, Turn, check_videos, read_llava
+from rvllm_jax.data.conversations import (
+    Conversation,
+    ConversationError,
+    Turn,
+    check_videos,
+    read_llava,
+    write_llava,
+)
 
 REAL = Path(__file__).parents[2].parent / "shared/data/real_videos"
 
@@ -37,7 +44,11 @@ def test_turns_kinds_and_the_caption_made_of_the_answers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", ["<video>\nWhy?", "Why?\n<video>", "<video> Why?", "Why?<video>", " Why? "]
+    "value",
+    [
+        *("<video>\nWhy?", "Why?\n<video>", "<video> Why?", "Why?<video>", " Why? "),
+        *("<image>\nWhy?", "Why?\n<image>"),
+    ],
 )
 def test_the_mark_may_be_first_or_last_or_absent(tmp_path, value):
     (one,) = read(tmp_path, [record(conversations=pair(value, " So. "))])
@@ -50,19 +61,41 @@ def test_other_forms_that_llava_files_come_in(tmp_path):
     assert (one.id, one.video, one.caption) == ("7", "dir/a b.mp4", "A bear.")
 
 
+def test_records_without_a_video_are_left_out_and_counted(tmp_path, caplog):
+    """As LLaVA's mixed files have them: about a picture, or of text alone."""
+    text = {k: v for k, v in record(id="text", model="x").items() if k != "video"}
+    mixed = [text, record(), text | {"id": "p", "image": "p.jpg"}, text | {"video": None}]
+    (one,) = read(tmp_path, mixed)
+    assert one.id == "a"
+    assert "file.json: 3 of 4 records have no video" in caplog.text
+    with pytest.raises(ConversationError, match="none of its 2 records has a 'video'"):
+        read(tmp_path, mixed[:1] * 2)
+
+
+def test_what_is_written_is_read_as_it_was(tmp_path):
+    turns = (Turn("Wer ist's? <b>", "Ärzte\n\u2028und", "3"), Turn("<i", "\U0001f600"))
+    given = [
+        Conversation("1", "dir/a b.mp4", turns, "Ärzte"),
+        Conversation("2", "\udce9\udcff.mp4", turns[:1], "Ä"),  # bytes that are no UTF-8
+    ]
+    (tmp_path / "file.json").write_bytes(write_llava(given))
+    assert read_llava(tmp_path / "file.json") == given
+
+
 REFUSED = {
     "empty answer": (record(conversations=pair("Why?", " ")), r"answer \(message 1\).*empty"),
     "answer not text": (record(conversations=pair("Why?", None)), r"answer \(message 1\).*None"),
     "empty question": (record(conversations=pair("", "So.")), r"question \(message 0\)"),
     "only the mark": (record(conversations=pair("<video>\n", "So.")), r"beside <video>"),
     "mark inside": (record(conversations=pair("Is <video> it?", "So.")), "no video can go"),
+    "picture": (record(conversations=pair("<video>Is <image> it?", "So.")), "has <image> where"),
     "mark twice": (record(conversations=pair("<video>Why?<video>", "So.")), "no video can go"),
     "late mark": (
         record(conversations=pair("Why?", "So.") + pair("<video> Who?", "I.")),
         "message 2 has <video>",
     ),
     "no id": ({k: v for k, v in record().items() if k != "id"}, "has no 'id'"),
-    "no video": ({k: v for k, v in record().items() if k != "video"}, "has no 'video'"),
+    "no video": ({k: v for k, v in record().items() if k in ("id",)}, "has no 'video', 'conv"),
     "no turns": (record(conversations=[]), "list of pairs.*got 0"),
     "odd turns": (record(conversations=pair("Why?", "So.")[:1]), "list of pairs.*got 1"),
     "turns no list": (record(conversations="x"), "list of pairs.*got str"),

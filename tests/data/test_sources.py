@@ -1,6 +1,7 @@
 """Annotations and videos in, conversations and their frame store out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from rvllm_jax.data import video
 from rvllm_jax.data.conversations import ConversationError
 from rvllm_jax.data.frames import FrameStoreError
+from rvllm_jax.data.preparation import Options, prepare
 from rvllm_jax.data.sources import SourceError, open_source
 
 OPTIONS = dict(stride=1, short_side=16, encoding="raw", frames_per_record=4, workers=0)
@@ -106,3 +108,58 @@ def test_annotations_that_cannot_be_used_are_refused_before_anything_is_decoded(
     with pytest.raises(ConversationError, match="absent.json"):
         opened(validation="absent")
     assert not opened.worked and not (folder / "root").exists()
+
+
+@pytest.fixture
+def prepared(folder):
+    """A prepared folder with the splits train and test; the videos are gone."""
+    options = Options(**{k: v for k, v in OPTIONS.items() if k != "workers"}, interval=2)
+    for split in ("train", "test"):
+        found = prepare(
+            folder / "videos", [folder / f"{split}.json"], folder / "out", split=split,
+            options=options, max_bad=0.5, say=lambda line: None,
+        )  # fmt: skip
+        assert found.code == 0
+    shutil.rmtree(folder / "videos")
+    return folder / "out"
+
+
+def _open_prepared(out, **changes):
+    splits = {split: str(out / f"{split}.json") for split in ("train", "test")}
+    given = dict(root=out / "unused", max_bad=0.0) | OPTIONS | changes
+    return open_source(str(out), given.pop("annotations", splits), **given)
+
+
+def test_a_prepared_folder_needs_no_videos_and_tells_where_it_comes_from(prepared):
+    source = _open_prepared(prepared)
+    assert names(source) == {"train": ["a.mp4", "b.mp4"], "test": ["c.mp4"]}
+    assert source.store.read("b.mp4", np.array([4])).shape == (1, 16, 16, 3)
+    assert not source.set_aside and not (prepared / "unused").exists()
+    train = source.origins["train"]
+    assert (train["split"], train["partial"], train["format"]) == ("train", [], "llava")
+    assert list(train["set_aside"]) == ["bad.mp4"] and "files" not in train
+
+
+def test_conversations_about_videos_that_were_set_aside_are_left_out(prepared, folder):
+    own = {"train": str(folder / "train.json"), "test": ""}
+    source = _open_prepared(prepared, annotations=own)
+    assert names(source) == {"train": ["a.mp4", "b.mp4"]} and list(source.set_aside) == ["bad.mp4"]
+    assert source.origins == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("stride", 2), ("short_side", 8), ("encoding", "jpeg"), ("frames_per_record", 8)],
+)
+def test_frames_stored_otherwise_than_configured_are_refused_with_both(prepared, key, value):
+    with pytest.raises(SourceError, match=f"{key} {OPTIONS[key]}, config.data.{key}={value}"):
+        _open_prepared(prepared, **{key: value})
+
+
+def test_what_was_not_prepared_is_refused_by_name(prepared, folder):
+    (folder / "own.json").write_text(json.dumps([_record("other")]))
+    with pytest.raises(SourceError, match="own.json: 1 of its videos .* the first 'other.mp4'"):
+        _open_prepared(prepared, annotations={"train": str(folder / "own.json")})
+    (prepared / "frames" / "index.json").unlink()
+    with pytest.raises(SourceError, match="has not finished; start rvllm_jax.prepare again"):
+        _open_prepared(prepared)

@@ -1,0 +1,34 @@
+"""Builds the annotations of a dataset for TFDS: python -m rvllm_jax.build NAME --manual_dir=FOLDER
+
+This is `tfds build` with the builders of rvllm_jax/data/builders and all of its options; TFDS's own
+command does the same, but starts only where TensorFlow is installed. `--allow_partial` stands for
+`--config=partial`.
+"""
+
+import sys
+
+from absl import app
+
+from rvllm_jax.data import builders
+from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.data.frames import FrameStoreError
+
+
+def main(command) -> None:
+    try:
+        command.execute()
+    except (ConversationError, FrameStoreError) as error:
+        sys.exit(f"error: {error}")
+
+
+def parse(argv: list[str]):
+    """The command that `tfds build` makes of the arguments behind argv[0]."""
+    from tensorflow_datasets.scripts.cli import build, cli_utils
+
+    own = ["--config=partial" if each == "--allow_partial" else each for each in argv[1:]]
+    parser = cli_utils.make_flags_parser(build.Args, description=__doc__)
+    return parser([argv[0], *own, f"--imports={builders.__name__}"])
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,188 @@
+"""One row of each format -> a conversation, and the benchmark that rows are of, by their names."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from rvllm_jax.data.annotations.files import Source
+from rvllm_jax.data.conversations import (
+    MARKS,
+    Conversation,
+    ConversationError,
+    Turn,
+    checked_id,
+    checked_text,
+    checked_video,
+    lacks_video,
+    llava_conversation,
+    place,
+    readable,
+)
+
+_NAMED = 5  # how many ids a message names
+
+Row = tuple[str, Conversation | ConversationError | str]  # where; a text: what it is instead
+
+
+def rows(source: Source) -> Iterator[Row]:
+    """Every row of a source, with where it stands: a conversation, or why it is none.
+
+    Raises `ConversationError` where the files do not belong together.
+    """
+    if len(source.paths) == 2:
+        yield from _paired(source)
+        return
+    (path,), (records,) = source.paths, source.records
+    make = _MAKERS[source.format]
+    for position, record in enumerate(records):
+        where = place(path, position, record)
+        if source.format == "llava" and (instead := lacks_video(record)):
+            yield where, instead
+            continue
+        try:
+            if not isinstance(record, dict):
+                raise ConversationError(f"{where}: expected an object, got {record!r:.50}")
+            yield where, make(record, position, where, path.stem)
+        except ConversationError as error:
+            yield where, error
+
+
+def benchmark_of(source: Source, conversations: Sequence[Conversation]) -> str:
+    """The benchmark whose published counts apply (annotations/published.py); "": none known."""
+    if source.format == "activitynet":
+        return "activitynet_qa"
+    if source.format == "tgif":
+        return "tgif_frameqa"
+    if source.format == "msvd_msrvtt_original":
+        return "msrvtt_qa" if conversations[0].video.startswith("video") else "msvd_qa"
+
+    def all_named(videos: str, ids: str = ".*") -> bool:
+        return all(re.fullmatch(videos, c.video) and re.fullmatch(ids, c.id) for c in conversations)
+
+    if source.format == "zero_shot":
+        if all_named(r"video\d+", r"\d+"):
+            return "msrvtt_qa"
+        if all_named(r".{11}_\d+_\d+", r"\d+_\d+"):
+            return "msvd_qa"
+        return "tgif_frameqa" if all_named(r"tumblr_.+") else ""
+    if source.format in ("generative", "consistency") and all_named(r"v_.{11}"):
+        kind = conversations[0].turns[0].kind
+        return f"video_text_generation/{kind}" if kind in _GENERATIVE else ""
+    return ""
+
+
+_GENERATIVE = ("generic", "temporal", "consistency")
+
+
+def _paired(source: Source) -> Iterator[Row]:
+    questions, answers = (
+        _by_question_id(path, records)
+        for path, records in zip(source.paths, source.records, strict=True)
+    )
+    for own, other, path in ((questions, answers, 1), (answers, questions, 0)):
+        lone = [identity for identity in own if identity not in other]
+        if lone:
+            raise ConversationError(
+                f"{source.paths[path]}: has no row for {len(lone)} of the {len(own)} question_ids "
+                f"of {source.paths[1 - path]}: {', '.join(lone[:_NAMED])}; give the two files that "
+                "belong together"
+            )
+    for identity, (where, question) in questions.items():
+        answer_where, answer = answers[identity]
+        try:
+            turn = Turn(
+                _question(question.get("question"), where),
+                checked_text(answer.get("answer"), "'answer'", answer_where),
+                _kind(answer.get("type"), answer_where),
+            )
+            video = checked_video(question.get("video_name"), where)
+            yield where, _conversation(identity, video, [turn])
+        except ConversationError as error:
+            yield where, error
+
+
+def _by_question_id(path, records: list) -> dict[str, tuple[str, dict]]:
+    found: dict[str, tuple[str, dict]] = {}
+    for position, record in enumerate(records):
+        where = f"{path}: record {position}"
+        if not isinstance(record, dict) or "question_id" not in record:
+            raise ConversationError(f"{where}: has no 'question_id'; add it")
+        identity = checked_id(record["question_id"], "'question_id'", where)
+        if identity in found:
+            raise ConversationError(
+                f"{where}: question_id {identity!r} is that of {found[identity][0]} too; every "
+                "question has its own"
+            )
+        found[identity] = f"{where} (question_id {identity!r})", record
+    return found
+
+
+def _conversation(identity: str, video: str, turns: list[Turn], caption="") -> Conversation:
+    caption = caption or " ".join(dict.fromkeys(turn.answer for turn in turns))
+    return Conversation(identity, video, tuple(turns), caption)
+
+
+def _question(value: object, where: str) -> str:
+    question = checked_text(value, "the question", where)
+    if any(mark in question for mark in MARKS):
+        raise ConversationError(f"{where}: the question holds {' or '.join(MARKS)}: {question!r}")
+    return question
+
+
+def _kind(value: object, where: str) -> str:
+    return "" if value is None or value == "" else checked_id(value, "'type'", where)
+
+
+def _llava(row: dict, position: int, where: str, stem: str) -> Conversation:
+    return llava_conversation(row, where)
+
+
+def _video_instruct(row: dict, position: int, where: str, stem: str) -> Conversation:
+    turn = Turn(_question(row.get("q"), where), checked_text(row.get("a"), "'a'", where))
+    video = checked_video(row.get("video_id"), where)
+    return _conversation(f"{readable(video)}:{position}", video, [turn])
+
+
+def _generative(row: dict, position: int, where: str, stem: str) -> Conversation:
+    answer = checked_text(row.get("A"), "'A'", where)
+    kind = stem.removesuffix("_qa") if stem.removesuffix("_qa") in _GENERATIVE else "generative"
+    asked = [row.get("Q")]
+    if "Q" not in row:
+        asked, kind = [row.get("Q1"), row.get("Q2")], "consistency"
+    turns = [Turn(_question(question, where), answer, kind) for question in asked]
+    return _conversation(f"{kind}:{position}", checked_video(row.get("video_name"), where), turns)
+
+
+def _original(row: dict, position: int, where: str, stem: str) -> Conversation:
+    """MSVD-QA counts its videos from vid1, MSRVTT-QA, which has categories, from video0."""
+    msrvtt = "category_id" in row
+    turn = Turn(
+        _question(row.get("question"), where),
+        checked_text(row.get("answer"), "'answer'", where),
+        _kind(row.get("category_id"), where),
+    )
+    number = checked_id(row.get("video_id"), "'video_id'", where)
+    video = f"{'video' if msrvtt else 'vid'}{number}" if number.isdigit() else number
+    return _conversation(
+        checked_id(row.get("id"), "'id'", where), checked_video(video, where), [turn]
+    )
+
+
+def _tgif(row: dict, position: int, where: str, stem: str) -> Conversation:
+    turn = Turn(
+        _question(row.get("question"), where),
+        checked_text(row.get("answer"), "'answer'", where),
+        _kind(row.get("type"), where),
+    )
+    identity = checked_id(row.get("vid_id") or f"row {position}", "'vid_id'", where)
+    caption = (row.get("description") or "").strip()
+    return _conversation(identity, checked_video(row.get("gif_name"), where), [turn], caption)
+
+
+_MAKERS = {
+    "llava": _llava,
+    "video_instruct": _video_instruct,
+    "generative": _generative,
+    "consistency": _generative,
+    "msvd_msrvtt_original": _original,
+    "tgif": _tgif,
+}

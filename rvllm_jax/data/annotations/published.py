@@ -1,0 +1,65 @@
+"""How many questions, on how many videos, the published splits of the benchmarks have.
+
+Numbers measured on fewer are not comparable with published ones, and neither are numbers of
+another split under the same name: what calls itself Video-ChatGPT's test file of MSVD-QA and of
+MSRVTT-QA is in truth their validation split.
+
+Sources: ActivityNet-QA, the README of its dataset; MSVD-QA and MSRVTT-QA, Xu et al. 2017, and the
+videos that their validation files name; TGIF-QA, Jang et al. 2017; Video-ChatGPT, Maaz et al. 2023.
+"""
+
+from typing import NamedTuple
+
+
+class Counts(NamedTuple):
+    """Questions (rows of the benchmark) and the videos they are about; None: not published."""
+
+    questions: int
+    videos: int | None
+
+
+PUBLISHED: dict[str, dict[str, Counts]] = {
+    "activitynet_qa": {
+        "train": Counts(32_000, 3_200),
+        "validation": Counts(18_000, 1_800),
+        "test": Counts(8_000, 800),
+    },
+    "msvd_qa": {
+        "train": Counts(30_933, None),
+        "validation": Counts(6_415, 245),
+        "test": Counts(13_157, None),
+    },
+    "msrvtt_qa": {
+        "train": Counts(158_581, None),
+        "validation": Counts(12_278, 497),
+        "test": Counts(72_821, None),
+    },
+    "tgif_frameqa": {"test": Counts(13_691, 7_132)},
+    "video_text_generation/generic": {"test": Counts(1_996, 499)},
+    "video_text_generation/temporal": {"test": Counts(499, None)},
+    "video_text_generation/consistency": {"test": Counts(499, None)},
+}
+
+
+def shortfall(benchmark: str, split: str, questions: int, videos: int) -> str:
+    """In words, what a split lacks of its published counts; "" where it lacks nothing.
+
+    Nothing is known, and nothing lacks, where the benchmark or its split is not in `PUBLISHED`.
+    """
+    expected = PUBLISHED.get(benchmark, {}).get(split)
+    if expected is None:
+        return ""
+    lacking = []
+    if questions < expected.questions:
+        lacking.append(f"{questions:,} of {expected.questions:,} questions")
+    if expected.videos is not None and videos < expected.videos:
+        lacking.append(f"{videos:,} of {expected.videos:,} videos")
+    return f"{benchmark} {split}: {' and '.join(lacking)}" if lacking else ""
+
+
+def other_split(benchmark: str, split: str, questions: int) -> str:
+    """The split that has as many questions as were counted, where `split` has not; else ""."""
+    splits = PUBLISHED.get(benchmark, {})
+    if split in splits and splits[split].questions == questions:
+        return ""
+    return next((name for name, counts in splits.items() if counts.questions == questions), "")

@@ -1,0 +1,171 @@
+"""The splits of a dataset, read from the annotation files of a folder and checked.
+
+What is published about a split is checked here: numbers measured on fewer questions than others
+used, or on another split under the same name, are not comparable with theirs.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rvllm_jax.data.annotations import read
+from rvllm_jax.data.annotations.published import PUBLISHED, Counts, other_split, shortfall
+from rvllm_jax.data.builders.stored_names import stored_names
+from rvllm_jax.data.conversations import Conversation, ConversationError
+from rvllm_jax.data.preparation import INFO
+from rvllm_jax.data.shards import read_json
+
+_NAMED = 5  # how many offenders a message names
+_ORDER = ("train", "validation", "test")  # in which MSVD-QA and MSRVTT-QA number their questions
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """How a dataset's annotations are published.
+
+    Attributes:
+        dataset: its name.
+        files: split -> alternatives, each the names of the files that hold the split together.
+        formats: those of `annotations.FORMATS` that the files may be in.
+        benchmarks: split -> (benchmark, split) of `PUBLISHED`; absent: no counts are published.
+        numbered: the number that ends a question's id runs through train, validation and test, and
+            tells to which of them a pair of questions and answers belongs, whatever it is called.
+    """
+
+    dataset: str
+    files: Mapping[str, tuple[tuple[str, ...], ...]]
+    formats: tuple[str, ...]
+    benchmarks: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    numbered: bool = False
+
+    def published(self, split: str) -> Counts | None:
+        """The published counts of a split."""
+        benchmark, its_split = self.benchmarks.get(split, ("", ""))
+        return PUBLISHED.get(benchmark, {}).get(its_split)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split as it was read; `facts` is what metadata.json records of it."""
+
+    conversations: list[Conversation]
+    facts: dict
+
+
+def read_splits(folder: Path, source: Source, *, allow_partial: bool) -> dict[str, Split]:
+    """Reads the splits of which `folder` holds the files, and of a split all or nothing.
+
+    Raises:
+        ConversationError: no files; files of another format, dataset or split; fewer questions or
+            videos than are published, unless `allow_partial`, or more; two files of one split.
+    """
+    splits: dict[str, Split] = {}
+    for named, alternatives in source.files.items():
+        for names in alternatives:
+            paths = [folder / name for name in names]
+            if not any(path.is_file() for path in paths):
+                continue
+            split, own = _read(folder, paths, source, named, allow_partial)
+            if split in splits:
+                raise ConversationError(
+                    f"{folder}: {', '.join(names)} and {', '.join(splits[split].facts['files'])} "
+                    f"hold the same split of {source.dataset}, {split!r}; leave one of them here"
+                )
+            splits[split] = own
+    if not splits:
+        choices = [" + ".join(names) for several in source.files.values() for names in several]
+        raise ConversationError(
+            f"{folder}: holds no annotations of {source.dataset}; expected one or more of "
+            f"{', '.join(choices)}"
+        )
+    return {split: splits[split] for split in source.files if split in splits}
+
+
+def _read(
+    folder: Path, paths: Sequence[Path], source: Source, named: str, allow_partial: bool
+) -> tuple[str, Split]:
+    annotations = read(paths)
+    where = ", ".join(map(str, paths))
+    benchmarks = {benchmark for benchmark, _ in source.benchmarks.values()}
+    others = {part.benchmark for part in annotations.parts} - benchmarks
+    if annotations.format not in source.formats or (benchmarks and others):
+        found = f"{annotations.format}, of {', '.join(sorted(others)) or 'no benchmark'}"
+        raise ConversationError(
+            f"{where}: expected {source.dataset} in the format {' or '.join(source.formats)}, with "
+            f"its names of videos and questions; these are {found}. Put its own files there"
+        )
+    conversations = annotations.conversations
+    split = named
+    if source.numbered and annotations.format == "zero_shot":
+        split = _numbered_split(where, source, conversations)
+    asked = len(conversations)
+    if (folder / "frames").is_dir():
+        conversations = stored_names(folder / "frames", conversations, annotations.aliases)
+    own = _lacking(where, source, split, conversations, asked)
+    lacking = "; ".join(filter(None, [own, *_known(paths)]))
+    if lacking and not allow_partial:
+        aside = [f"{place}: {why}" for place, why in annotations.set_aside.items()][:_NAMED]
+        rows = f" ({len(annotations.set_aside)} rows were set aside: {'; '.join(aside)})"
+        raise ConversationError(
+            f"{where}: only {lacking}{rows if aside else ''}. Results on fewer are not comparable "
+            f"with published ones: get the whole files and videos, or build {source.dataset}"
+            "/partial (--config=partial), which says so in every result"
+        )
+    counts = source.published(split)
+    facts = {
+        "files": [path.name for path in paths],
+        "questions": len(conversations),
+        "videos": len({conversation.video for conversation in conversations}),
+        "published": counts._asdict() if counts else None,
+        "partial": lacking,
+        "rows_set_aside": len(annotations.set_aside),
+        "rows_without_video": len(annotations.without_video),
+        "ids_renamed": len(annotations.renamed),
+    }
+    return split, Split(conversations, facts)
+
+
+def _lacking(
+    where: str, source: Source, split: str, conversations: list[Conversation], asked: int
+) -> str:
+    """What the split lacks, in words; "" where it is whole. Raises where it has too much."""
+    benchmark, its_split = source.benchmarks.get(split, ("", ""))
+    counts = source.published(split)
+    videos = len({conversation.video for conversation in conversations})
+    if counts and (asked > counts.questions or (counts.videos and videos > counts.videos)):
+        other = other_split(benchmark, its_split, asked)
+        raise ConversationError(
+            f"{where}: {asked:,} questions on {videos:,} videos, and {source.dataset}'s split "
+            f"{split!r} has {counts.questions:,} on {counts.videos or '?'}"
+            f"{f'; {other!r} has as many: name the files accordingly' if other else ''}"
+        )
+    lacking = shortfall(benchmark, its_split, len(conversations), videos)
+    if asked > len(conversations):
+        gone = f"{asked - len(conversations):,} of {asked:,} are about videos that are not stored"
+        lacking = f"{lacking}; {gone}" if lacking else f"{source.dataset} {split}: {gone}"
+    return lacking
+
+
+def _known(paths: Sequence[Path]) -> list[str]:
+    """What the preparation that wrote the files, if one did, recorded that they lack."""
+    recorded = [read_json(path.with_suffix(INFO)).get("partial", []) for path in paths]
+    return [text for texts in recorded for text in texts]
+
+
+def _numbered_split(where: str, source: Source, conversations: list[Conversation]) -> str:
+    """The split of a pair by its question numbers: Video-ChatGPT calls validation "test"."""
+    starts, ends = {}, {}
+    end = 0
+    for split in _ORDER:
+        starts[split], end = end, end + source.published(split).questions
+        ends[split] = end
+    numbers = [int(c.id.rpartition("_")[2]) for c in conversations]
+    first, last = min(numbers), max(numbers)
+    for split in _ORDER:
+        if starts[split] <= first and last < ends[split]:
+            return split
+    spans = ", ".join(f"{split} {starts[split]} to {ends[split] - 1}" for split in _ORDER)
+    raise ConversationError(
+        f"{where}: the questions are numbered {first} to {last}, which is no one split of "
+        f"{source.dataset} ({spans}); give the files of one split"
+    )

@@ -1,0 +1,20 @@
+"""A progress bar for work that counts videos."""
+
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+
+def bar(title: str) -> Callable[[int, int], None]:
+    """A bar with rate and time left, called with (videos done, all videos); none before that."""
+    shown = None  # none where nothing is left to do
+
+    def update(done: int, total: int) -> None:
+        nonlocal shown
+        if shown is None:
+            shown = tqdm(total=total, desc=title, unit=" videos", leave=False)
+        shown.update(done - shown.n)
+        if done >= total:
+            shown.close()
+
+    return update

@@ -1,0 +1,146 @@
+"""Opening a file as a video: what is refused before it is decoded, and what its header declares."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+from av.stream import Disposition
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif",
+    ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv",
+)  # fmt: skip
+
+MAX_PIXELS = 80_000_000  # a frame; 8K has 33 million, a square of 8192 67
+REPLACE = "Replace or re-encode the file, or remove it from the conversations."
+
+# A header that declares more is not believed: a month at 30 frames a second, eleven days; nor one
+# that declares more frames than the file has bytes.
+_MAX_FRAMES, _MAX_SECONDS = 10**8, 10**6
+_PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # pictures in the container of mp4
+_LISTS = ("concat", "dash", "hls", "imf", "sdp")  # text that names other files or addresses
+
+
+class VideoError(Exception):
+    """A file that cannot be read or written as a video: its path, what failed, what to do."""
+
+
+class Declared(NamedTuple):
+    """The length that a header declares: 0 for what it leaves open or what cannot be believed.
+
+    `of_picture` is False where `seconds` may be those of the sound. `doubt` says what was not
+    believed, if anything.
+    """
+
+    frames: int
+    seconds: float
+    of_picture: bool
+    doubt: str
+
+
+def open_file(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """The open file and its video stream; raises `VideoError` where it is no video.
+
+    No frame of more than `MAX_PIXELS` is decoded, so that a header cannot ask for the memory.
+    """
+    try:
+        _check_file(path)
+        # An absolute path cannot be taken for an address ("a:b.mp4").
+        limit = {"max_pixels": str(MAX_PIXELS)}
+        container = av.open(os.path.abspath(path), options=limit, metadata_errors="replace")
+    except PermissionError as error:
+        raise VideoError(f"{path}: no permission to read it. Change the file's mode.") from error
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: not a readable video ({reason(error)}). {REPLACE}") from error
+    try:
+        stream = _video_stream(path, container)
+        stream.codec_context.options = limit
+        # One file is read by one thread: for small frames threads cost ten times what they bring.
+        stream.thread_type = "NONE"
+    except BaseException:
+        container.close()
+        raise
+    return container, stream
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise VideoError(f"{path}: no such file. Check the videos folder and the file's name.")
+    if not path.is_file():  # a folder, or a pipe, which might never end
+        raise VideoError(f"{path}: not a file, but a folder, pipe or device. {REPLACE}")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: the file is empty (0 bytes). {REPLACE}")
+
+
+def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+    kind = container.format.name
+    brand = container.metadata.get("major_brand", "")
+    if kind.endswith("_pipe") or kind == "image2" or brand in _PICTURE_BRANDS:
+        what = brand or kind.removesuffix("_pipe")
+        raise VideoError(f"{path}: a picture ({what}), not a video. {REPLACE}")
+    if kind in _LISTS:
+        raise VideoError(f"{path}: a list of other files ({kind}), not a video. {REPLACE}")
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise VideoError(f"{path}: the file has no video stream. {REPLACE}")
+    stream = streams[0]
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: no decoder for its codec. {REPLACE}")
+    if stream.width * stream.height > MAX_PIXELS:
+        raise VideoError(
+            f"{path}: declares {stream.width} x {stream.height} pixels, at most {MAX_PIXELS:,} a "
+            f"frame are decoded. {REPLACE}"
+        )
+    return stream
+
+
+def declared(container: av.container.InputContainer, stream: av.VideoStream) -> Declared:
+    """The length that the header declares."""
+    frames, seconds, of_picture = stream.frames, 0.0, True
+    if stream.duration is not None:
+        seconds = float(stream.duration * stream.time_base)
+    elif "DURATION" in stream.metadata:
+        seconds = _clock(stream.metadata["DURATION"])
+    if not seconds and container.duration is not None:
+        seconds = container.duration / av.time_base
+        of_picture = len(container.streams) == 1
+    doubts = []
+    if pixel_aspect(stream) != float(stream.sample_aspect_ratio or 1):
+        doubts.append(f"pixels of an aspect of {stream.sample_aspect_ratio}")
+    size = container.size if container.size > 0 else _MAX_FRAMES  # a frame takes a byte at least
+    if not 0 <= frames <= min(_MAX_FRAMES, size):
+        doubts.append(f"{frames} frames")
+        frames = 0
+    rate = float(stream.average_rate or 0)
+    if not (0 <= seconds <= _MAX_SECONDS and seconds * rate <= size):
+        doubts.append(f"{seconds:.0f} s")
+        seconds = 0.0
+    doubt = f"its header declares {' and '.join(doubts)}, which is not believed" if doubts else ""
+    return Declared(frames, seconds, of_picture, doubt)
+
+
+def ends_as_gif(path: Path) -> bool:
+    """Whether the mark that ends a GIF is there: its header declares no length."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))  # some writers pad
+        return file.read().rstrip(b"\0\r\n ").endswith(b";")
+
+
+def pixel_aspect(stream: av.VideoStream) -> float:
+    """Width of the file's pixels by their height; 1 where that is unknown or beyond belief."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 1 / 8 <= aspect <= 8 else 1.0
+
+
+def _clock(text: str) -> float:
+    """Seconds of Matroska's "HH:MM:SS.fraction"; 0 where it is something else."""
+    try:
+        hours, minutes, seconds = map(float, text.split(":"))
+    except ValueError:
+        return 0.0
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

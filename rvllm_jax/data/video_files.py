@@ -1,0 +1,133 @@
+"""Finding the files of the videos that annotations name.
+
+Benchmarks name a video without its suffix, or with one that the download has not; ActivityNet's
+files are v_NAME where ActivityNet-QA says NAME; MSVD's are named by YouTube or vidN.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from rvllm_jax.data.conversations import leaves_folder
+from rvllm_jax.data.video import VIDEO_SUFFIXES
+
+_YOUTUBE = r"[\w-]{11}"
+_NAMED = 10  # how many offenders a message names
+
+
+class VideoFilesError(ValueError):
+    """A folder in which the videos cannot be found for certain; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFiles:
+    """The videos of annotations, as they lie in a folder.
+
+    Attributes:
+        files: name of a file, relative to the folder -> its path; only of videos that are asked
+            for. Bytes of a name that are no UTF-8 are kept as `os.fsdecode` gives them.
+        name_of: what the annotations call a video -> the name of its file.
+        missing: what the annotations call the videos that have no file, sorted.
+        unused: names of the folder's other videos, sorted.
+    """
+
+    files: dict[str, Path]
+    name_of: dict[str, str]
+    missing: list[str]
+    unused: list[str]
+
+
+def find(
+    folder: str | Path, videos: Iterable[str], *, aliases: Mapping[str, str] | None = None
+) -> VideoFiles:
+    """Finds the file of each of `videos` in `folder` or below it.
+
+    A file of exactly that name is taken; else the one whose name, without its suffix, is the
+    video's, the video's with or without "v_" (of YouTube ids), or its alias.
+
+    Raises:
+        VideoFilesError: no such folder or no video in it; a name that fits several files; a name
+            that leaves the folder.
+    """
+    folder = Path(folder)
+    names = _names(folder)
+    by_stem: dict[str, list[str]] = {}
+    for name in names:
+        stem = _stem(name)
+        for key in {stem, PurePosixPath(stem).name}:
+            by_stem.setdefault(key, []).append(name)
+    present, name_of, missing, ambiguous = set(names), {}, [], []
+    for video in sorted(set(videos)):
+        if leaves_folder(video):
+            raise VideoFilesError(
+                f"{folder}: the annotations name a video outside the folder, {video!r}; give "
+                "names relative to the folder, without '..'"
+            )
+        found = _fitting(video, present, by_stem, aliases or {})
+        if len(found) > 1:
+            ambiguous.append(f"{video!r} may be {' or '.join(map(repr, found))}")
+        elif found:
+            name_of[video] = found[0]
+        else:
+            missing.append(video)
+    if ambiguous:
+        more = f"; and {len(ambiguous) - _NAMED} more" if len(ambiguous) > _NAMED else ""
+        raise VideoFilesError(
+            f"{folder}: {len(ambiguous)} videos fit several files: "
+            f"{'; '.join(ambiguous[:_NAMED])}{more}. Remove or rename all but one of each"
+        )
+    used = set(name_of.values())
+    files = {name: folder / name for name in sorted(used)}
+    return VideoFiles(files, name_of, missing, [name for name in names if name not in used])
+
+
+def _names(folder: Path) -> list[str]:
+    """The files with a suffix of videos, below `folder`, links to folders followed once."""
+    if not folder.is_dir():
+        raise VideoFilesError(f"{folder}: no such folder of videos; correct its path")
+    names, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise VideoFilesError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        relative = PurePosixPath(Path(place).relative_to(folder))
+        names += [
+            str(relative / file) for file in files if Path(file).suffix.lower() in VIDEO_SUFFIXES
+        ]
+    if not names:
+        raise VideoFilesError(
+            f"{folder}: holds no video, no file that ends in {', '.join(VIDEO_SUFFIXES)}"
+        )
+    return sorted(names)
+
+
+def _stem(name: str) -> str:
+    """`name` without the suffix of a video; a dot of another kind belongs to the name."""
+    suffix = PurePosixPath(name).suffix
+    return name[: -len(suffix)] if suffix.lower() in VIDEO_SUFFIXES else name
+
+
+def _fitting(
+    video: str, present: set[str], by_stem: Mapping[str, list[str]], aliases: Mapping[str, str]
+) -> list[str]:
+    """The names of files that may be meant: one, several, or none."""
+    exact = str(PurePosixPath(video))
+    if exact in present:
+        return [exact]
+    stem = _stem(exact)
+    keys = {stem, *(_renamings(stem)), *filter(None, [aliases.get(stem)])}
+    return sorted({name for key in keys for name in by_stem.get(key, ())})
+
+
+def _renamings(stem: str) -> list[str]:
+    if re.fullmatch(rf"v_{_YOUTUBE}", stem):
+        return [stem[2:]]
+    return [f"v_{stem}"] if re.fullmatch(_YOUTUBE, stem) else []

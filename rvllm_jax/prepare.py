@@ -1,0 +1,81 @@
+"""Videos and annotations -> frames and conversations to train from.
+
+    python -m rvllm_jax.prepare --videos=FOLDER --annotations=FILE[,FILE] --out=OUT --split=train
+
+OUT/report.html says what was found. Afterwards train with --config.data.videos=OUT
+--config.data.conversations=OUT/train.json. A preparation that was stopped continues.
+
+Exit codes: 0 done; 1 refused, nothing was stored; 3 more than --max_bad is unusable; 4 fewer than
+a benchmark has published, without --allow_partial. After 3 and 4 the report says what lacks, and
+OUT/SPLIT.json is not written.
+
+With --runner, the shards are written by an Apache Beam pipeline, and arguments that are not known
+here are its own: --runner=DirectRunner --direct_num_workers=2.
+"""
+
+import os
+import sys
+
+from absl import app, flags
+
+from rvllm_jax.data import annotations, beam
+from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.data.preparation import Options, PreparationError, prepare
+from rvllm_jax.data.preparation_report import REFUSED
+from rvllm_jax.data.progress import bar
+from rvllm_jax.data.shards import FrameStoreError
+from rvllm_jax.data.video_files import VideoFilesError
+
+_OPTIONS = Options()
+
+VIDEOS = flags.DEFINE_string("videos", None, "Folder of the videos, also in folders below it.")
+ANNOTATIONS = flags.DEFINE_list("annotations", None, "FILE[,FILE...]; the format is recognised.")
+OUT = flags.DEFINE_string("out", None, "Folder for frames, conversations and report.")
+SPLIT = flags.DEFINE_string("split", None, "train, validation or test; recorded in every result.")
+FORMAT = flags.DEFINE_enum("format", None, annotations.FORMATS, "What the annotations must be.")
+STRIDE = flags.DEFINE_integer("stride", _OPTIONS.stride, "Every stride-th frame is stored.")
+SHORT_SIDE = flags.DEFINE_integer("short_side", _OPTIONS.short_side, "Pixels, of stored frames.")
+ENCODING = flags.DEFINE_enum("encoding", _OPTIONS.encoding, ("jpeg", "raw"), "Of stored frames.")
+RECORD = flags.DEFINE_integer("frames_per_record", _OPTIONS.frames_per_record, "Read together.")
+INTERVAL = flags.DEFINE_integer(
+    "interval", _OPTIONS.interval, "Frames of a file from one of a clip to the next."
+)
+WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes; 0: this one alone.")
+MAX_BAD = flags.DEFINE_float("max_bad", 0.02, "Largest share of videos or rows that is unusable.")
+CHECK = flags.DEFINE_bool("check", False, "Write the report alone.")
+ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Accept fewer than are published.")
+THUMBNAILS = flags.DEFINE_integer("thumbnails", 24, "Videos shown in the report.")
+RUNNER = flags.DEFINE_string("runner", None, "Apache Beam's, such as DirectRunner; none: local.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1 and RUNNER.value is None:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    options = Options(STRIDE.value, SHORT_SIDE.value, ENCODING.value, RECORD.value, INTERVAL.value)
+    try:
+        pipeline = RUNNER.value and beam.runner([f"--runner={RUNNER.value}", *argv[1:]])
+        prepared = prepare(
+            VIDEOS.value,
+            ANNOTATIONS.value,
+            OUT.value,
+            split=SPLIT.value,
+            format=FORMAT.value,
+            options=options,
+            workers=WORKERS.value,
+            max_bad=MAX_BAD.value,
+            check=CHECK.value,
+            allow_partial=ALLOW_PARTIAL.value,
+            thumbnails=THUMBNAILS.value,
+            run_tasks=pipeline,
+            progress=bar,
+        )
+    except (PreparationError, ConversationError, VideoFilesError, FrameStoreError) as error:
+        print(f"refused: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+    print(f"{prepared.verdict}\nreport: {OUT.value}/report.html")
+    sys.exit(prepared.code)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["videos", "annotations", "out", "split"])
+    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

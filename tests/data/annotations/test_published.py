@@ -1,0 +1,38 @@
+"""Counts that are compared with published ones."""
+
+import pytest
+
+from rvllm_jax.data.annotations.published import PUBLISHED, other_split, shortfall
+
+ISSUED = {  # written out again: a slip in the table must not pass
+    ("activitynet_qa", "test"): (8000, 800),
+    ("tgif_frameqa", "test"): (13691, 7132),
+    ("video_text_generation/generic", "test"): (1996, 499),
+    ("video_text_generation/temporal", "test"): (499, None),
+    ("video_text_generation/consistency", "test"): (499, None),
+    ("msvd_qa", "validation"): (6415, 245),
+    ("msrvtt_qa", "validation"): (12278, 497),
+}
+
+
+@pytest.mark.parametrize("of", ISSUED, ids="-".join)
+def test_a_split_is_whole_with_its_published_counts_and_with_no_fewer(of):
+    (benchmark, split), (questions, videos) = of, ISSUED[of]
+    assert shortfall(benchmark, split, questions, videos or 0) == ""
+    lack = shortfall(benchmark, split, questions - 1, videos or 0)
+    assert lack == f"{benchmark} {split}: {questions - 1:,} of {questions:,} questions"
+    if videos:
+        lack = shortfall(benchmark, split, questions, videos - 1)
+        assert lack == f"{benchmark} {split}: {videos - 1:,} of {videos:,} videos"
+
+
+def test_nothing_lacks_where_nothing_is_published():
+    assert shortfall("", "test", 1, 1) == shortfall("tgif_frameqa", "mine", 1, 1) == ""
+
+
+def test_counts_of_another_split_tell_which_it_is():
+    assert other_split("msvd_qa", "test", 6415) == "validation"
+    assert other_split("msvd_qa", "validation", 6415) == ""
+    assert other_split("msvd_qa", "test", 6414) == other_split("", "test", 6415) == ""
+    for splits in PUBLISHED.values():  # else a count would tell nothing
+        assert len({counts.questions for counts in splits.values()}) == len(splits)

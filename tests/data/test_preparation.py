@@ -1,0 +1,294 @@
+"""Videos and annotations in, a prepared folder out: what is in it, and what is refused or told."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from rvllm_jax.data import video
+from rvllm_jax.data.conversations import read_llava
+from rvllm_jax.data.frames import FrameStore, FrameStoreError
+from rvllm_jax.data.preparation import Options, PreparationError, prepare
+from rvllm_jax.data.preparation_report import DONE, PARTIAL, TOO_MANY_BAD
+from rvllm_jax.data.video_files import VideoFilesError
+
+OPTIONS = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+
+
+def _write(path, shade=100, frames=6):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    video.write(path, np.full((frames, 16, 32, 3), shade, np.uint8), fps=5)
+
+
+def _rows(*names, first=0):
+    return [
+        {"q": f"What is {name}?", "a": f"It is {name}.", "video_id": name} for name in names[first:]
+    ]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Videos a, b (below a folder), c, "bad", which does not decode, and "lone" of no question."""
+    for shade, name in enumerate(("a", "part/b", "c", "lone")):
+        _write(tmp_path / "videos" / f"{name}.mp4", 60 * shade)
+    (tmp_path / "videos" / "bad.avi").write_bytes(b"no video")
+    return tmp_path
+
+
+@pytest.fixture
+def prepared(place):
+    """prepared(rows, split=..., **changes) -> Prepared, of the videos into "out"."""
+
+    def prepared(rows, *more, split="train", out="out", **changes):
+        paths = []
+        for number, content in enumerate((rows, *more)):
+            paths.append(place / f"{split}-{number}.json")
+            paths[-1].write_text(json.dumps(content))
+        given = dict(options=OPTIONS, thumbnails=2, say=lambda line: None) | changes
+        return prepare(place / "videos", paths, place / out, split=split, **given)
+
+    return prepared
+
+
+def shards(folder) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes()
+        for path in sorted((folder / "frames").iterdir())
+        if path.name.startswith(("frames-", "times-"))
+    }
+
+
+def test_a_prepared_folder_holds_conversations_frames_and_a_report_of_both(prepared, place):
+    told = []
+    found = prepared(_rows("a", "b", "c", "b"), say=told.append)
+    assert (found.code, found.verdict) == (DONE, "ready to train from")
+    out = place / "out"
+    conversations = read_llava(out / "train.json")
+    assert [c.video for c in conversations] == ["a.mp4", "part/b.mp4", "c.mp4", "part/b.mp4"]
+    assert conversations[0].turns[0].answer == "It is a."
+    store = FrameStore(out / "frames")
+    assert sorted(store.entries) == ["a.mp4", "c.mp4", "part/b.mp4"]
+    assert store.read("c.mp4", np.array([0]))[0].mean() == pytest.approx(120, abs=3)
+    info = json.loads((out / "train.info.json").read_text())
+    assert (info["split"], info["partial"]) == ("train", [])
+    assert (info["questions"], info["videos"]) == (4, 3)
+    assert info["files"]["a.mp4"] == str(place / "videos" / "a.mp4")
+    report = json.loads((out / "report.json").read_text())
+    assert report == json.loads(json.dumps(found.report))
+    assert report["stored"]["frames"] == 9 == report["estimate"]["frames"]
+    assert report["unused"] == ["bad.avi", "lone.mp4"]
+    (duplicate,) = report["annotations"]["duplicates"]
+    assert duplicate["video"] == "b" and duplicate["ids"] == ["b:1", "b:3"]
+    assert "3 videos" in told[0] and "about 9 frames" in told[0]
+    assert "What is a?" in (out / "report.html").read_text()
+
+
+def test_tfds_reads_the_frames(prepared, place):
+    import tensorflow_datasets as tfds
+
+    prepared(_rows("a"))
+    source = tfds.builder_from_directory(place / "out" / "frames").as_data_source("videos")
+    assert source[0]["video"] == b"a.mp4"
+
+
+def test_a_check_reports_all_the_same_and_stores_no_frame(prepared, place):
+    checked = prepared(_rows("a", "b"), check=True)
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["report.html", "report.json"]
+    whole = prepared(_rows("a", "b"))
+    assert checked.report["stored"] is None and whole.report["stored"]["videos"] == 2
+    assert checked.report | {"stored": 0} == whole.report | {"stored": 0}
+
+
+def test_unusable_videos_are_named_and_their_share_decides(prepared, place):
+    found = prepared(_rows("a", "b", "c", "bad", "lost", "lost"), max_bad=0.39)
+    assert found.code == TOO_MANY_BAD and "2 of 5 videos are unusable, 1 of them" in found.verdict
+    assert found.report["missing"] == {"lost": 2}
+    assert list(found.report["set_aside"]) == ["bad.avi"] and found.report["stored"] is None
+    assert not (place / "out" / "train.json").exists()
+    found = prepared(_rows("a", "b", "c", "bad", "lost", "lost"), max_bad=0.4)
+    assert found.code == DONE and list(found.report["set_aside"]) == ["bad.avi"]
+    assert [c.video for c in read_llava(place / "out" / "train.json")] == [
+        *("a.mp4", "part/b.mp4", "c.mp4")
+    ]
+    info = json.loads((place / "out" / "train.info.json").read_text())
+    assert info["missing"] == ["lost"] and list(info["set_aside"]) == ["bad.avi"]
+
+
+def test_unusable_rows_are_named_and_their_share_decides(prepared):
+    rows = [*_rows("a", "b", "c"), {"q": "", "a": "x", "video_id": "a"}]
+    found = prepared(rows, max_bad=0.2)
+    assert found.code == TOO_MANY_BAD and "1 of 4 rows" in found.verdict
+    found = prepared(rows, max_bad=0.25)
+    assert found.code == DONE and len(found.report["annotations"]["rows_set_aside"]) == 1
+
+
+def test_no_usable_video_is_refused_whatever_is_allowed(prepared):
+    assert prepared(_rows("lost", "gone"), max_bad=1.0).code == TOO_MANY_BAD
+    assert prepared(_rows("bad"), max_bad=1.0).code == TOO_MANY_BAD
+
+
+def _activitynet(names) -> tuple[list, list]:
+    ids = [f"v_{name}_1" for name in names]
+    questions = [
+        {"video_name": name, "question": "who?", "question_id": identity}
+        for name, identity in zip(names, ids, strict=True)
+    ]
+    return questions, [{"answer": "he", "type": 3, "question_id": identity} for identity in ids]
+
+
+def test_fewer_than_published_are_refused_unless_that_is_recorded(prepared, place):
+    names = ["aaaaaaaaaaa", "bbbbbbbbbbb"]
+    for name in names:
+        _write(place / "videos" / f"v_{name}.mp4")
+    found = prepared(*_activitynet(names), split="test")
+    assert found.code == PARTIAL and found.report["stored"] is None
+    lack = "activitynet_qa test: 2 of 8,000 questions and 2 of 800 videos"
+    assert lack in found.verdict and "--allow_partial" in found.verdict
+    assert not (place / "out" / "test.json").exists()
+    found = prepared(*_activitynet(names), split="test", allow_partial=True)
+    assert found.code == DONE and found.report["partial"] == [lack]
+    info = json.loads((place / "out" / "test.info.json").read_text())
+    assert info["allow_partial"] and info["partial"] == [lack] and info["split"] == "test"
+    assert lack in (place / "out" / "report.html").read_text()
+    assert prepared(*_activitynet(names), split="mine").code == DONE  # nothing is published
+
+
+def test_msvds_files_are_found_by_either_name_where_the_list_of_names_is_given(prepared, place):
+    _write(place / "videos" / "bQJQGoJF7_k_162_169.avi.mp4")
+    (place / "videos" / "bQJQGoJF7_k_162_169.avi.mp4").rename(
+        place / "videos" / "bQJQGoJF7_k_162_169.avi"
+    )
+    rows = [{"answer": "he", "id": 30933, "question": "who?", "video_id": 1201}]
+    found = prepared(rows, split="validation", check=True, allow_partial=True)
+    assert (
+        found.code == TOO_MANY_BAD and "add youtube_mapping.txt to --annotations" in found.verdict
+    )
+    (place / "youtube_mapping.txt").write_text("bQJQGoJF7_k_162_169 vid1201\n")
+    found = prepared(rows, split="validation", allow_partial=True)
+    assert found.code == DONE and found.report["partial"]
+    assert list(found.report["videos"]) == ["bQJQGoJF7_k_162_169.avi"]
+
+
+def test_a_file_with_the_counts_of_another_split_is_refused(prepared, place):
+    names = [f"video{number}" for number in range(2)]
+    questions = [
+        {"video_name": names[n % 2], "question": "who?", "question_id": str(n)}
+        for n in range(12_278)
+    ]
+    answers = [{"answer": "he", "type": 3, "question_id": str(n)} for n in range(12_278)]
+    with pytest.raises(PreparationError, match="12,278 rows .* split validation, .*--split=test"):
+        prepared(questions, answers, split="test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(options=Options(stride=4)), "--stride=4 must divide --interval=6"),
+        (dict(options=Options(short_side=0)), "--short_side=0: expected"),
+        (dict(options=Options(encoding="png")), "--encoding=png"),
+        (dict(split="val"), "--split=val: expected validation"),
+        (dict(split="../x"), "expected train, validation or test"),
+        (dict(split="report"), "expected train"),
+        (dict(max_bad=2), "--max_bad=2"),
+        (dict(max_bad=float("nan")), "--max_bad=nan"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    changes, message, place, prepared
+):
+    (place / "a.json").write_text(json.dumps(_rows("a")))
+    given = dict(split="train", options=OPTIONS) | changes
+    with pytest.raises(PreparationError, match=message):
+        prepare(place / "videos", [place / "a.json"], place / "out", **given)
+    assert not (place / "out").exists()
+
+
+def test_ambiguous_names_are_refused_with_both(prepared, place):
+    _write(place / "videos" / "a.mkv.mp4")
+    shutil.copy(place / "videos" / "a.mp4", place / "videos" / "a.avi")
+    with pytest.raises(VideoFilesError, match="'a' may be 'a.avi' or 'a.mp4'"):
+        prepared(_rows("a"))
+
+
+def test_several_splits_share_one_folder_and_keep_each_others_videos(prepared, place):
+    for name in ("a", "part/b", "c"):  # a remark for each: they hold one frame only
+        _write(place / "videos" / f"{name}.mp4", frames=1)
+    prepared(_rows("a", "b"))
+    prepared(_rows("b", "c"), split="validation")
+    out = place / "out"
+    store = FrameStore(out / "frames")
+    assert sorted(store.entries) == ["a.mp4", "c.mp4", "part/b.mp4"]
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["videos"]) == ["c.mp4", "part/b.mp4"] == list(report["notes"])
+    for split, expected in (("train", 2), ("validation", 2)):
+        conversations = read_llava(out / f"{split}.json")
+        assert len(conversations) == expected
+        assert all(c.video in store.entries for c in conversations)
+    index = (out / "frames" / "index.json").stat().st_mtime_ns
+    assert prepared(_rows("a", "b")).code == DONE
+    assert (out / "frames" / "index.json").stat().st_mtime_ns == index  # nothing was redone
+
+
+def test_conversations_are_gone_before_the_frames_they_name(prepared, place):
+    assert prepared(_rows("a", "b")).code == DONE
+    files = [place / "out" / name for name in ("train.json", "train.info.json")]
+    seen = []
+
+    def progress(title):
+        return lambda done, total: seen.append((title, [path.exists() for path in files]))
+
+    assert prepared(_rows("a", "c"), progress=progress).code == DONE
+    assert ("decode", [False, False]) in seen and ("decode", [True, True]) not in seen
+    assert all(path.exists() for path in files)
+
+
+def test_a_split_that_would_spoil_another_is_refused(prepared, place):
+    prepared(_rows("a"))
+    other = Options(stride=4, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+    with pytest.raises(PreparationError, match="split train is stored with .*'stride': 2.*own"):
+        prepared(_rows("b"), split="test", options=other)
+    (place / "videos" / "a.mp4").rename(place / "a.mp4")
+    with pytest.raises(PreparationError, match="1 videos of its split train are no longer there"):
+        prepared(_rows("b"), split="test")
+    (place / "a.mp4").rename(place / "videos" / "a.mp4")
+    _write(place / "elsewhere" / "a.mp4")
+    (place / "e.json").write_text(json.dumps(_rows("a")))
+    with pytest.raises(PreparationError, match="split train has another video 'a.mp4'"):
+        prepare(
+            place / "elsewhere", [place / "e.json"], place / "out", split="test", options=OPTIONS
+        )
+
+
+def test_names_that_are_no_utf8_survive(prepared, place):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    try:
+        shutil.copy(place / "videos" / "a.mp4", place / "videos" / name)
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    assert prepared(_rows("a")).report["unused"].count(name) == 1
+    rows = _rows("a") + [_rows("b")[0] | {"video_id": name}]
+    assert prepared(rows).code == DONE
+    assert FrameStore(place / "out" / "frames").entry(name).num_frames == 3
+    assert read_llava(place / "out" / "train.json")[1].video == name
+    assert "caf" in (place / "out" / "report.html").read_text()
+
+
+def test_the_same_input_gives_the_same_bytes(prepared, place):
+    prepared(_rows("a", "b", "c"))
+    prepared(_rows("a", "b", "c"), out="again", workers=2)
+    assert shards(place / "out") == shards(place / "again")
+    first, again = (place / out / "train.json" for out in ("out", "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_a_folder_that_cannot_be_made_or_holds_other_files_is_refused(prepared, place):
+    (place / "file").write_text("x")
+    with pytest.raises(PreparationError, match="file: cannot be made"):
+        prepared(_rows("a"), out="file")
+    (place / "out" / "frames").mkdir(parents=True)
+    (place / "out" / "frames" / "thesis.txt").write_text("x")
+    with pytest.raises(FrameStoreError, match="thesis.txt"):
+        prepared(_rows("a"))
+    assert (place / "out" / "frames" / "thesis.txt").exists()

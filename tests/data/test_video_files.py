@@ -1,0 +1,110 @@
+"""Videos are found by the names that annotations have for them, or refused by name."""
+
+import os
+
+import pytest
+
+from rvllm_jax.data.video_files import VideoFilesError, find
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """folder(*names) -> a folder with empty files of these names."""
+
+    def folder(*names):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path
+
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "video"),
+    [
+        ("clip.mp4", "clip.mp4"),
+        ("clip.MKV", "clip"),
+        ("clip.webm", "clip.mp4"),  # the annotations may have another suffix
+        ("part1/clip.mp4", "clip"),
+        ("part1/clip.mp4", "part1/clip"),
+        ("a.b.mp4", "a.b"),
+        ("./clip.mp4", "./clip.mp4"),
+        ("v_1QIUV7WYKXg.mkv", "1QIUV7WYKXg"),  # ActivityNet
+        ("1QIUV7WYKXg.mp4", "v_1QIUV7WYKXg"),
+        ("tumblr_no73_250.mp4", "tumblr_no73_250"),  # TGIF
+        ("tumblr_no73_250.gif", "tumblr_no73_250.mp4"),
+        ("video6513.mp4", "video6513"),  # MSRVTT
+        ("vid1201.avi", "bQJQGoJF7_k_162_169"),  # MSVD
+        ("bQJQGoJF7_k_162_169.avi", "vid1201"),
+    ],
+)
+def test_a_video_is_found_by_its_name_or_a_known_renaming(file, video, folder):
+    aliases = {"bQJQGoJF7_k_162_169": "vid1201", "vid1201": "bQJQGoJF7_k_162_169"}
+    found = find(folder(file, "other.mp4", "notes.txt"), [video], aliases=aliases)
+    name = file.removeprefix("./")
+    assert found.name_of == {video: name} and list(found.files) == [name]
+    assert found.files[name].is_file()
+    assert not found.missing and found.unused == ["other.mp4"]
+
+
+def test_names_alike_are_not_taken_for_each_other(folder):
+    """v_ is dropped of YouTube's ids of eleven characters alone."""
+    found = find(folder("v_1.mp4", "clip2.mp4", "b/clip.mp4"), ["1", "clip", "clip2", "a/clip"])
+    assert found.name_of == {"clip": "b/clip.mp4", "clip2": "clip2.mp4"}
+    assert found.missing == ["1", "a/clip"]
+
+
+@pytest.mark.parametrize(
+    ("files", "video"),
+    [
+        (["clip.mp4", "clip.avi"], "clip"),
+        (["a/clip.mp4", "b/clip.mp4"], "clip.mp4"),
+        (["1QIUV7WYKXg.mp4", "v_1QIUV7WYKXg.mp4"], "1QIUV7WYKXg"),
+        (["vid7.avi", "name.avi"], "vid7"),
+    ],
+)
+def test_a_name_that_fits_several_files_is_refused_with_all_of_them(files, video, folder):
+    with pytest.raises(VideoFilesError, match="1 videos fit several files") as caught:
+        find(folder(*files), [video], aliases={"vid7": "name"})
+    assert all(repr(file) in str(caught.value) for file in [*files, video])
+
+
+def test_the_very_name_of_a_file_is_not_ambiguous(folder):
+    files = folder("clip.mp4", "clip.avi", "a/clip.mp4")
+    found = find(files, ["clip.mp4", "a/clip.mp4"])
+    assert found.name_of == {"clip.mp4": "clip.mp4", "a/clip.mp4": "a/clip.mp4"}
+
+
+@pytest.mark.parametrize("video", ["../clip.mp4", "/etc/clip", "a/../../clip", "a\0b"])
+def test_a_name_that_leaves_the_folder_is_refused(video, folder):
+    (folder("in/x.mp4") / "clip.mp4").touch()
+    with pytest.raises(VideoFilesError, match="outside the folder"):
+        find(folder() / "in", [video])
+
+
+def test_names_that_are_no_utf8_survive(folder):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    path = folder("other.mp4") / name
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    found = find(folder(), [name, "other"])
+    assert found.files[name].is_file() and found.name_of[name] == name
+    assert find(folder(), ["other"]).unused == [name]
+
+
+def test_links_are_followed_once(folder):
+    root = folder("real/clip.mp4")
+    (root / "real" / "back").symlink_to(root)
+    (root / "aside").symlink_to(root / "real")
+    assert len(find(root, ["clip"]).files) == 1
+
+
+def test_a_folder_without_videos_is_refused(folder, tmp_path):
+    with pytest.raises(VideoFilesError, match="no such folder"):
+        find(tmp_path / "lost", ["a"])
+    with pytest.raises(VideoFilesError, match="holds no video"):
+        find(folder("a.txt"), ["a"])

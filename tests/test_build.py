@@ -1,0 +1,59 @@
+"""The command that builds annotations for TFDS, as a person calls it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rvllm_jax import build
+
+ROOT = Path(__file__).parents[1]
+
+
+def arguments(name: str, folder: Path, *more: str) -> list[str]:
+    return [name, f"--manual_dir={folder / 'manual'}", f"--data_dir={folder / 'data'}", *more]
+
+
+def test_a_part_is_refused_then_built_where_allowed(tmp_path):
+    (tmp_path / "manual").mkdir()
+    rows = [{"video_name": f"v_{n:011d}", "Q": "What?", "A": "That."} for n in range(3)]
+    (tmp_path / "manual" / "temporal_qa.json").write_text(json.dumps(rows))
+    own = arguments("video_text_generation", tmp_path)
+    with pytest.raises(SystemExit, match="error: .*3 of 499 questions"):
+        build.main(build.parse(["build", *own]))
+    command = [sys.executable, "-m", "rvllm_jax.build", *own, "--allow_partial"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = tmp_path / "data" / "video_text_generation" / "partial" / "1.0.0"
+    facts = json.loads((built / "metadata.json").read_text())["splits"]["temporal"]
+    assert facts["questions"] == 3 and "3 of 499" in facts["partial"]
+
+
+def test_a_missing_folder_shows_what_to_download(tmp_path):
+    with pytest.raises(SystemExit, match="(?s)does not exist.*val_q.json and val_a.json"):
+        build.main(build.parse(["build", *arguments("msvd_qa", tmp_path)]))
+
+
+def test_tfds_finds_every_builder_by_its_path_and_by_import():
+    """As its own command `tfds build` looks for them, which starts only beside TensorFlow."""
+    program = """
+from pathlib import Path
+from tensorflow_datasets.scripts.cli import build
+import rvllm_jax.data.builders as builders
+paths = sorted(Path("rvllm_jax/data/builders").glob("*.py"))
+texts = {path.stem: path.read_text() for path in paths}
+names = [name for name, text in texts.items() if f'name = "{name}"' in text]
+found = [build._get_builder_cls_and_kwargs(f"rvllm_jax/data/builders/{name}.py", has_imports=False)
+         for name in names]
+assert [cls.name for cls, _ in found] == names, found
+for name in names:
+    cls, options = build._get_builder_cls_and_kwargs(f"{name}/partial", has_imports=True)
+    assert cls.name == name and options == {"config": "partial"}
+print(len(names), len(builders.__all__))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["8", "8"], done.stderr
