@@ -1,15 +1,4 @@
-"""Conversations about videos, and LLaVA's JSON of them, checked where it is read.
-
-A file is a list of records such as
-
-  {"id": "0001", "video": "panda.mp4", "conversations": [
-    {"from": "human", "value": "<video>\\nWhat does the panda eat?"},
-    {"from": "gpt", "value": "Bamboo."}]}
-
-Two keys are ours and optional: "caption" of a record (text that says what the video shows) and
-"type" of a human turn (the question's type, by which accuracy is reported). The other formats are
-read in data/annotations/.
-"""
+"""Conversations about videos, and the checks that every annotation format shares."""
 
 import dataclasses
 import json
@@ -17,10 +6,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from absl import logging
-
-VIDEO_MARK = "<video>"  # where LLaVA's prompts put the video
-MARKS = (VIDEO_MARK, "<image>")  # files made for image models put the second before a video too
 _NAMED = 10  # how many offenders a message names
 
 
@@ -47,76 +32,25 @@ class Conversation:
     caption: str  # as given, else the answers joined by spaces
 
 
-def read_llava(path: str | Path) -> list[Conversation]:
-    """Reads a LLaVA or Video-LLaVA conversation file.
+def with_own_id(conversation: Conversation, known: dict[str, Conversation]) -> Conversation | None:
+    """Adds a conversation to `known`, by its id, or by "ID#2", "ID#3" where others have that.
 
-    The mark `<video>` (or `<image>`, as some files have it) may stand first or last in the first
-    human turn, or be absent; "video" may be a string or a list of one. Surrounding white space of
-    questions and answers is dropped. Records without a video, as mixed files have them, are left
-    out, and a warning counts them.
-
-    Raises:
-        ConversationError: not UTF-8 or not JSON; a record with a missing key, an empty question
-            or answer, turns that do not alternate human and gpt, a video outside the folder, or
-            an id that an earlier record has; no record with a video. It names file, record and id.
+    Returns it under the id that it got; None, and adds nothing, where it repeats one of `known`.
     """
-    records = load_records(path)
-    conversations: list[Conversation] = []
-    position_of: dict[str, int] = {}
-    for position, record in enumerate(records):
-        if lacks_video(record):
-            continue
-        where = place(path, position, record)
-        conversation = llava_conversation(record, where)
-        earlier = position_of.setdefault(conversation.id, position)
-        if earlier != position:
-            raise ConversationError(
-                f"{where}: record {earlier} has the same id; give each record its own"
-            )
-        conversations.append(conversation)
-    if not conversations:
-        raise ConversationError(f"{path}: none of its {len(records)} records has a 'video'; add it")
-    if len(conversations) < len(records):
-        logging.warning(
-            "%s: %d of %d records have no video and are left out",
-            path, len(records) - len(conversations), len(records),
-        )  # fmt: skip
-    return conversations
-
-
-def write_llava(conversations: Iterable[Conversation]) -> bytes:
-    """The bytes of a file that `read_llava` reads as these conversations."""
-    records = []
-    for conversation in conversations:
-        messages = []
-        for number, turn in enumerate(conversation.turns):
-            mark = "" if number else f"{VIDEO_MARK}\n"
-            human = {"from": "human", "value": mark + turn.question}
-            messages += [human | ({"type": turn.kind} if turn.kind else {})]
-            messages += [{"from": "gpt", "value": turn.answer}]
-        record = {"id": conversation.id, "video": conversation.video, "conversations": messages}
-        record["caption"] = conversation.caption
-        plain = json.dumps(record, ensure_ascii=False)
-        if plain != plain.encode(errors="replace").decode():  # a video's name that is no UTF-8
-            plain = json.dumps(record)
-        records.append(plain)
-    return ("[\n" + ",\n".join(records) + "\n]\n").encode()
+    id, number = conversation.id, 1
+    while id in known:
+        if dataclasses.replace(known[id], id=conversation.id) == conversation:
+            return None
+        number += 1
+        id = f"{conversation.id}#{number}"
+    known[id] = dataclasses.replace(conversation, id=id)
+    return known[id]
 
 
 def place(path: str | Path, position: int, record: object) -> str:
     """How messages name a record of a file."""
     given = record.get("id") if isinstance(record, dict) else None
     return f"{path}: record {position} (id {given!r})"
-
-
-def lacks_video(record: object) -> str:
-    """What a record is about instead of a video: "a picture" or "text alone"; "" where it has one.
-
-    Only a record that has turns counts: any other one is broken, and is for the reader to refuse.
-    """
-    if not isinstance(record, dict) or "conversations" not in record or record.get("video"):
-        return ""
-    return "a picture" if record.get("image") else "text alone"
 
 
 def check_videos(conversations: Iterable[Conversation], folder: str | Path) -> None:
@@ -172,23 +106,6 @@ def load_records(path: str | Path) -> list:
     return records
 
 
-def llava_conversation(record: object, where: str) -> Conversation:
-    """One record of a LLaVA file; raises `ConversationError` that begins with `where`."""
-    if not isinstance(record, dict):
-        raise ConversationError(f"{where}: expected an object, got {type(record).__name__}")
-    absent = [key for key in ("id", "video", "conversations") if key not in record]
-    if absent:
-        raise ConversationError(f"{where}: has no {', '.join(map(repr, absent))}; add it")
-    turns = _turns(record["conversations"], where)
-    caption = record.get("caption") or " ".join(turn.answer for turn in turns)
-    return Conversation(
-        id=checked_id(record["id"], "'id'", where),
-        video=checked_video(record["video"], where),
-        turns=turns,
-        caption=checked_text(caption, "'caption'", where),
-    )
-
-
 def checked_id(value: object, what: str, where: str) -> str:
     """An id as a text: files give it as one, or as a whole number."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
@@ -223,52 +140,6 @@ def leaves_folder(video: str) -> bool:
     """True for a path that is absolute, climbs, or that no file system takes."""
     path = PurePosixPath(video)
     return path.is_absolute() or ".." in path.parts or "\0" in video
-
-
-def _turns(messages: object, where: str) -> tuple[Turn, ...]:
-    if not isinstance(messages, list) or not messages or len(messages) % 2:
-        count = len(messages) if isinstance(messages, list) else type(messages).__name__
-        raise ConversationError(
-            f"{where}: 'conversations' must be a list of pairs, a human message and gpt's answer; "
-            f"got {count}"
-        )
-    for number, message in enumerate(messages):
-        expected = ("human", "gpt")[number % 2]
-        sender = message.get("from") if isinstance(message, dict) else message
-        if sender != expected:
-            raise ConversationError(
-                f"{where}: message {number} must be from {expected!r}, got {sender!r}; human and "
-                "gpt take turns, human first"
-            )
-    return tuple(
-        _turn(messages[number], messages[number + 1], number, where)
-        for number in range(0, len(messages), 2)
-    )
-
-
-def _turn(human: dict, gpt: dict, number: int, where: str) -> Turn:
-    question = checked_text(human.get("value"), f"question (message {number})", where)
-    if number == 0:
-        question = _without_mark(question)
-        question = checked_text(question, f"question (message {number}) beside {VIDEO_MARK}", where)
-    for mark in MARKS:
-        if mark in question:
-            raise ConversationError(
-                f"{where}: message {number} has {mark} where no video can go; it may stand once, "
-                "first or last in the first human message"
-            )
-    answer = checked_text(gpt.get("value"), f"answer (message {number + 1})", where)
-    kind = human.get("type", "")
-    return Turn(question, answer, checked_text(kind, "'type'", where) if kind != "" else "")
-
-
-def _without_mark(question: str) -> str:
-    for mark in MARKS:
-        if question.startswith(mark):
-            return question[len(mark) :]
-        if question.endswith(mark):
-            return question[: -len(mark)]
-    return question
 
 
 def checked_text(value: object, what: str, where: str) -> str:

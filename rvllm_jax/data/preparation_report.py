@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rvllm_jax.data.annotations import Annotations, Part, published
 from rvllm_jax.data.annotations.files import MAPPING
-from rvllm_jax.data.conversations import write_llava
 from rvllm_jax.data.frames import StoreReport
+from rvllm_jax.data.llava import write_llava
 from rvllm_jax.data.preparation_tallies import describe_annotations, describe_videos
 from rvllm_jax.data.video_files import VideoFiles
 from rvllm_jax.data.video_survey import Survey

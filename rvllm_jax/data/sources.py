@@ -9,8 +9,9 @@ from pathlib import Path
 from absl import logging
 
 from rvllm_jax.data import shapes
-from rvllm_jax.data.conversations import Conversation, check_videos, read_llava
+from rvllm_jax.data.conversations import Conversation, check_videos
 from rvllm_jax.data.frames import FrameStore, check_share, write_store
+from rvllm_jax.data.llava import read_llava
 from rvllm_jax.data.preparation import FRAMES, INFO
 from rvllm_jax.data.shards import INDEX, LOCK, read_json
 

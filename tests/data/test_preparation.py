@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data import video
-from rvllm_jax.data.conversations import read_llava
 from rvllm_jax.data.frames import FrameStore, FrameStoreError
+from rvllm_jax.data.llava import read_llava
 from rvllm_jax.data.preparation import Options, PreparationError, prepare
 from rvllm_jax.data.preparation_report import DONE, PARTIAL, TOO_MANY_BAD
 from rvllm_jax.data.video_files import VideoFilesError

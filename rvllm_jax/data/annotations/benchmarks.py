@@ -5,18 +5,16 @@ from collections.abc import Iterator, Sequence
 
 from rvllm_jax.data.annotations.files import Source
 from rvllm_jax.data.conversations import (
-    MARKS,
     Conversation,
     ConversationError,
     Turn,
     checked_id,
     checked_text,
     checked_video,
-    lacks_video,
-    llava_conversation,
     place,
     readable,
 )
+from rvllm_jax.data.llava import MARKS, lacks_video, llava_conversation
 
 _NAMED = 5  # how many ids a message names
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rvllm_jax.data.annotations.benchmarks import benchmark_of, rows
 from rvllm_jax.data.annotations.files import load, name_of
-from rvllm_jax.data.conversations import Conversation, ConversationError
+from rvllm_jax.data.conversations import Conversation, ConversationError, with_own_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,8 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
     set_aside: dict[str, str] = {}
     without_video: dict[str, str] = {}
     renamed: dict[str, str] = {}
-    place_of: dict[str, tuple[str, Conversation]] = {}
+    known: dict[str, Conversation] = {}
+    place_of: dict[str, str] = {}
     parts = []
     for source in sources:
         used = []
@@ -85,8 +86,7 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
             elif isinstance(row, ConversationError):
                 set_aside[where] = str(row).removeprefix(f"{where}: ")
             else:
-                row = _with_own_id(where, row, source.format, place_of, renamed, set_aside)
-                used += [row] if row else []
+                used += _owned(where, row, source.format, known, place_of, renamed, set_aside)
         if not used:
             first = next(iter(set_aside.items()), ("", "none is about a video"))
             raise ConversationError(
@@ -103,34 +103,30 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
     )
 
 
-def _with_own_id(
+def _owned(
     where: str,
     row: Conversation,
     format: str,
-    place_of: dict[str, tuple[str, Conversation]],
+    known: dict[str, Conversation],
+    place_of: dict[str, str],
     renamed: dict[str, str],
     set_aside: dict[str, str],
-) -> Conversation | None:
-    """The row under an id that no earlier one has; None where it repeats an earlier one."""
-    if row.id not in place_of:
-        place_of[row.id] = where, row
-        return row
-    earlier, same = place_of[row.id]
-    if format != "llava":
+) -> list[Conversation]:
+    """The row under an id that no other one has; nothing where it repeats an earlier one."""
+    earlier = place_of.get(row.id)
+    if earlier is not None and format != "llava":
         raise ConversationError(
             f"{where}: its id is {row.id!r}, as that of {earlier}; every question has its own, and "
             "a file is given once"
         )
-    if same == row:
+    place_of.setdefault(row.id, where)
+    own = with_own_id(row, known)
+    if own is None:
         set_aside[where] = f"repeats {earlier}"
-        return None
-    number = 2
-    while f"{row.id}#{number}" in place_of:
-        number += 1
-    renamed[where] = f"{row.id}#{number}"
-    row = dataclasses.replace(row, id=renamed[where])
-    place_of[row.id] = where, row
-    return row
+        return []
+    if own.id != row.id:
+        renamed[where] = own.id
+    return [own]
 
 
 def _duplicates(parts: Sequence[Part]) -> dict[tuple[str, str], list[str]]:

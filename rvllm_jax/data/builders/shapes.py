@@ -5,7 +5,7 @@ from pathlib import Path
 from rvllm_jax.data import shapes
 from rvllm_jax.data.builders.conversations_builder import ConversationsBuilder
 from rvllm_jax.data.builders.files import Split
-from rvllm_jax.data.conversations import llava_conversation
+from rvllm_jax.data.llava import llava_conversation
 
 
 class Shapes(ConversationsBuilder):
