@@ -140,6 +140,7 @@ class _Worker:
     def end(self) -> None:
         self._process.kill()
         self._process.join()
+        self.pipe.close()
 
 
 def _set_aside(

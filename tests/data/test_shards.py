@@ -57,6 +57,17 @@ def test_a_record_that_would_be_too_large_is_refused_before_memory_is_taken(
     assert report.videos == 0 and "1000000 frames of 48 x 36 pixels" in report.bad["a"]
 
 
+def test_names_that_are_not_utf_8_are_kept(tmp_path, videos):
+    name = os.fsdecode(b"\xff\xfe.mp4")
+    path = tmp_path / name
+    path.write_bytes(videos["v1.mp4"].read_bytes())
+    report = write_store(
+        tmp_path / "store", {name: path, "gone": tmp_path / f"{name}.gone"}, workers=1
+    )
+    assert report.info.keys() == {name} and "no such file" in report.bad["gone"]
+    assert FrameStore(tmp_path / "store").read(name, np.arange(8)).shape[0] == 8
+
+
 @pytest.mark.slow
 def test_memory_does_not_depend_on_the_length_of_a_video(tmp_path):
     def length(minutes):
