@@ -9,7 +9,7 @@ from absl import logging
 from tqdm import tqdm
 
 from rvllm_jax.config import Recipe, check_tokenizer
-from rvllm_jax.data import chat
+from rvllm_jax.data import chat, progress
 from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.data.conversations import Conversation
 from rvllm_jax.data.pipeline import Dataset
@@ -105,7 +105,7 @@ class Experiment:
             frames_per_record=data.frames_per_record,
             max_bad=data.max_bad,
             workers=2,
-            progress=_bar,
+            progress=progress.bar,
         )
         tokenizer = open_tokenizer(recipe, source, workdir)
         return cls(recipe, workdir, source, tokenizer, model, layout)
@@ -198,6 +198,7 @@ def evaluate(
     results["skipped_updates"] = result.position.skipped_all
     results["unreadable_rows"] = result.position.bad_rows
     results["set_aside"] = experiment.source.set_aside
+    results["origins"] = experiment.source.origins
     return results, samples
 
 
@@ -242,21 +243,6 @@ def _samples(dataset: Dataset, asked: list[Asked], split: str) -> list[report.Sa
             )
         )
     return samples
-
-
-def _bar(title: str):
-    """A progress bar for `open_source`: called with (done, total)."""
-    bar = None  # none where nothing is left to do
-
-    def update(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(total=total, desc=title, unit=" videos", leave=False)
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    return update
 
 
 def run(recipe: Recipe, workdir: Path) -> dict:
