@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import logging
 
 from rvllm_jax.data import records, supervised
+from rvllm_jax.data.progress import VideosDone
 from rvllm_jax.data.shards import (
     INDEX,
     LOCK,
@@ -36,7 +37,7 @@ _OURS = re.compile(
     r"(frames-videos\.array_record|times|shard|aside)-\d{5}-of-\d{5}(\.f64|\.json)?(\.tmp)?"
     r"|(index|features|dataset_info)\.json(\.tmp)?|lock"
 )
-_DECODER = 2  # part of every fingerprint: raised when the same file decodes to other frames
+_DECODER = 3  # part of every fingerprint: raised when the same file gives another shard
 _NAMED = 10  # how many files a message names
 
 
@@ -110,7 +111,7 @@ def write_store(
         done = _finished(folder, tasks)
         index = read_json(folder / INDEX)
         if len(done) < len(tasks) or index.get("fingerprint") != _fingerprint(tasks):
-            shown = _Progress(tasks, done, progress)
+            shown = VideosDone(tasks, done, progress)
             run = run_tasks or functools.partial(_run, workers=workers, in_work=shown.in_work)
             done = _write(folder, tasks, done, run, shown)
             index = _write_index(folder, tasks, done)
@@ -163,13 +164,30 @@ def _plan(
 def _fingerprint_of(videos: list[tuple[str, Path]], options: Options) -> str:
     """Of what decides the bytes of a shard; the content of a file stands in its size and time."""
     seen = [records.LAYOUT, _DECODER, dataclasses.asdict(options)]
-    for name, path in videos:
-        try:
-            status = path.stat()
-            seen.append([name, status.st_size, status.st_mtime_ns])
-        except OSError:
-            seen.append([name, None, None])  # the decoder will say why
+    seen += [[name, *_stamp(path)] for name, path in videos]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> list[int | None]:
+    try:
+        status = path.stat()
+    except OSError:
+        return [None, None]  # the decoder will say why
+    return [status.st_size, status.st_mtime_ns]
+
+
+def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bool:
+    """Whether a finished store has all these videos, as their files are now, among others perhaps.
+
+    options: those of `write_store` that must be the store's.
+    """
+    index = read_json(Path(folder) / INDEX)
+    if index.get("layout") != records.LAYOUT or index.get("decoder") != _DECODER:
+        return False
+    stamps = index["stamps"]
+    return options.items() <= index["options"].items() and all(
+        stamps.get(name) == _stamp(Path(path)) for name, path in videos.items()
+    )
 
 
 def _fingerprint(tasks: list[Task]) -> str:
@@ -194,7 +212,7 @@ def _write(
     tasks: list[Task],
     done: dict[int, dict],
     run_tasks: Callable[[list[Task]], Iterator[dict]],
-    progress: "_Progress",
+    progress: VideosDone,
 ) -> dict[int, dict]:
     """Writes the shards that are not `done` yet, after clearing away what is of no use."""
     present = [path for path in folder.iterdir() if path.name != LOCK]
@@ -234,27 +252,6 @@ def _run(tasks: list[Task], workers: int, in_work: Callable[[int], None]) -> Ite
         yield write_shard(task, lambda position: in_work(max(0, position)))
 
 
-class _Progress:
-    """Tells the caller how many videos are done; the number never falls."""
-
-    def __init__(self, tasks: list[Task], done: dict, report: Callable[[int, int], None] | None):
-        self._total = sum(len(task.videos) for task in tasks)
-        self._finished = sum(len(task.videos) for task in tasks if task.shard in done)
-        self._told = self._finished
-        self._report = report or (lambda finished, total: None)
-
-    def finished(self, videos: int) -> None:
-        """So many videos more are in shards that are finished."""
-        self._finished += videos
-        self.in_work(0)
-
-    def in_work(self, videos: int) -> None:
-        """So many videos are done of shards in work."""
-        if self._finished + videos > self._told:
-            self._told = self._finished + videos
-            self._report(self._told, self._total)
-
-
 def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict:
     summaries = [done[shard] for shard in sorted(done)]
 
@@ -263,8 +260,10 @@ def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict
 
     index = {
         "layout": records.LAYOUT,
+        "decoder": _DECODER,
         "fingerprint": _fingerprint(tasks),
         "options": dataclasses.asdict(tasks[0].options),
+        "stamps": {name: _stamp(path) for task in tasks for name, path in task.videos},
         "shards": [{key: summary[key] for key in ("bytes", "times_crc")} for summary in summaries],
         **{key: merged(key) for key in ("entries", "bad", "info", "notes")},
     }

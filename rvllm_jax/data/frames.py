@@ -13,6 +13,7 @@ finished shard (shard-SSSSS-of-NNNNN.json says that one is finished, until the i
 
 import os
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +39,11 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 _NAMED = 10  # how many videos a message names
 
 
-def check_share(prepared: "StoreReport | FrameStore", max_bad: float) -> None:
-    """Raises `FrameStoreError` when more than the share `max_bad` of the videos was set aside."""
-    stored = prepared.videos if isinstance(prepared, StoreReport) else len(prepared.entries)
-    bad = prepared.bad
-    total = stored + len(bad)
+def check_share(bad: Mapping[str, str], total: int, max_bad: float) -> None:
+    """Raises `FrameStoreError` when of `total` videos more than a share of `max_bad` are `bad`.
+
+    bad: name of a video that was set aside -> why.
+    """
     if len(bad) > max_bad * total:
         named = "; ".join(f"{name!r}: {reason}" for name, reason in sorted(bad.items())[:_NAMED])
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""

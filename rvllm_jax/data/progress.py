@@ -1,8 +1,10 @@
-"""A progress bar for work that counts videos."""
+"""Progress of work that counts videos."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from tqdm import tqdm
+
+from rvllm_jax.data.shards import Task
 
 
 def bar(title: str) -> Callable[[int, int], None]:
@@ -18,3 +20,26 @@ def bar(title: str) -> Callable[[int, int], None]:
             shown.close()
 
     return update
+
+
+class VideosDone:
+    """Tells the caller how many videos are done; the number never falls."""
+
+    def __init__(
+        self, tasks: Sequence[Task], done: Iterable[int], report: Callable[[int, int], None] | None
+    ):
+        self._total = sum(len(task.videos) for task in tasks)
+        self._finished = sum(len(task.videos) for task in tasks if task.shard in done)
+        self._told = self._finished
+        self._report = report or (lambda finished, total: None)
+
+    def finished(self, videos: int) -> None:
+        """So many videos more are in shards that are finished."""
+        self._finished += videos
+        self.in_work(0)
+
+    def in_work(self, videos: int) -> None:
+        """So many videos are done of shards in work."""
+        if self._finished + videos > self._told:
+            self._told = self._finished + videos
+            self._report(self._told, self._total)

@@ -44,6 +44,7 @@ class VideoEntry(NamedTuple):
     stride: int
     fps: float  # stored frames a second, on average; 0 for a single frame
     first_time: int  # where its times begin among the shard's
+    file_crc: int  # CRC-32 of the file that it was decoded from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +181,7 @@ class _Shard:
                 stride=options.stride,
                 fps=(len(shown) - 1) / span if span > 0 else 0.0,
                 first_time=first_time,
+                file_crc=_crc(path),
             )
             if decoding.note:
                 self.notes[name] = decoding.note
@@ -213,6 +215,14 @@ class _Shard:
         with _naming(self._path):
             self._writer.write(data)
         self._records += 1
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from absl import logging
 
 from rvllm_jax.data import shapes
 from rvllm_jax.data.conversations import Conversation, check_videos
+from rvllm_jax.data.frame_writer import holds
 from rvllm_jax.data.frames import FrameStore, check_share, write_store
 from rvllm_jax.data.llava import read_llava
 from rvllm_jax.data.preparation import FRAMES, INFO
@@ -72,8 +73,9 @@ def open_source(
         for conversations in splits.values():
             check_videos(conversations, folder)
         store = _open_store(folder, splits, root, options, workers, progress("decode"))
-        check_share(store, max_bad)
-    set_aside = {video: store.bad[video] for video in _videos(splits) if video in store.bad}
+    asked = _videos(splits)
+    set_aside = {video: store.bad[video] for video in asked if video in store.bad}
+    check_share(set_aside, len(asked), max_bad)
     for name, reason in set_aside.items():
         logging.warning("set aside: %s: %s", name, reason)
     kept = {
@@ -136,10 +138,15 @@ def _origins(paths: dict[str, Path]) -> dict[str, dict]:
 
 
 def _open_store(folder: Path, splits: dict, root: Path, options: dict, workers: int, progress):
-    """One store for each folder, set of videos and options, so that several may stand in `root`."""
-    names = _videos(splits)
-    where = json.dumps([str(folder.resolve()), names, options], sort_keys=True)
+    """The store of these videos and options in `root`, or one that has them among others.
+
+    One for each folder, set of videos and options: a run that is under way keeps the one it reads.
+    """
+    videos = {name: folder / name for name in _videos(splits)}
+    where = json.dumps([str(folder.resolve()), list(videos), options], sort_keys=True)
     store = root / f"frames-{hashlib.sha256(where.encode()).hexdigest()[:12]}"
-    videos = {name: folder / name for name in names}
+    for other in sorted(root.glob("frames-*")):
+        if not store.exists() and holds(other, videos, **options):
+            return FrameStore(other)
     write_store(store, videos, workers=workers, progress=progress, **options)
     return FrameStore(store)

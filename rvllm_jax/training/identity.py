@@ -7,13 +7,18 @@ from rvllm_jax.data.pipeline import Dataset
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Names the conversations of a dataset, their order, and the rows that they are packed into.
+    """Names the conversations of a dataset, their order, the rows that they are packed into, and
+    the files that their frames come from.
 
-    Row k of an epoch is the same pairs wherever this is the same.
+    Row k of an epoch is the same wherever this is the same.
     """
     digest = hashlib.sha256()
     for conversation in dataset.conversations:
         digest.update(repr(conversation).encode())
+    if dataset.input == "video":
+        for video in sorted({conversation.video for conversation in dataset.conversations}):
+            entry = dataset.store.entries.get(video)  # none: set aside
+            digest.update(repr((video, entry and entry.file_crc)).encode())
     for part in (dataset.rows.clips, dataset.rows.starts, dataset.rows.segments):
         digest.update(part.tobytes())
     count = f"{len(dataset.conversations)} conversations in {len(dataset.rows)} rows"

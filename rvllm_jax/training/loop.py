@@ -151,8 +151,8 @@ class Trainer:
         if others := identity.differences(meta.get("made_of", {}), self.made_of):
             raise WorkdirError(
                 f"{self.workdir}: its checkpoint of step {latest} was made of other data, so that "
-                "continuing would repeat some pairs and leave out others. Put the annotations and "
-                "the tokenizer back as they were, or name another --workdir.\n  "
+                "continuing would repeat some pairs and leave out others. Put annotations, videos "
+                "and tokenizer back as they were, or name another --workdir.\n  "
                 + "\n  ".join(others)
             )
         position = Position(**meta["position"])

@@ -86,7 +86,11 @@ def test_frames_are_reused_and_other_options_lie_beside_them(opened, folder):
     again = opened()
     assert again.store.folder == first and not opened.worked
     assert names(again)["train"] == ["a.mp4", "b.mp4"] and list(again.set_aside) == ["bad.mp4"]
-    for change in (dict(stride=2), dict(short_side=8), dict(encoding="jpeg"), dict(test="")):
+    fewer = opened(test="")  # the store has them among others
+    assert fewer.store.folder == first and not opened.worked
+    with pytest.raises(FrameStoreError, match="1 of 3 videos do not decode"):  # of those asked for
+        opened(test="", max_bad=0.3)
+    for change in (dict(stride=2), dict(short_side=8), dict(encoding="jpeg")):
         assert opened(**change).store.folder != first and opened.worked
     assert content == {p: p.stat().st_mtime_ns for p in content}  # none was overwritten
     opened()
@@ -142,7 +146,9 @@ def test_a_prepared_folder_needs_no_videos_and_tells_where_it_comes_from(prepare
 
 def test_conversations_about_videos_that_were_set_aside_are_left_out(prepared, folder):
     own = {"train": str(folder / "train.json"), "test": ""}
-    source = _open_prepared(prepared, annotations=own)
+    with pytest.raises(FrameStoreError, match="1 of 3 videos do not decode"):
+        _open_prepared(prepared, annotations=own, max_bad=0.3)
+    source = _open_prepared(prepared, annotations=own, max_bad=0.4)
     assert names(source) == {"train": ["a.mp4", "b.mp4"]} and list(source.set_aside) == ["bad.mp4"]
     assert source.origins == {}
 

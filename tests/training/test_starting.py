@@ -107,7 +107,9 @@ def test_what_ended_a_start_is_mended_in_the_same_working_directory(recipe, sett
 
 def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch, recipe):
     rows = Rows(np.zeros(1, np.int32), np.arange(2), np.zeros(1, np.int32))
-    asked = SimpleNamespace(conversations=source("red").splits["train"], rows=rows)
+    asked = SimpleNamespace(
+        conversations=source("red").splits["train"], rows=rows, input="caption_in_slot"
+    )
     result = SimpleNamespace(position=SimpleNamespace(done=7))
     table = {"accuracy": {}, "controls": {}, "counts": {}, "seconds": {}, "steps": 7}
     evaluated = []
