@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     options = Options(STRIDE.value, SHORT_SIDE.value, ENCODING.value, RECORD.value, INTERVAL.value)
     try:
+        beam.check_folder(OUT.value)
         pipeline = RUNNER.value and beam.runner([f"--runner={RUNNER.value}", *argv[1:]])
         prepared = prepare(
             VIDEOS.value,

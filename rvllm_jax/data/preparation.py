@@ -2,7 +2,7 @@
 
 A prepared folder OUT holds
 
-  frames/            the frame store (data/frames.py)
+  frames/            the frame store (data/frames.py); tfds/ links to it, for tfds.data_source
   SPLIT.json         the conversations in LLaVA's form, videos by their names in the store
   SPLIT.info.json    where they come from: split, benchmark, counts, and whether they are partial
   report.html, .json what the last preparation found
@@ -154,7 +154,7 @@ def _store(out: Path, split: str, videos: Mapping[str, Path], **how) -> StoreRep
     for name in (f"{split}.json", split + INFO):  # first: they never name frames that are gone
         (out / name).unlink(missing_ok=True)
     store = write_store(out / FRAMES, videos, **how)
-    write_metadata(out / FRAMES)
+    write_metadata(out / FRAMES, data_dir=out / "tfds")
     return store
 
 
@@ -182,11 +182,17 @@ def _check(split: str, max_bad: float, thumbnails: int) -> None:
 def _check_split(read: Annotations, split: str) -> None:
     for part in read.parts:
         other = published.other_split(part.benchmark, split, part.rows)
+        found = f"{part.rows:,} rows are those of {part.benchmark}'s split {other}"
+        if part.format == "zero_shot" and part.benchmark in published.NUMBERED:
+            own = published.numbered_split(part.benchmark, [c.id for c in part.conversations])
+            other = own if own != split else ""
+            found = f"the questions' numbers are those of {part.benchmark}'s split {other}"
+            if own not in published.PUBLISHED[part.benchmark]:
+                found = f"the questions' numbers, {own}, are of no one split of {part.benchmark}"
         if other:
             raise PreparationError(
-                f"{', '.join(part.paths)}: {part.rows:,} rows are those of {part.benchmark}'s "
-                f"split {other}, and --split={split} was given; published numbers differ in it. "
-                f"Give --split={other}, or the files of {split}"
+                f"{', '.join(part.paths)}: {found}, and --split={split} was given; published "
+                f"numbers differ in it. Give the split that the files hold, or the files of {split}"
             )
 
 

@@ -53,19 +53,35 @@ def find(
     """
     folder = Path(folder)
     names = _names(folder)
-    by_stem: dict[str, list[str]] = {}
-    for name in names:
-        stem = _stem(name)
-        for key in {stem, PurePosixPath(stem).name}:
-            by_stem.setdefault(key, []).append(name)
-    present, name_of, missing, ambiguous = set(names), {}, [], []
-    for video in sorted(set(videos)):
+    videos = sorted(set(videos))
+    for video in videos:
         if leaves_folder(video):
             raise VideoFilesError(
                 f"{folder}: the annotations name a video outside the folder, {video!r}; give "
                 "names relative to the folder, without '..'"
             )
-        found = _fitting(video, present, by_stem, aliases or {})
+    name_of, missing = match(names, videos, aliases or {}, f"{folder}")
+    used = set(name_of.values())
+    files = {name: folder / name for name in sorted(used)}
+    return VideoFiles(files, name_of, missing, [name for name in names if name not in used])
+
+
+def match(
+    names: Iterable[str], videos: Iterable[str], aliases: Mapping[str, str], where: str
+) -> tuple[dict[str, str], list[str]]:
+    """What annotations call each video -> its name among `names`; and those without one, sorted.
+
+    Raises `VideoFilesError`, which begins with `where`, for a video that fits several names.
+    """
+    present = set(names)
+    by_stem: dict[str, list[str]] = {}
+    for name in present:
+        stem = _stem(name)
+        for key in {stem, PurePosixPath(stem).name}:
+            by_stem.setdefault(key, []).append(name)
+    name_of, missing, ambiguous = {}, [], []
+    for video in sorted(set(videos)):
+        found = _fitting(video, present, by_stem, aliases)
         if len(found) > 1:
             ambiguous.append(f"{video!r} may be {' or '.join(map(repr, found))}")
         elif found:
@@ -75,12 +91,10 @@ def find(
     if ambiguous:
         more = f"; and {len(ambiguous) - _NAMED} more" if len(ambiguous) > _NAMED else ""
         raise VideoFilesError(
-            f"{folder}: {len(ambiguous)} videos fit several files: "
+            f"{where}: {len(ambiguous)} videos fit several files: "
             f"{'; '.join(ambiguous[:_NAMED])}{more}. Remove or rename all but one of each"
         )
-    used = set(name_of.values())
-    files = {name: folder / name for name in sorted(used)}
-    return VideoFiles(files, name_of, missing, [name for name in names if name not in used])
+    return name_of, missing
 
 
 def _names(folder: Path) -> list[str]:

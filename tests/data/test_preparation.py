@@ -171,14 +171,21 @@ def test_msvds_files_are_found_by_either_name_where_the_list_of_names_is_given(p
     assert list(found.report["videos"]) == ["bQJQGoJF7_k_162_169.avi"]
 
 
-def test_a_file_with_the_counts_of_another_split_is_refused(prepared, place):
-    names = [f"video{number}" for number in range(2)]
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (range(158_581, 158_591), "numbers are those of msrvtt_qa's split validation, .*test"),
+        (range(170_000, 170_900), "numbers, 170000 to 170899, are of no one split of msrvtt_qa"),
+    ],
+)
+def test_questions_of_another_split_are_refused_by_their_numbers(prepared, numbers, message):
+    """What calls itself the test file, whole or a part of it, is numbered as validation is."""
     questions = [
-        {"video_name": names[n % 2], "question": "who?", "question_id": str(n)}
-        for n in range(12_278)
+        {"video_name": f"video{n % 2}", "question": f"who {n}?", "question_id": str(n)}
+        for n in numbers
     ]
-    answers = [{"answer": "he", "type": 3, "question_id": str(n)} for n in range(12_278)]
-    with pytest.raises(PreparationError, match="12,278 rows .* split validation, .*--split=test"):
+    answers = [{"answer": "he", "type": 3, "question_id": str(n)} for n in numbers]
+    with pytest.raises(PreparationError, match=message):
         prepared(questions, answers, split="test")
 
 

@@ -8,6 +8,7 @@ Sources: ActivityNet-QA, the README of its dataset; MSVD-QA and MSRVTT-QA, Xu et
 videos that their validation files name; TGIF-QA, Jang et al. 2017; Video-ChatGPT, Maaz et al. 2023.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -63,3 +64,23 @@ def other_split(benchmark: str, split: str, questions: int) -> str:
     if split in splits and splits[split].questions == questions:
         return ""
     return next((name for name, counts in splits.items() if counts.questions == questions), "")
+
+
+_ORDER = ("train", "validation", "test")  # in which MSVD-QA and MSRVTT-QA number their questions
+NUMBERED = ("msvd_qa", "msrvtt_qa")
+
+
+def numbered_split(benchmark: str, ids: Iterable[str]) -> str:
+    """The split of questions of MSVD-QA or MSRVTT-QA, by the numbers that their ids end in.
+
+    Video-ChatGPT's pairs keep the numbers of the original, in which they run through train,
+    validation and test. Returns "a to b" of the numbers where they are of no one split.
+    """
+    numbers = [int(id.rpartition("_")[2]) for id in ids]
+    first, last, start = min(numbers), max(numbers), 0
+    for split in _ORDER:
+        end = start + PUBLISHED[benchmark][split].questions
+        if start <= first and last < end:
+            return split
+        start = end
+    return f"{first} to {last}"

@@ -9,14 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rvllm_jax.data.annotations import read
-from rvllm_jax.data.annotations.published import PUBLISHED, Counts, other_split, shortfall
+from rvllm_jax.data.annotations.published import (
+    PUBLISHED,
+    Counts,
+    numbered_split,
+    other_split,
+    shortfall,
+)
 from rvllm_jax.data.builders.stored_names import stored_names
 from rvllm_jax.data.conversations import Conversation, ConversationError
 from rvllm_jax.data.preparation import INFO
 from rvllm_jax.data.shards import read_json
 
 _NAMED = 5  # how many offenders a message names
-_ORDER = ("train", "validation", "test")  # in which MSVD-QA and MSRVTT-QA number their questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +102,12 @@ def _read(
     conversations = annotations.conversations
     split = named
     if source.numbered and annotations.format == "zero_shot":
-        split = _numbered_split(where, source, conversations)
+        split = numbered_split(source.dataset, [c.id for c in conversations])
+        if split not in source.files:
+            raise ConversationError(
+                f"{where}: the questions are numbered {split}, which is no one split of "
+                f"{source.dataset}; give the files of one split"
+            )
     asked = len(conversations)
     if (folder / "frames").is_dir():
         conversations = stored_names(folder / "frames", conversations, annotations.aliases)
@@ -150,22 +160,3 @@ def _known(paths: Sequence[Path]) -> list[str]:
     """What the preparation that wrote the files, if one did, recorded that they lack."""
     recorded = [read_json(path.with_suffix(INFO)).get("partial", []) for path in paths]
     return [text for texts in recorded for text in texts]
-
-
-def _numbered_split(where: str, source: Source, conversations: list[Conversation]) -> str:
-    """The split of a pair by its question numbers: Video-ChatGPT calls validation "test"."""
-    starts, ends = {}, {}
-    end = 0
-    for split in _ORDER:
-        starts[split], end = end, end + source.published(split).questions
-        ends[split] = end
-    numbers = [int(c.id.rpartition("_")[2]) for c in conversations]
-    first, last = min(numbers), max(numbers)
-    for split in _ORDER:
-        if starts[split] <= first and last < ends[split]:
-            return split
-    spans = ", ".join(f"{split} {starts[split]} to {ends[split] - 1}" for split in _ORDER)
-    raise ConversationError(
-        f"{where}: the questions are numbered {first} to {last}, which is no one split of "
-        f"{source.dataset} ({spans}); give the files of one split"
-    )

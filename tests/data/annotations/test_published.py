@@ -2,7 +2,12 @@
 
 import pytest
 
-from rvllm_jax.data.annotations.published import PUBLISHED, other_split, shortfall
+from rvllm_jax.data.annotations.published import (
+    PUBLISHED,
+    numbered_split,
+    other_split,
+    shortfall,
+)
 
 ISSUED = {  # written out again: a slip in the table must not pass
     ("activitynet_qa", "test"): (8000, 800),
@@ -36,3 +41,14 @@ def test_counts_of_another_split_tell_which_it_is():
     assert other_split("msvd_qa", "test", 6414) == other_split("", "test", 6415) == ""
     for splits in PUBLISHED.values():  # else a count would tell nothing
         assert len({counts.questions for counts in splits.values()}) == len(splits)
+
+
+def test_questions_are_numbered_through_train_validation_and_test():
+    for benchmark in ("msvd_qa", "msrvtt_qa"):
+        first = 0
+        for split in ("train", "validation", "test"):
+            last = first + PUBLISHED[benchmark][split].questions - 1
+            assert numbered_split(benchmark, [f"7_{last}", f"7_{first}"]) == split
+            first = last + 1
+        assert numbered_split(benchmark, ["0", str(first - 1)]) == f"0 to {first - 1}"
+        assert numbered_split(benchmark, [str(first)]) == f"{first} to {first}"
