@@ -63,8 +63,9 @@ def load_clip(
     step: int,
     crop: int,
     rng: np.random.Generator | None,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads one clip of the video `name`.
+    """Reads one clip of the video `name`, into `out` if it is given.
 
     All frames share one crop, so that what moves in the clip is what moved before the camera.
     There is no horizontal flip: it would make "left" and "right" in the answers wrong.
@@ -83,6 +84,7 @@ def load_clip(
         y, x = crop_box(entry.height, entry.width, crop, rng)
     except ValueError as error:
         raise ValueError(f"video {name!r}: {error}") from None
-    clip = np.zeros((frames, crop, crop, 3), np.uint8)
+    clip = np.empty((frames, crop, crop, 3), np.uint8) if out is None else out
     store.read(name, indices, box=(y, x, crop), out=clip[: len(indices)])
+    clip[len(indices) :] = 0
     return clip, np.arange(frames) < len(indices)

@@ -88,20 +88,27 @@ class Dataset:
         visual = self.layout.filled(valid_frames(stored, self.frames, self.step))
         return packing.prefix(self._before, self._after, visual=visual)
 
-    def load(self, clip: int, segments: Sequence[int], rng: np.random.Generator | None) -> Batch:
+    def load(
+        self,
+        clip: int,
+        segments: Sequence[int],
+        rng: np.random.Generator | None,
+        out: np.ndarray | None = None,
+    ) -> Batch:
         """One row, as types.Batch without its first dimension; clip -1 gives an empty row.
 
-        rng: chooses start and crop; None takes the centre. A clip that cannot be read gives a row
-        of zero weight, its conversation's number and the error's code.
+        rng: chooses start and crop; None takes the centre. out: uint8[T, H, W, 3], where the frames
+        go; made if None. A clip that cannot be read gives a row of zero weight, its conversation's
+        number and the error's code.
         """
         if clip < 0:
-            return self._row(packing.empty_row(self.context), *self._no_frames(), -1, READABLE)
+            return self._row(packing.empty_row(self.context), *self._no_frames(out), -1, READABLE)
         try:
-            frames, mask = self._read(clip, rng)
+            frames, mask = self._read(clip, rng, out)
         except FrameStoreError as error:
             logging.warning("row emptied: %s", error)
             fields = packing.empty_row(self.context)
-            return self._row(fields, *self._no_frames(), self.clips[clip], UNREADABLE)
+            return self._row(fields, *self._no_frames(out), self.clips[clip], UNREADABLE)
         parts = [self._segments[self._first_segment[clip] + s] for s in segments]
         fields = packing.pack_row(self.prefix(clip), parts, self.context)
         return self._row(fields, frames, mask, self.clips[clip], READABLE)
@@ -215,15 +222,21 @@ class Dataset:
     def _video(self, clip: int) -> str:
         return self.conversations[self.clips[clip]].video
 
-    def _no_frames(self) -> tuple[np.ndarray, np.ndarray]:
-        shape = (self.frames, self.crop, self.crop, 3)
-        return np.zeros(shape, np.uint8), np.zeros(self.frames, bool)
+    @property
+    def frames_shape(self) -> tuple[int, int, int, int]:
+        """T, H, W, 3 of a row's frames."""
+        return self.frames, self.crop, self.crop, 3
 
-    def _read(self, clip: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+    def _no_frames(self, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        frames = np.empty(self.frames_shape, np.uint8) if out is None else out
+        frames[:] = 0
+        return frames, np.zeros(self.frames, bool)
+
+    def _read(self, clip: int, rng, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if self.input != "video":
-            return self._no_frames()
+            return self._no_frames(out)
         sizes = {"frames": self.frames, "step": self.step, "crop": self.crop}
-        return load_clip(self.store, self._video(clip), **sizes, rng=rng)
+        return load_clip(self.store, self._video(clip), **sizes, rng=rng, out=out)
 
     @staticmethod
     def _row(fields: dict, frames, mask, number: int, error: int) -> Batch:
