@@ -148,15 +148,17 @@ class FrameStore:
             width = height
         if out is None:
             out = np.empty((len(indices), height, width, 3), np.uint8)
-        per_record = self.options.frames_per_record
+        order = np.argsort(indices, kind="stable")
+        numbers, offsets = np.divmod(indices[order], self.options.frames_per_record)
+        decode = None if self.options.encoding == "raw" else self._decode
         opened, frames = -1, None
-        for position in np.argsort(indices, kind="stable").tolist():
-            number, offset = divmod(int(indices[position]), per_record)
+        places = zip(order.tolist(), numbers.tolist(), offsets.tolist(), strict=True)
+        for position, number, offset in places:
             if number != opened:
                 opened, frames = number, self._frames(name, entry, number)
             frame = frames[offset]
-            if not isinstance(frame, np.ndarray):
-                frame = self._decode(frame, name, entry)
+            if decode is not None:
+                frame = decode(frame, name, entry)
             out[position] = frame[y : y + height, x : x + width]
         return out
 

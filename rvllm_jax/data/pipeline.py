@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from rvllm_jax.data import packing
+from rvllm_jax.data.allocation import keep_freed_memory
 from rvllm_jax.data.batch_memory import BatchMemory
 from rvllm_jax.data.dataset import ERRORS, READABLE, UNREADABLE, Dataset, PipelineError
 from rvllm_jax.data.shards import _end_with_parent as end_with_parent
@@ -197,11 +198,13 @@ def _start_worker(worker: int, workers: int) -> None:
     """A scheduler signals all processes of a job; these serve until the main one has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
+    keep_freed_memory()
 
 
 def _graph(dataset: Dataset, source: _Rows, load, start_step: int, workers: int) -> _Batches:
     memory = None
     if source.block * int(np.prod(dataset.frames_shape)) >= _LARGE and start_step < source.steps:
+        keep_freed_memory()
         ahead = _AHEAD * max(workers, 1)
         memory = BatchMemory(
             source.block, dataset.frames_shape, start_step, ahead=ahead, shared=workers > 0
