@@ -20,7 +20,10 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; runs/NAME by default.")
 
 # Keys that may change when a working directory is continued: they change no result.
-MAY_CHANGE = ("data.workers", "data.store", "mesh", "checkpoint", "log_every", "max_skipped")
+MAY_CHANGE = (
+    *("data.workers", "data.store", "mesh", "checkpoint", "log_every", "max_skipped"),
+    "max_unreadable",
+)
 
 
 def _worth_showing(record: python_logging.LogRecord) -> bool:

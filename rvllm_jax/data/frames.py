@@ -61,6 +61,8 @@ class FrameStore:
         entries: name of a video -> `VideoEntry`.
         bad: name of a video that was set aside -> why.
         options: the `Options` that it was written with.
+        info: name of a video -> what the file's header declared, as a list; empty in older stores.
+        notes: name of a video that is stored in part or with a repair -> what was done.
     """
 
     def __init__(self, folder: str | Path):
@@ -77,6 +79,8 @@ class FrameStore:
             self.options = Options(**index["options"])
             self.entries = {name: VideoEntry(*row) for name, row in index["entries"].items()}
             self.bad: dict[str, str] = index["bad"]
+            self.info: dict[str, list] = index.get("info", {})
+            self.notes: dict[str, str] = index.get("notes", {})
             self._shards: list[dict] = index["shards"]
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged(self.folder / INDEX, f"not an index: {error!r}") from error
@@ -186,6 +190,10 @@ class FrameStore:
         except records.RecordError as error:
             what = f"a frame of video {name!r}: {error}"
             raise _damaged(self._path(entry.shard), what) from error
+
+    def path(self, name: str) -> Path:
+        """The file that holds the frames of a video."""
+        return self._path(self.entry(name).shard)
 
     def _path(self, shard: int) -> Path:
         return self.folder / record_file(shard, self.options.shards)
