@@ -78,14 +78,18 @@ def measure(store: FrameStore, arguments: argparse.Namespace) -> str:
         if name not in timed:
             continue
         size = steps.bytes[name]
-        line = f"{name:34}{1 / best[name]:9.1f}{size / best[name] / _MB:8.0f}{1e3 * best[name]:8.2f}"
+        line = (
+            f"{name:34}{1 / best[name]:9.1f}{size / best[name] / _MB:8.0f}{1e3 * best[name]:8.2f}"
+        )
         if name in PIPELINE[:-1]:
             line += f"  (added: {1e3 * max(best[name] - previous, 0):.2f})"
             previous = best[name]
         lines.append(line)
     lines.append(f"one process / hand-written loop: {ratio('hand-written loop', 'to device'):.2f}")
     if "simplejpeg alone" in timed:
-        lines.append(f"one process / simplejpeg alone: {ratio('simplejpeg alone', 'to device'):.2f}")
+        lines.append(
+            f"one process / simplejpeg alone: {ratio('simplejpeg alone', 'to device'):.2f}"
+        )
     return "\n".join([*lines, _binding(best)])
 
 

@@ -5,8 +5,8 @@ place in the batch, so that no frame is copied between the record and the device
 again when nothing refers to its frames any longer. What it spares, measured: a fresh 60 MB array a
 batch costs as much in page faults and zeroing as the copying of the frames.
 
-Between processes the memory is a file without a name: nothing of it is in /dev/shm, so that the
-size of /dev/shm does not bound it, and the kernel frees it with the last process, however that ends.
+Between processes the memory is a file without a name: nothing of it is in /dev/shm, whose size does
+not bound it, and the kernel frees it with the last process, however that ends.
 """
 
 import contextlib
@@ -27,12 +27,16 @@ class Closed(Exception):  # noqa: N818  (what ends a wait, not an error)
     """The stream has ended; what waits for its memory ends too."""
 
 
+class BatchMemoryError(RuntimeError):
+    """Memory that this system does not have; the message says what to do."""
+
+
 class BatchMemory:
     """The slots of a stream of batches, whose frames are `uint8[rows, *shape]`.
 
-    Batches are numbered from `first`, get slots and are taken in this order. Sent to another process
-    (pickled, while this one lives) it is the same memory there: `place` is for whoever reads clips,
-    everything else for the process that made it.
+    Batches are numbered from `first`, get slots and are taken in this order. Sent to another
+    process (pickled, while this one lives) it is the same memory there: `place` is for whoever
+    reads clips, everything else for the process that made it.
 
     Args:
         rows: of a batch.
@@ -41,13 +45,21 @@ class BatchMemory:
         ahead: rows that may be in work or wait at once: there are slots for all of them, so that
             nothing waits for the caller to let go of a batch.
         shared: whether other processes write to it.
+
+    Raises `BatchMemoryError` where the system cannot share memory without a name.
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...], first: int, *, ahead: int, shared: bool):
         self.shape = (rows, *shape)
         self._slots = _KEPT + 1 + -(-ahead // rows)
-        self._file = os.memfd_create("batches") if shared else _NOBODY
+        self._file = _NOBODY
         if shared:
+            if not hasattr(os, "memfd_create"):
+                raise BatchMemoryError(
+                    "processes that load data need Linux, for memory that they share; set "
+                    "config.data.workers=0"
+                )
+            self._file = os.memfd_create("batches")
             os.ftruncate(self._file, self._size)
         self._map()
         if not shared and hasattr(mmap, "MADV_HUGEPAGE"):

@@ -147,8 +147,9 @@ def _load_questions(
         order[row.frame_mask] = rng.permutation(order[row.frame_mask])
         frames[:] = frames[order]
     head = [field[: dataset.prefix_length] for field in (row.tokens, row.slots, row.positions)]
-    return Questions(frames, row.frame_mask, *head, row.segments[: dataset.prefix_length],
-                     asked, mask, ids)
+    return Questions(
+        frames, row.frame_mask, *head, row.segments[: dataset.prefix_length], asked, mask, ids
+    )
 
 
 class _Load:

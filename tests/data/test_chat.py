@@ -30,8 +30,7 @@ def test_vicuna_v1_spells_llava_s_prompt(tk):
     # LLaVA: sep2 is "</s>", with no space behind it.
     spelled = "EOS".join(tk.decode(part) for part in _split(ids, tk.eos_id))
     assert spelled == (
-        "What colour is it? ASSISTANT: Red.EOS"
-        "USER: Why {is} it %s? ASSISTANT: Paint </s>.EOS"
+        "What colour is it? ASSISTANT: Red.EOSUSER: Why {is} it %s? ASSISTANT: Paint </s>.EOS"
     )
 
 

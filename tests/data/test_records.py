@@ -34,9 +34,7 @@ def test_jpeg_frames_come_back_alike():
 def test_a_record_is_an_example_that_tfds_reads(encoding):
     tfds = pytest.importorskip("tensorflow_datasets", reason="tfds is not installed")
     kinds = {
-        "raw": tfds.features.Tensor(
-            shape=(None, None, None, 3), dtype=np.uint8, encoding="bytes"
-        ),
+        "raw": tfds.features.Tensor(shape=(None, None, None, 3), dtype=np.uint8, encoding="bytes"),
         "jpeg": tfds.features.Sequence(tfds.features.Scalar(np.object_)),
     }
     features = tfds.features.FeaturesDict(
