@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from rvllm_jax.benchmarks import input
+from rvllm_jax.data.frames import FrameStoreError
 
 COMMANDS = {"input": input}  # each has DESCRIPTION, add_arguments(parser) and run(arguments)
 
@@ -19,7 +20,10 @@ def main(argv: list[str]) -> None:
         )
         command.add_arguments(own)
     arguments = parser.parse_args(argv)
-    print(COMMANDS[arguments.command].run(arguments))
+    try:
+        print(COMMANDS[arguments.command].run(arguments))
+    except FrameStoreError as error:
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import simplejpeg
 from array_record.python import array_record_module
 
 from rvllm_jax.data import chat, clips, pipeline, records, tokenizer
-from rvllm_jax.data.allocation import keep_freed_memory
 from rvllm_jax.data.conversations import Conversation, Turn
-from rvllm_jax.data.frames import FrameStore
+from rvllm_jax.data.frames import FrameStore, FrameStoreError
+from rvllm_jax.data.processes import keep_freed_memory
 from rvllm_jax.types import Batch, VisualLayout
 
 # Each of the pipeline's with all that precede it; the last one with worker processes.
@@ -50,7 +50,14 @@ class Steps:
         self._batch = np.ones((wanted.batch, *wanted.shape), np.uint8)
         self._other = self._batch.copy()
         self._rng = np.random.default_rng(0)
-        self._names = sorted(store.entries)
+        self._span = (wanted.frames - 1) * wanted.step + 1
+        long = [name for name, entry in store.entries.items() if entry.num_frames >= self._span]
+        if not long:
+            raise FrameStoreError(
+                f"{store.folder}: none of its {len(store.entries)} videos has the {self._span} "
+                f"stored frames of a clip of {wanted.frames} at every {wanted.step}: lower --frames"
+            )
+        self._names = sorted(long)
         self._readers: dict[Path, array_record_module.ArrayRecordReader] = {}
         read = self._records(*self._window())
         self._some = [frame for data in read.values() for frame in records.unpack(data).frames]
@@ -109,9 +116,8 @@ class Steps:
 
     def _window(self) -> tuple[str, np.ndarray]:
         name = self._names[self._rng.integers(len(self._names))]
-        frames, step, *_ = self._wanted
-        stored = self._store.entries[name].num_frames
-        return name, clips.choose(stored, frames=frames, step=step, rng=self._rng)
+        start = self._rng.integers(self._store.entries[name].num_frames - self._span + 1)
+        return name, start + self._wanted.step * np.arange(self._wanted.frames)
 
     def _records(self, name: str, indices: np.ndarray) -> dict[int, bytes]:
         """The records that hold those frames, by number."""

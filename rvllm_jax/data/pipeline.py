@@ -17,10 +17,9 @@ import numpy as np
 from absl import flags
 
 from rvllm_jax.data import packing
-from rvllm_jax.data.allocation import keep_freed_memory
 from rvllm_jax.data.batch_memory import BatchMemory
 from rvllm_jax.data.dataset import ERRORS, READABLE, UNREADABLE, Dataset, PipelineError
-from rvllm_jax.data.shards import _end_with_parent as end_with_parent
+from rvllm_jax.data.processes import end_with_parent, keep_freed_memory
 from rvllm_jax.types import Batch, Questions
 
 __all__ = [

@@ -1,7 +1,11 @@
-"""The C library's allocator, told to keep what is freed for the next record."""
+"""What a process that reads data asks of the system."""
 
 import contextlib
 import ctypes
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT, _LARGEST = 64 << 20, 32 << 20  # bytes; the second is the most that glibc takes
@@ -18,3 +22,18 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _LARGEST)
         mallopt(_TRIM_THRESHOLD, _KEPT)
+
+
+def end_with_parent() -> None:
+    """Ends this worker when its parent was killed: nobody is left to tell it that its work is over.
+
+    By the parent's pipe, not by Linux's signal at a parent's death: that one comes at the end of
+    the thread that started the process, which for Grain's workers ends at once.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
