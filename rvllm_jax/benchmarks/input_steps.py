@@ -1,6 +1,7 @@
 """The steps that `benchmarks.input` times, and the limits of the machine beside them."""
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,14 +91,14 @@ class Steps:
         return (time.perf_counter() - start) / self.count
 
     def _pipeline(self, workers: int, use: Callable[[Batch], None]) -> float:
-        steps = _WARM + self._batches
+        steps = _WARM + 2 * self._batches  # not to the end: processes that end take time
         batches = pipeline.train_batches(
             self._dataset, seed=0, batch=self._wanted.batch, steps=steps, workers=workers
         )
         for _ in range(_WARM):
             use(next(batches))
         start = time.perf_counter()
-        for batch in batches:
+        for batch in itertools.islice(batches, self._batches):
             use(batch)
         spent = time.perf_counter() - start
         batches.close()
