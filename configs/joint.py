@@ -127,6 +127,7 @@ def _tiny() -> ConfigDict:
     config.checkpoint = dict(every=500, keep=2)  # updates between two; how many are kept
     config.log_every = 10  # updates
     config.max_skipped = 10  # updates in a row without a finite loss and gradient, then it stops
+    config.max_unreadable = 100  # rows of a stage whose stored frames are damaged, then it stops
     return config
 
 

@@ -28,6 +28,7 @@ class ConfigError(ValueError):
 TOP_KEYS = {
     *("name", "seed", "schedule", "parallel", "mesh", "data", "tokenizer", "model", "stages"),
     *("evaluation", "checkpoint", "log_every", "max_skipped"),
+    "max_unreadable",
 }
 
 
@@ -103,6 +104,7 @@ def resolve(config: ConfigDict) -> Recipe:
         checkpoint_keep=config.checkpoint.keep,
         log_every=config.log_every,
         max_skipped=config.max_skipped,
+        max_unreadable=config.max_unreadable,
     )
     problems = [*_choices(recipe), *_numbers(recipe), *_ranges(recipe)]
     problems = problems or [*_fit_data(recipe), *_fit_model(recipe), *_fit_stages(recipe)]
@@ -156,9 +158,12 @@ def _numbers(recipe: Recipe) -> list[str]:
         **{f"stages.{s.name}.batch": s.batch for s in recipe.stages},
         **{f"stages.{s.name}.accumulate": s.accumulate for s in recipe.stages},
     }
-    return [
+    found = [
         f"config.{key}={value} must be positive" for key, value in positive.items() if value < 1
     ]
+    if recipe.max_unreadable < 0:
+        found.append(f"config.max_unreadable={recipe.max_unreadable} must not be negative")
+    return found
 
 
 def _ranges(recipe: Recipe) -> list[str]:

@@ -25,13 +25,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; runs/NAME
 # Keys that may change when a working directory is continued: they change nothing that is trained,
 # and what other test questions make of it is asked anew.
 MAY_CHANGE = (
-    "data.workers",
-    "data.store",
-    "data.test",
-    "mesh",
-    "checkpoint",
-    "log_every",
-    "max_skipped",
+    *("data.workers", "data.store", "data.test", "mesh", "checkpoint", "log_every"),
+    *("max_skipped", "max_unreadable"),
 )
 
 

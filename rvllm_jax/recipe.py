@@ -93,6 +93,7 @@ class Recipe:
     checkpoint_keep: int
     log_every: int
     max_skipped: int
+    max_unreadable: int
 
     @property
     def layout(self) -> VisualLayout:

@@ -183,6 +183,12 @@ def test_numbers_must_be_positive(key):
     assert f"config.{key}=0 must be positive" in refusal(changed(**{key.replace(".", "__"): 0}))
 
 
+def test_no_unreadable_row_may_be_allowed_but_not_fewer():
+    assert resolve(changed(max_unreadable=0)).max_unreadable == 0
+    message = refusal(changed(max_unreadable=-1))
+    assert "config.max_unreadable=-1 must not be negative" in message
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -59,7 +59,10 @@ def test_a_working_directory_keeps_all_that_changes_its_results(tmp_path, joint)
                 claim(tmp_path, changed, ignore=main.MAY_CHANGE)
 
 
-def test_sigterm_before_training_ends_with_its_own_code_and_leaves_no_process(tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGTERM, INTERRUPTED), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_run_ended_before_training_has_its_code_and_leaves_no_process(tmp_path, sent, code):
     command = [sys.executable, "-m", "rvllm_jax.main", f"--config={JOINT}"]
     command += [f"--workdir={tmp_path}/run", f"--config.data.store={tmp_path}/data"]
     run = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -68,8 +71,8 @@ def test_sigterm_before_training_ends_with_its_own_code_and_leaves_no_process(tm
         while not list(videos.glob("*.mp4")):  # its workers are rendering
             assert run.poll() is None and time.monotonic() < until
             time.sleep(0.1)
-        run.send_signal(signal.SIGTERM)
-        assert run.wait(60) == INTERRUPTED
+        run.send_signal(sent)
+        assert run.wait(60) == code
         with pytest.raises(ProcessLookupError):
             while time.monotonic() < until:
                 os.killpg(run.pid, 0)  # still somebody there

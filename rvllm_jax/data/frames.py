@@ -62,6 +62,8 @@ class FrameStore:
         entries: name of a video -> `VideoEntry`.
         bad: name of a video that was set aside -> why.
         options: the `Options` that it was written with.
+        info: name of a video -> what the file's header declared, as a list; empty in older stores.
+        notes: name of a video that is stored in part or with a repair -> what was done.
     """
 
     def __init__(self, folder: str | Path):
@@ -78,6 +80,8 @@ class FrameStore:
             self.options = Options(**index["options"])
             self.entries = {name: VideoEntry(*row) for name, row in index["entries"].items()}
             self.bad: dict[str, str] = index["bad"]
+            self.info: dict[str, list] = index.get("info", {})
+            self.notes: dict[str, str] = index.get("notes", {})
             self._shards: list[dict] = index["shards"]
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged(self.folder / INDEX, f"not an index: {error!r}") from error
@@ -149,15 +153,17 @@ class FrameStore:
             width = height
         if out is None:
             out = np.empty((len(indices), height, width, 3), np.uint8)
-        per_record = self.options.frames_per_record
+        order = np.argsort(indices, kind="stable")
+        numbers, offsets = np.divmod(indices[order], self.options.frames_per_record)
+        decode = None if self.options.encoding == "raw" else self._decode
         opened, frames = -1, None
-        for position in np.argsort(indices, kind="stable").tolist():
-            number, offset = divmod(int(indices[position]), per_record)
+        places = zip(order.tolist(), numbers.tolist(), offsets.tolist(), strict=True)
+        for position, number, offset in places:
             if number != opened:
                 opened, frames = number, self._frames(name, entry, number)
             frame = frames[offset]
-            if not isinstance(frame, np.ndarray):
-                frame = self._decode(frame, name, entry)
+            if decode is not None:
+                frame = decode(frame, name, entry)
             out[position] = frame[y : y + height, x : x + width]
         return out
 
@@ -185,6 +191,10 @@ class FrameStore:
         except records.RecordError as error:
             what = f"a frame of video {name!r}: {error}"
             raise _damaged(self._path(entry.shard), what) from error
+
+    def path(self, name: str) -> Path:
+        """The file that holds the frames of a video."""
+        return self._path(self.entry(name).shard)
 
     def _path(self, shard: int) -> Path:
         return self.folder / record_file(shard, self.options.shards)

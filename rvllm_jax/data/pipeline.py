@@ -7,7 +7,9 @@ on at any k with another number of hosts or worker processes.
 """
 
 import functools
+import multiprocessing.util
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -15,7 +17,9 @@ import numpy as np
 from absl import flags
 
 from rvllm_jax.data import packing
+from rvllm_jax.data.batch_memory import BatchMemory
 from rvllm_jax.data.dataset import ERRORS, READABLE, UNREADABLE, Dataset, PipelineError
+from rvllm_jax.data.processes import end_with_parent, keep_freed_memory
 from rvllm_jax.types import Batch, Questions
 
 __all__ = [
@@ -24,7 +28,9 @@ __all__ = [
 ]  # fmt: skip
 
 _CLIP, _PERMUTATION = 1, 2  # streams of random numbers; data/packing.py has 0
-_LARGE = 1 << 20  # bytes from which an array is worth a place of its own in shared memory
+_LARGE = 1 << 20  # bytes of a batch's frames from which they are worth a memory of their own
+_IN_MEMORY = np.zeros(0, np.uint8)  # stands for the frames of a row that lie there
+_AHEAD = 4  # rows a process works ahead: two of its thread, one at and one in the pipe
 
 
 def train_batches(
@@ -51,7 +57,7 @@ def train_batches(
     steps = dataset.num_steps(epochs, batch) if steps is None else steps
     source = _Rows(len(dataset.rows), batch, steps, seed, host, hosts)
     load = functools.partial(_load_row, dataset.reopened(), seed)
-    return _graph(source, load, start_step, workers)
+    return _graph(dataset, source, load, start_step, workers)
 
 
 def loss_batches(
@@ -59,7 +65,8 @@ def loss_batches(
 ) -> Iterator[Batch]:
     """One epoch in order with centred clips, for a loss on held-out data."""
     source = _Rows(len(dataset.rows), batch, dataset.steps_per_epoch(batch), None, host, hosts)
-    return _graph(source, functools.partial(_load_row, dataset.reopened(), None), 0, workers)
+    load = functools.partial(_load_row, dataset.reopened(), None)
+    return _graph(dataset, source, load, 0, workers)
 
 
 def eval_batches(
@@ -84,11 +91,14 @@ def eval_batches(
     load = functools.partial(
         _load_questions, dataset.reopened(), groups, max_questions, permute_seed
     )
-    return _graph(source, load, 0, workers)
+    return _graph(dataset, source, load, 0, workers)
 
 
 class _Rows:
-    """A host's rows of a stage, in order: (epoch, row), row -1 where an epoch is padded."""
+    """A host's rows of a stage, in order: (batch, place in it, epoch, row).
+
+    The row is -1 where an epoch is padded.
+    """
 
     def __init__(self, rows: int, batch: int, steps: int, seed: int | None, host: int, hosts: int):
         if batch < 1 or batch % hosts:
@@ -99,30 +109,29 @@ class _Rows:
     def __len__(self) -> int:
         return self.steps * self.block
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
+    def __getitem__(self, index: int) -> tuple[int, int, int, int]:
         step, place = divmod(int(index), self.block)
-        epoch, step = divmod(step, -(-self.rows // self.batch))
-        row = step * self.batch + self.first + place
+        epoch, of_epoch = divmod(step, -(-self.rows // self.batch))
+        row = of_epoch * self.batch + self.first + place
         if row >= self.rows:
-            return epoch, -1
-        if self.seed is None:
-            return epoch, row
-        return epoch, int(packing.epoch_order(self.rows, self.seed, epoch)[row])
+            row = -1
+        elif self.seed is not None:
+            row = int(packing.epoch_order(self.rows, self.seed, epoch)[row])
+        return step, place, epoch, row
 
 
-def _load_row(dataset: Dataset, seed: int | None, place: tuple[int, int]) -> Batch:
-    epoch, row = place
+def _load_row(dataset: Dataset, seed: int | None, epoch: int, row: int, out) -> Batch:
     if row < 0:
-        return dataset.load(-1, (), None)
+        return dataset.load(-1, (), None, out)
     rng = None if seed is None else np.random.default_rng((_CLIP, seed, epoch, row))
-    return dataset.load(*dataset.rows[row], rng)
+    return dataset.load(*dataset.rows[row], rng, out)
 
 
 def _load_questions(
-    dataset: Dataset, groups, max_questions: int, permute_seed, place: tuple[int, int]
+    dataset: Dataset, groups, max_questions: int, permute_seed, epoch: int, group: int, out
 ) -> Questions:
-    clip, numbers = groups[place[1]] if place[1] >= 0 else (-1, ())
-    row = dataset.load(clip, (), None)
+    clip, numbers = groups[group] if group >= 0 else (-1, ())
+    row = dataset.load(clip, (), None, out)
     asked = np.zeros((max_questions, dataset.asked_length), np.int32)
     mask, ids = np.zeros(asked.shape, bool), np.full(max_questions, -1, np.int32)
     if row.errors == READABLE:
@@ -135,44 +144,81 @@ def _load_questions(
         rng = np.random.default_rng((_PERMUTATION, permute_seed, clip))
         order = np.arange(len(frames))
         order[row.frame_mask] = rng.permutation(order[row.frame_mask])
-        frames = frames[order]
+        frames[:] = frames[order]
     head = [field[: dataset.prefix_length] for field in (row.tokens, row.slots, row.positions)]
     return Questions(
         frames, row.frame_mask, *head, row.segments[: dataset.prefix_length], asked, mask, ids
     )
 
 
-class _Stack:
-    """Stacks rows; shared: clips straight into shared memory, to be passed between processes."""
+class _Load:
+    """Loads a row; its frames go to their place in the memory of the batches, if there is one."""
 
-    def __init__(self, shared: bool):
-        self.shared = shared
+    def __init__(self, load, memory: BatchMemory | None):
+        self.load, self.memory = load, memory
 
-    def __call__(self, rows: Sequence[Batch] | Sequence[Questions]) -> Batch | Questions:
-        return type(rows[0])(*(self._stack(field) for field in zip(*rows, strict=True)))
-
-    def _stack(self, field: Sequence[np.ndarray]) -> np.ndarray:
-        shape, dtype = (len(field), *np.shape(field[0])), np.asarray(field[0]).dtype
-        if not self.shared or dtype.itemsize * np.prod(shape) < _LARGE:
-            return np.stack(field)
-        return np.stack(field, out=grain.multiprocessing.SharedMemoryArray(shape, dtype))
+    def __call__(self, place: tuple[int, int, int, int]) -> Batch | Questions:
+        step, number, epoch, row = place
+        if self.memory is None:
+            return self.load(epoch, row, None)
+        return self.load(epoch, row, self.memory.place(step, number))._replace(frames=_IN_MEMORY)
 
 
-def _outlive_sigterm(worker: int, workers: int) -> None:
+class _Batches(Iterator):
+    """Puts rows together to batches, which are the caller's to keep; `close` ends the processes."""
+
+    def __init__(self, rows: Iterator, block: int, step: int, memory: BatchMemory | None):
+        self._rows, self._block, self._step, self._memory = rows, block, step, memory
+        # At the interpreter's end: before Grain (1) waits for workers that wait for memory.
+        self._ends = multiprocessing.util.Finalize(self, _end, (rows, memory), exitpriority=2)
+
+    def __next__(self) -> Batch | Questions:
+        rows = [next(self._rows) for _ in range(self._block)]
+        fields = dict(zip(rows[0]._fields, zip(*rows, strict=True), strict=True))
+        if self._memory is not None:
+            del fields["frames"]
+        batch = {name: np.stack(values) for name, values in fields.items()}
+        if self._memory is not None:
+            batch["frames"] = self._memory.take(self._step)
+        self._step += 1
+        return type(rows[0])(**batch)
+
+    def close(self) -> None:
+        """Ends the processes that read; batches that were taken stay."""
+        self._ends()
+
+
+def _end(rows: Iterator, memory: BatchMemory | None) -> None:
+    if memory is not None:
+        memory.close()
+    rows.close()
+
+
+def _start_worker(worker: int, workers: int) -> None:
     """A scheduler signals all processes of a job; these serve until the main one has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
+    keep_freed_memory()
 
 
-def _graph(source: _Rows, load, start_step: int, workers: int) -> Iterator:
+def _graph(dataset: Dataset, source: _Rows, load, start_step: int, workers: int) -> _Batches:
+    memory = None
+    if source.block * int(np.prod(dataset.frames_shape)) >= _LARGE and start_step < source.steps:
+        keep_freed_memory()
+        ahead = _AHEAD * max(workers, 1)
+        memory = BatchMemory(
+            source.block, dataset.frames_shape, start_step, ahead=ahead, shared=workers > 0
+        )
     rows = grain.MapDataset.source(source)[start_step * source.block :]
-    batches = rows.map(load).batch(source.block, batch_fn=_Stack(shared=workers > 0))
     # One reading thread a process: a clip is read while the last one is used.
-    data = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    data = rows.map(_Load(load, memory)).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        options = grain.experimental.DatasetOptions(min_shm_size=_LARGE)
+        # Tokens are few: they go through a pipe, nothing through Grain's own shared memory.
+        options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         data = grain.experimental.WithOptionsIterDataset(data, options)
         options = grain.MultiprocessingOptions(num_workers=workers)
-        data = data.mp_prefetch(options, worker_init_fn=_outlive_sigterm)
-    return iter(data)
+        data = data.mp_prefetch(options, worker_init_fn=_start_worker)
+    return _Batches(iter(data), source.block, start_step, memory)

@@ -19,6 +19,7 @@ import av
 import numpy as np
 
 from rvllm_jax.data import shapes_scene, shapes_text, video
+from rvllm_jax.data.processes import end_with_parent
 
 SIZES = {"train": 6000, "validation": 200, "test": 600, "heldout": 360}
 MARKER = "shapes.json"
@@ -162,7 +163,7 @@ def _map(work: Callable, chunks: list, workers: int) -> Iterator[list[dict]]:
         return
     # Spawned, not forked: the caller may hold JAX's threads.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, end_with_parent) as pool:
         try:
             yield from pool.map(work, chunks)
         finally:

@@ -12,15 +12,14 @@ import contextlib
 import ctypes
 import multiprocessing
 import multiprocessing.connection
-import os
 import resource
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rvllm_jax.data import shards
+from rvllm_jax.data.processes import end_with_parent
 from rvllm_jax.data.shards import FrameStoreError, Task
 from rvllm_jax.data.video_file import REPLACE
 
@@ -158,7 +157,8 @@ def _set_aside(
 def _work(pipe: multiprocessing.connection.Connection, state) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _end_with_parent()
+    _killed_with_parent()
+    end_with_parent()
     _limit_memory()
 
     def beat(position: int) -> None:
@@ -185,14 +185,7 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (taken + _MEMORY, hard))
 
 
-def _end_with_parent() -> None:
-    """Ends a worker whose parent was killed: nobody is left to tell it that its work is over."""
-    with contextlib.suppress(AttributeError):  # Linux: also where the decoder holds Python's lock
+def _killed_with_parent() -> None:
+    """Linux ends this process at once, also where the decoder holds Python's lock."""
+    with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 
 from rvllm_jax.config import Recipe
@@ -19,28 +20,11 @@ from rvllm_jax.training.checkpoint import Checkpoints, WorkdirError
 from rvllm_jax.training.holding import Held, Holding
 from rvllm_jax.training.interrupt import INTERRUPTED, Interrupt, closing
 from rvllm_jax.training.metrics import Metrics, Progress
+from rvllm_jax.training.position import Position
 from rvllm_jax.training.stages import Stage, StageError
 from rvllm_jax.training.step import State, make_loss, make_step
+from rvllm_jax.training.unreadable import TrainingError, count_unreadable
 from rvllm_jax.types import Batch
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
-
-
-@dataclasses.dataclass
-class Position:
-    """Where a run is; saved with every checkpoint as JSON."""
-
-    stage: int = 0  # number of the stage in the recipe
-    k: int = 0  # updates done of the stage = number of its next batch
-    done: int = 0  # updates done of all stages
-    skipped: int = 0  # updates in a row that were not finite
-    skipped_stage: int = 0  # of the stage: its learning rate goes on without them
-    skipped_all: int = 0
-    bad_rows: int = 0  # rows emptied because their record could not be read
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # training, by stage
-    best: dict[str, float] = dataclasses.field(default_factory=dict)  # validation loss, by stage
 
 
 @dataclasses.dataclass
@@ -124,7 +108,9 @@ class Trainer:
             ends.push(closing(self.metrics.close))
             for number in range(position.stage, len(self.recipe.stages)):
                 if number > position.stage:
-                    position = dataclasses.replace(position, stage=number, k=0, skipped_stage=0)
+                    position = dataclasses.replace(
+                        position, stage=number, k=0, skipped_stage=0, unreadable={}
+                    )
                     arrays["opt"] = None
                 self._stop_if_asked()
                 arrays = self._run_stage(arrays, position)
@@ -200,7 +186,11 @@ class Trainer:
         return compiled
 
     def _updates(self, stage, labels, tx, held: Held, position: Position) -> Held:
-        """Updates to the stage's end; metrics are read one late, so the device never waits."""
+        """Updates to the stage's end.
+
+        Metrics are read one late, so the device never waits: while it makes an update, the next
+        batch is read and on its way to it.
+        """
         dataset, length = self.train_sets[stage.input], self.lengths[position.stage]
         batches = train_batches(
             dataset,
@@ -209,11 +199,13 @@ class Trainer:
             steps=length,
             start_step=position.k,
             workers=self.recipe.data.workers,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
         )
         step, pending = None, collections.deque()
         bar = Progress(stage.name, total=length, initial=position.k, batch=stage.batch)
         clock = time.monotonic()
-        with bar:
+        with contextlib.closing(batches), bar:
             for batch in batches:
                 placed = self.parallel.put(batch)
                 if step is None:
@@ -221,7 +213,8 @@ class Trainer:
                     step = self._compile(stage, labels, tx, held.state, placed)
                 state, metrics = step(held.state, placed)
                 held = held._replace(state=state)
-                pending.append((batch, metrics))
+                # Without the frames: their memory is wanted for the batches to come.
+                pending.append((batch.rows, batch.errors, metrics))
                 position.k, position.done = position.k + 1, position.done + 1
                 due = self._due(position, length)
                 while len(pending) > (0 if due else 1):
@@ -247,10 +240,17 @@ class Trainer:
             due |= {"checkpoint", "stop"}
         return due
 
-    def _record(self, stage, position: Position, bar, batch: Batch, metrics, *, behind: int):
+    def _record(self, stage, position: Position, bar, rows, errors, metrics, *, behind: int):
         values = self.parallel.scalars(metrics)
         done, k = position.done - behind, position.k - behind
-        position.bad_rows += int((batch.errors != 0).sum())
+        position.bad_rows += int((errors != 0).sum())
+        count_unreadable(
+            self.train_sets[stage.input],
+            rows[errors != 0],
+            position.unreadable,
+            most=self.recipe.max_unreadable,
+            stage=stage.name,
+        )
         finite = values.pop("finite") > 0
         position.skipped = 0 if finite else position.skipped + 1
         position.skipped_stage += not finite
@@ -264,11 +264,11 @@ class Trainer:
             values["bad_rows"] = position.bad_rows
             self.metrics.log(done, stage.name, values)
         if not finite:
-            self._skipped(stage, position, batch, done, k)
+            self._skipped(stage, position, rows, done, k)
 
-    def _skipped(self, stage, position: Position, batch: Batch, done: int, k: int) -> None:
+    def _skipped(self, stage, position: Position, rows: np.ndarray, done: int, k: int) -> None:
         conversations = self.train_sets[stage.input].conversations
-        names = sorted({conversations[row].video for row in batch.rows if row >= 0})
+        names = sorted({conversations[row].video for row in rows if row >= 0})
         logging.warning("step %d: loss or gradient not finite, update skipped: %s", done, names)
         if position.skipped >= self.recipe.max_skipped:
             latest = self.checkpoints.latest()

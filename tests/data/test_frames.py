@@ -168,6 +168,18 @@ def test_folders_without_a_store_of_this_layout_are_refused(copy, tmp_path):
         FrameStore(copy)
 
 
+def test_what_is_known_of_the_videos_is_read_where_the_index_has_it(copy):
+    index = json.loads((copy / "index.json").read_text())
+    older = {key: value for key, value in index.items() if key not in ("info", "notes")}
+    (copy / "index.json").write_text(json.dumps(older))
+    assert FrameStore(copy).info == {} and FrameStore(copy).notes == {}
+    own = {"info": {"v0.mp4": ["h264", 24]}, "notes": {"v1.mp4": "cut"}}
+    (copy / "index.json").write_text(json.dumps(index | own))
+    store = FrameStore(copy)
+    assert {"info": store.info, "notes": store.notes} == own
+    assert store.path("v0.mp4").is_file()
+
+
 def test_a_store_is_pickled_without_its_readers_and_read_by_threads(stored):
     store = FrameStore(stored)
     names = list(store.entries)

@@ -14,7 +14,7 @@ from rvllm_jax.data.conversations import ConversationError
 from rvllm_jax.data.frames import FrameStoreError
 from rvllm_jax.data.packing import PackingError
 from rvllm_jax.data.sources import SourceError
-from rvllm_jax.experiments.run import run
+from rvllm_jax.experiments.run import Experiment, run
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
 from rvllm_jax.training.loop import Position, Trainer, TrainingError
@@ -75,10 +75,43 @@ def test_updates_that_are_not_finite_before_the_first_checkpoint_say_that_there_
         recipe=SimpleNamespace(max_skipped=3),
         checkpoints=SimpleNamespace(latest=lambda: None),
     )
-    stage, batch = SimpleNamespace(name="visual", input="video"), SimpleNamespace(rows=[0, -1])
+    stage, rows = SimpleNamespace(name="visual", input="video"), np.array([0, -1])
     with pytest.raises(TrainingError, match="panda.mp4.*No checkpoint has been written") as error:
-        Trainer._skipped(trainer, stage, Position(skipped=3), batch, 3, 3)
+        Trainer._skipped(trainer, stage, Position(skipped=3), rows, 3, 3)
     assert "None" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def damaged(workplace, recipe, tmp_path_factory):
+    """A folder of stores in which the frames of the video 2.mp4 are damaged, and their file."""
+    where = tmp_path_factory.mktemp("damaged")
+    own = recipe(data__store=str(where))
+    store = Experiment.open(own, where / "w").source.store
+    path = store.path("2.mp4")
+    content = bytearray(path.read_bytes())
+    frame = store.read("2.mp4", np.array([0]))[0]
+    at = content.index(frame.tobytes()[:64])
+    content[at] ^= 1
+    path.write_bytes(content)
+    return where, path
+
+
+def test_damaged_frames_empty_their_rows_up_to_a_budget_then_end_the_run_with_their_files(
+    damaged, tmp_path, recipe
+):
+    where, path = damaged
+    with pytest.raises(TrainingError) as error:
+        changes = {"data__store": str(where), "evaluation__every": NEVER, "checkpoint__every": 2}
+        Experiment.open(recipe(**changes, max_unreadable=4), tmp_path).train()
+    message = str(error.value)
+    assert "5 rows of stage visual could not be read, more than config.max_unreadable=4" in message
+    assert f"The videos are 2.mp4, in the files {path}. Delete these files" in message
+    train = [r for r in metrics.read(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert [r["bad_rows"] for r in train][:4] == [1, 2, 3, 4]  # one an epoch
+    checkpoints = Checkpoints(tmp_path)
+    position = checkpoints.read_meta(4)["position"]
+    checkpoints.close()
+    assert position["unreadable"] == {"2.mp4": 4} and position["bad_rows"] == 4
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+"""Measures this machine: python -m rvllm_jax.bench input"""
+
+import argparse
+import sys
+
+from rvllm_jax.benchmarks import input
+from rvllm_jax.data.frames import FrameStoreError
+
+COMMANDS = {"input": input}  # each has DESCRIPTION, add_arguments(parser) and run(arguments)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m rvllm_jax.bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            help=command.DESCRIPTION,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.add_arguments(own)
+    arguments = parser.parse_args(argv)
+    try:
+        print(COMMANDS[arguments.command].run(arguments))
+    except FrameStoreError as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Measurements of the parts of training on the machine at hand."""

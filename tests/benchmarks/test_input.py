@@ -1,0 +1,50 @@
+"""The report of the input's rate, over a small store."""
+
+import argparse
+
+import pytest
+
+from rvllm_jax.bench import main
+from rvllm_jax.benchmarks import input
+from rvllm_jax.benchmarks.input_steps import LIMITS, PIPELINE
+from rvllm_jax.data.frames import FrameStore, FrameStoreError
+
+SMALL = "--frames=4 --step=2 --crop=32 --batch=2 --batches=2 --rounds=1 --workers=1".split()
+
+
+def figures(report: str, name: str) -> list[float]:
+    line = next(line for line in report.splitlines() if line.startswith(name + "  "))
+    return [float(value) for value in line[34:].split("(")[0].split()]
+
+
+def test_every_step_has_its_rate_and_the_slowest_is_named(capsys):
+    main(["input", *SMALL])
+    raw, jpeg = capsys.readouterr().out.strip().split("\n\n")
+    assert raw.startswith("raw: 4 frames of 32 pixels") and jpeg.startswith("jpeg: ")
+    for report, absent in ((raw, {"decode", "simplejpeg alone"}), (jpeg, set())):
+        for name in {*PIPELINE, *LIMITS} - absent:
+            clips, megabytes, milliseconds = figures(report, name)
+            assert clips > 0 and milliseconds == pytest.approx(1000 / clips, rel=0.1, abs=0.01)
+            if name not in ("read", "file read"):
+                assert megabytes == pytest.approx(clips * 4 * 32 * 32 * 3 / 1e6, rel=0.1, abs=1)
+        assert "one process / hand-written loop: " in report
+        assert any(f"'{name}' binds: " in report for name in PIPELINE)
+    assert "one process / simplejpeg alone: " in jpeg and "simplejpeg" not in raw
+
+
+def test_what_binds_is_what_adds_most_to_the_steps_before():
+    best = {"read": 1.0, "decode": 5.0, "crop": 5.5, "batch": 6.0, "to device": 8.0}
+    assert input._binding(best) == "'decode' binds: 50% of a clip's time in one process"
+    del best["decode"]
+    assert input._binding(best).startswith("'crop' binds")
+
+
+def test_a_store_of_one_s_own_is_measured(tmp_path):
+    parser = argparse.ArgumentParser()
+    input.add_arguments(parser)
+    *_, jpeg = input.render(tmp_path, parser.parse_args(SMALL))
+    report = input.run(parser.parse_args([*SMALL, f"--store={jpeg}"]))
+    assert report.startswith("jpeg: ") and "raw" not in report
+    assert len(FrameStore(jpeg).entries) == 4
+    with pytest.raises(FrameStoreError, match="none of its 4 videos has the 199 stored frames"):
+        input.run(parser.parse_args([*SMALL, "--frames=100", f"--store={jpeg}"]))
