@@ -12,12 +12,13 @@ from absl import app
 from rvllm_jax.data import builders
 from rvllm_jax.data.conversations import ConversationError
 from rvllm_jax.data.frames import FrameStoreError
+from rvllm_jax.data.video_files import VideoFilesError
 
 
 def main(command) -> None:
     try:
         command.execute()
-    except (ConversationError, FrameStoreError) as error:
+    except (ConversationError, FrameStoreError, VideoFilesError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ class Experiment:
             encoding=data.encoding,
             frames_per_record=data.frames_per_record,
             max_bad=data.max_bad,
-            workers=2,
+            workers=os.cpu_count() or 1,
             progress=progress.bar,
         )
         tokenizer = open_tokenizer(recipe, source, workdir)
