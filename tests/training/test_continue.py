@@ -168,7 +168,7 @@ def test_other_pairs_or_another_tokenizer_are_refused(
     (tmp_path / "edited.json").write_text(json.dumps(records))
     edited = {"data__conversations": str(tmp_path / "edited.json")}
     other = recipe(**MESHES["jit"], **edited, stages__visual__steps=3)
-    with pytest.raises(WorkdirError, match="made of other data.*Put the annotations") as error:
+    with pytest.raises(WorkdirError, match="made of other data.*Put annotations, videos") as error:
         open_trainer(other, continued.workdir).run()
     pairs = "training pairs of input video: 6 conversations in 6 rows"
     assert pairs in str(error.value) and "tokenizer:" not in str(error.value)
