@@ -37,6 +37,7 @@ __all__ = [
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 _NAMED = 10  # how many videos a message names
+_OPEN = 256  # shards whose files and times a process holds at once
 
 
 def check_share(bad: Mapping[str, str], total: int, max_bad: float) -> None:
@@ -116,7 +117,7 @@ class FrameStore:
                 raise _damaged(path, error.strerror) from error
             if zlib.crc32(content) != self._shards[entry.shard]["times_crc"]:
                 raise _damaged(path, "its checksum is wrong")
-            self._times[entry.shard] = np.frombuffer(content, "<f8")
+            _keep(self._times, entry.shard, np.frombuffer(content, "<f8"))
         return self._times[entry.shard][entry.first_time :][: entry.num_frames]
 
     def read(
@@ -207,8 +208,15 @@ class FrameStore:
             path = str(self._path(shard))
             reader = array_record_module.ArrayRecordReader(path, _READER_OPTIONS)
         data = reader.read([position])[0]
-        self._readers[shard] = reader  # not before a read: one of a broken file is of no use
+        _keep(self._readers, shard, reader)  # not before a read: one of a broken file is no use
         return data
+
+
+def _keep(kept: dict, shard: int, value: object) -> None:
+    """Adds what is open of a shard; lets go of the oldest where there is too much of it."""
+    if shard not in kept and len(kept) >= _OPEN:
+        kept.pop(next(iter(kept)))
+    kept[shard] = value
 
 
 def _damaged(path: Path, what: str) -> FrameStoreError:

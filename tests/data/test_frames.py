@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvllm_jax.data import video
+from rvllm_jax.data import frames, video
 from rvllm_jax.data.frames import FrameStore, FrameStoreError, write_store
 
 REAL = Path(__file__).parents[3] / "shared/data/real_videos"
 
 
 def decoded(path: Path, **options) -> tuple[np.ndarray, np.ndarray]:
-    frames, times = zip(*video.decode(path, **options), strict=True)
-    return np.stack(frames), np.array(times)
+    shown, times = zip(*video.decode(path, **options), strict=True)
+    return np.stack(shown), np.array(times)
 
 
 def test_raw_frames_and_times_are_the_decoders(stored, videos):
@@ -29,6 +29,18 @@ def test_raw_frames_and_times_are_the_decoders(stored, videos):
         np.testing.assert_array_equal(store.timestamps(name), times)
         assert (entry.num_frames, entry.height, entry.width) == frames.shape[:3]
         assert entry.stride == 1 and entry.fps == pytest.approx(10)
+
+
+def test_a_process_holds_few_shards_open(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(frames, "_OPEN", 2)
+    write_store(tmp_path, videos, short_side=8, shards=11)
+    store, alone = FrameStore(tmp_path), FrameStore(tmp_path)
+    first = np.array([0])
+    for name in [*store.entries, *store.entries]:
+        np.testing.assert_array_equal(store.read(name, first), alone.read(name, first))
+        assert len(store.timestamps(name)) == store.entries[name].num_frames
+        assert len(store._readers) <= 2 and len(store._times) <= 2
+        alone._close()
 
 
 def test_stride_and_short_side_reach_the_decoder(videos, tmp_path):
