@@ -121,6 +121,7 @@ def _tiny() -> ConfigDict:
         probe_videos=16,  # validation videos asked beside each validation loss
         train_videos=200,  # training videos asked at the end
         batch=16,  # videos asked at once
+        test_clips="1x1",  # starts x crops a video, asked at the end; "25x1" or "5x5" vote
         max_new=48,  # tokens an answer
         controls=True,  # also ask blind, with shuffled frames and with another video's
     )
@@ -187,5 +188,6 @@ def _paper() -> ConfigDict:
             ),
         )
         config.evaluation.update(every=1000, clips=512, batch=64, max_new=128)  # our choice
+        config.evaluation.test_clips = "25x1"  # "25 clips"; that answers vote is our choice
         config.checkpoint.every = 1000  # changes no result
     return config

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rvllm_jax.data.chat import TEMPLATES
-from rvllm_jax.data.clips import LONG, SHORT
+from rvllm_jax.data.clips import LONG, SHORT, VIEWS
 from rvllm_jax.data.sources import EMBEDDED
 from rvllm_jax.data.tokenizer import MIN_VOCAB
 from rvllm_jax.models.llama import DECODERS
@@ -119,6 +119,7 @@ def _choices(recipe: Recipe) -> list[str]:
         ("data.encoding", recipe.data.encoding, ("raw", "jpeg")),
         ("data.short", recipe.data.short, SHORT),
         ("data.long", recipe.data.long, LONG),
+        ("evaluation.test_clips", recipe.evaluation.test_clips, tuple(VIEWS)),
         ("data.template", recipe.data.template, tuple(TEMPLATES)),
         ("model.encoder", recipe.model.encoder, tuple(RESNETS)),
         ("model.norm", recipe.model.norm, ("batch", "group")),

@@ -72,6 +72,7 @@ class Evaluation:
     probe_videos: int
     train_videos: int
     batch: int
+    test_clips: str
     max_new: int
     controls: bool
 

@@ -76,3 +76,4 @@ class Questions(NamedTuple):
     asked: np.ndarray  # int32[B, Q, Lq]; questions up to the point where the answer starts
     asked_mask: np.ndarray  # bool[B, Q, Lq]; False: padding (on the right)
     ids: np.ndarray  # int32[B, Q]; number of the question in the split, or -1 for none
+    counts: np.ndarray  # int32[B]; how many test clips of the video are this one

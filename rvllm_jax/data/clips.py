@@ -16,7 +16,7 @@ from rvllm_jax.data.frames import FrameStore
 SHORT = ("stretch", "pad", "loop")  # values of config.data.short
 LONG = ("window", "spread")  # values of config.data.long
 # Test clips of a video, by starts x crops; the paper says only that there are 25.
-VIEWS = {"25x1": (25, 1), "5x5": (5, 5)}
+VIEWS = {"1x1": (1, 1), "25x1": (25, 1), "5x5": (5, 5)}  # test clips of a video: starts, crops
 
 _TIE = 1e-6  # places; below it rounding would decide which of two frames is nearer
 
@@ -142,11 +142,12 @@ def crop_box(
 def evaluation_views(
     times: np.ndarray, height: int, width: int, *, sampling: Sampling, crop: int, views: str
 ) -> list[View]:
-    """The test clips of a video, each that differs once, with its count; 25 in all.
+    """The test clips of a video, each that differs once, with its count; all are starts x crops.
 
-    Starts are spread evenly from the first that is possible to the last; where the clip is spread
-    over the video and has no start to choose, as many offsets are within one sampling step. The
-    middle one is the centred clip's. One crop is the centre, five are the centre and the corners.
+    "1x1" is the centred clip. Starts are spread evenly from the first that is possible to the last;
+    where the clip is spread over the video and has no start to choose, as many offsets are within
+    one sampling step. The middle one is the centred clip's. One crop is the centre, five are the
+    centre and the corners.
 
     Args:
         times: when each stored frame is shown, `float64[n]` seconds, rising, n >= 1.
@@ -176,6 +177,8 @@ def evaluation_views(
 def _even_starts(free: int | None, count: int) -> list[float]:
     if free is None:
         return [(number + 0.5) / count for number in range(count)]
+    if count == 1:
+        return [free // 2]
     last = count - 1  # free * number / last, to the nearest integer, halves down as in free // 2
     return [-((last - 2 * number * free) // (2 * last)) for number in range(count)]
 

@@ -31,7 +31,7 @@ class Dataset:
         the visual tokens would be and gives clips of no frames.
     step: stored frames between two frames of a clip. crop: H = W of the clips.
     short, long: how clips are taken from short and from long videos, as in clips.Sampling.
-    flip: mirrors one training clip in two. test_clips: which 25 `views` gives, a key of
+    flip: mirrors one training clip in two. test_clips: which ones `views` gives, a key of
         clips.VIEWS.
     independent_turns: each turn is a segment of its own; False: the turns of a conversation follow
         each other in one, with a loss on every answer.
@@ -60,7 +60,7 @@ class Dataset:
         short: str = "pad",
         long: str = "window",
         flip: bool = False,
-        test_clips: str = "25x1",
+        test_clips: str = "1x1",
     ):
         if input not in INPUTS:
             raise PipelineError(f"stage.input is {input!r}; expected one of {INPUTS}")
@@ -99,7 +99,7 @@ class Dataset:
         return packing.prefix(self._before, self._after, visual=visual)
 
     def views(self, clip: int) -> list[View]:
-        """The test clips of clip number `clip`, each once, with counts that sum to 25.
+        """The test clips of clip number `clip`, each once, with its count.
 
         Raises FrameStoreError where the video's times cannot be read, PipelineError where the
         dataset has captions in the videos' place.

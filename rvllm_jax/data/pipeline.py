@@ -18,7 +18,9 @@ from absl import flags
 
 from rvllm_jax.data import packing
 from rvllm_jax.data.batch_memory import BatchMemory
+from rvllm_jax.data.clips import View
 from rvllm_jax.data.dataset import ERRORS, READABLE, UNREADABLE, Dataset, PipelineError
+from rvllm_jax.data.frames import FrameStoreError
 from rvllm_jax.data.processes import end_with_parent, keep_freed_memory
 from rvllm_jax.types import Batch, Questions
 
@@ -76,22 +78,36 @@ def eval_batches(
     max_questions: int,
     permute_seed: int | None = None,
     shown: Sequence[int] | None = None,
+    test_clips: bool = False,
     workers: int = 0,
     host: int = 0,
     hosts: int = 1,
 ) -> Iterator[Questions]:
-    """Every question of the dataset once, up to `max_questions` of a clip together, clips centred.
+    """Every question of the dataset, up to `max_questions` of a clip together, clips centred.
 
-    permute_seed: shuffles the frames of each clip, by this seed. shown: the clip that each question
-    is asked about, its own by default. P is the longest prefix, Lq the longest question.
+    test_clips: each question is asked about every one of the dataset's test clips of its video; ids
+    recur, with the count of equal clips. permute_seed: shuffles the frames of each clip, by this
+    seed. shown: the clip that each question is asked about, its own by default. P is the longest
+    prefix, Lq the longest question.
     Questions whose clip cannot be read are not asked: their numbers never come.
     """
-    groups = dataset.question_groups(max_questions, shown)
+    groups = [
+        (clip, numbers, view)
+        for clip, numbers in dataset.question_groups(max_questions, shown)
+        for view in (_views(dataset, clip) if test_clips else [None])
+    ]
     source = _Rows(len(groups), batch, -(-len(groups) // batch), None, host, hosts)
     load = functools.partial(
         _load_questions, dataset.reopened(), groups, max_questions, permute_seed
     )
     return _graph(dataset, source, load, 0, workers)
+
+
+def _views(dataset: Dataset, clip: int) -> list[View | None]:
+    try:
+        return dataset.views(clip)
+    except FrameStoreError:
+        return [None]  # loading it will say why, and leave its questions unasked
 
 
 class _Rows:
@@ -130,8 +146,8 @@ def _load_row(dataset: Dataset, seed: int | None, epoch: int, row: int, out) -> 
 def _load_questions(
     dataset: Dataset, groups, max_questions: int, permute_seed, epoch: int, group: int, out
 ) -> Questions:
-    clip, numbers = groups[group] if group >= 0 else (-1, ())
-    row = dataset.load(clip, (), None, out)
+    clip, numbers, view = groups[group] if group >= 0 else (-1, (), None)
+    row = dataset.load(clip, (), None, out, view=view)
     asked = np.zeros((max_questions, dataset.asked_length), np.int32)
     mask, ids = np.zeros(asked.shape, bool), np.full(max_questions, -1, np.int32)
     if row.errors == READABLE:
@@ -146,9 +162,9 @@ def _load_questions(
         order[row.frame_mask] = rng.permutation(order[row.frame_mask])
         frames[:] = frames[order]
     head = [field[: dataset.prefix_length] for field in (row.tokens, row.slots, row.positions)]
-    return Questions(
-        frames, row.frame_mask, *head, row.segments[: dataset.prefix_length], asked, mask, ids
-    )
+    head.append(row.segments[: dataset.prefix_length])
+    count = np.int32(1 if view is None else view.count)
+    return Questions(frames, row.frame_mask, *head, asked, mask, ids, count)
 
 
 class _Load:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -63,34 +64,39 @@ class Asker:
         blind: bool = False,
         permute: bool = False,
         shown: Sequence[int] | None = None,
+        test_clips: bool = False,
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> list[Asked]:
         """Every question of `dataset.questions`, in that order.
 
         blind: with the normalised frames zeroed. permute: with the order of the frames permuted, by
-        `seed`. shown: the clip that each question is asked about, its own by default.
+        `seed`. shown: the clip that each question is asked about, its own by default. test_clips:
+        about each of the dataset's test clips; the answer that most of them give counts, of equally
+        many the one that was given first.
         A question whose clip cannot be read is answered with the empty string: it stays in every
         denominator. `progress` is called with the number of questions of each finished batch.
         """
-        answers: list[str] = [""] * len(dataset.questions)
+        votes: list[Counter] = [Counter() for _ in dataset.questions]
         batches = eval_batches(
             dataset,
             batch=self.batch,
             max_questions=self.max_questions,
             permute_seed=seed if permute else None,
             shown=shown,
+            test_clips=test_clips,
         )
         for questions in batches:
             ids = np.asarray(self._answer(self.params, self.stats, self.put(questions), blind))
-            for number, row in zip(
-                questions.ids.reshape(-1), ids.reshape(-1, ids.shape[-1]), strict=True
-            ):
-                if number >= 0:
-                    answers[number] = self._text(row)
+            new = 0
+            for place in np.argwhere(questions.ids >= 0):
+                number = questions.ids[tuple(place)]
+                new += not votes[number]
+                votes[number][self._text(ids[tuple(place)])] += int(questions.counts[place[0]])
             if progress:
-                progress(int((questions.ids >= 0).sum()))
+                progress(new)
         numbers = (number for number, _ in dataset.questions)
+        answers = [vote.most_common(1)[0][0] if vote else "" for vote in votes]
         return [Asked(*of) for of in zip(numbers, dataset.turns, answers, strict=True)]
 
     def warn_of_long(self, dataset: Dataset, split: str) -> None:

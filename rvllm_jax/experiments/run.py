@@ -128,6 +128,7 @@ class Experiment:
             short=data.short,
             long=data.long,
             flip=data.flip,
+            test_clips=self.recipe.evaluation.test_clips,
         )
 
     def train(self) -> Result:
@@ -218,7 +219,7 @@ def _controls(asker: Asker, dataset: Dataset, plain: list[Asked]) -> dict:
 
 def _ask(asker: Asker, dataset: Dataset, title: str, **how) -> list[Asked]:
     with tqdm(total=len(dataset.questions), desc=title, unit=" questions", leave=False) as bar:
-        return asker.ask(dataset, progress=bar.update, **how)
+        return asker.ask(dataset, test_clips=True, progress=bar.update, **how)
 
 
 def _samples(dataset: Dataset, asked: list[Asked], split: str) -> list[report.Sample]:

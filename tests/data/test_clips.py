@@ -230,6 +230,9 @@ def test_the_middle_test_clip_is_the_centred_one():
         centred = clips.choose(times, sampling, None)
         assert middle.indices.tolist() == centred.tolist()
         assert middle.box == (*clips.crop_box(16, 24, 10, None), 10)
+        [only] = views_of(times, sampling, "1x1")
+        assert only._replace(indices=()) == middle._replace(indices=(), count=1)
+        assert only.indices.tolist() == centred.tolist()
 
 
 def test_five_crops_are_the_centre_and_the_four_corners_of_each_start():

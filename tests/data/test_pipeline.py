@@ -234,3 +234,31 @@ def test_the_length_of_a_stream_is_given_in_one_way(make):
     for both in ({}, {"epochs": 1, "steps": 2}):
         with pytest.raises(pipeline.PipelineError, match="either epochs or steps"):
             pipeline.train_batches(make(), seed=0, batch=1, **both)
+
+
+def test_every_question_is_asked_about_every_test_clip(make, conversations):
+    dataset = make(test_clips="5x5")
+    batches = list(pipeline.eval_batches(dataset, batch=4, max_questions=2, test_clips=True))
+    asked = np.zeros(len(dataset.questions), int)
+    of_clip = dataset.asked_clips
+    shown = {clip: [] for clip in range(len(dataset.clips))}
+    for batch in batches:
+        for frames, ids, count in zip(batch.frames, batch.ids, batch.counts, strict=True):
+            numbers = ids[ids >= 0]
+            asked[numbers] += count
+            if len(numbers):
+                shown[of_clip[numbers[0]]].append(frames)
+    assert (asked == 25).all()
+    for clip, frames in shown.items():
+        views = dataset.views(clip)
+        groups = len(frames) // len(views)
+        expected = [dataset.load(clip, (), None, view=view).frames for view in views] * groups
+        assert (np.stack(frames) == np.stack(expected)).all()
+
+
+def test_the_one_test_clip_is_the_centred_one(make):
+    how = dict(batch=4, max_questions=2)
+    plain = pipeline.eval_batches(make(), **how)
+    alike = pipeline.eval_batches(make(), test_clips=True, **how)
+    for ours, theirs in zip(plain, alike, strict=True):
+        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))

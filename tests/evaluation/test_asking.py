@@ -72,8 +72,8 @@ def tk():
 
 @pytest.fixture
 def make(folder, tk):
-    def make(conversations=CONVERSATIONS, store=folder):
-        sizes = dict(context=96, max_segments=2, step=2, crop=16)
+    def make(conversations=CONVERSATIONS, store=folder, test_clips="1x1"):
+        sizes = dict(context=96, max_segments=2, step=2, crop=16, test_clips=test_clips)
         return Dataset(conversations, FrameStore(store), tk, TEMPLATE, LAYOUT, **sizes)
 
     return make
@@ -165,6 +165,32 @@ def test_blind_does_not_depend_on_the_frames(make, asker):
     blind = answers(asker.ask(make(), blind=True))
     assert blind == answers(asker.ask(make(), blind=True, shown=NEXT))
     assert blind != answers(asker.ask(make()))
+
+
+def test_the_answer_that_most_test_clips_give_counts(make, asker, monkeypatch):
+    """Of two that equally many give, the first one."""
+    dataset = make(test_clips="5x5")
+    said = {}  # number of a question -> the answers of its test clips, in order
+
+    def answer(params, stats, questions, blind):
+        ids = np.full((*questions.ids.shape, 5), asker.tokenizer.eos_id)
+        for place, number in np.ndenumerate(questions.ids):
+            own = said.setdefault(int(number), [])
+            text = "abc"[len(own) % 3]
+            own += [text] * int(questions.counts[place[0]])
+            ids[place][:1] = asker.tokenizer.encode(text)[:1]
+        return ids
+
+    few = copy.copy(asker)
+    few._answer = answer
+    counted = []
+    asked = few.ask(dataset, test_clips=True, progress=counted.append)
+    assert sum(counted) == len(dataset.questions)
+    for number, one in enumerate(asked):
+        own = said[number]
+        assert len(own) == 25
+        assert one.answer == max(dict.fromkeys(own), key=own.count)
+    assert len({one.answer for one in asked}) > 1 or len(asked) == 1
 
 
 def test_questions_are_asked_about_the_video_that_is_shown(make, asker):

@@ -62,6 +62,7 @@ def some_questions() -> Questions:
         asked=np.where(asked_mask, rng.integers(1, 40, (B, Q, Lq)), 0),
         asked_mask=asked_mask,
         ids=np.array([[0, 1, 2], [3, 4, -1]], np.int32),
+        counts=np.ones(B, np.int32),
     )
 
 

@@ -263,4 +263,5 @@ def _asked_behind(prompts, split) -> Questions:
         asked=prompts[:, None, split:],
         asked_mask=np.ones((B, 1, L - split), bool),
         ids=np.arange(B, dtype=np.int32)[:, None],
+        counts=np.ones(B, np.int32),
     )
