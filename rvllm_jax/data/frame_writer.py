@@ -84,7 +84,8 @@ def write_store(
         short_side: pixels of the shorter side of a stored frame; None keeps the file's size.
         encoding: "raw" (exact, h * w * 3 bytes a frame) or "jpeg" (about a tenth of it).
         frames_per_record: frames read together; a window touches at most one record more.
-        shards: number of files; by default one a video up to 16, then one in 128 videos.
+        shards: number of files; by default one a video up to 16, then one in 32 videos, so that a
+            preparation that was stopped repeats the work on at most so many a worker.
         workers: processes that decode, watched by this one, to the same bytes for any number; 0
             decodes in this one, where a video that hangs or crashes it takes the preparation along.
         progress: called with (videos done, all videos) as they become more.
@@ -102,7 +103,7 @@ def write_store(
     """
     folder, names = Path(folder), sorted(videos)
     if shards is None:
-        shards = max(16, -(-len(names) // 128))
+        shards = max(16, -(-len(names) // 32))
     shards = min(shards, len(names))
     options = Options(stride, short_side, encoding, frames_per_record, shards, min_decoded)
     _check(options, len(names), time_limit)
@@ -269,6 +270,11 @@ def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict
     }
     write_atomically(folder / INDEX, json.dumps(index).encode())
     return index
+
+
+def read_report(folder: str | Path) -> StoreReport:
+    """What the finished store in `folder` holds."""
+    return _report(read_json(Path(folder) / INDEX))
 
 
 def _report(index: dict) -> StoreReport:

@@ -21,14 +21,16 @@ from pathlib import Path
 from rvllm_jax.data import annotations as formats
 from rvllm_jax.data import preparation_page, video_files
 from rvllm_jax.data.annotations import Annotations, published
+from rvllm_jax.data.frame_writer import holds, read_report
 from rvllm_jax.data.frames import StoreReport, write_store
-from rvllm_jax.data.preparation_report import DONE, Findings
-from rvllm_jax.data.shards import Task, read_json, write_atomically
+from rvllm_jax.data.preparation_report import DONE, REFUSED, Findings
+from rvllm_jax.data.shards import INDEX, Task, read_json, write_atomically
 from rvllm_jax.data.store_metadata import write_metadata
 from rvllm_jax.data.video_files import VideoFiles
 from rvllm_jax.data.video_survey import survey
 
 FRAMES, INFO = "frames", ".info.json"  # in a prepared folder, the second behind a split's name
+FOLLOWING = "frames.following"  # a store that will take the place of FRAMES when it is finished
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 _MEANT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
 
@@ -136,8 +138,10 @@ def prepare(
     code, verdict = findings.verdict(looked.bad)
     if check or code != DONE:
         return _reported(out, findings, None, code, verdict)
+    unfinished = "the frames are not all stored yet; start the same command again, it continues"
+    _reported(out, findings, None, REFUSED, unfinished)  # what is known is not lost
     how = {"workers": workers, "run_tasks": run_tasks, "progress": progress("decode")}
-    store = _store(out, split, stored, **how, **options.of_store)
+    store = _store(out, split, stored, options, how)
     return _finish(out, findings, store, options.interval)
 
 
@@ -150,11 +154,21 @@ def _finish(out: Path, findings: Findings, store: StoreReport, interval: int) ->
     return _reported(out, findings, store, code, verdict)
 
 
-def _store(out: Path, split: str, videos: Mapping[str, Path], **how) -> StoreReport:
+def _store(
+    out: Path, split: str, videos: Mapping[str, Path], options: Options, how: dict
+) -> StoreReport:
+    """The frames of `videos` in OUT/frames; those that are there stay until all new ones are."""
+    frames, following = out / FRAMES, out / FOLLOWING
+    if holds(frames, videos, **options.of_store):
+        return read_report(frames)
+    replaces = any((folder / INDEX).is_file() for folder in (frames, following))
+    store = write_store(following if replaces else frames, videos, **how, **options.of_store)
     for name in (f"{split}.json", split + INFO):  # first: they never name frames that are gone
         (out / name).unlink(missing_ok=True)
-    store = write_store(out / FRAMES, videos, **how)
-    write_metadata(out / FRAMES, data_dir=out / "tfds")
+    if replaces:
+        shutil.rmtree(frames, ignore_errors=True)
+        following.rename(frames)
+    write_metadata(frames, data_dir=out / "tfds")
     return store
 
 

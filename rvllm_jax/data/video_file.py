@@ -9,7 +9,7 @@ from av.stream import Disposition
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif",
-    ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv",
+    ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".vob", ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".ogv",
 )  # fmt: skip
 
 MAX_PIXELS = 80_000_000  # a frame; 8K has 33 million, a square of 8192 67

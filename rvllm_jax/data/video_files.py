@@ -45,7 +45,8 @@ def find(
     """Finds the file of each of `videos` in `folder` or below it.
 
     A file of exactly that name is taken; else the one whose name, without its suffix, is the
-    video's, the video's with or without "v_" (of YouTube ids), or its alias.
+    video's, the video's with or without "v_" (of YouTube ids), or its alias; else the one of that
+    name without the first of its folders. Video-ChatGPT's NAME.pkl, of features, means the video.
 
     Raises:
         VideoFilesError: no such folder or no video in it; a name that fits several files; a name
@@ -124,9 +125,9 @@ def _names(folder: Path) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    """`name` without the suffix of a video; a dot of another kind belongs to the name."""
+    """`name` without the suffix of a video, or of its features; another dot belongs to the name."""
     suffix = PurePosixPath(name).suffix
-    return name[: -len(suffix)] if suffix.lower() in VIDEO_SUFFIXES else name
+    return name[: -len(suffix)] if suffix.lower() in (*VIDEO_SUFFIXES, ".pkl") else name
 
 
 def _fitting(
@@ -136,9 +137,17 @@ def _fitting(
     exact = str(PurePosixPath(video))
     if exact in present:
         return [exact]
-    stem = _stem(exact)
-    keys = {stem, *(_renamings(stem)), *filter(None, [aliases.get(stem)])}
-    return sorted({name for key in keys for name in by_stem.get(key, ())})
+    whole = PurePosixPath(_stem(exact))
+    # The folder given may be inside the one that the annotations' names begin in: then the rest of
+    # the path is the file's whole path, and not just its name in another folder.
+    for first in range(len(whole.parts)):
+        stem = str(PurePosixPath(*whole.parts[first:]))
+        keys = {stem, *(_renamings(stem)), *filter(None, [aliases.get(stem)])}
+        found = {name for key in keys for name in by_stem.get(key, ())}
+        found = {name for name in found if first == 0 or _stem(name) in keys}
+        if found:
+            return sorted(found)
+    return []
 
 
 def _renamings(stem: str) -> list[str]:

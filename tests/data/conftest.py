@@ -1,5 +1,6 @@
 """Real video files and the frame stores made of them, shared by the tests of several modules."""
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from rvllm_jax.data import chat, pipeline, tokenizer, video
 from rvllm_jax.data.conversations import Conversation, Turn
 from rvllm_jax.data.frames import FrameStore, write_store
+from rvllm_jax.data.preparation import Options, prepare
 from rvllm_jax.types import VisualLayout
 
 # The frame store: videos of several sizes, some of them broken.
@@ -183,3 +185,43 @@ def clip(tmp_path, moving_bar) -> Path:
     path = tmp_path / "clip.mp4"
     video.write(path, moving_bar(), fps=8, crf=12)
     return path
+
+
+# Preparations: videos in a folder, and annotations written for them.
+
+_PREPARED = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+
+
+def _write(path, shade=100, frames=6):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    video.write(path, np.full((frames, 16, 32, 3), shade, np.uint8), fps=5)
+
+
+@pytest.fixture
+def write_grey():
+    """write_grey(path, shade=100, frames=6) writes a video of one shade."""
+    return _write
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Videos a, b (below a folder), c, "bad", which does not decode, and "lone" of no question."""
+    for shade, name in enumerate(("a", "part/b", "c", "lone")):
+        _write(tmp_path / "videos" / f"{name}.mp4", 60 * shade)
+    (tmp_path / "videos" / "bad.avi").write_bytes(b"no video")
+    return tmp_path
+
+
+@pytest.fixture
+def prepared(place):
+    """prepared(rows, split=..., **changes) -> Prepared, of the videos into "out"."""
+
+    def prepared(rows, *more, split="train", out="out", **changes):
+        paths = []
+        for number, content in enumerate((rows, *more)):
+            paths.append(place / f"{split}-{number}.json")
+            paths[-1].write_text(json.dumps(content))
+        given = dict(options=_PREPARED, thumbnails=2, say=lambda line: None) | changes
+        return prepare(place / "videos", paths, place / out, split=split, **given)
+
+    return prepared

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from rvllm_jax.data import video
 from rvllm_jax.data.frames import FrameStore, FrameStoreError
 from rvllm_jax.data.llava import read_llava
 from rvllm_jax.data.preparation import Options, PreparationError, prepare
@@ -17,39 +16,10 @@ from rvllm_jax.data.video_files import VideoFilesError
 OPTIONS = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
 
 
-def _write(path, shade=100, frames=6):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    video.write(path, np.full((frames, 16, 32, 3), shade, np.uint8), fps=5)
-
-
 def _rows(*names, first=0):
     return [
         {"q": f"What is {name}?", "a": f"It is {name}.", "video_id": name} for name in names[first:]
     ]
-
-
-@pytest.fixture
-def place(tmp_path):
-    """Videos a, b (below a folder), c, "bad", which does not decode, and "lone" of no question."""
-    for shade, name in enumerate(("a", "part/b", "c", "lone")):
-        _write(tmp_path / "videos" / f"{name}.mp4", 60 * shade)
-    (tmp_path / "videos" / "bad.avi").write_bytes(b"no video")
-    return tmp_path
-
-
-@pytest.fixture
-def prepared(place):
-    """prepared(rows, split=..., **changes) -> Prepared, of the videos into "out"."""
-
-    def prepared(rows, *more, split="train", out="out", **changes):
-        paths = []
-        for number, content in enumerate((rows, *more)):
-            paths.append(place / f"{split}-{number}.json")
-            paths[-1].write_text(json.dumps(content))
-        given = dict(options=OPTIONS, thumbnails=2, say=lambda line: None) | changes
-        return prepare(place / "videos", paths, place / out, split=split, **given)
-
-    return prepared
 
 
 def shards(folder) -> dict[str, bytes]:
@@ -138,10 +108,10 @@ def _activitynet(names) -> tuple[list, list]:
     return questions, [{"answer": "he", "type": 3, "question_id": identity} for identity in ids]
 
 
-def test_fewer_than_published_are_refused_unless_that_is_recorded(prepared, place):
+def test_fewer_than_published_are_refused_unless_that_is_recorded(prepared, place, write_grey):
     names = ["aaaaaaaaaaa", "bbbbbbbbbbb"]
     for name in names:
-        _write(place / "videos" / f"v_{name}.mp4")
+        write_grey(place / "videos" / f"v_{name}.mp4")
     found = prepared(*_activitynet(names), split="test")
     assert found.code == PARTIAL and found.report["stored"] is None
     lack = "activitynet_qa test: 2 of 8,000 questions and 2 of 800 videos"
@@ -155,8 +125,10 @@ def test_fewer_than_published_are_refused_unless_that_is_recorded(prepared, plac
     assert prepared(*_activitynet(names), split="mine").code == DONE  # nothing is published
 
 
-def test_msvds_files_are_found_by_either_name_where_the_list_of_names_is_given(prepared, place):
-    _write(place / "videos" / "bQJQGoJF7_k_162_169.avi.mp4")
+def test_msvds_files_are_found_by_either_name_where_the_list_of_names_is_given(
+    prepared, place, write_grey
+):
+    write_grey(place / "videos" / "bQJQGoJF7_k_162_169.avi.mp4")
     (place / "videos" / "bQJQGoJF7_k_162_169.avi.mp4").rename(
         place / "videos" / "bQJQGoJF7_k_162_169.avi"
     )
@@ -209,60 +181,11 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     assert not (place / "out").exists()
 
 
-def test_ambiguous_names_are_refused_with_both(prepared, place):
-    _write(place / "videos" / "a.mkv.mp4")
+def test_ambiguous_names_are_refused_with_both(prepared, place, write_grey):
+    write_grey(place / "videos" / "a.mkv.mp4")
     shutil.copy(place / "videos" / "a.mp4", place / "videos" / "a.avi")
     with pytest.raises(VideoFilesError, match="'a' may be 'a.avi' or 'a.mp4'"):
         prepared(_rows("a"))
-
-
-def test_several_splits_share_one_folder_and_keep_each_others_videos(prepared, place):
-    for name in ("a", "part/b", "c"):  # a remark for each: they hold one frame only
-        _write(place / "videos" / f"{name}.mp4", frames=1)
-    prepared(_rows("a", "b"))
-    prepared(_rows("b", "c"), split="validation")
-    out = place / "out"
-    store = FrameStore(out / "frames")
-    assert sorted(store.entries) == ["a.mp4", "c.mp4", "part/b.mp4"]
-    report = json.loads((out / "report.json").read_text())
-    assert list(report["videos"]) == ["c.mp4", "part/b.mp4"] == list(report["notes"])
-    for split, expected in (("train", 2), ("validation", 2)):
-        conversations = read_llava(out / f"{split}.json")
-        assert len(conversations) == expected
-        assert all(c.video in store.entries for c in conversations)
-    index = (out / "frames" / "index.json").stat().st_mtime_ns
-    assert prepared(_rows("a", "b")).code == DONE
-    assert (out / "frames" / "index.json").stat().st_mtime_ns == index  # nothing was redone
-
-
-def test_conversations_are_gone_before_the_frames_they_name(prepared, place):
-    assert prepared(_rows("a", "b")).code == DONE
-    files = [place / "out" / name for name in ("train.json", "train.info.json")]
-    seen = []
-
-    def progress(title):
-        return lambda done, total: seen.append((title, [path.exists() for path in files]))
-
-    assert prepared(_rows("a", "c"), progress=progress).code == DONE
-    assert ("decode", [False, False]) in seen and ("decode", [True, True]) not in seen
-    assert all(path.exists() for path in files)
-
-
-def test_a_split_that_would_spoil_another_is_refused(prepared, place):
-    prepared(_rows("a"))
-    other = Options(stride=4, short_side=16, encoding="raw", frames_per_record=4, interval=4)
-    with pytest.raises(PreparationError, match="split train is stored with .*'stride': 2.*own"):
-        prepared(_rows("b"), split="test", options=other)
-    (place / "videos" / "a.mp4").rename(place / "a.mp4")
-    with pytest.raises(PreparationError, match="1 videos of its split train are no longer there"):
-        prepared(_rows("b"), split="test")
-    (place / "a.mp4").rename(place / "videos" / "a.mp4")
-    _write(place / "elsewhere" / "a.mp4")
-    (place / "e.json").write_text(json.dumps(_rows("a")))
-    with pytest.raises(PreparationError, match="split train has another video 'a.mp4'"):
-        prepare(
-            place / "elsewhere", [place / "e.json"], place / "out", split="test", options=OPTIONS
-        )
 
 
 def test_names_that_are_no_utf8_survive(prepared, place):

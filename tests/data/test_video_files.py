@@ -108,3 +108,17 @@ def test_a_folder_without_videos_is_refused(folder, tmp_path):
         find(tmp_path / "lost", ["a"])
     with pytest.raises(VideoFilesError, match="holds no video"):
         find(folder("a.txt"), ["a"])
+
+
+def test_names_may_begin_outside_the_folder_or_name_features(folder):
+    """As in Video-LLaVA's file of several folders, and in Video-ChatGPT's converted one."""
+    found = find(
+        folder("v_aaaaaaaaaaa.mp4", "part/1066.mp4", "other/7.mp4"),
+        ["tune/v_aaaaaaaaaaa.mp4", "valley/part/1066.mp4", "aaaaaaaaaaa.pkl", "x/7.mp4"],
+    )
+    assert found.name_of == {
+        "tune/v_aaaaaaaaaaa.mp4": "v_aaaaaaaaaaa.mp4",
+        "valley/part/1066.mp4": "part/1066.mp4",
+        "aaaaaaaaaaa.pkl": "v_aaaaaaaaaaa.mp4",
+    }
+    assert found.missing == ["x/7.mp4"]  # another folder's of that name is not it
