@@ -44,6 +44,7 @@ WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes; 0: th
 MAX_BAD = flags.DEFINE_float("max_bad", 0.02, "Largest share of videos or rows that is unusable.")
 CHECK = flags.DEFINE_bool("check", False, "Write the report alone.")
 ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Accept fewer than are published.")
+OWN = flags.DEFINE_bool("own", False, "No benchmark, whatever the names look like.")
 THUMBNAILS = flags.DEFINE_integer("thumbnails", 24, "Videos shown in the report.")
 RUNNER = flags.DEFINE_string("runner", None, "Apache Beam's, such as DirectRunner; none: local.")
 
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> None:
             max_bad=MAX_BAD.value,
             check=CHECK.value,
             allow_partial=ALLOW_PARTIAL.value,
+            own=OWN.value,
             thumbnails=THUMBNAILS.value,
             run_tasks=pipeline,
             progress=bar,

@@ -21,6 +21,7 @@ from rvllm_jax.types import Batch, VisualLayout
 # Each of the pipeline's with all that precede it; the last one with worker processes.
 PIPELINE = ("read", "decode", "crop", "batch", "to device", "to device, worker processes")
 LIMITS = ("memory copy", "file read", "simplejpeg alone", "hand-written loop")
+_SOME = 8  # clips whose frames the decoder alone is given
 _WARM = 12  # batches until the processes run and all memory was used once
 
 
@@ -58,10 +59,21 @@ class Steps:
                 f"{store.folder}: none of its {len(store.entries)} videos has the {self._span} "
                 f"stored frames of a clip of {wanted.frames} at every {wanted.step}: lower --frames"
             )
-        self._names = sorted(long)
+        self._names = [
+            n
+            for n in sorted(long)
+            if min(store.entries[n].height, store.entries[n].width) >= wanted.crop
+        ]
+        if not self._names:
+            raise FrameStoreError(
+                f"{store.folder}: none of its frames holds a crop of {wanted.crop} pixels: lower "
+                "--crop, or prepare the videos with a larger --short_side"
+            )
         self._readers: dict[Path, array_record_module.ArrayRecordReader] = {}
         read = self._records(*self._window())
-        self._some = [frame for data in read.values() for frame in records.unpack(data).frames]
+        some = [self._records(*self._window()) for _ in range(_SOME)]  # of videos of several sizes
+        parts = [records.unpack(data).frames for each in some for data in each.values()]
+        self._some = [frame for frames in parts for frame in frames]
         self._buffer = bytearray(len(next(iter(read.values()))))
         stored = sum(map(len, read.values()))
         self.bytes = dict.fromkeys([*PIPELINE, *LIMITS], self._batch[0].nbytes)
@@ -107,7 +119,9 @@ class Steps:
     @functools.cached_property
     def _dataset(self) -> pipeline.Dataset:
         turns = (Turn("What is it?", "A video.", "form"),)
-        asked = [Conversation(name, name, turns, "A video.") for name in self._names]
+        # As often as a batch has rows: none of an epoch's batches is padded with empty ones.
+        again = range(self._wanted.batch)
+        asked = [Conversation(f"{n}#{i}", n, turns, "A video.") for n in self._names for i in again]
         template = chat.TEMPLATES["short"]
         tokens = tokenizer.train(list(chat.texts(template, asked)), tokenizer.MIN_VOCAB)
         frames, step, crop, _ = self._wanted
@@ -173,7 +187,8 @@ class Steps:
                 file.readinto(self._buffer)
 
     def _simplejpeg(self, place: int) -> None:
-        for number in range(self._wanted.frames):
+        first = int(self._rng.integers(len(self._some)))
+        for number in range(first, first + self._wanted.frames):
             simplejpeg.decode_jpeg(self._some[number % len(self._some)])
 
 

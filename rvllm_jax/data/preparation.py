@@ -95,6 +95,7 @@ def prepare(
     max_bad: float = 0.02,
     check: bool = False,
     allow_partial: bool = False,
+    own: bool = False,
     thumbnails: int = 24,
     run_tasks: RunTasks | None = None,
     progress: Progress | None = None,
@@ -110,6 +111,7 @@ def prepare(
         max_bad: the largest share of the videos, and of the rows, that may be unusable.
         check: look at everything and report, but store no frame.
         allow_partial: accept fewer rows or videos than a benchmark has published; recorded.
+        own: the annotations are nobody's benchmark, whatever their names look like.
         thumbnails: how many videos the report shows.
         workers, run_tasks: as those of `write_store`.
         progress: progress(title) returns the callback (done, total) of one part of the work.
@@ -125,6 +127,9 @@ def prepare(
     out = Path(out)
     progress = progress or (lambda title: lambda done, total: None)
     read = formats.read(annotations, format=format)
+    if own:
+        parts = tuple(dataclasses.replace(part, benchmark="") for part in read.parts)
+        read = dataclasses.replace(read, parts=parts)
     _check_split(read, split)
     found = video_files.find(videos, {c.video for c in read.conversations}, aliases=read.aliases)
     stored = dict(found.files) | _videos_of_other_splits(out, split, found, options)
@@ -206,7 +211,8 @@ def _check_split(read: Annotations, split: str) -> None:
         if other:
             raise PreparationError(
                 f"{', '.join(part.paths)}: {found}, and --split={split} was given; published "
-                f"numbers differ in it. Give the split that the files hold, or the files of {split}"
+                f"numbers differ in it. Give the split that the files hold, the files of {split}, "
+                "or --own, where the annotations are your own"
             )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from rvllm_jax.bench import main
 from rvllm_jax.benchmarks import input
-from rvllm_jax.benchmarks.input_steps import LIMITS, PIPELINE
+from rvllm_jax.benchmarks.input_steps import LIMITS, PIPELINE, Clips, Steps
 from rvllm_jax.data.frames import FrameStore, FrameStoreError
 
 SMALL = "--frames=4 --step=2 --crop=32 --batch=2 --batches=2 --rounds=1 --workers=1".split()
@@ -48,3 +48,8 @@ def test_a_store_of_one_s_own_is_measured(tmp_path):
     assert len(FrameStore(jpeg).entries) == 4
     with pytest.raises(FrameStoreError, match="none of its 4 videos has the 199 stored frames"):
         input.run(parser.parse_args([*SMALL, "--frames=100", f"--store={jpeg}"]))
+    with pytest.raises(FrameStoreError, match="none of its frames holds a crop of 999"):
+        input.run(parser.parse_args([*SMALL, "--crop=999", f"--store={jpeg}"]))
+    # Every row of a batch is a clip, however many videos there are.
+    steps = Steps(FrameStore(jpeg), Clips(4, 2, 32, batch=3), batches=1, workers=0)
+    assert len(steps._dataset.rows) % 3 == 0

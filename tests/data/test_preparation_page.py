@@ -36,7 +36,8 @@ def page(tmp_path_factory):
     (folder / "b&amp;'.mp4").write_bytes(b"no video")
     rows = [{"q": f"Is it {EVIL}?", "a": EVIL, "video_id": name} for name in ("a", "b")]
     rows += [{"q": "x", "a": "y", "video_id": name} for name in ("b&amp;'", "<b>lost")]
-    rows += [{"q": "x", "a": " ", "video_id": EVIL}]
+    rows += [{"q": "x", "a": " ", "video_id": EVIL}, {"q": "x", "a": "z", "video_id": "<b>lost"}]
+    video.write(folder / "lone.mp4", np.zeros((4, 16, 16, 3), np.uint8), fps=5)
     rows += [{"q": "x", "a": "y", "video_id": f"lost{number:03d}"} for number in range(300)]
     (folder / "rows.json").write_text(json.dumps(rows))
     prepare(
@@ -66,6 +67,14 @@ def test_it_shows_the_verdict_and_every_list_with_its_count(page):
     assert "Not ready" in page.text and "exit code 3" in page.text
     assert "Annotations without video 301" in page.text and "Rows set aside 1" in page.text
     assert "None of these" in page.text and "Rows that got another id" in page.text
+    assert "Videos without annotation 1" in page.text and "lone.mp4" in page.text
+    assert "Duplicated questions 1" in page.text
+
+
+def test_it_draws_what_the_files_and_the_answers_are_like(page):
+    charts = ("Duration", "File size", "Frame rate (frames a second)", "Size as shown (pixels)")
+    for chart in (*charts, "Answer length (words)", "Type of question", "Most frequent answers"):
+        assert chart in page.text, chart
 
 
 def test_numbers_are_written_as_a_person_reads_them():

@@ -52,3 +52,20 @@ def test_questions_are_numbered_through_train_validation_and_test():
             first = last + 1
         assert numbered_split(benchmark, ["0", str(first - 1)]) == f"0 to {first - 1}"
         assert numbered_split(benchmark, [str(first)]) == f"{first} to {first}"
+
+
+def test_the_counts_are_those_that_are_published():
+    """As the papers and the READMEs of the datasets give them."""
+    assert PUBLISHED == {  # a Counts equals the tuple of its numbers
+        "activitynet_qa": {
+            "train": (32_000, 3_200), "validation": (18_000, 1_800), "test": (8_000, 800),
+        },
+        "msvd_qa": {"train": (30_933, None), "validation": (6_415, 245), "test": (13_157, None)},
+        "msrvtt_qa": {
+            "train": (158_581, None), "validation": (12_278, 497), "test": (72_821, None),
+        },
+        "tgif_frameqa": {"test": (13_691, 7_132)},
+        "video_text_generation/generic": {"test": (1_996, 499)},
+        "video_text_generation/temporal": {"test": (499, None)},
+        "video_text_generation/consistency": {"test": (499, None)},
+    }  # fmt: skip
