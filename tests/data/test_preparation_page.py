@@ -73,7 +73,7 @@ def test_it_shows_the_verdict_and_every_list_with_its_count(page):
 
 def test_it_draws_what_the_files_and_the_answers_are_like(page):
     charts = ("Duration", "File size", "Frame rate (frames a second)", "Size as shown (pixels)")
-    for chart in (*charts, "Answer length (words)", "Type of question", "Most frequent answers"):
+    for chart in (*charts, "Answer length (words)", "Most frequent answers"):
         assert chart in page.text, chart
 
 
