@@ -84,8 +84,7 @@ def write_store(
         short_side: pixels of the shorter side of a stored frame; None keeps the file's size.
         encoding: "raw" (exact, h * w * 3 bytes a frame) or "jpeg" (about a tenth of it).
         frames_per_record: frames read together; a window touches at most one record more.
-        shards: number of files; by default one a video up to 16, then one in 32 videos, so that a
-            preparation that was stopped repeats the work on at most so many a worker.
+        shards: number of files; by default one a video up to 16, then one in 32 videos.
         workers: processes that decode, watched by this one, to the same bytes for any number; 0
             decodes in this one, where a video that hangs or crashes it takes the preparation along.
         progress: called with (videos done, all videos) as they become more.

@@ -31,6 +31,7 @@ from rvllm_jax.data.video_survey import survey
 
 FRAMES, INFO = "frames", ".info.json"  # in a prepared folder, the second behind a split's name
 FOLLOWING = "frames.following"  # a store that will take the place of FRAMES when it is finished
+_UNFINISHED = "the frames are not all stored yet; start the same command again, it continues"
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 _MEANT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
 
@@ -126,11 +127,7 @@ def prepare(
     _check(split, max_bad, thumbnails)
     out = Path(out)
     progress = progress or (lambda title: lambda done, total: None)
-    read = formats.read(annotations, format=format)
-    if own:
-        parts = tuple(dataclasses.replace(part, benchmark="") for part in read.parts)
-        read = dataclasses.replace(read, parts=parts)
-    _check_split(read, split)
+    read = _read(annotations, format, own, split)
     found = video_files.find(videos, {c.video for c in read.conversations}, aliases=read.aliases)
     stored = dict(found.files) | _videos_of_other_splits(out, split, found, options)
     looked = survey(
@@ -143,8 +140,7 @@ def prepare(
     code, verdict = findings.verdict(looked.bad)
     if check or code != DONE:
         return _reported(out, findings, None, code, verdict)
-    unfinished = "the frames are not all stored yet; start the same command again, it continues"
-    _reported(out, findings, None, REFUSED, unfinished)  # what is known is not lost
+    _reported(out, findings, None, REFUSED, _UNFINISHED)  # what is known is not lost
     how = {"workers": workers, "run_tasks": run_tasks, "progress": progress("decode")}
     store = _store(out, split, stored, options, how)
     return _finish(out, findings, store, options.interval)
@@ -196,6 +192,16 @@ def _check(split: str, max_bad: float, thumbnails: int) -> None:
             f"--max_bad={max_bad} --thumbnails={thumbnails}: expected a share from 0 to 1, and a "
             "number of at least 0"
         )
+
+
+def _read(paths: Sequence[str | Path], format: str | None, own: bool, split: str) -> Annotations:
+    """The annotations, where they are of the split that they are said to be of."""
+    read = formats.read(paths, format=format)
+    if own:
+        parts = tuple(dataclasses.replace(part, benchmark="") for part in read.parts)
+        read = dataclasses.replace(read, parts=parts)
+    _check_split(read, split)
+    return read
 
 
 def _check_split(read: Annotations, split: str) -> None:

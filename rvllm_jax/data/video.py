@@ -25,6 +25,7 @@ from rvllm_jax.data.video_file import (
     reason,
 )
 from rvllm_jax.data.video_picture import Picture, Turn, shown_size, target_size
+from rvllm_jax.data.video_rate import EvenTimes, is_variable
 
 __all__ = [
     "VIDEO_SUFFIXES", "Decoding", "VideoError", "VideoInfo", "decode", "probe", "write",
@@ -67,6 +68,9 @@ def decode(
     path: str | os.PathLike, *, stride: int = 1, short_side: int | None = None
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Yields every `stride`-th frame in presentation order with its time.
+
+    Of a file of variable rate, with a stride above 1, these are the frames nearest to evenly spaced
+    times, `stride` / the average rate apart; such a time comes with each.
 
     Frames are `uint8[H, W, 3]` RGB as players show them: rotated and mirrored as phones store it,
     colours by the file's own matrix and range, pixels square (the width is stretched where the file
@@ -147,21 +151,31 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
         rate = float(stream.average_rate or 0)
         interval = 1 / rate if 0.01 <= rate <= 1000 else 1 / 25
         number, mended, seconds, lasts = 0, 0, 0.0, interval
+        even: EvenTimes | None = None
         for frame in _decoded(container, stream, self._damage):
             if number == 0:
                 seconds = frame.time or 0.0
                 picture = self._started(frame, stream, rate, length)
+                expected = length.frames or round(length.seconds * rate)
+                uneven = is_variable(float(stream.base_rate or 0), rate)
+                if expected and uneven and self._stride > 1:  # else all are there to choose from
+                    even = EvenTimes(seconds, self._stride / rate, 2 + 2 * expected // self._stride)
             elif frame.time is not None and frame.time > seconds:
                 seconds = frame.time
             else:  # broken files lack or repeat timestamps; order in time must survive all the same
                 seconds += interval
                 mended += 1
-            if number % self._stride == 0:
+            if even is not None:
+                for nearest, time in even.pick(frame, seconds):
+                    yield picture.rgb(nearest), time
+            elif number % self._stride == 0:
                 yield picture.rgb(frame), seconds
             number += 1
             if frame.duration and frame.time_base:
                 lasts = max(interval, float(frame.duration * frame.time_base))
             self._on_frame()
+        for nearest, time in even.rest() if even else ():
+            yield picture.rgb(nearest), time
         if container.format.name == "gif" and not self._damage and not ends_as_gif(self._path):
             self._damage.append("the end of the file is missing")
         if number == 0 and stream.width == 0:
