@@ -130,10 +130,8 @@ def prepare(
     read = _read(annotations, format, own, split)
     found = video_files.find(videos, {c.video for c in read.conversations}, aliases=read.aliases)
     stored = dict(found.files) | _videos_of_other_splits(out, split, found, options)
-    looked = survey(
-        found.files, thumbnails=thumbnails, short_side=options.short_side, workers=workers,
-        progress=progress("look"),
-    )  # fmt: skip
+    how = {"workers": workers, "progress": progress("look")}
+    looked = survey(found.files, thumbnails=thumbnails, short_side=options.short_side, **how)
     findings = Findings(split, options.of_store, max_bad, allow_partial, read, found, looked)
     _make(out)
     say(findings.plan(others=len(stored) - len(found.files), free=shutil.disk_usage(out).free))
@@ -141,7 +139,7 @@ def prepare(
     if check or code != DONE:
         return _reported(out, findings, None, code, verdict)
     _reported(out, findings, None, REFUSED, _UNFINISHED)  # what is known is not lost
-    how = {"workers": workers, "run_tasks": run_tasks, "progress": progress("decode")}
+    how |= {"run_tasks": run_tasks, "progress": progress("decode")}
     store = _store(out, split, stored, options, how)
     return _finish(out, findings, store, options.interval)
 
