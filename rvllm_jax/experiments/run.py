@@ -55,7 +55,7 @@ def find_tokenizer(recipe: Recipe, workdir: Path) -> tokenizers.Tokenizer | None
     of a start with other settings or other text.
     """
     folder = workdir / "tokenizer"
-    if not (is_bound(workdir) and (folder / "tokenizer.json").is_file()):
+    if not (is_bound(workdir) and tokenizers.holds_tokenizer(folder)):
         folder = recipe.tokenizer.folder
     if not folder:
         return None

@@ -1,5 +1,6 @@
 """The chat templates: the texts they spell, and the loss mask that follows from them."""
 
+import hashlib
 import json
 
 import pytest
@@ -83,3 +84,25 @@ def _split(ids, at):
         else:
             parts[-1].append(i)
     return parts
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"), [("vicuna_v1", "9ff1b5cf948f296b"), ("short", "48107fa9eff85865")]
+)
+def test_the_ids_that_earlier_runs_were_trained_on_stay(name, digest):
+    """Checkpoints exist that were trained on these prompts; recorded before the other templates."""
+    questions = ["What colour is it?", "Why {is} it %s?", "How  many?"]
+    answers = ["Red.", "Paint </s>. \U0001f642", "Three\n four"]
+    turns = [Turn(*turn) for turn in zip(questions, answers, strict=True)]
+    texts = ["USER: What colour is it? ASSISTANT:", " The circle is red, then </s><s> <0x41>."]
+    system = "A chat between a curious user and an artificial intelligence assistant."
+    tk, template = tokenizer.train([*texts, system] * 20, 500), chat.TEMPLATES[name]
+    ids = [
+        chat.prefix_ids(tk, template),
+        chat.segment_ids(tk, template, turns),
+        [chat.question_ids(tk, template, q) for q in questions],
+        [chat.question_ids(tk, template, q, first=False) for q in questions],
+        list(chat.texts(template, [])),
+    ]
+    assert tk.fingerprint == "6458bf5e4da16d94"
+    assert hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] == digest
