@@ -30,6 +30,12 @@ class FastModel:
         """A tokenizer.json does not say which of its tokens begin and end a text."""
         return {}
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The tokens that no text is merged to, with their ids."""
+        added = self._inner.get_added_tokens_decoder().items()
+        return {token.content: number for number, token in added}
+
     def encode(self, text: str, opens: bool) -> list[int]:
         """The ids of `text`; opens: it starts a sequence, where Llama's put a space."""
         inner = self._opening if opens else self._inner
@@ -42,6 +48,10 @@ class FastModel:
     def id_of(self, token: str) -> int | None:
         """The id of a token by its text, None where there is none."""
         return self._inner.token_to_id(token)
+
+    def piece(self, number: int) -> str:
+        """A token as the vocabulary writes it."""
+        return self._inner.id_to_token(number) or f"<{number}>"
 
     def files(self) -> dict[str, bytes]:
         """The files that hold it, by name."""

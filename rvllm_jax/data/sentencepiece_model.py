@@ -56,6 +56,12 @@ class SentencePieceModel:
         ids = {name: getattr(self._opening, f"{name}_id")() for name in ("bos", "eos", "pad")}
         return {n: self._opening.id_to_piece(i) if i >= 0 else None for n, i in ids.items()}
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The tokens that no text is merged to, with their ids."""
+        own = {token: self.id_of(token) for token in self.own_specials.values() if token}
+        return own | {token: entry.id for token, entry in self.added.items()}
+
     def encode(self, text: str, opens: bool) -> list[int]:
         """The ids of `text`; opens: it starts a sequence, and is normalised as SentencePiece does.
 
@@ -86,6 +92,12 @@ class SentencePieceModel:
             return self.added[token].id
         number = self._opening.piece_to_id(token)  # that of <unk> for what it does not know
         return number if self._opening.id_to_piece(number) == token else None
+
+    def piece(self, number: int) -> str:
+        """A token as the vocabulary writes it."""
+        if number in self._texts:
+            return self._texts[number]
+        return self._opening.id_to_piece(number) if number < self._pieces else f"<{number}>"
 
     def files(self) -> dict[str, bytes]:
         """The files that hold it, by name."""

@@ -33,7 +33,7 @@ from rvllm_jax.data.tokenizer_files import (
     replace,
 )
 
-PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+PAD, BOS, EOS = TRAINED_SPECIALS = "<pad>", "<s>", "</s>"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _SMALLEST = 3 + len(_BYTES)
 MIN_VOCAB = _SMALLEST + 1  # the least `vocab_size` of a tokenizer that is trained
@@ -102,9 +102,15 @@ class Tokenizer:
         skipped = {self.bos_id, self.eos_id, self.pad_id}
         return self.model.decode(int(i) for i in ids if int(i) not in skipped)
 
-    def token_id(self, token: str) -> int | None:
-        """The id of a token by its text, such as "<|im_end|>"; None where there is none."""
-        return self.model.id_of(token)
+    @functools.cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The ids of bos, eos, pad and the added tokens, such as "<|im_end|>", by their texts."""
+        named = {token: self._id(name) for name, token in self._specials.items()}
+        return {t: i for t, i in named.items() if i is not None} | self.model.special_ids
+
+    def piece(self, number: int) -> str:
+        """A token as the vocabulary writes it, such as "▁colour" or "<0x0A>"."""
+        return self.model.piece(number)
 
     @property
     def specials(self) -> dict[str, str | None]:

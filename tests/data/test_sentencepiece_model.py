@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from rvllm_jax.data import tokenizer
+from rvllm_jax.data import chat, tokenizer
+from rvllm_jax.data.conversations import Turn
 from rvllm_jax.data.tokenizer import TokenizerError
 
 LLAMA = Path(__file__).parents[3] / "shared" / "data" / "tokenizer" / "tokenizer.model"
@@ -127,7 +128,7 @@ def test_save_load_and_pickle_keep_everything(small, tmp_path):
     (tmp_path / "from" / "tokenizer_config.json").write_text(json.dumps(config))
     first = tokenizer.load(tmp_path / "from")
     assert (first.pad_id, first.eos_id, first.vocab_size) == (380, 2, 383)
-    assert first.token_id("<video>") == 382 and first.token_id("<nothing>") is None
+    assert first.special_ids == {"<s>": 1, "</s>": 2, "<pad>": 380, "<video>": 382}
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "tokenizer.json").write_text("{}")  # of another one
     first.save(tmp_path / "to")
@@ -137,6 +138,16 @@ def test_save_load_and_pickle_keep_everything(small, tmp_path):
         assert other.encode(text) == first.encode(text)
         assert (other.pad_id, other.chat_template) == (380, "{{ messages }}")
     assert first.fingerprint != tokenizer.load(small).fingerprint
+
+
+def test_llama_2_s_later_turns_are_sequences_as_meta_s_code_has_them(small):
+    loaded, reference = tokenizer.load(small), processor(small)
+    template = chat.find_template("llama-2-chat", loaded)
+    turns = [Turn("What is red?", "The circle"), Turn("Which  one?", "two </s> blue")]
+    ids, _ = chat.segment_ids(loaded, template, turns)
+    later = ids[len(chat.segment_ids(loaded, template, turns[:1])[0]) :]
+    whole = "[INST] Which  one? [/INST] two </s> blue "
+    assert later == [1, *reference.encode(whole), 2]
 
 
 def test_added_tokens_are_found_in_texts_unless_they_are_special(small, tmp_path):
