@@ -11,7 +11,7 @@ from absl import logging
 from tqdm import tqdm
 
 from rvllm_jax.config import Recipe, check_tokenizer
-from rvllm_jax.data import chat, progress
+from rvllm_jax.data import chat, progress, prompt_view
 from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.data.conversations import Conversation
 from rvllm_jax.data.pipeline import Dataset
@@ -253,6 +253,17 @@ def _samples(dataset: Dataset, asked: list[Asked], split: str) -> list[report.Sa
             )
         )
     return samples
+
+
+def show_prompt(recipe: Recipe, workdir: Path, rows: int) -> str:
+    """The first `rows` training rows of each kind of stage, as text; trains nothing."""
+    experiment = Experiment.open(recipe, workdir)
+    parts = []
+    for input in dict.fromkeys(stage.input for stage in recipe.stages):
+        dataset = experiment.dataset(experiment.source.splits["train"], input)
+        shown = prompt_view.show_rows(dataset, experiment.tokenizer, rows)
+        parts.append(f"stage.input={input!r}. {shown}")
+    return "\n\n".join(parts)
 
 
 def run(recipe: Recipe, workdir: Path) -> dict:
