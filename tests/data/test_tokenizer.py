@@ -136,14 +136,18 @@ def test_a_llama_folder_gives_the_whole_text_s_ids_when_encoded_in_parts(tmp_pat
         assert not {0, 1, 2} & set(ids)
 
 
+@pytest.mark.parametrize("count", [3000, pytest.param(50_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("metaspace", [False, True])
-def test_a_llama_folder_gives_the_library_s_ids_on_random_strings(tmp_path, metaspace):
+def test_a_llama_folder_gives_the_library_s_ids_on_random_strings(tmp_path, metaspace, count):
     reference = _llama_folder(tmp_path / "llama", metaspace=metaspace)
     reference.encode_special_tokens = True
     loaded, rng = tokenizer.load(tmp_path / "llama"), random.Random(0)
     characters = "ab US:\u2581\n\t\0\u6f22\U0001f642</s>"
-    for _ in range(3000):
+    for number in range(count):
         text = "".join(rng.choices(characters, k=rng.randrange(12)))
+        if number % 2:  # any character but the surrogates
+            text += "".join(chr(rng.randrange(0xE000, 0x110000)) + text for _ in range(3))
+            text += "".join(chr(rng.randrange(0xD800)) for _ in range(rng.randrange(100)))
         ids = loaded.encode(text, opens=True)
         assert ids == reference.encode(text, add_special_tokens=False).ids, repr(text)
         assert loaded.decode(loaded.encode(text)) == text.replace("\u2581", " ")
