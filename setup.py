@@ -25,6 +25,7 @@ setup(
         "tokenizers>=0.23.3",
         "safetensors>=0.8.0",
         "sentencepiece>=0.2.3",
+        "jinja2>=3.1.6",
         "ml-collections>=1.1.0",
         "absl-py>=2.5.1",
         "av>=18.1.0",

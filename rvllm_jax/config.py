@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rvllm_jax.data.chat import TEMPLATES
+from rvllm_jax.data.chat import TEMPLATE_NAMES
 from rvllm_jax.data.clips import LONG, SHORT, VIEWS
 from rvllm_jax.data.sources import EMBEDDED
 from rvllm_jax.data.tokenizer import MIN_VOCAB
@@ -120,7 +120,7 @@ def _choices(recipe: Recipe) -> list[str]:
         ("data.short", recipe.data.short, SHORT),
         ("data.long", recipe.data.long, LONG),
         ("evaluation.test_clips", recipe.evaluation.test_clips, tuple(VIEWS)),
-        ("data.template", recipe.data.template, tuple(TEMPLATES)),
+        ("data.template", recipe.data.template, TEMPLATE_NAMES),
         ("model.encoder", recipe.model.encoder, tuple(RESNETS)),
         ("model.norm", recipe.model.norm, ("batch", "group")),
         ("model.tokens", recipe.model.tokens, VISUAL_KINDS),

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from rvllm_jax.config import refuse_unknown, resolve
 from rvllm_jax.experiments import report
-from rvllm_jax.experiments.run import run
+from rvllm_jax.experiments.run import run, show_prompt
 from rvllm_jax.training.checkpoint import claim
 from rvllm_jax.training.interrupt import end_on_sigterm
 
@@ -21,6 +21,13 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; runs/NAME by default.")
+SHOW_PROMPT = flags.DEFINE_integer(
+    "show_prompt",
+    0,
+    "Prints the first N training rows of each kind of stage as the model sees them, with the "
+    "tokens that are not learned marked, and exits.",
+    lower_bound=0,
+)
 
 # Keys that may change when a working directory is continued: they change nothing that is trained,
 # and what other test questions make of it is asked anew.
@@ -57,6 +64,9 @@ def main(argv: list[str]) -> None:
     recipe = resolve(CONFIG.value)
     workdir = Path(WORKDIR.value or f"runs/{recipe.name}")
     claim(workdir, CONFIG.value.to_dict(), ignore=MAY_CHANGE)
+    if SHOW_PROMPT.value:
+        print(show_prompt(recipe, workdir, SHOW_PROMPT.value))
+        return
     results = run(recipe, workdir)
     print(report.format_table(results))
     print(f"report: {workdir / 'report'}")

@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl.testing import flagsaver
 
 from rvllm_jax import main
 from rvllm_jax.config import ConfigError
+from rvllm_jax.data import video
 from rvllm_jax.training.checkpoint import WorkdirError, claim
 from rvllm_jax.training.interrupt import INTERRUPTED
 
@@ -82,3 +84,26 @@ def test_a_run_ended_before_training_has_its_code_and_leaves_no_process(tmp_path
             os.killpg(run.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+def test_show_prompt_prints_what_is_trained_on_and_trains_nothing(tmp_path):
+    video.write(tmp_path / "a.mp4", np.full((12, 72, 72, 3), 128, np.uint8), fps=4)
+    said = [
+        ("human", "<video>\nIs it grey?"),
+        ("gpt", "Yes, all."),
+        ("human", "Sure?"),
+        ("gpt", "Oh"),
+    ]
+    turns = [{"from": who, "value": what} for who, what in said]
+    (tmp_path / "c.json").write_text(json.dumps([dict(id="c", video="a.mp4", conversations=turns)]))
+    command = [sys.executable, "-m", "rvllm_jax.main", f"--config={JOINT}", "--show_prompt=3"]
+    command += [f"--workdir={tmp_path}/run", f"--config.data.videos={tmp_path}"]
+    command += [f"--config.data.conversations={tmp_path}/c.json", f"--config.data.store={tmp_path}"]
+    command += ["--config.tokenizer.vocab_size=300", "--config.data.max_bad=0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.replace("|", "")
+    for text in (". Is it grey?", "=  Yes, all.</s>", ". Sure?", "=  Oh</s>", "visual tokens>"):
+        assert text in shown
+    assert "stage.input='video'" in shown and "stage.input='caption_in_slot'" in shown
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -215,7 +215,12 @@ class Dataset:
             for number in own:
                 turns = self.conversations[number].turns
                 parts = [(turn,) for turn in turns] if independent_turns else [turns]
-                segments += [chat.segment_ids(tokenizer, template, part) for part in parts]
+                try:
+                    segments += [chat.segment_ids(tokenizer, template, part) for part in parts]
+                except chat.ChatError as error:
+                    raise PipelineError(
+                        f"conversation {self.conversations[number].id!r}: {error}"
+                    ) from error
                 owners += [number] * len(parts)
                 ids = [chat.question_ids(tokenizer, template, turn.question) for turn in turns]
                 asked += [(each, [0] * len(each)) for each in ids]

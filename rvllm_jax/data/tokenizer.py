@@ -1,61 +1,90 @@
-"""Text to token ids and back, without loss: a folder of the user's, or one trained on the text.
+"""Text to token ids and back: a folder of the user's, or one trained on the text.
 
 The trained tokenizer is a byte-fallback BPE: characters that the training text lacks fall apart
-into their UTF-8 bytes, and nothing replaces spaces, so that any text round-trips. A folder of
-Hugging Face's (tokenizer.json) is read too; there `decode(encode(text))` keeps what that
-tokenizer keeps.
+into their UTF-8 bytes, and nothing replaces spaces, so that any text round-trips. Folders of
+Hugging Face's are read too, with a tokenizer.json or a SentencePiece tokenizer.model; there
+`decode(encode(text))` keeps what that tokenizer keeps.
 """
 
 import collections
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
+from absl import logging
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+from rvllm_jax.data import fast_tokenizer, sentencepiece_model
+from rvllm_jax.data.fast_tokenizer import FastModel
+from rvllm_jax.data.sentencepiece_model import SentencePieceModel
+from rvllm_jax.data.tokenizer_files import (
+    ADDED,
+    CONFIG,
+    FAST,
+    MAP,
+    SENTENCEPIECE,
+    TEMPLATE,
+    Beside,
+    TokenizerError,
+    read_beside,
+    replace,
+)
+
+PAD, BOS, EOS = TRAINED_SPECIALS = "<pad>", "<s>", "</s>"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _SMALLEST = 3 + len(_BYTES)
 MIN_VOCAB = _SMALLEST + 1  # the least `vocab_size` of a tokenizer that is trained
 # Words and runs of symbols keep the space before them; a digit stands alone. As letters and symbols
 # never share a piece, no merge can spell "</s>" or "<0x41>" and so take a special token's id.
 _PIECES = r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
-_FILE, _CONFIG, _MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-
-
-class TokenizerError(ValueError):
-    """A folder that holds no usable tokenizer, or a size that none can have; says what to do."""
+_PROBES = (
+    "a b",
+    "  a   b  ",
+    "\n\n a\t\tb",
+    "    ",
+    "a" * 9 + " " * 9 + "1234",
+    "\u6f22\U0001f642",
+)
 
 
 class Tokenizer:
     """Encodes text to ids and decodes ids to text. Picklable.
 
     bos_id may be None, where a tokenizer knows no start of text. pad_id falls back to eos_id.
+    chat_template: the folder's own, in Jinja, or None (data/jinja_template.py reads it).
     """
 
-    def __init__(self, serialized: str, specials: dict[str, str | None]):
-        """From the text of a tokenizer.json and the names of "bos", "eos" and "pad"."""
-        self._serialized, self._specials = serialized, dict(specials)
-        plain, self._opens_with_space = _without_dummy_prefix(json.loads(serialized))
-        self._inner = tokenizers.Tokenizer.from_str(json.dumps(plain))
-        self._inner.no_padding()
-        self._inner.no_truncation()
-        self._inner.encode_special_tokens = True  # "</s>" inside a text is text
+    def __init__(
+        self,
+        model: FastModel | SentencePieceModel,
+        specials: dict[str, str | None],
+        chat_template: str | None = None,
+    ):
+        """From a model and the names of "bos", "eos" and "pad"; those left out are the model's."""
+        own = model.own_specials
+        self._specials = {
+            name: specials.get(name) or own.get(name) for name in ("bos", "eos", "pad")
+        }
+        self.model, self.chat_template = model, chat_template
         # Questions and answers recur, between clips and between the stages of a run.
         self._remembered = functools.lru_cache(maxsize=1 << 16)(self._encode)
         self.bos_id, self.eos_id = self._id("bos"), self._id("eos")
         if self.eos_id is None:
             raise TokenizerError(
-                f"the tokenizer names no end-of-text token (eos is {specials.get('eos')!r}): "
-                f"set eos_token in {_CONFIG} to a token of its vocabulary"
+                f"the tokenizer names no end-of-text token (eos is {self._specials['eos']!r}): "
+                f"set eos_token in {CONFIG} to a token of its vocabulary"
+            )
+        if self.bos_id is None and self._specials["bos"]:
+            raise TokenizerError(
+                f"the start-of-text token {self._specials['bos']!r} is not in the vocabulary: set "
+                f"bos_token in {CONFIG} to a token of it, or to null where there is none"
             )
         pad = self._id("pad")
         self.pad_id = self.eos_id if pad is None else pad
-        self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
+        self.vocab_size = model.vocab_size
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
         """The ids of `text`, without special tokens, whatever the text says.
@@ -63,9 +92,7 @@ class Tokenizer:
         opens: the text stands at the start of a sequence. Llama's tokenizers put a space there,
         and only there, so that parts tokenized apart join to what the whole would give.
         """
-        if opens and self._opens_with_space and text:
-            text = " " + text
-        return list(self._remembered(text))
+        return list(self._remembered(text, opens))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bos, eos and pad are skipped, as are ids outside the vocabulary.
@@ -73,17 +100,31 @@ class Tokenizer:
         Bytes that are not valid UTF-8 (a model may write such) become U+FFFD.
         """
         skipped = {self.bos_id, self.eos_id, self.pad_id}
-        kept = [int(i) for i in ids if int(i) not in skipped]
-        return self._inner.decode(kept, skip_special_tokens=False)
+        return self.model.decode(int(i) for i in ids if int(i) not in skipped)
+
+    @functools.cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The ids of bos, eos, pad and the added tokens, such as "<|im_end|>", by their texts."""
+        named = {token: self._id(name) for name, token in self._specials.items()}
+        return {t: i for t, i in named.items() if i is not None} | self.model.special_ids
+
+    def piece(self, number: int) -> str:
+        """A token as the vocabulary writes it, such as "▁colour" or "<0x0A>"."""
+        return self.model.piece(number)
+
+    @property
+    def specials(self) -> dict[str, str | None]:
+        """The texts of "bos", "eos" and "pad"."""
+        return dict(self._specials)
 
     @property
     def fingerprint(self) -> str:
         """Names the vocabulary, the rules and the special tokens: equal if and only if they are."""
-        text = self._serialized + json.dumps(self._specials, sort_keys=True)
+        text = self.model.identity + json.dumps(self._specials, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, folder: Path | str) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, which `load` and transformers read.
+        """Writes the model's file and tokenizer_config.json, which `load` and transformers read.
 
         A file that says the same already is left alone, another one replaced whole: checkpoints
         depend on these ids, so that a process killed here must not leave half of them.
@@ -91,20 +132,26 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {f"{name}_token": token for name, token in self._specials.items() if token}
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config |= self.model.config()
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-        _replace(folder / _CONFIG, text + "\n")
-        _replace(folder / _FILE, self._serialized)  # last: where it stands the tokenizer is whole
+        files = self.model.files()
+        for other in {FAST, SENTENCEPIECE, MAP, ADDED, TEMPLATE} - files.keys():
+            (folder / other).unlink(missing_ok=True)  # of another tokenizer
+        replace(folder / CONFIG, (text + "\n").encode())
+        for name, data in files.items():  # last: where it stands the tokenizer is whole
+            replace(folder / name, data)
 
     def __reduce__(self):
-        return Tokenizer, (self._serialized, self._specials)
+        return Tokenizer, (self.model, self._specials, self.chat_template)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._inner.encode(text, add_special_tokens=False).ids)
+    def _encode(self, text: str, opens: bool) -> tuple[int, ...]:
+        return tuple(self.model.encode(text, opens))
 
     def _id(self, name: str) -> int | None:
-        token = self._specials.get(name)
-        return None if token is None else self._inner.token_to_id(token)
+        token = self._specials[name]
+        return None if token is None else self.model.id_of(token)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -138,37 +185,56 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     merges = [tuple(pair) for pair in model["merges"]]
     inner = _empty(models.BPE(vocab=model["vocab"], merges=merges, byte_fallback=True))
     inner.add_special_tokens([PAD, BOS, EOS])
-    return Tokenizer(inner.to_str(), {"bos": BOS, "eos": EOS, "pad": PAD})
+    return Tokenizer(FastModel(inner.to_str()), {"bos": BOS, "eos": EOS, "pad": PAD})
 
 
 def load(folder: Path | str) -> Tokenizer:
-    """Reads a folder with a tokenizer.json: one that `save` wrote, or a Hugging Face model's.
+    """Reads a folder with a tokenizer.json or a SentencePiece tokenizer.model, ours or a model's.
 
-    Raises TokenizerError: no such folder, no tokenizer.json in it, unreadable JSON, no eos.
+    Raises TokenizerError: no such folder, neither file in it, unreadable files, no eos.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise TokenizerError(
-            f"{folder}: no such folder; expected one with a {_FILE} (set config.tokenizer.folder "
-            "to a tokenizer's folder, or leave it empty to train one on the text)"
+            f"{folder}: no such folder; expected one with a {FAST} or a {SENTENCEPIECE} (set "
+            "config.tokenizer.folder to a tokenizer's folder, or leave it empty to train one on "
+            "the text)"
         )
-    if not (folder / _FILE).is_file():
-        found = "only tokenizer.model" if (folder / "tokenizer.model").is_file() else "none"
+    if not holds_tokenizer(folder):
         raise TokenizerError(
-            f"{folder}: expected a {_FILE}, found {found}. A SentencePiece tokenizer.model alone "
-            f"is not read: save the model's fast tokenizer there, which writes the {_FILE}"
+            f"{folder}: expected a {FAST} or a {SENTENCEPIECE}, found neither; copy the one of the "
+            "decoder's model there"
         )
-    named = {**_json(folder / _MAP), **_json(folder / _CONFIG)}
-    specials = {name: _content(named.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
+    beside = read_beside(folder)
+    if (folder / FAST).is_file():
+        model = fast_tokenizer.read(folder / FAST)
+        _warn_of_disagreement(model, folder, beside)
+    else:
+        model = sentencepiece_model.read(folder / SENTENCEPIECE, beside.added)
     try:
-        return Tokenizer((folder / _FILE).read_text(encoding="utf-8"), specials)
+        return Tokenizer(model, beside.specials, beside.chat_template)
     except TokenizerError as error:
         raise TokenizerError(f"{folder}: {error}") from error
-    except Exception as error:  # the library raises bare Exceptions
-        raise TokenizerError(
-            f"{folder / _FILE}: not a tokenizer that the tokenizers library "
-            f"{tokenizers.__version__} reads ({error}); write it again"
-        ) from error
+
+
+def holds_tokenizer(folder: Path | str) -> bool:
+    """True where `load` finds a file to read."""
+    return any((Path(folder) / name).is_file() for name in (FAST, SENTENCEPIECE))
+
+
+def _warn_of_disagreement(model: FastModel, folder: Path, beside: Beside) -> None:
+    """A conversion of SentencePiece's model to tokenizer.json may have lost ids."""
+    try:
+        own = sentencepiece_model.read(folder / SENTENCEPIECE, beside.added)
+    except (OSError, TokenizerError):  # none, or Llama 3's, which is of another kind
+        return
+    different = [text for text in _PROBES if model.encode(text, False) != own.encode(text, False)]
+    if different:
+        logging.warning(
+            "%s: %s is used, but %s gives other ids, as of %r. If the decoder was trained with "
+            "SentencePiece (Llama 1 and 2, Vicuna), remove the %s",
+            folder, FAST, SENTENCEPIECE, different[0], FAST,
+        )  # fmt: skip
 
 
 def _empty(model: models.BPE) -> tokenizers.Tokenizer:
@@ -176,62 +242,3 @@ def _empty(model: models.BPE) -> tokenizers.Tokenizer:
     inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior="isolated")
     inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return inner
-
-
-def _replace(path: Path, text: str) -> None:
-    data = text.encode()
-    if path.is_file() and path.read_bytes() == data:
-        return
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path}: not JSON ({error}); write it again") from error
-
-
-def _content(token: str | dict | None) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _without_dummy_prefix(rules: dict) -> tuple[dict, bool]:
-    """Takes the space before every text out of a Llama tokenizer's rules, encoder and decoder.
-
-    Returns the rules and whether there was one. Otherwise each part tokenized apart would gain a
-    space of its own, and decoding an answer would lose one.
-    """
-    prefixed = False
-    for stage, key in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
-        kept = []
-        for rule in _steps(rules.get(stage), key):
-            if rule["type"] == "Prepend":
-                prefixed = True
-                continue
-            if rule["type"] == "Metaspace" and rule.get("prepend_scheme", "always") != "never":
-                prefixed, rule = True, {**rule, "prepend_scheme": "never"}
-            kept.append(rule)
-        if prefixed:
-            rules = {**rules, stage: {"type": "Sequence", key: kept} if kept else None}
-    if prefixed:
-        kept = [
-            {**rule, "prepend_scheme": "never"} if rule["type"] == "Metaspace" else rule
-            for rule in _steps(rules.get("decoder"), "decoders")
-            if rule["type"] != "Strip"
-        ]
-        rules = {**rules, "decoder": {"type": "Sequence", "decoders": kept} if kept else None}
-    return rules, prefixed
-
-
-def _steps(rule: dict | None, key: str) -> list[dict]:
-    if rule is None:
-        return []
-    return rule[key] if rule["type"] == "Sequence" else [rule]

@@ -36,6 +36,7 @@ class Asker:
         stats: Arrays,
         tokenizer: Tokenizer,
         *,
+        end_id: int | None = None,
         batch: int,
         max_new: int,
         max_questions: int,
@@ -44,10 +45,11 @@ class Asker:
         self.params, self.stats, self.tokenizer = params, stats, tokenizer
         self.batch, self.max_questions, self.put = batch, max_questions, put
         self.max_new = max_new
+        self._end = end = tokenizer.eos_id if end_id is None else end_id  # `chat.end_id`
 
         def answer(params, stats, questions, blind):
             module = model.merge(params, stats)
-            return greedy(module, questions, max_new=max_new, eos_id=tokenizer.eos_id, blind=blind)
+            return greedy(module, questions, max_new=max_new, eos_id=end, blind=blind)
 
         self._answer = jax.jit(answer, static_argnums=3)
 
@@ -111,7 +113,7 @@ class Asker:
             )  # fmt: skip
 
     def _text(self, ids: np.ndarray) -> str:
-        ended = np.flatnonzero(ids == self.tokenizer.eos_id)
+        ended = np.flatnonzero(ids == self._end)
         return self.tokenizer.decode(ids[: ended[0]] if len(ended) else ids).strip()
 
 

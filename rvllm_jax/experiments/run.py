@@ -1,6 +1,7 @@
 """One experiment from a recipe: prepare, train, ask, report. The working directory holds it all."""
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from absl import logging
 from tqdm import tqdm
 
 from rvllm_jax.config import Recipe, check_tokenizer
-from rvllm_jax.data import chat, progress
+from rvllm_jax.data import chat, progress, prompt_view
 from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.data.conversations import Conversation
 from rvllm_jax.data.pipeline import Dataset
@@ -51,16 +52,17 @@ def build_model(recipe: Recipe) -> PureModel:
 def find_tokenizer(recipe: Recipe, workdir: Path) -> tokenizers.Tokenizer | None:
     """The tokenizer of the working directory, or the user's; None where one is to be trained.
 
+    Refused where the recipe's decoder or template does not go with it.
     What workdir/tokenizer holds counts once a checkpoint depends on it: before, it may be the rest
     of a start with other settings or other text.
     """
     folder = workdir / "tokenizer"
-    if not (is_bound(workdir) and (folder / "tokenizer.json").is_file()):
+    if not (is_bound(workdir) and tokenizers.holds_tokenizer(folder)):
         folder = recipe.tokenizer.folder
-    if not folder:
-        return None
-    tokenizer = tokenizers.load(folder)
-    check_tokenizer(recipe, tokenizer.vocab_size, str(folder))
+    tokenizer = tokenizers.load(folder) if folder else None
+    chat.find_template(recipe.data.template, tokenizer)
+    if tokenizer is not None:
+        check_tokenizer(recipe, tokenizer.vocab_size, str(folder))
     return tokenizer
 
 
@@ -68,7 +70,8 @@ def open_tokenizer(recipe: Recipe, source: Source, workdir: Path) -> tokenizers.
     """`find_tokenizer`, or one trained on the training text; kept in workdir/tokenizer."""
     tokenizer = find_tokenizer(recipe, workdir)
     if tokenizer is None:
-        texts = chat.texts(chat.TEMPLATES[recipe.data.template], source.splits["train"])
+        template = chat.find_template(recipe.data.template, None)
+        texts = chat.texts(template, source.splits["train"])
         tokenizer = tokenizers.train(texts, recipe.tokenizer.vocab_size)
         check_tokenizer(recipe, tokenizer.vocab_size, "config.tokenizer.folder=''")
     tokenizer.save(workdir / "tokenizer")
@@ -111,13 +114,17 @@ class Experiment:
         tokenizer = open_tokenizer(recipe, source, workdir)
         return cls(recipe, workdir, source, tokenizer, model, layout)
 
+    @functools.cached_property
+    def template(self) -> chat.Template:
+        return chat.find_template(self.recipe.data.template, self.tokenizer)
+
     def dataset(self, conversations: list[Conversation], input: str = "video") -> Dataset:
         data = self.recipe.data
         return Dataset(
             conversations,
             self.source.store,
             self.tokenizer,
-            chat.TEMPLATES[data.template],
+            self.template,
             self.recipe.layout,
             input=input,
             context=data.context,
@@ -164,6 +171,7 @@ class Experiment:
             params,
             stats,
             self.tokenizer,
+            end_id=chat.end_id(self.tokenizer, self.template),
             batch=evaluation.batch,
             max_new=evaluation.max_new,
             max_questions=self.recipe.data.questions,
@@ -245,6 +253,17 @@ def _samples(dataset: Dataset, asked: list[Asked], split: str) -> list[report.Sa
             )
         )
     return samples
+
+
+def show_prompt(recipe: Recipe, workdir: Path, rows: int) -> str:
+    """The first `rows` training rows of each kind of stage, as text; trains nothing."""
+    experiment = Experiment.open(recipe, workdir)
+    parts = []
+    for input in dict.fromkeys(stage.input for stage in recipe.stages):
+        dataset = experiment.dataset(experiment.source.splits["train"], input)
+        shown = prompt_view.show_rows(dataset, experiment.tokenizer, rows)
+        parts.append(f"stage.input={input!r}. {shown}")
+    return "\n\n".join(parts)
 
 
 def run(recipe: Recipe, workdir: Path) -> dict:

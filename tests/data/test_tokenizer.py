@@ -136,6 +136,23 @@ def test_a_llama_folder_gives_the_whole_text_s_ids_when_encoded_in_parts(tmp_pat
         assert not {0, 1, 2} & set(ids)
 
 
+@pytest.mark.parametrize("count", [3000, pytest.param(50_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("metaspace", [False, True])
+def test_a_llama_folder_gives_the_library_s_ids_on_random_strings(tmp_path, metaspace, count):
+    reference = _llama_folder(tmp_path / "llama", metaspace=metaspace)
+    reference.encode_special_tokens = True
+    loaded, rng = tokenizer.load(tmp_path / "llama"), random.Random(0)
+    characters = "ab US:\u2581\n\t\0\u6f22\U0001f642</s>"
+    for number in range(count):
+        text = "".join(rng.choices(characters, k=rng.randrange(12)))
+        if number % 2:  # any character but the surrogates
+            text += "".join(chr(rng.randrange(0xE000, 0x110000)) + text for _ in range(3))
+            text += "".join(chr(rng.randrange(0xD800)) for _ in range(rng.randrange(100)))
+        ids = loaded.encode(text, opens=True)
+        assert ids == reference.encode(text, add_special_tokens=False).ids, repr(text)
+        assert loaded.decode(loaded.encode(text)) == text.replace("\u2581", " ")
+
+
 def test_special_tokens_are_found_in_special_tokens_map(trained, tmp_path):
     trained.save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
@@ -149,13 +166,20 @@ def test_special_tokens_are_found_in_special_tokens_map(trained, tmp_path):
 def test_folders_that_hold_no_tokenizer_are_refused_by_name(tmp_path):
     with pytest.raises(TokenizerError, match="nowhere: no such folder"):
         tokenizer.load(tmp_path / "nowhere")
-    with pytest.raises(TokenizerError, match=r"expected a tokenizer\.json, found none"):
+    with pytest.raises(TokenizerError, match=r"json or a tokenizer\.model, found neither"):
         tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(TokenizerError, match=r"found only tokenizer\.model.*save the model's fast"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model: not a whole SentencePiece"):
         tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer"):
+        tokenizer.load(tmp_path)
+
+
+def test_a_start_of_text_token_outside_the_vocabulary_is_refused(trained, tmp_path):
+    trained.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<bos>", "eos_token": "</s>"}')
+    with pytest.raises(TokenizerError, match=r"'<bos>' is not in the vocabulary.*bos_token"):
         tokenizer.load(tmp_path)
 
 

@@ -228,3 +228,18 @@ def test_an_answer_ends_before_eos_and_loses_its_outer_spaces(asker, tk):
     assert asker._text(np.array([*said, tk.eos_id, *tk.encode("two")])) == "one 1"
     assert asker._text(np.array(said)) == "one 1"
     assert asker._text(np.array([tk.eos_id])) == ""
+
+
+def test_answers_end_where_the_template_says(make, asker, tk):
+    """By another token than eos, as <|eot_id|>: one that the model writes in some answers."""
+    dataset = make()
+    plain = [a.answer for a in asker.ask(dataset)]
+    end = tk.encode(" 1")[0]  # one of the training text's own
+    assert any(" 1" in answer for answer in plain)
+    how = dict(batch=2, max_new=5, max_questions=2)
+    model, params, stats = model_and_arrays(tk.vocab_size)
+    other = Asker(model, params, stats, tk, end_id=end, **how)
+    cut = [a.answer for a in other.ask(dataset)]
+    assert cut != plain
+    for before, after in zip(plain, cut, strict=True):
+        assert tk.decode([end]) not in after and before.startswith(after)
