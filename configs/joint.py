@@ -71,11 +71,11 @@ def _tiny() -> ConfigDict:
         context=144,  # L, tokens a row
         questions=15,  # most question-answer segments packed behind one video
         independent_turns=True,  # False: the turns of a dialogue see one another
-        template="short",  # or "vicuna_v1"
+        template="short",  # or vicuna_v1, llava_v1, plain, llama-2-chat, llama-3, chatml, folder
         workers=0,  # processes that load data; 0: threads of the main one
     )
     config.tokenizer = dict(
-        folder="",  # tokenizer.json's folder; none: trained on the training text
+        folder="",  # of tokenizer.json or tokenizer.model; none: trained on the training text
         vocab_size=512,  # tokens, of a trained one
     )
     config.model = dict(
