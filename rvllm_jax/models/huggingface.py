@@ -1,6 +1,8 @@
 """The sizes in a Hugging Face config.json as our configurations, and back."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rvllm_jax.models.llama_config import LinearScaling, LlamaConfig, RopeScaling
@@ -19,6 +21,22 @@ LLAVA_DEFAULTS = {
 
 class HuggingFaceConfigError(ValueError):
     """A config.json that lacks a key, or asks for what the decoder cannot compute."""
+
+
+def read_llama_config(folder: str | Path) -> LlamaConfig:
+    """`llama_config` of a folder's config.json, or of the model.json of a folder of ours."""
+    path = Path(folder) / "config.json"
+    if (ours := path.with_name("model.json")).is_file():
+        path = ours
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HuggingFaceConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    if path == ours:
+        values = values.get("decoder")
+    if not isinstance(values, dict):
+        raise HuggingFaceConfigError(f"{path}: holds no decoder")
+    return llama_config(values, str(path))
 
 
 def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:

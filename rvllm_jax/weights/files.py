@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,17 @@ class Entry:
         for tensor in self.tensors[1:]:
             dtype = np.promote_types(dtype, tensor.dtype)
         return dtype
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """The array of ours, a layer at a time where it is stacked."""
+        for tensor in self.tensors:
+            x = tensor.read().astype(self.dtype, copy=False)
+            yield x if self.axes is None else x.transpose(self.axes)
+
+    def read(self) -> np.ndarray:
+        """The array of ours as a whole."""
+        parts = list(self.parts())
+        return np.stack(parts) if self.stacked else parts[0]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,9 @@ def save_flat(
     folder = _new_folder(folder)
     specs = {path: (np.dtype(x.dtype), tuple(x.shape)) for path, x in arrays.items()}
 
-    def read(path: str) -> Iterator[np.ndarray]:
+    def read(path: str) -> Iterable[np.ndarray]:
         array = arrays[path]
-        if not isinstance(array, Entry):
-            yield np.asarray(array)
-            return
-        for tensor in array.tensors:
-            x = tensor.read().astype(array.dtype, copy=False)
-            yield x if array.axes is None else x.transpose(array.axes)
+        return array.parts() if isinstance(array, Entry) else [np.asarray(array)]
 
     write(folder / FLAT, specs, read)
     _write_json(folder / OURS, config)
