@@ -82,7 +82,7 @@ LIES = {
     "surplus bytes": (lambda h: h.pop("a"), "starts at byte|header tells of"),
     "huge": (
         lambda h: h["a"].update(shape=[2**40, 3], data_offsets=[0, 3 * 2**42]),
-        "header tells",
+        "starts at",
     ),
 }
 
