@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.files import Entry, Weights
+from rvllm_jax.weights.rules import MATRIX
 from rvllm_jax.weights.tensor_file import FileTensor
 
 CLIP_FEATURES = {768: "CLIP ViT-B", 1024: "CLIP ViT-L", 1152: "SigLIP SO400M"}
@@ -85,30 +86,34 @@ def load(
     arrays, last = {}, None
     for path, entry in entries.items():
         dtype, place = np.dtype(targets[path].dtype), shardings[path]
+        here = entry.axes == MATRIX and _on_cpu(place)
+        left = None if here else entry.axes  # what is still to be turned on the devices
         if not entry.stacked:
-            x = _send(entry.tensors[0], entry.axes, dtype, place)
+            x = _send(entry.tensors[0], entry.axes, dtype, place, here)
             jax.block_until_ready(last)
-            arrays[path] = last = _turn(entry.axes, dtype, place)(x)
+            arrays[path] = last = _turn(left, dtype, place)(x)
             continue
         last = jnp.zeros(entry.shape, dtype, device=place)
         for layer, tensor in enumerate(entry.tensors):
-            x = _send(tensor, entry.axes, dtype, _of_one_layer(place))
+            x = _send(tensor, entry.axes, dtype, _of_one_layer(place), here)
             # The read of a tensor overlaps with the placing of the one before, and no more.
             jax.block_until_ready(last)
-            last = _write(entry.axes, place)(last, x, layer)
+            last = _write(left, place)(last, x, layer)
         arrays[path] = last
     return jax.block_until_ready(arrays)
 
 
-def _send(tensor: FileTensor, axes, dtype: np.dtype, place) -> jax.Array:
+def _send(tensor: FileTensor, axes, dtype: np.dtype, place, here: bool) -> jax.Array:
     """A tensor on the devices as it is in the file, split as it will be when its axes are turned.
 
     Each device is given its part alone. 64 bits are rounded here: devices may not hold them.
     """
     array = tensor.read()
+    if here:
+        array = _turned_here(array, axes)
     if array.dtype.itemsize > dtype.itemsize and array.dtype == np.float64:
         array = array.astype(dtype)
-    if _is_named(place) and axes is not None:
+    if _is_named(place) and axes is not None and not here:
         spec = [*place.spec, *[None] * array.ndim][: array.ndim]
         place = NamedSharding(place.mesh, P(*(spec[axes.index(axis)] for axis in range(len(axes)))))
     return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
@@ -133,9 +138,25 @@ def _write(axes, place):
     """(stack, their tensor, layer) -> the stack with it, in the same memory."""
 
     def write(stack, x, layer):
-        return stack.at[layer].set(_turned(x, axes).astype(stack.dtype))
+        x = _turned(x, axes).astype(stack.dtype)
+        return jax.lax.dynamic_update_index_in_dim(stack, x, layer, 0)
 
     return jax.jit(write, out_shardings=place, donate_argnums=0)
+
+
+def _on_cpu(place) -> bool:
+    return next(iter(place.device_set)).platform == "cpu"
+
+
+def _turned_here(array: np.ndarray, axes) -> np.ndarray:
+    """The array with its axes turned, in host memory: on CPU some 4 times as fast as XLA does it.
+
+    16 rows at a time stay in the cache.
+    """
+    turned = np.empty(tuple(array.shape[axis] for axis in axes), array.dtype)
+    for row in range(0, len(array), 16):
+        turned[:, row : row + 16] = array[row : row + 16].T
+    return turned
 
 
 def _turned(x, axes):
