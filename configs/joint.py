@@ -84,10 +84,13 @@ def _tiny() -> ConfigDict:
         tokens="grid",  # or "global" (the paper), "spatiotemporal"
         grid=2,  # places a side
         projector="linear",  # or "mlp2x_gelu"
-        decoder="tiny",  # or vicuna-7b, vicuna-13b, llama-3.2-1b, tinyllama-1.1b, smollm2-135m
+        decoder="tiny",  # or vicuna-7b, vicuna-13b, llama-3.2-1b, tinyllama-1.1b, smollm2-135m;
+        # or a folder whose config.json has the sizes
         dtype="float32",  # of computation, and of frozen parameters
         remat="none",  # recompute in the backward pass: "none", "dots", "full"
         loss_chunk=0,  # places of every row whose logits exist at once; 0: all
+        weights="",  # folders to start from, separated by commas; none: random (convert.py)
+        random="",  # regex of the parameters that those folders lack and that may be random
     )
     config.stages = dict(
         language=_stage(  # stands in for Vicuna's pretraining

@@ -85,8 +85,9 @@ def _stages(config: ConfigDict) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def resolve(config: ConfigDict) -> Recipe:
-    """A ConfigDict -> the checked `Recipe`; ConfigError names the keys that do not fit."""
+def resolve(config: ConfigDict | dict[str, Any]) -> Recipe:
+    """A configuration -> the checked `Recipe`; ConfigError names the keys that do not fit."""
+    config = ConfigDict(config)  # a dictionary is what config.json holds
     _check_keys(dict(config), TOP_KEYS, TOP_KEYS, "config")
     for name, keys in (("mesh", {"data", "fsdp", "tensor"}), ("checkpoint", {"every", "keep"})):
         _check_keys(dict(config[name]), keys, keys, f"config.{name}")
@@ -125,7 +126,7 @@ def _choices(recipe: Recipe) -> list[str]:
         ("model.norm", recipe.model.norm, ("batch", "group")),
         ("model.tokens", recipe.model.tokens, VISUAL_KINDS),
         ("model.projector", recipe.model.projector, tuple(PROJECTOR_KINDS)),
-        ("model.decoder", recipe.model.decoder, tuple(DECODERS)),
+        ("model.decoder", recipe.model.decoder, (*DECODERS, *recipe.decoder_folder)),
         ("model.dtype", recipe.model.dtype, ("float32", "bfloat16", "float64")),
         ("model.remat", recipe.model.remat, ("none", "dots", "full")),
     ]

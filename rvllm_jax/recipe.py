@@ -1,7 +1,9 @@
 """A checked configuration as plain values: what `config.resolve` makes of a ConfigDict."""
 
 import dataclasses
+from pathlib import Path
 
+from rvllm_jax.models.huggingface import read_llama_config
 from rvllm_jax.models.llama import DECODERS, LlamaConfig
 from rvllm_jax.models.resnet import RESNETS, ResNetConfig
 from rvllm_jax.training.stages import Stage
@@ -61,6 +63,8 @@ class Model:
     dtype: str
     remat: str
     loss_chunk: int
+    weights: str = ""
+    random: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +109,16 @@ class Recipe:
         return dataclasses.replace(RESNETS[self.model.encoder], norm=self.model.norm)
 
     @property
+    def decoder_folder(self) -> tuple[str, ...]:
+        """The folder that the decoder's sizes are read from; () where it has a name."""
+        name = self.model.decoder
+        return (name,) if name not in DECODERS and Path(name).is_dir() else ()
+
+    @property
     def llama(self) -> LlamaConfig:
         """The decoder; the tiny one takes the vocabulary of the tokenizer trained for it."""
+        if self.decoder_folder:
+            return read_llama_config(self.model.decoder)
         decoder = DECODERS[self.model.decoder]
         if self.model.decoder == "tiny" and not self.tokenizer.folder:
             return dataclasses.replace(decoder, vocab_size=self.tokenizer.vocab_size)

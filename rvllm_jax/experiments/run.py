@@ -27,6 +27,7 @@ from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.training.identity import differences, fingerprint
 from rvllm_jax.training.loop import Result, Trainer, open_layout
 from rvllm_jax.training.parallel import JitParallel, PmapParallel
+from rvllm_jax.training.starting import open_start
 
 SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
 
@@ -99,6 +100,8 @@ class Experiment:
         data, model = recipe.data, build_model(recipe)
         layout = open_layout(recipe, model)
         find_tokenizer(recipe, workdir)
+        if not is_bound(workdir):  # afterwards the folders may go
+            open_start(recipe.model.weights, recipe.model.random, model)
         source = open_source(
             data.videos,
             {"train": data.conversations, "validation": data.validation, "test": data.test},
@@ -161,6 +164,9 @@ class Experiment:
             {input: self.dataset(held, input) for input in inputs},
             probe,
             tokenizer=self.tokenizer.fingerprint,
+            start=functools.partial(
+                open_start, self.recipe.model.weights, self.recipe.model.random, self.model
+            ),
         ).run()
 
     def asker(self, params: Arrays, stats: Arrays) -> Asker:

@@ -5,97 +5,21 @@ Pre-norm blocks of grouped-query attention with rotary positions and of a SwiGLU
 parameters `[layers, ...]` run by a scan, so that the program does not grow with the depth.
 """
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from rvllm_jax.models import kv_cache
 from rvllm_jax.models.attention import Where, attend, make_mask
 from rvllm_jax.models.kv_cache import KVCache
+from rvllm_jax.models.llama_config import DECODERS, LlamaConfig, RopeScaling, rope_frequencies
 
+__all__ = ["DECODERS", "Llama", "LlamaConfig", "RopeScaling"]
 REMAT_POLICIES = ("none", "full", "dots")
 # Up to this depth the scan is unrolled: a training step of 4 layers on CPU then takes a fifth less.
 UNROLLED_LAYERS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretching of the low rotary frequencies (arXiv:2407.21783, section 3.2)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Sizes of a decoder. Raises ValueError when heads or head_dim do not go together."""
-
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    context: int
-    rope_theta: float = 1e4
-    rope_scaling: RopeScaling | None = None
-    norm_eps: float = 1e-5
-    tied: bool = False
-
-    def __post_init__(self):
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; each key/value"
-                " head serves an equal number of query heads"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd; rotary positions need pairs")
-
-    @property
-    def init_std(self) -> float:
-        """Standard deviation of a fresh kernel: Llama's 0.02 at its width of 4,096 is about
-        1 / sqrt(width); at the width of `tiny`, 0.02 itself learns several times more slowly."""
-        return self.width**-0.5
-
-    @property
-    def embedding_std(self) -> float:
-        """As `init_std` where logits are taken with the embedding too; else large enough that the
-        first layers' outputs do not drown it, so that `tiny` learns to copy much sooner."""
-        return self.init_std if self.tied else 0.5
-
-
-# From the published config.json files, except `tiny`, which is ours; its vocabulary is that of
-# the tokenizer in use, so replace it. In order: vocabulary, width, layers, heads, key/value heads,
-# head_dim, MLP width, context.
-DECODERS = {
-    "tiny": LlamaConfig(512, 128, 4, 4, 2, 32, 256, 512),
-    "vicuna-7b": LlamaConfig(32000, 4096, 32, 32, 32, 128, 11008, 4096),
-    "vicuna-13b": LlamaConfig(32000, 5120, 40, 40, 40, 128, 13824, 4096),
-    "llama-3.2-1b": LlamaConfig(
-        128256, 2048, 16, 32, 8, 64, 8192, 131072,
-        rope_theta=5e5, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), tied=True,
-    ),
-    "tinyllama-1.1b": LlamaConfig(32000, 2048, 22, 32, 4, 64, 5632, 2048),
-    "smollm2-135m": LlamaConfig(49152, 576, 30, 9, 3, 64, 1536, 8192, rope_theta=1e5, tied=True),
-}  # fmt: skip
-
-
-def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-    """Radians a position, `float32[head_dim / 2]`, after Llama-3 scaling where it is set."""
-    freq = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
-    if (scaling := config.rope_scaling) is not None:
-        turns = scaling.original_context * freq / (2 * np.pi)  # within the original context
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        freq = keep * freq + (1 - keep) * freq / scaling.factor
-    return freq.astype(np.float32)
 
 
 def rope_angles(config: LlamaConfig, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -126,12 +50,14 @@ class RMSNorm(nnx.Module):
         return (wide * self.scale[...]).astype(x.dtype)
 
 
-def dense(features: int, out: int, std: float, *, rngs, dtype, param_dtype) -> nnx.Linear:
-    """A matrix without bias, kernel `[features, out]`, drawn from a normal distribution."""
+def dense(
+    features: int, out: int, std: float, bias: bool = False, *, rngs, dtype, param_dtype
+) -> nnx.Linear:
+    """A matrix, kernel `[features, out]`, drawn from a normal distribution; a bias starts at 0."""
     return nnx.Linear(
         features,
         out,
-        use_bias=False,
+        use_bias=bias,
         rngs=rngs,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -145,11 +71,11 @@ class Attention(nnx.Module):
     def __init__(self, config: LlamaConfig, **kinds):
         self.head_dim = config.head_dim
         query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        std = config.init_std
-        self.q = dense(config.width, query, std, **kinds)
-        self.k = dense(config.width, key_value, std, **kinds)
-        self.v = dense(config.width, key_value, std, **kinds)
-        self.o = dense(query, config.width, std / math.sqrt(2 * config.layers), **kinds)
+        std, bias = config.init_std, config.attention_bias
+        self.q = dense(config.width, query, std, bias, **kinds)
+        self.k = dense(config.width, key_value, std, bias, **kinds)
+        self.v = dense(config.width, key_value, std, bias, **kinds)
+        self.o = dense(query, config.width, std / math.sqrt(2 * config.layers), bias, **kinds)
 
     def __call__(self, x_BLD, rope, mask_BLS, past):
         """-> output `[B, L, D]` and the new (k, v), each `[B, L, K, H]`; `past` is one layer's
@@ -172,11 +98,11 @@ class MLP(nnx.Module):
     """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: LlamaConfig, **kinds):
-        std = config.init_std
-        self.gate = dense(config.width, config.mlp_width, std, **kinds)
-        self.up = dense(config.width, config.mlp_width, std, **kinds)
+        std, bias = config.init_std, config.mlp_bias
+        self.gate = dense(config.width, config.mlp_width, std, bias, **kinds)
+        self.up = dense(config.width, config.mlp_width, std, bias, **kinds)
         down_std = std / math.sqrt(2 * config.layers)
-        self.down = dense(config.mlp_width, config.width, down_std, **kinds)
+        self.down = dense(config.mlp_width, config.width, down_std, bias, **kinds)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         # One axis of B * L tokens: on CPU the gradient of a product over two axes is slower.
@@ -203,7 +129,8 @@ class Block(nnx.Module):
 class Llama(nnx.Module):
     """The decoder. Parameters: embed/embedding, layers/{norm1,norm2}/scale,
     layers/attention/{q,k,v,o}/kernel, layers/mlp/{gate,up,down}/kernel, norm/scale and, when not
-    tied, head/kernel; kernels are `[in, out]`, those of `layers` with the layer in front.
+    tied, head/kernel; kernels are `[in, out]`, those of `layers` with the layer in front. With
+    `attention_bias` or `mlp_bias` a bias `[layers, out]` stands beside each of their kernels.
 
     `remat` says what the backward pass keeps of each layer: "none" recomputes nothing, "full"
     recomputes all, "dots" keeps the results of the matrix products with parameters.

@@ -5,6 +5,8 @@ checkpoint holds. They lie as the layout (parallel.py) says from the first momen
 device ever holds more than its share.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,8 @@ from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.training.parallel import JitParallel, PmapParallel
 from rvllm_jax.training.stages import FROZEN, Stage
 from rvllm_jax.training.step import State, split
+from rvllm_jax.weights import merge
+from rvllm_jax.weights.files import Entry
 
 
 class Held(NamedTuple):
@@ -53,16 +57,28 @@ class Holding:
         trains = self._last_trained[path] >= stage
         return np.dtype(self.model.params[path].dtype) if trains else self.dtype
 
-    def draw(self, key: jax.Array) -> dict:
-        """The arrays that a run starts from."""
+    def draw(self, key: jax.Array, start: Mapping[str, Entry] = MappingProxyType({})) -> dict:
+        """The arrays that a run starts from: those of `start`, and the others at random."""
         kept = {path: self.kept_dtype(path, 0) for path in self.model.params}
 
         def init(key):
             params, stats = self.model.init(key)
-            return {path: x.astype(kept[path]) for path, x in params.items()}, stats
+            params = {path: x.astype(kept[path]) for path, x in params.items()}
+            return tuple(
+                {p: x for p, x in part.items() if p not in start} for part in (params, stats)
+            )
 
-        where = self.layout.arrays(self.model.params, self.model.stats)
+        places = self.layout.arrays(self.model.params, self.model.stats)
+        where = tuple({p: x for p, x in part.items() if p not in start} for part in places)
         params, stats = jax.jit(init, out_shardings=where)(key)
+        if start:
+            # Rounded for good, as what is drawn, where no stage trains it.
+            shapes = {
+                p: jax.ShapeDtypeStruct(x.shape, kept[p]) for p, x in self.model.params.items()
+            }
+            loaded = merge.load(start, shapes | self.model.stats, places[0] | places[1])
+            params |= {path: loaded[path] for path in self.model.params if path in loaded}
+            stats |= {path: loaded[path] for path in self.model.stats if path in loaded}
         return {"params": params, "stats": stats, "opt": None, "key": jax.random.key_data(key)}
 
     def like(self, stage: int, labels: dict[str, str], tx: optax.GradientTransformation) -> dict:

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -25,6 +25,7 @@ from rvllm_jax.training.stages import Stage, StageError
 from rvllm_jax.training.step import State, make_loss, make_step
 from rvllm_jax.training.unreadable import TrainingError, count_unreadable
 from rvllm_jax.types import Batch
+from rvllm_jax.weights.files import Entry
 
 
 @dataclasses.dataclass
@@ -53,10 +54,10 @@ class Trainer:
     """Runs the stages of `recipe` in `workdir`.
 
     `train_sets` and `validation_sets` hold a Dataset for every stage input, `tokenizer` is the
-    fingerprint of theirs: a checkpoint made of others is not continued. Parameters start from
-    `model.init` of the recipe's seed unless the working directory holds a checkpoint. `probe` is
-    called with (stage input, params, stats) beside each validation loss; what it returns, such as
-    {"accuracy/all": 0.7}, is recorded.
+    fingerprint of theirs: a checkpoint made of others is not continued. Without a checkpoint,
+    parameters start from `start()` (weights on disk, by path) and else from `model.init` of the
+    seed. `probe` is called with (stage input, params, stats) beside each validation loss; what it
+    returns, such as {"accuracy/all": 0.7}, is recorded.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class Trainer:
         probe: Callable[[str, Arrays, Arrays], dict[str, float]] | None = None,
         *,
         tokenizer: str,
+        start: Callable[[], Mapping[str, Entry]] = dict,
     ):
         self.recipe, self.workdir, self.model = recipe, workdir, model
         self.train_sets, self.validation_sets = train_sets, validation_sets
-        self.probe = probe or (lambda *_: {})
+        self.probe, self.start = probe or (lambda *_: {}), start
         self.parallel = open_layout(recipe, model)
         self.holding = Holding(model, recipe.stages, recipe.model.dtype, self.parallel)
         self.lengths = [self._length(stage) for stage in recipe.stages]
@@ -132,7 +134,7 @@ class Trainer:
         """Where the run goes on, and with which arrays: parameters to random state."""
         latest = self.checkpoints.latest()
         if latest is None:
-            return Position(), self.holding.draw(jax.random.key(self.recipe.seed))
+            return Position(), self.holding.draw(jax.random.key(self.recipe.seed), self.start())
         meta = self.checkpoints.read_meta(latest)
         if others := identity.differences(meta.get("made_of", {}), self.made_of):
             raise WorkdirError(

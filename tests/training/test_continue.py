@@ -89,7 +89,7 @@ def continued(request, tmp_path_factory, recipe, open_trainer, taken_over, quick
 
     first = open_trainer(three, workdir, stop)
     draw = first.holding.draw
-    first.holding.draw = lambda key: draw(key) | {"key": jax.random.key_data(OTHER_KEY)}
+    first.holding.draw = lambda *at: draw(*at) | {"key": jax.random.key_data(OTHER_KEY)}
     taken_over.clear()
     with pytest.raises(SystemExit) as ended:
         first.run()

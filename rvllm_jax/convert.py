@@ -1,0 +1,45 @@
+"""Weights in and out.
+
+    python -m rvllm_jax.convert --source=FOLDER[,FOLDER] --out=OUT          # theirs -> ours
+    python -m rvllm_jax.convert --source=RUN --out=OUT                      # a run's whole model
+    python -m rvllm_jax.convert --source=RUN --out=OUT --form=transformers  # its decoder alone
+
+A source is a folder of Llama, LLaVA or a ResNet as Hugging Face lays it out, a .safetensors file
+of torchvision's ResNet, a folder of ours, or a working directory. "ours" is model.safetensors and
+model.json, which --config.model.weights takes; --form=transformers is a folder that transformers
+loads. Exit codes: 0 done; 1 refused, nothing was written.
+"""
+
+import sys
+
+from absl import app, flags
+
+from rvllm_jax.config import ConfigError
+from rvllm_jax.experiments.exchange import convert
+from rvllm_jax.models.huggingface import HuggingFaceConfigError
+from rvllm_jax.training.checkpoint import CheckpointError
+from rvllm_jax.weights.errors import WeightsError
+
+SOURCE = flags.DEFINE_list("source", None, "Folders, .safetensors files, or one run.")
+OUT = flags.DEFINE_string("out", None, "A new folder.")
+FORM = flags.DEFINE_enum("form", "ours", ("ours", "transformers"), "What OUT becomes.")
+BEST = flags.DEFINE_string("best", "", "Of a run: the best of this stage; none: the newest.")
+VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 0, "Grow the vocabulary to it; 0: as it is.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    try:
+        told = convert(
+            SOURCE.value, OUT.value, form=FORM.value, best=BEST.value, vocab_size=VOCAB_SIZE.value
+        )
+    except (WeightsError, HuggingFaceConfigError, CheckpointError, ConfigError) as error:
+        print(f"refused: {error}", file=sys.stderr)
+        sys.exit(1)
+    print("\n".join(told))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["source", "out"])
+    app.run(main)

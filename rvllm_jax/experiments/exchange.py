@@ -1,0 +1,191 @@
+"""Published folders, our flat files and working directories, made into one another."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rvllm_jax.config import resolve
+from rvllm_jax.experiments.run import build_model
+from rvllm_jax.models.huggingface import llama_config, llama_values
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.projector import Projector
+from rvllm_jax.models.pure import PureModel
+from rvllm_jax.models.resnet import ResNet, ResNetConfig
+from rvllm_jax.training.checkpoint import is_bound
+from rvllm_jax.training.checkpoint_part import read_model
+from rvllm_jax.weights import merge, rules
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.files import OURS, Entry, Weights, open_weights
+from rvllm_jax.weights.infer import resnet_shape
+from rvllm_jax.weights.save import save_flat, save_published
+from rvllm_jax.weights.vocabulary import AXES, grow
+
+# What belongs to a tokenizer, wherever it comes from; copied beside the weights.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "generation_config.json"),
+)
+
+
+@dataclasses.dataclass
+class Parts:
+    """A model, or parts of one: arrays (or entries of files) by path, and what they are."""
+
+    arrays: dict[str, Any]
+    description: dict[str, Any]  # what model.json holds
+    tokenizer: Path | None  # the folder that may hold a tokenizer
+    told: list[str]
+
+
+def convert(
+    sources: list[str], out: str, *, form: str = "ours", best: str = "", vocab_size: int = 0
+) -> list[str]:
+    """Writes `out` from `sources` (see convert.py), and returns lines that say what was done.
+
+    Raises WeightsError, HuggingFaceConfigError, CheckpointError or ConfigError before it writes.
+    """
+    runs = [source for source in sources if is_bound(source)]
+    if runs and len(sources) > 1:
+        raise WeightsError(
+            f"{runs[0]}: is a working directory, which holds a whole model by itself"
+        )
+    parts = _of_run(Path(runs[0]), best) if runs else _of_folders(sources)
+    if vocab_size:
+        _grow(parts, vocab_size)
+    if form == "transformers":
+        _save_decoder(parts, out)
+    else:
+        save_flat(out, parts.arrays, parts.description)
+    if parts.tokenizer is not None:
+        for name in TOKENIZER_FILES:
+            if (parts.tokenizer / name).is_file():
+                shutil.copyfile(parts.tokenizer / name, Path(out) / name)
+    return [*parts.told, f"written: {out}"]
+
+
+def describe(resnet, llama, projector, layout, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The model.json of a whole video model; `recipe` is the run's configuration."""
+    return {
+        "encoder": dataclasses.asdict(resnet),
+        "decoder": llama_values(llama, "float32"),
+        "projector": projector,
+        "layout": dataclasses.asdict(layout),
+        "recipe": dict(recipe),
+    }
+
+
+def _of_run(workdir: Path, best: str) -> Parts:
+    config = json.loads((workdir / "config.json").read_text())
+    recipe = resolve(config)
+    model = build_model(recipe)
+    params, stats, step = read_model(workdir, best)
+    _same_paths(params | stats, model.params | model.stats, workdir)
+    description = describe(
+        recipe.resnet, recipe.llama, recipe.model.projector, recipe.layout, config
+    )
+    told = [f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"]
+    return Parts(params | stats, description, workdir / "tokenizer", told)
+
+
+def _same_paths(arrays: Mapping[str, Any], targets: Mapping[str, Any], where: Path) -> None:
+    wrong = sorted(arrays.keys() ^ targets.keys())
+    wrong += [p for p in arrays.keys() & targets.keys() if arrays[p].shape != targets[p].shape]
+    if wrong:
+        raise WeightsError(
+            f"{where}: its checkpoint is not of its config.json: {', '.join(wrong[:8])}"
+        )
+
+
+def _of_folders(sources: list[str]) -> Parts:
+    opened = [open_weights(source) for source in sources]
+    entries, description, told = merge.combine(opened), {}, []
+    for weights in opened:
+        own = describe_weights(weights)
+        merge.check(weights.entries, expected(own), where=str(weights.path))
+        description |= own
+        told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(own)}")
+        if weights.ignored:
+            told.append(f"  left out: {', '.join(weights.ignored)}")
+    folder = next((w.path for w in opened if "decoder" in description and w.path.is_dir()), None)
+    return Parts(dict(entries), description, folder, told)
+
+
+def describe_weights(weights: Weights) -> dict[str, Any]:
+    """The model.json of a source: which parts it holds, and their sizes."""
+    if weights.ours:
+        return dict(weights.config)
+    description: dict[str, Any] = {}
+    rooms = {path.partition("/")[0] for path in weights.entries}
+    if "encoder" in rooms:
+        shape = resnet_shape(weights)
+        description["encoder"] = dataclasses.asdict(ResNetConfig(*shape))
+    if "decoder" in rooms:
+        llama = llama_config(weights.config, str(weights.path / "config.json"))
+        dtype = weights.entries["decoder/embed/embedding"].dtype.name
+        description["decoder"] = llama_values(llama, dtype)
+    if "projector" in rooms:
+        two = "projector/linear_2/kernel" in weights.entries
+        description["projector"] = "mlp2x_gelu" if two else "linear"
+        description["features"] = weights.entries[merge.PROJECTOR].shape[0]
+    return description
+
+
+def expected(description: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The paths, shapes and dtypes of the parts that a model.json describes."""
+    if "recipe" in description:
+        model = build_model(resolve(description["recipe"]))
+        return model.params | model.stats
+    parts = {}
+    if "encoder" in description:
+        values = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in description["encoder"].items()
+        }
+        parts["encoder"] = lambda rngs: ResNet(ResNetConfig(**values), rngs=rngs)
+    if "decoder" in description:
+        llama = llama_config(description["decoder"], OURS)
+        parts["decoder"] = lambda rngs: Llama(llama, rngs=rngs)
+        if "projector" in description:
+            kind, features = description["projector"], description["features"]
+            parts["projector"] = lambda rngs: Projector(features, llama.width, kind, rngs=rngs)
+    found = {}
+    for name, make in parts.items():
+        model = PureModel.of(make)
+        found |= {f"{name}/{path}": x for path, x in (model.params | model.stats).items()}
+    return found
+
+
+def _grow(parts: Parts, size: int) -> None:
+    if "decoder" not in parts.description:
+        raise WeightsError("--vocab_size: there is no decoder whose vocabulary could grow")
+    old = parts.description["decoder"]["vocab_size"]
+    for path in AXES.keys() & parts.arrays.keys():
+        array = parts.arrays[path]
+        array = array.read() if isinstance(array, Entry) else np.asarray(array)
+        parts.arrays[path] = grow(path, array, size)
+    parts.description["decoder"] |= {"vocab_size": size}
+    parts.told.append(f"vocabulary: {old} -> {size} tokens; the new ones are the mean of the old")
+
+
+def _save_decoder(parts: Parts, out: str) -> None:
+    """The decoder in one dtype, the widest of its arrays: transformers has one for all."""
+    own = {path: x for path, x in parts.arrays.items() if path.startswith("decoder/")}
+    if not own:
+        raise WeightsError("--form=transformers writes the decoder, and there is none here")
+    dtype = np.dtype(jnp.result_type(*(x.dtype for x in own.values())))
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    entries = {path: x for path, x in own.items() if isinstance(x, Entry)}
+    targets = {path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in entries.items()}
+    loaded = merge.load(entries, targets, dict.fromkeys(entries, place))
+    arrays = {path: loaded[path] if path in loaded else own[path].astype(dtype) for path in own}
+    values = parts.description["decoder"] | {"dtype": dtype.name, "torch_dtype": dtype.name}
+    save_published(out, arrays, rules.LLAMA, values)
+    left = sorted({path.partition("/")[0] for path in parts.arrays.keys() - own.keys()})
+    if left:
+        parts.told.append(f"left out: {', '.join(left)}, which transformers has no place for")

@@ -1,0 +1,155 @@
+"""The sizes in a Hugging Face config.json as our configurations, and back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rvllm_jax.models.llama_config import LinearScaling, LlamaConfig, RopeScaling
+
+# LLaVA files leave out of `text_config` what equals transformers' defaults: those of Llama-7B.
+LLAVA_DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 2048,
+}
+
+
+class HuggingFaceConfigError(ValueError):
+    """A config.json that lacks a key, or asks for what the decoder cannot compute."""
+
+
+def read_llama_config(folder: str | Path) -> LlamaConfig:
+    """`llama_config` of a folder's config.json, or of the model.json of a folder of ours."""
+    path = Path(folder) / "config.json"
+    if (ours := path.with_name("model.json")).is_file():
+        path = ours
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise HuggingFaceConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    if path == ours:
+        values = values.get("decoder")
+    if not isinstance(values, dict):
+        raise HuggingFaceConfigError(f"{path}: holds no decoder")
+    return llama_config(values, str(path))
+
+
+def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
+    """The decoder of a config.json (its `text_config`, where it has one).
+
+    Raises HuggingFaceConfigError, naming the file `where`: a size is missing or no positive
+    number, the activation is not SiLU, or the rotary scaling is neither linear nor Llama 3's.
+    """
+    if "text_config" in values:
+        values = {**LLAVA_DEFAULTS, **values["text_config"]}
+    if (act := values.get("hidden_act", "silu")) != "silu":
+        raise HuggingFaceConfigError(f"{where}: hidden_act={act!r}; this decoder has 'silu' only")
+    width = _size(values, "hidden_size", where)
+    heads = _size(values, "num_attention_heads", where)
+    theta, scaling = _rope(values, where)
+    context = "max_position_embeddings"
+    if context not in values and "max_sequence_length" in values:  # the first Llama files
+        context = "max_sequence_length"
+    try:
+        return LlamaConfig(
+            vocab_size=_size(values, "vocab_size", where),
+            width=width,
+            layers=_size(values, "num_hidden_layers", where),
+            heads=heads,
+            kv_heads=values.get("num_key_value_heads") or heads,
+            head_dim=values.get("head_dim") or width // heads,
+            mlp_width=_size(values, "intermediate_size", where),
+            context=_size(values, context, where),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            norm_eps=float(_number(values, "rms_norm_eps", where)),
+            tied=bool(values.get("tie_word_embeddings", False)),
+            attention_bias=bool(values.get("attention_bias", False)),
+            mlp_bias=bool(values.get("mlp_bias", False)),
+        )
+    except ValueError as error:
+        raise HuggingFaceConfigError(f"{where}: {error}") from error
+
+
+def llama_values(config: LlamaConfig, dtype: str) -> dict[str, Any]:
+    """The config.json from which transformers makes this decoder; `dtype` is that of the file.
+
+    The rotary keys stand in both places, so that older and newer readers find them.
+    """
+    rope: dict[str, Any] = {"rope_type": "default"}
+    scaling = config.rope_scaling
+    if isinstance(scaling, LinearScaling):
+        rope = {"rope_type": "linear", "factor": scaling.factor}
+    elif scaling is not None:
+        rope = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_width,
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if scaling is None else rope,
+        "rope_parameters": {"rope_theta": config.rope_theta, **rope},
+        "tie_word_embeddings": config.tied,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+    }
+
+
+def _rope(values: Mapping[str, Any], where: str):
+    """rope_theta, and the scaling; newer files hold both in `rope_parameters`."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", values.get("rope_theta", 1e4))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return float(theta), None
+    if kind == "linear":
+        return float(theta), LinearScaling(float(_number(rope, "factor", where)))
+    if kind == "llama3":
+        keys = ("factor", "low_freq_factor", "high_freq_factor")
+        numbers = [float(_number(rope, key, where)) for key in keys]
+        original = _size(rope, "original_max_position_embeddings", where)
+        return float(theta), RopeScaling(*numbers, original)
+    raise HuggingFaceConfigError(
+        f"{where}: rotary scaling {kind!r}; this decoder has 'linear' and 'llama3'"
+    )
+
+
+def _number(values: Mapping[str, Any], key: str, where: str) -> float:
+    if key not in values:
+        raise HuggingFaceConfigError(
+            f"{where}: needs {key!r}, which is not there; take the config.json that was published "
+            "with the weights"
+        )
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise HuggingFaceConfigError(f"{where}: {key}={value!r}, expected a positive number")
+    return value
+
+
+def _size(values: Mapping[str, Any], key: str, where: str) -> int:
+    value = _number(values, key, where)
+    if value != int(value):
+        raise HuggingFaceConfigError(f"{where}: {key}={value!r}, expected a whole number")
+    return int(value)

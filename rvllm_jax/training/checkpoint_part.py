@@ -1,0 +1,46 @@
+"""Parameters and statistics alone out of a checkpoint: a third of what AdamW's run holds."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from rvllm_jax.training.checkpoint_series import CheckpointError
+
+
+def read_model(workdir: str | Path, stage: str = "") -> tuple[dict, dict, int]:
+    """(params, stats, step) of the newest checkpoint, or of the best one of `stage`.
+
+    Both map paths to arrays on the default device, in the dtypes they were saved in. Raises
+    CheckpointError: there is none, or it cannot be read.
+    """
+    series = Path(workdir).absolute() / (f"best/{stage}" if stage else "checkpoints")
+    steps = sorted(int(p.name) for p in series.glob("*") if p.name.isdigit())
+    if not steps:
+        raise CheckpointError(f"{series}: no complete checkpoint; train first, or name another run")
+    folder = series / str(steps[-1]) / "arrays"
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            saved = dict(reader.metadata(folder).item_metadata.tree)
+            like = {
+                name: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=place)
+                for name, leaf in saved.items()
+                if name.startswith(("params/", "stats/"))
+            }
+            arrays = reader.restore(
+                folder,
+                args=ocp.args.PyTreeRestore(
+                    item=like,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                    partial_restore=True,
+                ),
+            )
+    except Exception as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error}") from error
+    parts: dict[str, dict] = {"params": {}, "stats": {}}
+    for name, array in arrays.items():
+        part, _, path = name.partition("/")
+        parts[part][path] = array
+    return parts["params"], parts["stats"], steps[-1]

@@ -1,0 +1,27 @@
+"""What a run starts from: weights out of folders, and what of the model stays random."""
+
+from absl import logging
+
+from rvllm_jax.models.pure import PureModel
+from rvllm_jax.weights import merge
+from rvllm_jax.weights.files import Entry, open_weights
+
+
+def open_start(folders: str, random: str, model: PureModel) -> dict[str, Entry]:
+    """The arrays on disk that a run of `model` starts from, by path; nothing but headers is read.
+
+    `folders` names folders or .safetensors files, separated by commas; "" none. Parameters that
+    they lack must match the regex `random`, and are logged. Raises WeightsError.
+    """
+    names = [name.strip() for name in folders.split(",") if name.strip()]
+    if not names:
+        return {}
+    sources = [open_weights(name) for name in names]
+    for source in sources:
+        if source.ignored:
+            logging.info("%s: left out: %s", source.path, ", ".join(source.ignored))
+    entries = merge.combine(sources)
+    drawn = merge.check(entries, model.params | model.stats, random=random, where=folders)
+    if drawn:
+        logging.info("drawn at random, as config.model.random says: %s", ", ".join(drawn))
+    return entries

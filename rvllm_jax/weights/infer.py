@@ -1,0 +1,40 @@
+"""The sizes of a ResNet, by the shapes of its arrays: torchvision's files have no configuration."""
+
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.files import Weights
+
+STEM = "encoder/stem/conv/kernel"
+# Keys of transformers' config.json that change strides and not shapes, and their value in ours.
+V15 = {"downsample_in_bottleneck": False, "downsample_in_first_stage": False, "hidden_act": "relu"}
+
+
+def resnet_shape(weights: Weights) -> tuple[tuple[int, ...], bool, tuple[int, ...]]:
+    """(blocks a stage, whether bottleneck, width a stage) of the encoder.
+
+    Raises WeightsError: another stem or block than ResNet v1.5's.
+    """
+    entries = weights.entries
+    for key, value in V15.items():
+        if weights.config.get(key, value) != value:
+            raise WeightsError(
+                f"{weights.path}: {key}={weights.config[key]!r}, but the encoder here is a ResNet "
+                f"v1.5, of {key}={value!r}"
+            )
+    stem = entries.get(STEM)
+    if stem is None or stem.shape[:3] != (7, 7, 3):
+        found = "absent" if stem is None else f"{list(stem.shape)}"
+        raise WeightsError(
+            f"{weights.path}: its first convolution is {found}; expected [7, 7, 3, width]: deep "
+            "stems and grey images are not known here"
+        )
+    places = {tuple(map(int, p.split("/")[2:4])) for p in entries if p.startswith("encoder/stages")}
+    blocks = tuple(
+        sum(stage == number for stage, _ in places) for number in range(len({s for s, _ in places}))
+    )
+    kernels = [
+        entries.get(f"encoder/stages/{stage}/0/conv1/kernel") for stage in range(len(blocks))
+    ]
+    if not all(blocks) or not kernels or None in kernels:
+        raise WeightsError(f"{weights.path}: stages of a ResNet are missing; there are {blocks}")
+    bottleneck = "encoder/stages/0/0/conv3/kernel" in entries
+    return blocks, bottleneck, tuple(kernel.shape[-1] for kernel in kernels)

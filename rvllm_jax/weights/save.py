@@ -1,0 +1,111 @@
+"""Arrays out to files: under published names for transformers, or under ours for this project."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.files import INDEX, OURS, Entry
+from rvllm_jax.weights.rules import Layout
+from rvllm_jax.weights.tensor_file import NAMES, write
+
+FLAT = "model.safetensors"
+SHARD_BYTES = 5_000_000_000  # as transformers splits
+
+
+def save_flat(
+    folder: str | Path, arrays: Mapping[str, jax.Array | Entry], config: Mapping[str, Any]
+):
+    """Our own form: model.safetensors with every array under its path, and model.json.
+
+    Entries of files are copied from there, bit for bit, a layer at a time.
+    """
+    folder = _new_folder(folder)
+    specs = {path: (np.dtype(x.dtype), tuple(x.shape)) for path, x in arrays.items()}
+
+    def read(path: str) -> Iterable[np.ndarray]:
+        array = arrays[path]
+        return array.parts() if isinstance(array, Entry) else [np.asarray(array)]
+
+    write(folder / FLAT, specs, read)
+    _write_json(folder / OURS, config)
+
+
+def save_published(
+    folder: str | Path,
+    arrays: Mapping[str, jax.Array],
+    layout: Layout,
+    config: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+):
+    """The arrays under the names of `layout`, and their config.json, as transformers reads them.
+
+    One file, or shards of at most `shard_bytes` with an index where that is too little. Raises
+    WeightsError for an array that the layout has no name for.
+    """
+    specs, sources = {}, {}
+    for path, x in arrays.items():
+        found = layout.names(path, x.shape[0])
+        if found is None:
+            raise WeightsError(f"{path}: this kind of folder has no name for it; leave it out")
+        rule, names = found
+        shape = tuple(x.shape[1:] if rule.stacked else x.shape)
+        if rule.axes is not None:
+            shape = tuple(shape[rule.axes.index(axis)] for axis in range(len(shape)))
+        for layer, name in enumerate(names):
+            specs[name] = (np.dtype(x.dtype), shape)
+            sources[name] = (path, layer if rule.stacked else None, rule.axes)
+
+    def read(name: str) -> Iterator[np.ndarray]:
+        path, layer, axes = sources[name]
+        array = np.asarray(arrays[path] if layer is None else arrays[path][layer])
+        yield array if axes is None else array.transpose(np.argsort(axes))
+
+    if unwritable := {str(d) for d, _ in specs.values() if d not in NAMES}:
+        raise WeightsError(f"safetensors holds no {', '.join(sorted(unwritable))}")
+    folder = _new_folder(folder)
+    shards = _shards(specs, shard_bytes)
+    for file, names in shards.items():
+        write(folder / file, {name: specs[name] for name in names}, read)
+    if len(shards) > 1:
+        total = sum(_bytes(spec) for spec in specs.values())
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(folder / "config.json", config)
+
+
+def _bytes(spec) -> int:
+    dtype, shape = spec
+    return math.prod(shape) * dtype.itemsize
+
+
+def _shards(specs: Mapping[str, Any], most: int) -> dict[str, list[str]]:
+    """File name -> names of its tensors, in order."""
+    parts, room = [[]], most
+    for name, spec in specs.items():
+        if parts[-1] and _bytes(spec) > room:
+            parts.append([])
+            room = most
+        parts[-1].append(name)
+        room -= _bytes(spec)
+    if len(parts) == 1:
+        return {FLAT: parts[0]}
+    count = len(parts)
+    return {f"model-{n + 1:05}-of-{count:05}.safetensors": part for n, part in enumerate(parts)}
+
+
+def _new_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(f"{folder}: exists and is not an empty folder; name a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")

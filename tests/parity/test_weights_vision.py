@@ -1,0 +1,243 @@
+"""ResNets by torchvision's, timm's and transformers' names; LLaVA's decoder and projector."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rvllm_jax.experiments.exchange import convert, describe_weights, expected
+from rvllm_jax.models.huggingface import llama_config
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.projector import Projector
+from rvllm_jax.models.pure import PureModel
+from rvllm_jax.models.resnet import RESNETS, ResNet, ResNetConfig
+from rvllm_jax.types import PREFIX
+from rvllm_jax.weights import merge
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.files import open_weights
+
+torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
+transformers = pytest.importorskip("transformers", reason="a requirement of the package")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+
+class TorchBlock(torch.nn.Module):
+    """A residual block with torchvision's and timm's module names."""
+
+    def __init__(self, inputs, width, stride, bottleneck):
+        super().__init__()
+        nn, outputs = torch.nn, width * (4 if bottleneck else 1)
+        if bottleneck:
+            sizes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        else:
+            sizes = [(inputs, width, 3, stride), (width, outputs, 3, 1)]
+        self.depth = len(sizes)
+        for k, (a, b, size, s) in enumerate(sizes, 1):
+            self.add_module(f"conv{k}", nn.Conv2d(a, b, size, s, size // 2, bias=False))
+            self.add_module(f"bn{k}", nn.BatchNorm2d(b))
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = x
+        for k in range(1, self.depth + 1):
+            y = getattr(self, f"bn{k}")(getattr(self, f"conv{k}")(y))
+            y = torch.relu(y) if k < self.depth else y
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class TorchResNet(torch.nn.Module):
+    def __init__(self, config: ResNetConfig):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, config.widths[0], 7, 2, 3, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(config.widths[0])
+        inputs = config.widths[0]
+        for stage, (blocks, width) in enumerate(zip(config.blocks, config.widths, strict=True)):
+            layers = []
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                layers.append(TorchBlock(inputs, width, stride, config.bottleneck))
+                inputs = width * (4 if config.bottleneck else 1)
+            self.add_module(f"layer{stage + 1}", torch.nn.Sequential(*layers))
+        self.fc = torch.nn.Linear(inputs, 10)
+
+    def forward(self, x):
+        x = torch.nn.functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+def torch_resnet(config, form):
+    torch.manual_seed(0)
+    if form in ("torchvision", "timm"):
+        model = TorchResNet(config)
+    else:
+        theirs = transformers.ResNetConfig(
+            embedding_size=config.widths[0],
+            hidden_sizes=[width * (4 if config.bottleneck else 1) for width in config.widths],
+            depths=list(config.blocks),
+            layer_type="bottleneck" if config.bottleneck else "basic",
+        )
+        named = {"model": "ResNetModel", "classifier": "ResNetForImageClassification"}
+        model = getattr(transformers, named[form])(theirs)
+    for name, tensor in model.state_dict().items():  # away from 0 and 1, so that a swap shows
+        if tensor.dim() == 1 and tensor.is_floating_point():
+            low, high = (0.5, 1.5) if name.endswith(("weight", "var")) else (-0.5, 0.5)
+            torch.nn.init.uniform_(tensor, low, high)
+    return model.eval()
+
+
+def saved_resnet(model, form, folder):
+    if form in ("model", "classifier"):
+        model.save_pretrained(folder)
+        return folder
+    folder.mkdir()
+    safetensors_torch.save_file(model.state_dict(), folder / "model.safetensors")
+    if form == "timm":
+        (folder / "config.json").write_text(json.dumps({"architecture": "resnet18"}))
+    return folder if form == "timm" else folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("form", ["torchvision", "timm", "model", "classifier"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
+def test_a_resnet_gives_torchs_features(name, form, tmp_path):
+    config = RESNETS[name]
+    theirs = torch_resnet(config, form)
+    convert([str(saved_resnet(theirs, form, tmp_path / "theirs"))], tmp_path / "ours")
+    weights = open_weights(tmp_path / "ours")
+    described = ResNetConfig(**{
+        k: tuple(v) if isinstance(v, list) else v for k, v in weights.config["encoder"].items()
+    })  # fmt: skip
+    assert described == config
+    model = PureModel.of(lambda rngs: ResNet(config, rngs=rngs))
+    arrays = {p.removeprefix("encoder/"): e.read() for p, e in weights.entries.items()}
+    assert arrays.keys() == model.params.keys() | model.stats.keys()
+    frames = np.random.default_rng(0).normal(size=(2, 64, 70, 3)).astype(np.float32)
+    resnet = model.merge(
+        *({p: jnp.asarray(arrays[p]) for p in part} for part in (model.params, model.stats))
+    )
+    mine = nnx.jit(lambda m, x: m(x, jnp.ones(2, bool), use_running=True))(resnet, frames)
+    backbone = getattr(theirs, "resnet", theirs)
+    with torch.no_grad():
+        expected = backbone(torch.from_numpy(frames.transpose(0, 3, 1, 2).copy()))
+    expected = getattr(expected, "last_hidden_state", expected).numpy().transpose(0, 2, 3, 1)
+    assert np.linalg.norm(mine - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+def test_resnets_of_other_kinds_are_refused(tmp_path):
+    model = torch_resnet(RESNETS["resnet18"], "timm")
+    folder = saved_resnet(model, "timm", tmp_path / "a")
+    state = model.state_dict()
+
+    def refused(match, config=None, **changes):
+        changed = {n: t for n, t in (state | changes).items() if t is not None}
+        safetensors_torch.save_file(changed, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config or {"architecture": "resnet18"}))
+        with pytest.raises(WeightsError, match=match):
+            convert([str(folder)], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    refused("'resnet50d' is not known", {"architecture": "resnet50d"})
+    refused("are not of the architecture.*conv1.0", **{"conv1.0.weight": torch.ones(3)})
+    refused(r"first convolution is \[7, 7, 1, 64\]", **{"conv1.weight": torch.ones(64, 1, 7, 7)})
+    refused("missing: encoder/stages/1/0/norm2/var", **{"layer2.0.bn2.running_var": None})
+    refused("missing: encoder/stages/3/0/conv1/kernel|stages of a ResNet are missing",
+            **{"layer4.0.conv1.weight": None})  # fmt: skip
+
+
+LLAVA_TEXT = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=4, vocab_size=32064, max_position_embeddings=64, model_type="llama",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llava():
+    torch.manual_seed(0)
+    vision = dict(
+        model_type="clip_vision_model", hidden_size=1024, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, image_size=28, patch_size=14,
+    )  # fmt: skip
+    model = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(text_config=LLAVA_TEXT, vision_config=vision)
+    )
+    return model.eval()
+
+
+def saved_llava(model, form, folder):
+    if form == "hf":
+        model.save_pretrained(folder)
+        return
+    folder.mkdir()
+    nested = {n: t.clone().contiguous() for n, t in model.state_dict().items()}
+    if form == "nested":
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        config["architectures"] = ["LlavaForConditionalGeneration"]
+    else:
+        config = json.loads(model.config.text_config.to_json_string(use_diff=False))
+        config |= {"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama"}
+        renamed = {
+            "model.language_model.": "model.",
+            "model.multi_modal_projector.linear_1": "model.mm_projector.0",
+            "model.multi_modal_projector.linear_2": "model.mm_projector.2",
+        }
+        for old, new in renamed.items():
+            nested = {n.replace(old, new): t for n, t in nested.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors_torch.save_file(nested, folder / "model.safetensors")
+
+
+class LanguagePath(nnx.Module):
+    """The parts of a video model that LLaVA has."""
+
+    def __init__(self, config, rngs):
+        kinds = dict(rngs=rngs, dtype=jnp.float64, param_dtype=jnp.float64)
+        self.decoder = Llama(config, **kinds)
+        self.projector = Projector(1024, config.width, "mlp2x_gelu", **kinds)
+
+    def __call__(self, features, tokens):
+        visual = self.projector(features)
+        x = jnp.concatenate([visual, self.decoder.embed(tokens)], 1)
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        return self.decoder.logits(self.decoder(x, positions, jnp.full(x.shape[:2], PREFIX))[0])
+
+
+@pytest.mark.parametrize("form", ["hf", "nested", "original"])
+def test_llavas_language_path_and_projector_are_transformers(llava, form, tmp_path):
+    saved_llava(llava, form, tmp_path / "llava")
+    weights = open_weights(tmp_path / "llava")
+    assert weights.ignored and all("vision_tower" in name for name in weights.ignored)
+    config = llama_config(weights.config, "config.json")
+    assert config.vocab_size == 32064
+    assert merge.check(weights.entries, expected(describe_weights(weights))) == []
+    rng = np.random.default_rng(0)
+    features, tokens = rng.normal(size=(2, 3, 1024)), rng.integers(0, 32064, (2, 7))
+    with jax.enable_x64(True):
+        model = PureModel.of(lambda rngs: LanguagePath(config, rngs))
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        params = merge.load(weights.entries, model.params, dict.fromkeys(model.params, place))
+        mine = np.asarray(jax.jit(lambda p, *at: model.merge(p, {})(*at))(params, features, tokens))
+    with torch.no_grad():
+        double = llava.float().double()
+        visual = double.model.multi_modal_projector(torch.tensor(features))
+        x = torch.cat([visual, double.get_input_embeddings()(torch.tensor(tokens))], 1)
+        expected_logits = double.lm_head(
+            double.model.language_model(inputs_embeds=x).last_hidden_state
+        ).numpy()
+        llava.float()
+    assert np.linalg.norm(mine - expected_logits) < 1e-6 * np.linalg.norm(expected_logits)
+
+
+def test_a_projector_of_clip_is_named_where_the_encoder_is_a_resnet(llava, tmp_path):
+    saved_llava(llava, "hf", tmp_path / "llava")
+    entries = open_weights(tmp_path / "llava").entries
+    targets = {p: jax.ShapeDtypeStruct(e.shape, np.float32) for p, e in entries.items()}
+    targets[merge.PROJECTOR] = jax.ShapeDtypeStruct((2048, 32), np.float32)
+    with pytest.raises(
+        WeightsError, match="1024 features of CLIP ViT-L; the encoder here has 2048"
+    ):
+        merge.check(entries, targets)

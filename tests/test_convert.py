@@ -1,0 +1,162 @@
+"""python -m rvllm_jax.convert: in, out, and in again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rvllm_jax.config import resolve
+from rvllm_jax.experiments.exchange import convert, describe_weights, expected
+from rvllm_jax.experiments.run import build_model
+from rvllm_jax.models.huggingface import HuggingFaceConfigError
+from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints, claim
+from rvllm_jax.training.holding import Holding
+from rvllm_jax.training.loop import open_layout
+from rvllm_jax.training.starting import open_start
+from rvllm_jax.weights import merge
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.files import open_weights
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder as transformers saves it."""
+    torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("theirs") / "llama"
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(llama, joint, tmp_path_factory):
+    """A working directory with a checkpoint of a decoder that started from `llama`."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = joint()
+    config.model.update(decoder=str(llama), weights=str(llama), random="(encoder|projector)/.*")
+    config.mesh.update(data=8)
+    recipe = resolve(config)
+    claim(workdir, config.to_dict())
+    model = build_model(recipe)
+    holding = Holding(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
+    start = open_start(recipe.model.weights, recipe.model.random, model)
+    arrays = holding.draw(jax.random.key(0), start) | {"opt": {"moment": np.ones(3)}}
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(7, arrays, {"position": {}})
+    checkpoints.close()
+    return workdir, arrays["params"] | arrays["stats"]
+
+
+def read(folder):
+    return {path: entry.read() for path, entry in open_weights(folder).entries.items()}
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for path, array in theirs.items():
+        assert ours[path].dtype == array.dtype, path
+        np.testing.assert_array_equal(ours[path], array, path)
+
+
+def test_a_folder_goes_in_and_out_bit_for_bit(llama, tmp_path):
+    convert([str(llama)], tmp_path / "ours")
+    assert_same(read(tmp_path / "ours"), read(llama))
+    assert (tmp_path / "ours" / "tokenizer.json").is_file()
+    weights = open_weights(tmp_path / "ours")
+    assert merge.check(weights.entries, expected(describe_weights(weights))) == []
+    convert([str(tmp_path / "ours")], tmp_path / "theirs", form="transformers")
+    assert_same(read(tmp_path / "theirs"), read(llama))
+
+
+def test_a_run_starts_from_a_folder_and_goes_out_whole(run, llama, tmp_path):
+    workdir, arrays = run
+    for path, array in read(llama).items():
+        np.testing.assert_array_equal(arrays[path], array.astype(np.float32), path)
+    told = convert([str(workdir)], tmp_path / "whole")
+    assert told[0].endswith("the checkpoint, step 7")
+    assert_same(read(tmp_path / "whole"), {path: np.asarray(x) for path, x in arrays.items()})
+    model = build_model(
+        resolve(json.loads((tmp_path / "whole" / "model.json").read_text())["recipe"])
+    )
+    assert open_start(str(tmp_path / "whole"), "", model).keys() == arrays.keys()
+
+
+def test_transformers_loads_the_decoder_of_a_run(run, llama, tmp_path):
+    import transformers
+
+    told = convert([str(run[0])], tmp_path / "decoder", form="transformers")
+    assert "left out: encoder, projector" in told[-2]
+    theirs = transformers.LlamaForCausalLM.from_pretrained(llama).float().state_dict()
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "decoder").state_dict()
+    assert theirs.keys() == again.keys()
+    for name, tensor in theirs.items():
+        assert (again[name] == tensor).all(), name
+
+
+def test_the_vocabulary_grows_when_asked(llama, tmp_path):
+    told = convert([str(llama)], tmp_path / "ours", vocab_size=520)
+    assert "vocabulary: 512 -> 520 tokens" in "\n".join(told)
+    before, after = read(llama), read(tmp_path / "ours")
+    for path, axis in (("decoder/embed/embedding", 0), ("decoder/head/kernel", 1)):
+        old, new = np.split(after[path].astype(np.float64), [512], axis)
+        np.testing.assert_array_equal(old, before[path])
+        mean = np.broadcast_to(before[path].astype(np.float64).mean(axis, keepdims=True), new.shape)
+        np.testing.assert_allclose(new, mean, rtol=2**-7, atol=1e-4)
+    with pytest.raises(WeightsError, match="tokens would go"):
+        convert([str(llama)], tmp_path / "less", vocab_size=500)
+    assert not (tmp_path / "less").exists()
+
+
+def test_what_does_not_fit_leaves_nothing_behind(llama, run, joint, tmp_path):
+    workdir, _ = run
+    for sources, error, message in (
+        ([str(llama), str(llama)], WeightsError, "leave one of them out"),
+        ([str(workdir), str(llama)], WeightsError, "whole model by itself"),
+        ([str(tmp_path / "absent")], WeightsError, "is not there"),
+    ):
+        with pytest.raises(error, match=message):
+            convert(sources, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        convert([str(workdir)], tmp_path / "out", best="joint")
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+    values = json.loads((llama / "config.json").read_text())
+    for change, error, message in (
+        ({"hidden_size": None}, HuggingFaceConfigError, "hidden_size"),
+        ({"num_hidden_layers": 3}, WeightsError, r"misshapen: decoder/layers/.*\[3, "),
+        ({"hidden_act": "gelu"}, HuggingFaceConfigError, "hidden_act='gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, HuggingFaceConfigError, "'yarn'"),
+    ):
+        kept = {k: v for k, v in (values | change).items() if v is not None}
+        (bad / "config.json").write_text(json.dumps(kept))
+        with pytest.raises(error, match=message):
+            convert([str(bad)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(WeightsError, match="missing: encoder/.*"):
+        open_start(str(llama), "projector/.*", build_model(resolve(joint())))
+
+
+def test_the_command_tells_and_refuses(llama, tmp_path):
+    def call(*arguments):
+        command = [sys.executable, "-m", "rvllm_jax.convert", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = call(f"--source={llama}", f"--out={tmp_path / 'ours'}")
+    assert done.returncode == 0, done.stderr
+    assert f"written: {tmp_path / 'ours'}" in done.stdout
+    done = call(f"--source={llama}", f"--out={tmp_path / 'ours'}")
+    assert done.returncode == 1 and "is not an empty folder" in done.stderr
+    assert "Traceback" not in done.stderr

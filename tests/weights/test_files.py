@@ -1,0 +1,101 @@
+"""Folders that are whole, and those that are refused before anything is read."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.files import open_weights
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("kind", [dict(), dict(shards=3), dict(shards=3, index=False)])
+def test_one_file_and_shards_are_the_same_arrays(llama, tensors, kind):
+    weights, own = open_weights(llama(**kind)), tensors()
+    assert weights.config["hidden_size"] == 8 and not weights.ignored
+    up = weights.entries["decoder/layers/mlp/up/kernel"]
+    assert up.shape == (3, 8, 12) and up.dtype == np.float32
+    for layer in range(3):
+        np.testing.assert_array_equal(
+            up.read()[layer], own[f"model.layers.{layer}.mlp.up_proj.weight"].T
+        )
+    embedding = weights.entries["decoder/embed/embedding"].read()
+    np.testing.assert_array_equal(embedding, own["model.embed_tokens.weight"])
+
+
+def test_old_frequencies_and_the_copy_of_a_tied_embedding_are_left_out_and_named(llama, tensors):
+    frequencies = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(2) for n in range(3)}
+    weights = open_weights(llama(tensors() | frequencies, tie_word_embeddings=True))
+    assert {*weights.ignored} == {*frequencies, "lm_head.weight"}
+    assert "decoder/head/kernel" not in weights.entries
+
+
+def test_a_missing_shard_is_named_with_and_without_an_index(llama):
+    for index in (True, False):
+        folder = llama(shards=3, index=index, name=f"index {index}")
+        (folder / "model-00002-of-00003.safetensors").unlink()
+        with pytest.raises(WeightsError, match="1 of 3 shards.*: model-00002-of-00003"):
+            open_weights(folder)
+
+
+def test_an_index_that_is_not_of_its_shards_is_refused(llama):
+    folder = llama(shards=2)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["model.layers.9.x"] = "model-00001-of-00002.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=r"names tensors that are not .*model\.layers\.9\.x"):
+        open_weights(folder)
+    for content, message in (
+        ("{", "JSON"),
+        ("{}", "weight_map"),
+        ('{"weight_map":{"a":"../b"}}', "other"),
+    ):
+        (folder / INDEX).write_text(content)
+        with pytest.raises(WeightsError, match=message):
+            open_weights(folder)
+
+
+def test_a_gap_between_layers_and_another_shape_are_listed(llama, tensors):
+    own = tensors()
+    del own["model.layers.1.mlp.up_proj.weight"]
+    own["model.layers.2.mlp.down_proj.weight"] = np.zeros((7, 12), np.float32)
+    with pytest.raises(WeightsError) as error:
+        open_weights(llama(own))
+    assert "missing: model.layers.1.mlp.up_proj.weight" in str(error.value)
+    assert "misshapen: model.layers.2.mlp.down_proj.weight is [7, 12]" in str(error.value)
+
+
+def test_unknown_architectures_and_names_are_refused(llama, tensors):
+    with pytest.raises(WeightsError, match="'MistralForCausalLM' is not known"):
+        open_weights(llama(architectures=["MistralForCausalLM"], name="a"))
+    with pytest.raises(WeightsError, match="no config.json says"):
+        open_weights(llama(architectures=None, name="b"))
+    surplus = tensors() | {"model.layers.0.self_attn.q_norm.weight": np.ones(4, np.float32)}
+    with pytest.raises(WeightsError, match=r"1 of its 31 .*q_norm"):
+        open_weights(llama(surplus, name="c"))
+    with pytest.raises(WeightsError, match="is not there"):
+        open_weights("nowhere")
+
+
+def test_pickles_are_not_read_and_the_command_converts_them(llama, tensors):
+    """The file would make another file if it were unpickled."""
+    folder = llama()
+    (folder / "model.safetensors").unlink()
+    executed = folder / "executed"
+    bad = b"cos\nsystem\n(S'touch " + str(executed).encode() + b"'\ntR."
+    (folder / "pytorch_model.bin").write_bytes(bad)
+    for path in (folder, folder / "pytorch_model.bin"):
+        with pytest.raises(WeightsError, match="pytorch_model.bin: pickle files") as error:
+            open_weights(path)
+    command = str(error.value).split("\n", 1)[1]
+    torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
+    command = command.replace("python -c", f"{sys.executable} -c")
+    assert subprocess.run(["bash", "-c", command], capture_output=True, check=False).returncode
+    assert not executed.exists()
+    torch.save({n: torch.tensor(x) for n, x in tensors().items()}, folder / "pytorch_model.bin")
+    subprocess.run(["bash", "-c", command], check=True)
+    assert len(open_weights(folder).entries) == 12

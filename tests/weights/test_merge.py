@@ -1,0 +1,91 @@
+"""All of a model's arrays, where and as they should be, or one error that lists every fault."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rvllm_jax.weights import merge
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.files import open_weights
+
+
+def shapes(entries, dtype=np.float32):
+    return {path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in entries.items()}
+
+
+@pytest.mark.parametrize("held", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_every_dtype_goes_to_its_shards_on_a_mesh(llama, tensors, held):
+    own = tensors(np.float32)
+    if held == ml_dtypes.bfloat16:  # which the library cannot write from numpy
+        own = {name: x.astype(held) for name, x in own.items()}
+    entries = open_weights(llama({name: x.astype(held) for name, x in own.items()})).entries
+    mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
+    axes = {8: "fsdp", 12: "tensor"}  # by size; the vocabulary and the layers are not split
+    places = {
+        path: NamedSharding(mesh, P(*dict.fromkeys(map(axes.get, x.shape))))
+        if len({*map(axes.get, x.shape)}) == len(x.shape)
+        else NamedSharding(mesh, P())
+        for path, x in entries.items()
+    }
+    arrays = merge.load(entries, shapes(entries), places)
+    assert arrays.keys() == entries.keys()
+    for path, array in arrays.items():
+        assert array.dtype == np.float32 and array.sharding == places[path], path
+        np.testing.assert_array_equal(array, entries[path].read().astype(np.float32), path)
+    assert arrays["decoder/layers/mlp/up/kernel"].addressable_shards[0].data.shape == (3, 4, 6)
+
+
+def test_one_error_lists_all_that_is_wrong_before_anything_is_read(llama, tensors, monkeypatch):
+    own = tensors()
+    for layer in range(3):
+        name = f"model.layers.{layer}.self_attn.q_proj.weight"
+        own[name] = own[name].astype(np.int8)
+    entries = dict(open_weights(llama(own)).entries)
+    targets = shapes(entries)
+    monkeypatch.setattr("rvllm_jax.weights.tensor_file.FileTensor.read", lambda _: 1 / 0)
+    del entries["decoder/norm/scale"]
+    del targets["decoder/head/kernel"]
+    targets["decoder/embed/embedding"] = jax.ShapeDtypeStruct((12, 8), np.float32)
+    targets["projector/linear_1/kernel"] = jax.ShapeDtypeStruct((512, 8), np.float32)
+    with pytest.raises(WeightsError) as error:
+        merge.check(entries, targets, random="encoder/.*", where="theirs")
+    for line in (
+        "missing: decoder/norm/scale float32[8]",
+        "missing: projector/linear_1/kernel float32[512, 8]",
+        "surplus: decoder/head/kernel float32[8, 11]",
+        "misshapen: decoder/embed/embedding is float32[11, 8], expected float32[12, 8]",
+        "wrong dtype: decoder/layers/attention/q/kernel is int8[8, 8], expected floating point",
+    ):
+        assert f"\n  {line}" in str(error.value)
+
+
+def test_what_may_stay_random_is_returned_by_name(llama):
+    entries = open_weights(llama()).entries
+    targets = shapes(entries) | {"projector/x": jax.ShapeDtypeStruct((2,), np.float32)}
+    assert merge.check(entries, targets, random="projector/.*") == ["projector/x"]
+    with pytest.raises(WeightsError, match="missing: projector/x"):
+        merge.check(entries, targets, random="projector")
+
+
+def test_two_sources_of_one_array_are_refused(llama):
+    weights = open_weights(llama())
+    with pytest.raises(WeightsError, match="leave one of them out"):
+        merge.combine([weights, weights])
+
+
+@pytest.mark.parametrize("features", [512, 2048])
+def test_a_projector_of_clip_is_recognised(features):
+    clip = jnp.zeros((1024, 8))
+    target = jax.ShapeDtypeStruct((features, 8), np.float32)
+
+    class Held:
+        shape, dtype, tensors = clip.shape, clip.dtype, ()
+
+    with pytest.raises(
+        WeightsError, match=f"1024 features of CLIP ViT-L; the encoder .* {features}"
+    ):
+        merge.check({merge.PROJECTOR: Held}, {merge.PROJECTOR: target})

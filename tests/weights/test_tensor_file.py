@@ -1,0 +1,107 @@
+"""safetensors files as the library writes them, and files that are damaged."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.tensor_file import read_header, write
+
+ARRAYS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b": np.arange(4, dtype=np.float16),
+    "scalar": np.array(2.5, np.float64),
+    "none": np.zeros((0, 3), np.float32),
+    "c": np.arange(5, dtype=np.int64),
+}
+
+
+def rewritten(path, change):
+    """The file with another header."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+@pytest.fixture
+def file(tmp_path):
+    save_file(ARRAYS, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    return tmp_path / "x.safetensors"
+
+
+def test_the_librarys_file_is_read(file):
+    tensors = read_header(file)
+    assert tensors.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        read = tensors[name].read()
+        assert read.dtype == array.dtype
+        np.testing.assert_array_equal(read, array)
+
+
+def test_the_library_reads_ours_and_bfloat16_keeps_its_bits(tmp_path):
+    bf16 = np.array([1.0, -2.5, 3e38, np.nan], ml_dtypes.bfloat16)
+    arrays = ARRAYS | {"bf16": bf16}
+    specs = {name: (x.dtype, x.shape) for name, x in arrays.items()}
+    write(tmp_path / "y", specs, lambda name: [arrays[name]])
+    read = read_header(tmp_path / "y")["bf16"].read()
+    np.testing.assert_array_equal(read.view(np.uint16), bf16.view(np.uint16))
+    del specs["bf16"]
+    write(tmp_path / "y", specs, lambda name: [arrays[name]])
+    theirs = load_file(tmp_path / "y")
+    assert theirs.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(theirs[name], array)
+
+
+def test_a_part_that_was_not_announced_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="a: its parts"):
+        write(tmp_path / "y", {"a": (np.dtype("f4"), (3,))}, lambda _: [np.zeros(2, "f4")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 60, -1])
+def test_a_truncated_file_is_refused(file, kept):
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(WeightsError, match=r"x\.safetensors: .*(cut short|its header)"):
+        read_header(file)
+
+
+LIES = {
+    "length": (lambda h: h["a"].update(data_offsets=[0, 8]), "'a'.*takes 24 bytes.*gives it 8"),
+    "shape": (lambda h: h["a"].update(shape=[2, 4]), "'a'.*takes 32 bytes"),
+    "overlap": (lambda h: h["b"].update(data_offsets=[0, 8]), "starts at byte"),
+    "negative": (lambda h: h["a"].update(shape=[-2, -3]), "entry of 'a'"),
+    "entry": (lambda h: h.update(a=[1]), "entry of 'a'"),
+    "dtype": (lambda h: h["a"].update(dtype="Q4"), "'a' is of dtype 'Q4'"),
+    "surplus bytes": (lambda h: h.pop("a"), "starts at byte|header tells of"),
+    "huge": (
+        lambda h: h["a"].update(shape=[2**40, 3], data_offsets=[0, 3 * 2**42]),
+        "starts at",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_header_that_lies_is_refused(file, lie):
+    change, message = LIES[lie]
+    rewritten(file, change)
+    with pytest.raises(WeightsError, match=message):
+        read_header(file)
+
+
+def test_what_is_no_safetensors_file_is_refused(tmp_path):
+    for content in (
+        b"version https://git-lfs.github.com/spec/v1\noid",
+        b"\x03" + b"\0" * 7 + b"[1]",
+    ):
+        (tmp_path / "z").write_bytes(content)
+        with pytest.raises(WeightsError, match="z: "):
+            read_header(tmp_path / "z")
+    with pytest.raises(WeightsError, match="absent: cannot be read"):
+        read_header(tmp_path / "absent")
