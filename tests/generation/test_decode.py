@@ -135,9 +135,9 @@ def test_decoding_stops_when_all_answers_have_ended(monkeypatch):
     """The row without a question does not keep the loop going."""
     calls, next_token = [], decode._next_token
 
-    def counted(model, state, eos_id):
+    def counted(model, state, *options):
         jax.debug.callback(lambda step: calls.append(int(step)), state.step)
-        return next_token(model, state, eos_id)
+        return next_token(model, state, *options)
 
     monkeypatch.setattr(decode, "_next_token", counted)
     questions = some_questions()
