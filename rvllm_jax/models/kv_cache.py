@@ -63,6 +63,29 @@ def repeat(cache: KVCache, times: int) -> KVCache:
     )
 
 
+def grow(cache: KVCache, slots: int) -> KVCache:
+    """The cache with `slots` slots, at least as many as it has; itself where that is their number.
+
+    Raises ValueError when it has more.
+    """
+    old = cache.segments.shape[1]
+    if slots < old:
+        raise ValueError(f"cannot make a cache of {old} slots one of {slots}")
+    if slots == old:
+        return cache
+
+    def longer(x, axis, value=0):
+        widths = [(0, slots - old if axis == i else 0) for i in range(x.ndim)]
+        return jnp.pad(x, widths, constant_values=value)
+
+    return KVCache(
+        k=jax.tree.map(lambda x: longer(x, x.ndim - 3), cache.k),
+        v=jax.tree.map(lambda x: longer(x, x.ndim - 3), cache.v),
+        segments=longer(cache.segments, 1, PADDING),
+        length=cache.length,
+    )
+
+
 def reserve(cache: KVCache, segments_BL: jax.Array) -> KVCache:
     """Marks the next L slots as holding `segments_BL`; `length` stays where they begin.
 
