@@ -18,7 +18,7 @@ from rvllm_jax.data import chat
 from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.generation import decode, prompts
 from rvllm_jax.generation.sampling import GREEDY, Sampling, seen_tokens
-from rvllm_jax.generation.streaming import TextStream, ids_of_text
+from rvllm_jax.generation.streaming import TextStream, ids_of_text, text_of
 from rvllm_jax.generation.unrolled import unroll
 from rvllm_jax.models import kv_cache
 from rvllm_jax.models.kv_cache import KVCache
@@ -175,7 +175,7 @@ class Session:
         texts = []
         for ids in np.asarray(answers.tokens_AM)[:, : int(answers.step)].tolist():
             end = ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
-            texts.append(tokenizer.decode(ids[:end]).strip())
+            texts.append(text_of(tokenizer.decode, ids[:end]).strip())
         return texts
 
     def _begin(self, prompt, sampling, max_new, stop_ids, seed) -> decode.Answers:
@@ -265,4 +265,4 @@ class Session:
 def _cut(tokenizer: Tokenizer, ids: list[int], text: str) -> list[int]:
     """The ids of an answer that a stop string cut to `text`."""
     count = ids_of_text(tokenizer.decode, ids, text)
-    return ids[:count] + tokenizer.encode(text[len(tokenizer.decode(ids[:count])) :])
+    return ids[:count] + tokenizer.encode(text[len(text_of(tokenizer.decode, ids[:count])) :])

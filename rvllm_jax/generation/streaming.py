@@ -72,9 +72,16 @@ class TextStream:
         )
 
 
+def text_of(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> str:
+    """The text of an answer's ids, as a stream gives it: where a model writes bytes that are no
+    UTF-8, characters before them that were whole stay."""
+    stream = TextStream(decode)
+    return "".join([*map(stream.add, ids), stream.finish()])
+
+
 def ids_of_text(decode: Callable[[Sequence[int]], str], ids: Sequence[int], text: str) -> int:
-    """How many of `ids` from the first on decode to a beginning of `text`."""
+    """How many of `ids` from the first on give a beginning of `text`."""
     for count in range(len(ids), 0, -1):
-        if text.startswith(decode(ids[:count])):
+        if text.startswith(text_of(decode, ids[:count])):
             return count
     return 0

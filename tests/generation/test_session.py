@@ -10,6 +10,7 @@ from rvllm_jax.data.tokenizer import train
 from rvllm_jax.generation import decode
 from rvllm_jax.generation.sampling import GREEDY, Sampling
 from rvllm_jax.generation.session import Engine, PromptError, Turn
+from rvllm_jax.generation.streaming import text_of
 from rvllm_jax.models.llama import LlamaConfig
 from rvllm_jax.types import NO_SLOT
 
@@ -71,7 +72,7 @@ def test_turns_are_those_of_uncached_decoding(parts, uncached):
         prompt += tokenizer.encode(question)
         expected = uncached(*clip(0), prompt)
         assert session.turns[number] == Turn(question, expected)
-        assert text == tokenizer.decode(expected).strip()
+        assert text == text_of(tokenizer.decode, expected).strip()
         prompt += [*expected, tokenizer.eos_id]
     answers = [tuple(turn.answer) for turn in session.turns]
     assert len(set(answers)) == 3  # they do differ
@@ -117,10 +118,10 @@ def test_kept_and_fresh_caches_answer_alike(parts, sampling):
 
     both(QUESTIONS[0])
     both(QUESTIONS[1])
-    whole = tokenizer.decode(session.turns[1].answer)
+    whole = text_of(tokenizer.decode, session.turns[1].answer)
     session.turns = session.turns[:1]
     both(QUESTIONS[1], stop=[whole[2:4]])
-    said = tokenizer.decode(session.turns[1].answer)
+    said = text_of(tokenizer.decode, session.turns[1].answer)
     assert said == whole[: whole.index(whole[2:4])]
     both(QUESTIONS[2])
 
@@ -163,7 +164,7 @@ def test_pieces_come_token_by_token_and_a_closed_stream_keeps_what_was_said(part
     stream.close()
     said = session.turns[0].answer
     assert 1 <= len(said) < MAX_NEW and said == expected[: len(said)]
-    assert tokenizer.decode(said).startswith(first)
+    assert text_of(tokenizer.decode, said).startswith(first)
     fresh = engine.session(*clip(0))
     fresh.turns = list(session.turns)
     options = dict(max_new=MAX_NEW)
