@@ -150,8 +150,9 @@ def best_of(rounds: int, **ways) -> dict[str, float]:
         for name, way in ways.items():
             start = time.perf_counter()
             way()
+            seconds = time.perf_counter() - start
             if number:
-                best[name] = min(best.get(name, float("inf")), time.perf_counter() - start)
+                best[name] = min(best.get(name, seconds), seconds)
     return best
 
 
