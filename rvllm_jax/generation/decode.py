@@ -74,12 +74,7 @@ def generate(
         ValueError: `max_new` below 1, no stop id, or rows that are no multiple of `clips`.
     """
     B, Q, Lq = questions.asked.shape
-    if max_new < 1:
-        raise ValueError(f"max_new={max_new}: an answer needs room for 1 token at least")
-    if not stop_ids:
-        raise ValueError("stop_ids is empty: give the id that ends an answer (-1 for none)")
-    if clips < 1 or B % clips:
-        raise ValueError(f"clips={clips}: {B} rows are no multiple of it")
+    _check(B, max_new, stop_ids, clips)
     G = B // clips
     model = unroll(model)
     prefix = read_prefix(model, questions, Lq + max_new, blind=blind, cache_dtype=cache_dtype)
@@ -103,6 +98,15 @@ def generate(
     answers = read_asked(model, answers, asked_RL, mask_RL, sampling, stop_ids)
     answers = advance(model, answers, max_new, sampling, stop_ids)
     return answers.tokens_AM.reshape(G, Q, max_new)
+
+
+def _check(rows, max_new, stop_ids, clips) -> None:
+    if max_new < 1:
+        raise ValueError(f"max_new={max_new}: an answer needs room for 1 token at least")
+    if not stop_ids:
+        raise ValueError("stop_ids is empty: give the id that ends an answer (-1 for none)")
+    if clips < 1 or rows % clips:
+        raise ValueError(f"clips={clips}: {rows} rows are no multiple of it")
 
 
 def read_prefix(
