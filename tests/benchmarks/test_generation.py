@@ -10,6 +10,7 @@ from rvllm_jax.benchmarks import generation
 SMALL = "--width=64 --layers=2 --vocab=400 --prompt=5 --new=6 --frames=2 --rounds=1".split()
 
 
+@pytest.mark.slow
 def test_ours_and_theirs_decode_the_same_and_every_ratio_is_there(capsys):
     for name in ("torch", "transformers"):
         pytest.importorskip(name, reason="the extra `parity` holds torch")
