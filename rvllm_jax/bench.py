@@ -1,12 +1,13 @@
-"""Measures this machine: python -m rvllm_jax.bench input"""
+"""Measures this machine: python -m rvllm_jax.bench input|generation"""
 
 import argparse
 import sys
 
-from rvllm_jax.benchmarks import input
+from rvllm_jax.benchmarks import generation, input
 from rvllm_jax.data.frames import FrameStoreError
 
-COMMANDS = {"input": input}  # each has DESCRIPTION, add_arguments(parser) and run(arguments)
+# Each has DESCRIPTION, add_arguments(parser) and run(arguments).
+COMMANDS = {"generation": generation, "input": input}
 
 
 def main(argv: list[str]) -> None:
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     try:
         print(COMMANDS[arguments.command].run(arguments))
-    except FrameStoreError as error:
+    except (FrameStoreError, generation.MissingTorch) as error:
         parser.exit(1, f"{error}\n")
 
 

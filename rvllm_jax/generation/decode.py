@@ -1,4 +1,4 @@
-"""Greedy answers: a video is read once, its questions share what was read.
+"""Answers, token by token: a video is read once, its questions share what was read.
 
 Static shapes throughout. Each row of the cache is one question behind its video's prefix; the
 slots are [prefix | question | answer], the first two padded on the right.
@@ -9,20 +9,29 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rvllm_jax.generation.sampling import GREEDY, Sampling, next_token, seen_tokens
+from rvllm_jax.generation.unrolled import UnrolledLlama, unroll
 from rvllm_jax.models import kv_cache
 from rvllm_jax.models.kv_cache import KVCache
 from rvllm_jax.models.video_llm import VideoLLM
-from rvllm_jax.types import PADDING, PREFIX, Questions
+from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Questions
 
 QUESTION = 1  # its segment: a row holds one question, so all may have the same number
 
 
 class Answers(NamedTuple):
-    """What the decoding loop carries; R = B * Q rows."""
+    """What the decoding loop carries.
+
+    R = G * C * Q rows: Q questions about each of G videos, each about C clips of it. The clips of a
+    video decode one answer in lock-step, so there are A = G * Q answers.
+    """
 
     step: jax.Array  # int32; answer tokens written
-    tokens_RM: jax.Array  # int32; the answers, eos where nothing was written
-    ended_R: jax.Array  # bool; no more tokens for this row
+    tokens_AM: jax.Array  # int32; the answers, the first stop id where nothing was written
+    ended_A: jax.Array  # bool; no more tokens for this answer
+    seeds_A: jax.Array  # uint32
+    seen_AV: jax.Array | None  # bool; tokens of prompt and answer, for the repetition penalty
+    weights_GCQ: jax.Array  # float32; what each clip's probabilities count
     position_R: jax.Array  # int32; RoPE position of the last token written
     cache: KVCache
 
@@ -30,32 +39,78 @@ class Answers(NamedTuple):
 def greedy(
     model: VideoLLM, questions: Questions, *, max_new: int, eos_id: int, blind: bool = False
 ) -> jax.Array:
-    """The most likely next token, again and again, as int32[B, Q, max_new].
+    """The most likely next token, again and again, as int32[B, Q, max_new]; see `generate`."""
+    return generate(model, questions, max_new=max_new, stop_ids=(eos_id,), blind=blind)
 
-    An answer ends with `eos_id`, which also fills the places behind it and the rows that hold no
-    question (id -1). `blind` is the control of `VideoLLM.encode`. Pure: to be called under jit.
-    Raises ValueError when `max_new` is below 1.
+
+def generate(
+    model: VideoLLM,
+    questions: Questions,
+    *,
+    sampling: Sampling = GREEDY,
+    max_new: int,
+    stop_ids: tuple[int, ...],
+    seed: int | jax.Array = 0,
+    clips: int = 1,
+    cache_dtype=None,
+    blind: bool = False,
+) -> jax.Array:
+    """Answers as int32[B / clips, Q, max_new]. Pure: to be called under jit.
+
+    An answer ends with the first of `stop_ids` that comes; the places behind it, and the rows that
+    hold no question (id -1), are filled with `stop_ids[0]`. The loop ends when all have ended.
+
+    Args:
+        seed: of answer (g, q), int[B / clips, Q]; of one number, answer a in that order gets
+            seed + a. Answers with equal seeds and equal prompts are equal, in any batch.
+        clips: so many rows in succession are clips of one video, asked the same questions. Their
+            next-token probabilities are averaged, weighted by `questions.counts`, and all go on
+            with the token chosen from the average. A clip without a question (id -1: it could not
+            be read) does not count.
+        cache_dtype: of the keys and values, bfloat16 or float32; the decoder's own if None.
+        blind: the control of `VideoLLM.encode`.
+
+    Raises:
+        ValueError: `max_new` below 1, no stop id, or rows that are no multiple of `clips`.
     """
+    B, Q, Lq = questions.asked.shape
+    _check(B, max_new, stop_ids, clips)
+    G = B // clips
+    model = unroll(model)
+    prefix = read_prefix(model, questions, Lq + max_new, blind=blind, cache_dtype=cache_dtype)
+    asked_GCQ = (questions.ids >= 0).reshape(G, clips, Q)
+    weights_GCQ = asked_GCQ * jnp.asarray(questions.counts, jnp.float32).reshape(G, clips, 1)
+    seeds = jnp.asarray(seed, jnp.uint32)
+    if seeds.ndim == 0:
+        seeds = seeds + jnp.arange(G * Q, dtype=jnp.uint32)
+    answers = Answers(
+        step=jnp.int32(0),
+        tokens_AM=jnp.full((G * Q, max_new), stop_ids[0], jnp.int32),
+        ended_A=~jnp.any(asked_GCQ, axis=1).reshape(-1),
+        seeds_A=jnp.broadcast_to(seeds.reshape(-1), G * Q),
+        seen_AV=None if sampling.repetition_penalty == 1 else _seen(model, questions, clips),
+        weights_GCQ=weights_GCQ,
+        position_R=jnp.repeat(prefix_ends(questions), Q) - 1,
+        cache=kv_cache.repeat(prefix, Q),
+    )
+    asked_RL = questions.asked.reshape(B * Q, Lq)
+    mask_RL = questions.asked_mask.reshape(B * Q, Lq)
+    answers = read_asked(model, answers, asked_RL, mask_RL, sampling, stop_ids)
+    answers = advance(model, answers, max_new, sampling, stop_ids)
+    return answers.tokens_AM.reshape(G, Q, max_new)
+
+
+def _check(rows, max_new, stop_ids, clips) -> None:
     if max_new < 1:
         raise ValueError(f"max_new={max_new}: an answer needs room for 1 token at least")
-    B, Q, _ = questions.asked.shape
-    cache = read_prefix(model, questions, questions.asked.shape[2] + max_new, blind=blind)
-    first_R, position_R, cache = _ask(model, questions, cache)
-    unasked_R = questions.ids.reshape(-1) < 0
-    tokens_RM = jnp.full((B * Q, max_new), eos_id, jnp.int32)
-    tokens_RM = tokens_RM.at[:, 0].set(jnp.where(unasked_R, eos_id, first_R))
-    ended_R = unasked_R | (first_R == eos_id)
-    state = Answers(jnp.int32(1), tokens_RM, ended_R, position_R, cache)
-    state = jax.lax.while_loop(
-        lambda state: (state.step < max_new) & ~jnp.all(state.ended_R),
-        lambda state: _next_token(model, state, eos_id),
-        state,
-    )
-    return state.tokens_RM.reshape(B, Q, max_new)
+    if not stop_ids:
+        raise ValueError("stop_ids is empty: give the id that ends an answer (-1 for none)")
+    if clips < 1 or rows % clips:
+        raise ValueError(f"clips={clips}: {rows} rows are no multiple of it")
 
 
 def read_prefix(
-    model: VideoLLM, questions: Questions, free: int, *, blind: bool = False
+    model: VideoLLM, questions: Questions, free: int, *, blind: bool = False, cache_dtype=None
 ) -> KVCache:
     """A cache of B rows that holds the prefixes and has `free` more slots."""
     B, P = questions.tokens.shape
@@ -63,53 +118,121 @@ def read_prefix(
     visual_BVD = model.encode_if_any(questions, use_running=True, blind=blind)
     x_BPD = model.embed(questions.tokens, questions.slots, visual_BVD)
     cache = kv_cache.empty(
-        config.layers, B, P + free, config.kv_heads, config.head_dim, model.decoder.dtype
+        config.layers,
+        B,
+        P + free,
+        config.kv_heads,
+        config.head_dim,
+        cache_dtype or model.decoder.dtype,
+        stacked=not isinstance(model.decoder, UnrolledLlama),
     )
     _, cache = model.decoder(x_BPD, questions.positions, questions.segments, cache)
     return cache
 
 
-def _ask(model, questions, prefix_cache):
-    """Reads the questions -> first answer tokens, their positions, the cache of B * Q rows."""
-    B, Q, Lq = questions.asked.shape
-    mask_RL = questions.asked_mask.reshape(B * Q, Lq)
-    # A question's positions go on where its prefix ends, as in training (data/packing.py).
-    ends_B = jnp.max(
-        jnp.where(questions.segments == PREFIX, questions.positions + 1, 0), axis=1, initial=0
-    )
-    starts_R = jnp.repeat(ends_B, Q)
-    x_RLD = model.decoder.embed(questions.asked.reshape(B * Q, Lq))
+def prefix_ends(questions: Questions) -> jax.Array:
+    """The position behind each prefix, int32[B]: a question's positions go on there, as in
+    training (data/packing.py)."""
+    in_prefix_BP = questions.segments == PREFIX
+    return jnp.max(jnp.where(in_prefix_BP, questions.positions + 1, 0), axis=1, initial=0)
+
+
+def read_asked(
+    model: VideoLLM,
+    answers: Answers,
+    asked_RL: jax.Array,
+    mask_RL: jax.Array,
+    sampling: Sampling,
+    stop_ids: tuple[int, ...],
+) -> Answers:
+    """Reads what is asked, int32[R, L] padded on the right, behind what the cache holds, and
+    chooses the first token of each answer."""
+    starts_R, L = answers.position_R + 1, asked_RL.shape[1]
     hidden_RLD, cache = model.decoder(
-        x_RLD,
-        starts_R[:, None] + jnp.arange(Lq, dtype=jnp.int32),
+        model.decoder.embed(asked_RL),
+        starts_R[:, None] + jnp.arange(L, dtype=jnp.int32),
         jnp.where(mask_RL, QUESTION, PADDING),
-        kv_cache.repeat(prefix_cache, Q),
+        answers.cache,
     )
     lengths_R = jnp.sum(mask_RL, axis=1, dtype=jnp.int32)
     last_R11 = jnp.maximum(lengths_R - 1, 0)[:, None, None]
     hidden_RD = jnp.take_along_axis(hidden_RLD, last_R11, axis=1)[:, 0]
-    return _most_likely(model, hidden_RD), starts_R + lengths_R, cache
+    answers = answers._replace(cache=cache, position_R=starts_R + lengths_R - 1)
+    return _chosen(model, answers, hidden_RD, sampling, stop_ids)
 
 
-def _next_token(model: VideoLLM, state: Answers, eos_id: int) -> Answers:
-    token_R1 = jax.lax.dynamic_slice_in_dim(state.tokens_RM, state.step - 1, 1, axis=1)
+def advance(
+    model: VideoLLM,
+    answers: Answers,
+    until: int | jax.Array,
+    sampling: Sampling,
+    stop_ids: tuple[int, ...],
+) -> Answers:
+    """Goes on until `until` tokens of each answer are written, or all have ended."""
+    return jax.lax.while_loop(
+        lambda answers: (answers.step < until) & ~jnp.all(answers.ended_A),
+        lambda answers: _next_token(model, answers, sampling, stop_ids),
+        answers,
+    )
+
+
+def _next_token(model: VideoLLM, answers: Answers, sampling, stop_ids) -> Answers:
+    G, C, Q = answers.weights_GCQ.shape
+    last = jax.lax.dynamic_slice_in_dim(answers.tokens_AM, answers.step - 1, 1, axis=1)
+    token_R1 = jnp.broadcast_to(last.reshape(G, 1, Q), (G, C, Q)).reshape(-1, 1)
+    position_R = answers.position_R + 1
     hidden_R1D, cache = model.decoder(
         model.decoder.embed(token_R1),
-        state.position_R[:, None],
+        position_R[:, None],
         jnp.full_like(token_R1, QUESTION),
-        state.cache,
+        answers.cache,
     )
-    next_R = jnp.where(state.ended_R, eos_id, _most_likely(model, hidden_R1D[:, 0]))
-    return Answers(
-        step=state.step + 1,
-        tokens_RM=jax.lax.dynamic_update_slice_in_dim(
-            state.tokens_RM, next_R[:, None], state.step, axis=1
+    answers = answers._replace(cache=cache, position_R=position_R)
+    return _chosen(model, answers, hidden_R1D[:, 0], sampling, stop_ids)
+
+
+def _chosen(model: VideoLLM, answers: Answers, hidden_RD, sampling, stop_ids) -> Answers:
+    """The answers with one more token, chosen from the logits of these hidden states."""
+    logits_AV = fuse(model.decoder.logits(hidden_RD), answers.weights_GCQ)
+    next_A = next_token(logits_AV, answers.seen_AV, answers.seeds_A, answers.step, sampling)
+    next_A = jnp.where(answers.ended_A, stop_ids[0], next_A)
+    seen_AV = answers.seen_AV
+    if seen_AV is not None:
+        seen_AV = seen_AV.at[jnp.arange(len(next_A)), next_A].set(True)
+    return answers._replace(
+        step=answers.step + 1,
+        tokens_AM=jax.lax.dynamic_update_slice_in_dim(
+            answers.tokens_AM, next_A[:, None], answers.step, axis=1
         ),
-        ended_R=state.ended_R | (next_R == eos_id),
-        position_R=state.position_R + 1,
-        cache=cache,
+        ended_A=answers.ended_A | jnp.isin(next_A, jnp.asarray(stop_ids, jnp.int32)),
+        seen_AV=seen_AV,
     )
 
 
-def _most_likely(model, hidden_RD):
-    return jnp.argmax(model.decoder.logits(hidden_RD), axis=-1).astype(jnp.int32)
+def fuse(logits_RV: jax.Array, weights_GCQ: jax.Array) -> jax.Array:
+    """Logits [A, V] whose softmax is the weighted mean of the clips' softmaxes.
+
+    Their level is the mean level of the clips' logits, for the repetition penalty, which depends
+    on it: equal clips give the logits of one. Where all weights are 0 they count alike.
+    """
+    G, C, Q = weights_GCQ.shape
+    if C == 1:
+        return logits_RV
+    logits_GCQV = logits_RV.reshape(G, C, Q, -1)
+    total_G1Q = jnp.sum(weights_GCQ, axis=1, keepdims=True)
+    share_GCQ1 = jnp.where(total_G1Q > 0, weights_GCQ / total_G1Q, 1 / C)[..., None]
+    level_GCQ1 = jax.nn.logsumexp(logits_GCQV, axis=-1, keepdims=True)
+    log_mean_GQV = jax.nn.logsumexp(logits_GCQV - level_GCQ1, axis=1, b=share_GCQ1)
+    level_GQ1 = jnp.sum(jnp.where(share_GCQ1 > 0, share_GCQ1 * level_GCQ1, 0), axis=1)
+    return (log_mean_GQV + level_GQ1).reshape(G * Q, -1)
+
+
+def _seen(model: VideoLLM, questions: Questions, clips: int) -> jax.Array:
+    """The tokens of each answer's prompt, bool[A, V]; those of a video's clips together."""
+    B, Q, Lq = questions.asked.shape
+    vocab_size = model.decoder.config.vocab_size
+    text_BP = (questions.segments == PREFIX) & (questions.slots == NO_SLOT)
+    prefix_BV = seen_tokens(questions.tokens, text_BP, vocab_size)
+    asked_RL, mask_RL = (x.reshape(B * Q, Lq) for x in (questions.asked, questions.asked_mask))
+    seen_RV = jnp.repeat(prefix_BV, Q, axis=0) | seen_tokens(asked_RL, mask_RL, vocab_size)
+    return jnp.any(seen_RV.reshape(-1, clips, Q, vocab_size), axis=1).reshape(-1, vocab_size)

@@ -13,29 +13,75 @@ from rvllm_jax.types import PADDING
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens read so far; keys are already rotated."""
+    """Keys and values of the tokens read so far; keys are already rotated.
 
-    k: jax.Array  # [layers, B, S, K, H]
-    v: jax.Array  # [layers, B, S, K, H]
+    Of all layers in one array for a decoder that scans over them, of each layer in its own for one
+    that does not.
+    """
+
+    k: jax.Array | tuple[jax.Array, ...]  # [layers, B, S, K, H], or layers times [B, S, K, H]
+    v: jax.Array | tuple[jax.Array, ...]
     segments: jax.Array  # int32[B, S]; PADDING also where no token was written yet
     length: jax.Array  # int32; the next free slot
 
 
 def empty(
-    layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype=jnp.float32
+    layers: int,
+    batch: int,
+    slots: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype=jnp.float32,
+    *,
+    stacked: bool = True,
 ) -> KVCache:
-    """A cache of `slots` free slots for `batch` rows."""
-    shape = (layers, batch, slots, kv_heads, head_dim)
+    """A cache of `slots` free slots for `batch` rows; not `stacked`: an array for each layer."""
+    shape = (batch, slots, kv_heads, head_dim)
+
+    def zeros():
+        if stacked:
+            return jnp.zeros((layers, *shape), dtype)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+
     segments_BS = jnp.full((batch, slots), PADDING, jnp.int32)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), segments_BS, jnp.int32(0))
+    return KVCache(zeros(), zeros(), segments_BS, jnp.int32(0))
 
 
 def repeat(cache: KVCache, times: int) -> KVCache:
     """Each row `times` times in succession: row b becomes rows b*times .. (b+1)*times - 1."""
+    if times == 1:
+        return cache
+
+    def rows(x):
+        return jnp.repeat(x, times, axis=x.ndim - 4)
+
     return KVCache(
-        k=jnp.repeat(cache.k, times, axis=1),
-        v=jnp.repeat(cache.v, times, axis=1),
+        k=jax.tree.map(rows, cache.k),
+        v=jax.tree.map(rows, cache.v),
         segments=jnp.repeat(cache.segments, times, axis=0),
+        length=cache.length,
+    )
+
+
+def grow(cache: KVCache, slots: int) -> KVCache:
+    """The cache with `slots` slots, at least as many as it has; itself where that is their number.
+
+    Raises ValueError when it has more.
+    """
+    old = cache.segments.shape[1]
+    if slots < old:
+        raise ValueError(f"cannot make a cache of {old} slots one of {slots}")
+    if slots == old:
+        return cache
+
+    def longer(x, axis, value=0):
+        widths = [(0, slots - old if axis == i else 0) for i in range(x.ndim)]
+        return jnp.pad(x, widths, constant_values=value)
+
+    return KVCache(
+        k=jax.tree.map(lambda x: longer(x, x.ndim - 3), cache.k),
+        v=jax.tree.map(lambda x: longer(x, x.ndim - 3), cache.v),
+        segments=longer(cache.segments, 1, PADDING),
         length=cache.length,
     )
 
@@ -61,15 +107,18 @@ def write_layer(old_BSKH: jax.Array, new_BLKH: jax.Array, length: jax.Array) -> 
     return jax.lax.dynamic_update_slice_in_dim(old_BSKH, new_BLKH, length, axis=1)
 
 
-def write(cache: KVCache, k_new: jax.Array, v_new: jax.Array) -> KVCache:
+def write(cache: KVCache, k_new, v_new) -> KVCache:
     """All layers' new keys and values `[layers, B, L, K, H]` written, and `length` moved on.
 
     One slice at the end of the layer scan instead of a whole cache carried out of it: inside a
-    decoding loop XLA then updates the cache in place.
+    decoding loop XLA then updates the cache in place. Where each layer has an array of its own, so
+    have the new keys and values, `[B, L, K, H]` each.
     """
 
     def put(old, new):
-        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.length, axis=2)
+        new = new.astype(old.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=old.ndim - 3)
 
-    length = cache.length + k_new.shape[2]
-    return cache._replace(k=put(cache.k, k_new), v=put(cache.v, v_new), length=length)
+    length = cache.length + jax.tree.leaves(k_new)[0].shape[-3]
+    k, v = jax.tree.map(put, cache.k, k_new), jax.tree.map(put, cache.v, v_new)
+    return cache._replace(k=k, v=v, length=length)

@@ -48,3 +48,27 @@ def test_repeat_keeps_a_videos_questions_together():
 def test_more_tokens_than_slots_are_refused():
     with pytest.raises(ValueError, match="7 tokens into a cache of 6 slots"):
         kv_cache.reserve(filled(), jnp.zeros((B, SLOTS + 1), jnp.int32))
+
+
+def test_layers_apart_hold_what_the_stack_holds():
+    stacked = filled()
+    apart = kv_cache.empty(LAYERS, B, SLOTS, K, H, stacked=False)
+    for tokens, segments in ((2, [[0, 0], [0, PADDING]]), (1, [[1], [1]])):
+        start = 100 if tokens == 2 else 300
+        apart = kv_cache.reserve(apart, jnp.array(segments))
+        new = (tuple(numbered(tokens, start + more)) for more in (0, 100))
+        apart = kv_cache.write(apart, *new)
+    for one, other in ((stacked, apart), (kv_cache.repeat(stacked, 2), kv_cache.repeat(apart, 2))):
+        np.testing.assert_array_equal(one.k, np.stack(other.k))
+        np.testing.assert_array_equal(one.v, np.stack(other.v))
+        np.testing.assert_array_equal(one.segments, other.segments)
+
+
+def test_a_grown_cache_keeps_what_it_holds():
+    cache, grown = filled(), kv_cache.grow(filled(), SLOTS + 2)
+    np.testing.assert_array_equal(grown.k[:, :, :SLOTS], cache.k)
+    np.testing.assert_array_equal(grown.k[:, :, SLOTS:], 0)
+    np.testing.assert_array_equal(grown.segments[:, SLOTS:], PADDING)
+    assert grown.length == cache.length and kv_cache.grow(cache, SLOTS) is cache
+    with pytest.raises(ValueError, match="6 slots one of 5"):
+        kv_cache.grow(cache, SLOTS - 1)

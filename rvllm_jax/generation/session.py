@@ -1,0 +1,268 @@
+"""A conversation about one video: it is encoded once, and what was read stays in the cache.
+
+An `Engine` holds a model's compiled programs; each `Session` of it is one video, with any number of
+questions and turns. The cache follows the conversation: a turn reads what is new in its prompt, and
+nothing else, whatever the turns before it have become.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rvllm_jax.data import chat
+from rvllm_jax.data.tokenizer import Tokenizer
+from rvllm_jax.generation import decode, prompts
+from rvllm_jax.generation.sampling import GREEDY, Sampling, seen_tokens
+from rvllm_jax.generation.streaming import TextStream, ids_of_text, text_of
+from rvllm_jax.generation.unrolled import unroll
+from rvllm_jax.models import kv_cache
+from rvllm_jax.models.kv_cache import KVCache
+from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.types import NO_SLOT, PREFIX
+
+_CACHE = 128  # tokens; a cache has room for a multiple, so that few sizes are compiled
+
+
+class PromptError(ValueError):
+    """A question that is empty, or that does not fit the context; says the lengths."""
+
+
+@dataclasses.dataclass
+class Turn:
+    """A question and the ids of its answer, without the id that ended it."""
+
+    question: str
+    answer: list[int]
+
+
+class Engine:
+    """A model that answers: its arrays, its layers taken apart once, and its compiled programs.
+
+    context: tokens of a video, its questions and answers together, at most the decoder's own.
+    cache_dtype: bfloat16 or float32; the model's own if None.
+    """
+
+    def __init__(
+        self,
+        model: VideoLLM,
+        tokenizer: Tokenizer,
+        template: chat.Template,
+        *,
+        context: int | None = None,
+        cache_dtype=None,
+    ):
+        self.tokenizer, self.template, self.layout = tokenizer, template, model.layout
+        self.context = min(context or model.decoder.config.context, model.decoder.config.context)
+        self.vocab_size = model.decoder.config.vocab_size
+        graph, self._arrays = nnx.split(unroll(model))
+
+        def program(function, **options):
+            def run(arrays, *rest):
+                return function(nnx.merge(graph, arrays), *rest)
+
+            return jax.jit(run, **options)
+
+        read = functools.partial(decode.read_prefix, free=0, cache_dtype=cache_dtype)
+        self._prefix = program(read)
+        # The conversation's own cache is given away and comes back, written in place.
+        self._read = program(decode.read_asked, static_argnums=(4, 5), donate_argnums=1)
+        self._advance = program(decode.advance, static_argnums=(3, 4), donate_argnums=1)
+        self.read_prefix = functools.partial(self._prefix, self._arrays)
+        self.read_asked = functools.partial(self._read, self._arrays)
+        self.advance = functools.partial(self._advance, self._arrays)
+
+    def session(
+        self, frames: np.ndarray, frame_mask: np.ndarray, counts: Sequence[int] | None = None
+    ) -> "Session":
+        """A conversation about a video, which is encoded now.
+
+        frames: uint8[T, H, W, 3] and frame_mask: bool[T], or [C, ...] of C clips of the video,
+        which decode in lock-step (`decode.generate`), weighted by `counts`, int[C].
+        """
+        if frames.ndim == 4:
+            frames, frame_mask = frames[None], frame_mask[None]
+        return Session(self, frames, frame_mask, counts)
+
+
+class Session:
+    """One video and what was said about it, in `turns`, which the caller may shorten or clear."""
+
+    def __init__(self, engine: Engine, frames, frame_mask, counts=None):
+        self.engine, self.turns = engine, []
+        self._questions = prompts.prefixes(
+            engine.tokenizer, engine.template, engine.layout, frames, frame_mask, counts
+        )
+        self._starts = np.asarray(decode.prefix_ends(self._questions), np.int32)
+        self._prefix = engine.read_prefix(self._questions)
+        self._slots = self._prefix.segments.shape[1]
+        self._cache, self._held = None, []  # of the conversation, and the ids behind the prefix
+
+    def reset(self) -> None:
+        """Begins a new conversation about the same video."""
+        self.turns = []
+
+    def ask(self, question: str, **options) -> str:
+        """The whole answer to the next turn, without outer white space; options as in `stream`."""
+        return "".join(self.stream(question, **options)).strip()
+
+    def stream(
+        self,
+        question: str,
+        *,
+        sampling: Sampling = GREEDY,
+        max_new: int = 256,
+        stop: Sequence[str] = (),
+        stop_ids: tuple[int, ...] = (),
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The next turn's answer, piece by piece, in whole characters.
+
+        It ends with the tokenizer's eos, one of `stop_ids` or of the strings `stop`, or after
+        `max_new` tokens, fewer where the context ends. Closed or interrupted before, the turn keeps
+        what was said. Raises PromptError, before anything is computed.
+        """
+        prompt = self._prompt(question, self.turns)
+        if max_new < 1:
+            raise PromptError(f"max_new={max_new}: an answer needs room for 1 token at least")
+        stop_ids = (self.engine.tokenizer.eos_id, *stop_ids)
+        text = TextStream(self.engine.tokenizer.decode, stop)
+        how = sampling, min(max_new, self._room(prompt)), stop_ids, seed
+        return self._stream(question, prompt, text, *how)
+
+    def _stream(self, question, prompt, text, sampling, max_new, stop_ids, seed):
+        answers = self._begin(prompt, sampling, max_new, stop_ids, seed)
+        said: list[int] = []
+        try:
+            while True:
+                token = int(answers.tokens_AM[0, int(answers.step) - 1])
+                if token in stop_ids:
+                    break
+                said.append(token)
+                if piece := text.add(token):
+                    yield piece
+                if text.stopped or len(said) == max_new:
+                    break
+                answers = self._go_on(answers, prompt, said, sampling, stop_ids)
+            if piece := text.finish():
+                yield piece
+        finally:
+            if text.stopped:
+                said = _cut(self.engine.tokenizer, said, text.text)
+            self.turns.append(Turn(question, said))
+
+    def answers(
+        self, questions: Sequence[str], *, sampling: Sampling = GREEDY, max_new: int = 256, seed=0
+    ) -> list[str]:
+        """Answers to questions asked apart, without history, decoded together.
+
+        They share the video's cache and leave the conversation as it is.
+        """
+        tokenizer = self.engine.tokenizer
+        asked = [self._prompt(question, []) for question in questions]
+        if not asked:
+            return []
+        max_new = min([max_new, *map(self._room, asked)])
+        cache = self._grown(self._prefix, max(map(len, asked)) + max_new, len(asked))
+        answers = self._unanswered(asked, cache, sampling, max_new, seed)
+        stop_ids = (tokenizer.eos_id,)
+        answers = self.engine.read_asked(answers, *self._rows(asked), sampling, stop_ids)
+        answers = self.engine.advance(answers, max_new, sampling, stop_ids)
+        texts = []
+        for ids in np.asarray(answers.tokens_AM)[:, : int(answers.step)].tolist():
+            end = ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
+            texts.append(text_of(tokenizer.decode, ids[:end]).strip())
+        return texts
+
+    def _begin(self, prompt, sampling, max_new, stop_ids, seed) -> decode.Answers:
+        """Reads what of the prompt the cache does not hold, and chooses the first token."""
+        if self._cache is None:
+            self._cache, self._held = self._prefix, []
+        # At least the last token is read: its logits are needed.
+        kept = min(prompts.common(self._held, prompt), len(prompt) - 1)
+        cache = self._grown(self._cache, len(prompt) + max_new)
+        self._cache = None  # given away from here on; if interrupted, made anew by the next turn
+        answers = self._unanswered([prompt], cache, sampling, max_new, seed)
+        answers = answers._replace(
+            cache=cache._replace(length=jnp.int32(self._slots + kept)),
+            position_R=answers.position_R + kept,
+        )
+        new = self._rows([prompt[kept:]])
+        return self._holding(self.engine.read_asked(answers, *new, sampling, stop_ids), prompt)
+
+    def _go_on(self, answers, prompt, said, sampling, stop_ids) -> decode.Answers:
+        self._cache = None
+        answers = self.engine.advance(answers, len(said) + 1, sampling, stop_ids)
+        return self._holding(answers, [*prompt, *said])
+
+    def _holding(self, answers, ids) -> decode.Answers:
+        """Notes what the cache holds; padding behind it is written over."""
+        length = jnp.int32(self._slots + len(ids))
+        self._cache, self._held = answers.cache._replace(length=length), ids
+        return answers._replace(cache=self._cache)
+
+    def _prompt(self, question: str, turns: Sequence[Turn]) -> list[int]:
+        """The ids behind the video, up to where the answer starts."""
+        if not question.strip():
+            raise PromptError(f"the question is empty ({question!r}): ask something")
+        tokenizer, template = self.engine.tokenizer, self.engine.template
+        ids = []
+        for number, turn in enumerate(turns):
+            ids += chat.question_ids(tokenizer, template, turn.question, first=number == 0)
+            ids += [*turn.answer, tokenizer.eos_id]
+        ids += chat.question_ids(tokenizer, template, question, first=not turns)
+        if self._room(ids) < 1:
+            raise PromptError(
+                f"the prompt has {int(self._starts.max())} tokens up to the video's end and "
+                f"{len(ids)} of {len(turns)} turns and the question, but the context is "
+                f"{self.engine.context}: ask a shorter question or begin a new conversation"
+            )
+        return ids
+
+    def _room(self, prompt: Sequence[int]) -> int:
+        return self.engine.context - int(self._starts.max()) - len(prompt)
+
+    def _grown(self, cache: KVCache, tokens: int, times: int = 1) -> KVCache:
+        """The cache, repeated, with room for so many tokens behind the prefix."""
+        slots = self._slots + prompts.round_up(tokens + prompts.MULTIPLE, _CACHE)
+        if times == 1 and cache is not self._prefix:
+            slots = max(slots, cache.segments.shape[1])
+        cache = kv_cache.grow(kv_cache.repeat(cache, times), slots)
+        # Not the prefix's own array: it would be given away.
+        return cache._replace(length=jnp.int32(self._slots))
+
+    def _unanswered(self, asked, cache, sampling, max_new, seed) -> decode.Answers:
+        count, seen = len(asked), None
+        if sampling.repetition_penalty != 1:
+            head = self._questions
+            text = head.tokens[0][(head.segments[0] == PREFIX) & (head.slots[0] == NO_SLOT)]
+            seen = seen_tokens(
+                *prompts.padded([[*text, *ids] for ids in asked]), self.engine.vocab_size
+            )
+        room = prompts.round_up(max_new, _CACHE)
+        counts = jnp.asarray(self._questions.counts, jnp.float32)[None, :, None]
+        return decode.Answers(
+            step=jnp.int32(0),
+            tokens_AM=jnp.full((count, room), self.engine.tokenizer.eos_id, jnp.int32),
+            ended_A=jnp.zeros(count, bool),
+            seeds_A=jnp.uint32(seed) + jnp.arange(count, dtype=jnp.uint32),
+            seen_AV=seen,
+            weights_GCQ=jnp.tile(counts, (1, 1, count)),
+            position_R=jnp.asarray(np.repeat(self._starts, count) - 1),
+            cache=cache,
+        )
+
+    def _rows(self, asked) -> tuple[np.ndarray, np.ndarray]:
+        """The prompts of the answers, for every clip: [C * Q, L]."""
+        clips = len(self._starts)
+        return tuple(np.tile(field, (clips, 1)) for field in prompts.padded(asked))
+
+
+def _cut(tokenizer: Tokenizer, ids: list[int], text: str) -> list[int]:
+    """The ids of an answer that a stop string cut to `text`."""
+    count = ids_of_text(tokenizer.decode, ids, text)
+    return ids[:count] + tokenizer.encode(text[len(text_of(tokenizer.decode, ids[:count])) :])

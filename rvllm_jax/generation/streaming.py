@@ -1,0 +1,87 @@
+"""Token ids to text while they come: whole characters only, and nothing of a stop string."""
+
+from collections.abc import Callable, Sequence
+
+_BROKEN = "\ufffd"  # what a decoder writes for bytes that are no UTF-8, or not yet
+
+
+class TextStream:
+    """The text of one answer.
+
+    decode: ids to text. Parts decoded apart must join to the text of the whole, except within a
+        character, as `data.tokenizer.Tokenizer.decode` does.
+    stop: strings that end the answer; they and what follows are not part of it.
+    Raises ValueError for an empty stop string.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()):
+        if any(not each for each in stop):
+            raise ValueError("a stop string is empty: it would end every answer at once")
+        self._decode, self._stop = decode, tuple(stop)
+        self._pending: list[int] = []  # ids whose last character may be unfinished
+        self._whole = ""  # the text of all ids before them
+        self._given = 0  # characters handed out
+        self.stopped = False
+
+    @property
+    def text(self) -> str:
+        """What was handed out."""
+        return self._whole[: self._given]
+
+    def add(self, token: int) -> str:
+        """The text that is certain now and was not before; may be empty."""
+        if self.stopped:
+            return ""
+        self._pending.append(int(token))
+        text = self._decode(self._pending)
+        if text.endswith(_BROKEN):
+            return ""  # the rest of the character may come
+        self._pending = []
+        return self._append(text)
+
+    def finish(self) -> str:
+        """What was held back; nothing comes after it."""
+        held, self._pending = self._decode(self._pending), []
+        new = "" if self.stopped else self._append(held)
+        if self.stopped:
+            return new
+        start, self._given = self._given, len(self._whole)
+        return new + self._whole[start:]
+
+    def _append(self, text: str) -> str:
+        self._whole += text
+        found = [self._whole.find(each, self._given) for each in self._stop]
+        if found := [place for place in found if place >= 0]:
+            end, self.stopped = min(found), True
+            self._whole = self._whole[:end]
+        else:
+            end = len(self._whole) - self._held()
+        start, self._given = self._given, end
+        return self._whole[start:end]
+
+    def _held(self) -> int:
+        """Characters at the end with which a stop string may begin."""
+        return max(
+            (
+                length
+                for each in self._stop
+                for length in range(1, len(each))
+                if self._whole.endswith(each[:length])
+            ),
+            default=0,
+        )
+
+
+def text_of(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> str:
+    """The text of an answer's ids, as a stream gives it: where a model writes bytes that are no
+    UTF-8, characters before them that were whole stay."""
+    stream = TextStream(decode)
+    return "".join([*map(stream.add, ids), stream.finish()])
+
+
+def ids_of_text(decode: Callable[[Sequence[int]], str], ids: Sequence[int], text: str) -> int:
+    """How many of `ids` from the first on give a beginning of `text`."""
+    for count in range(len(ids), 0, -1):
+        if text.startswith(text_of(decode, ids[:count])):
+            return count
+    return 0
