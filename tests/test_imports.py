@@ -19,7 +19,7 @@ MAY_SEE = {
     "data": {"types"},
     "models": {"types"},
     "weights": set(),
-    "generation": {"types", "models", "data.chat", "data.tokenizer", "data.clips"},
+    "generation": {"types", "models", "data.chat", "data.packing", "data.tokenizer", "data.clips"},
     "evaluation": {"types", "models", "data", "generation"},
     "recipe": {"types", "models", "training.stages"},
     "config": {"types", "models", "data", "recipe", "training.stages"},
