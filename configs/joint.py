@@ -165,6 +165,8 @@ def _paper() -> ConfigDict:
             norm="batch",  # our choice
             tokens="global",
             projector="linear",  # our choice
+            weights="weights/vicuna-7b-v1.5",  # our choice
+            random="(encoder|projector)/.*",  # the paper: no pretraining
             decoder="vicuna-7b",  # "LLaVA-based": size and checkpoint (v1.5) are our choice
             dtype="bfloat16",  # our choice
             remat="full",  # changes no result
