@@ -84,6 +84,8 @@ class FrameStore:
             self.info: dict[str, list] = index.get("info", {})
             self.notes: dict[str, str] = index.get("notes", {})
             self._shards: list[dict] = index["shards"]
+            if len(self._shards) != self.options.shards:
+                raise TypeError(f"{len(self._shards)} of {self.options.shards} shards")
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged(self.folder / INDEX, f"not an index: {error!r}") from error
         self._close()

@@ -14,6 +14,7 @@ FORMATS = (
     "tgif", "activitynet",
 )  # fmt: skip
 MAPPING = "youtube_mapping.txt"  # MSVD's: a line "-4wsuPCjDBc_5_15 vid1" for each video
+_GENERATIVE = ("generative", "consistency")  # the files of one benchmark
 _PAIRED = ("zero_shot", "activitynet")  # formats of two files, questions and answers
 _QUESTIONS, _ANSWERS = "questions", "answers"  # of a pair
 
@@ -73,7 +74,7 @@ def load(
         raise ConversationError(f"no annotations among {_named(paths)}: {_EXPECTED}")
     for source in sources:
         both = {format, source.format}
-        if format is not None and len(both) > 1 and both != set(_PAIRED):
+        if format is not None and len(both) > 1 and both not in (set(_PAIRED), set(_GENERATIVE)):
             raise ConversationError(
                 f"{_named(source.paths)}: has the keys of the format {source.format!r}, and "
                 f"{format!r} was named; leave the format out, or correct it"

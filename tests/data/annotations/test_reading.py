@@ -80,6 +80,11 @@ def test_a_format_that_the_files_are_not_in_is_refused(format, samples, write):
         read(write(samples[format]), format="csv")
 
 
+def test_the_three_generative_files_may_be_named_by_one_format(samples, write):
+    paths = write(samples["consistency"])
+    assert read(paths, format="generative").conversations == EXPECTED["consistency"]
+
+
 def test_msvds_other_names_go_both_ways_and_lie_beside_its_questions(samples, write):
     given = read(paths := write(samples["msvd_msrvtt_original"]))
     assert given.aliases["vid1201"] == "bQJQGoJF7_k_162_169"
