@@ -1,13 +1,13 @@
-"""Measures this machine: python -m rvllm_jax.bench input|generation"""
+"""Measures this machine: python -m rvllm_jax.bench decode|input|generation"""
 
 import argparse
 import sys
 
-from rvllm_jax.benchmarks import generation, input
+from rvllm_jax.benchmarks import decoding, generation, input
 from rvllm_jax.data.frames import FrameStoreError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments).
-COMMANDS = {"generation": generation, "input": input}
+COMMANDS = {"decode": decoding, "generation": generation, "input": input}
 
 
 def main(argv: list[str]) -> None:
