@@ -1,6 +1,7 @@
 """A checked configuration as plain values: what `config.resolve` makes of a ConfigDict."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from rvllm_jax.models.huggingface import read_llama_config
@@ -114,7 +115,7 @@ class Recipe:
         name = self.model.decoder
         return (name,) if name not in DECODERS and Path(name).is_dir() else ()
 
-    @property
+    @functools.cached_property
     def llama(self) -> LlamaConfig:
         """The decoder; the tiny one takes the vocabulary of the tokenizer trained for it."""
         if self.decoder_folder:

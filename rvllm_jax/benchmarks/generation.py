@@ -19,6 +19,7 @@ from rvllm_jax.generation import decode
 from rvllm_jax.generation.sampling import GREEDY
 from rvllm_jax.generation.session import Engine
 from rvllm_jax.generation.unrolled import unroll
+from rvllm_jax.models.huggingface import llama_values
 from rvllm_jax.models.llama import LlamaConfig
 from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.models.video_llm import VideoLLM
@@ -90,20 +91,8 @@ def _model(arguments) -> VideoLLM:
 
 def _theirs(decoder, torch, transformers):
     """transformers' model with the decoder's arrays."""
-    config = decoder.config
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            intermediate_size=config.mlp_width,
-            max_position_embeddings=config.context,
-            rms_norm_eps=config.norm_eps,
-        )
-    ).eval()
+    values = llama_values(decoder.config, "float32")
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(values)).eval()
 
     def tensor(array):
         return torch.tensor(np.asarray(array))

@@ -49,6 +49,21 @@ class Source:
         return PUBLISHED.get(benchmark, {}).get(its_split)
 
 
+def numbered_source(dataset: str) -> Source:
+    """MSVD-QA or MSRVTT-QA, which are published alike: original files, or Video-ChatGPT's pairs."""
+    return Source(
+        dataset=dataset,
+        files={
+            "train": (("train_qa.json",), ("train_q.json", "train_a.json")),
+            "validation": (("val_qa.json",), ("val_q.json", "val_a.json")),
+            "test": (("test_qa.json",), ("test_q.json", "test_a.json")),
+        },
+        formats=("msvd_msrvtt_original", "zero_shot"),
+        benchmarks={split: (dataset, split) for split in ("train", "validation", "test")},
+        numbered=True,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """A split as it was read; `facts` is what metadata.json records of it."""

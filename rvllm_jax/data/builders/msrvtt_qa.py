@@ -1,7 +1,7 @@
 """MSRVTT-QA: open-ended questions about clips of web videos."""
 
 from rvllm_jax.data.builders.conversations_builder import FilesBuilder
-from rvllm_jax.data.builders.files import Source
+from rvllm_jax.data.builders.files import numbered_source
 
 
 class MsrvttQa(FilesBuilder):
@@ -26,14 +26,4 @@ questions: the one that Video-ChatGPT calls test holds the validation split.
 Where the folder also holds a frame store of the videos as `frames` (or a link to it), the videos
 get the names that they have there, and those that are not in it are missing.
 """
-    SOURCE = Source(
-        dataset="msrvtt_qa",
-        files={
-            "train": (("train_qa.json",), ("train_q.json", "train_a.json")),
-            "validation": (("val_qa.json",), ("val_q.json", "val_a.json")),
-            "test": (("test_qa.json",), ("test_q.json", "test_a.json")),
-        },
-        formats=("msvd_msrvtt_original", "zero_shot"),
-        benchmarks={split: ("msrvtt_qa", split) for split in ("train", "validation", "test")},
-        numbered=True,
-    )
+    SOURCE = numbered_source("msrvtt_qa")

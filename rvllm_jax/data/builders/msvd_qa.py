@@ -1,7 +1,7 @@
 """MSVD-QA: open-ended questions about short clips of YouTube videos."""
 
 from rvllm_jax.data.builders.conversations_builder import FilesBuilder
-from rvllm_jax.data.builders.files import Source
+from rvllm_jax.data.builders.files import numbered_source
 
 
 class MsvdQa(FilesBuilder):
@@ -27,14 +27,4 @@ calls test holds the validation split.
 Where the folder also holds a frame store of the videos as `frames` (or a link to it), the videos
 get the names that they have there, and those that are not in it are missing.
 """
-    SOURCE = Source(
-        dataset="msvd_qa",
-        files={
-            "train": (("train_qa.json",), ("train_q.json", "train_a.json")),
-            "validation": (("val_qa.json",), ("val_q.json", "val_a.json")),
-            "test": (("test_qa.json",), ("test_q.json", "test_a.json")),
-        },
-        formats=("msvd_msrvtt_original", "zero_shot"),
-        benchmarks={split: ("msvd_qa", split) for split in ("train", "validation", "test")},
-        numbered=True,
-    )
+    SOURCE = numbered_source("msvd_qa")
