@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rvllm_jax.config import resolve
+from rvllm_jax.experiments.opening import check_same
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import llama_config, llama_values
 from rvllm_jax.models.llama import Llama
@@ -86,21 +87,12 @@ def _of_run(workdir: Path, best: str) -> Parts:
     recipe = resolve(config)
     model = build_model(recipe)
     params, stats, step = read_model(workdir, best)
-    _same_paths(params | stats, model.params | model.stats, workdir)
+    check_same(params | stats, model.params | model.stats, workdir)
     description = describe(
         recipe.resnet, recipe.llama, recipe.model.projector, recipe.layout, config
     )
     told = [f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"]
     return Parts(params | stats, description, workdir / "tokenizer", told)
-
-
-def _same_paths(arrays: Mapping[str, Any], targets: Mapping[str, Any], where: Path) -> None:
-    wrong = sorted(arrays.keys() ^ targets.keys())
-    wrong += [p for p in arrays.keys() & targets.keys() if arrays[p].shape != targets[p].shape]
-    if wrong:
-        raise WeightsError(
-            f"{where}: its checkpoint is not of its config.json: {', '.join(wrong[:8])}"
-        )
 
 
 def _of_folders(sources: list[str]) -> Parts:

@@ -1,6 +1,9 @@
 """Parameters and statistics alone out of a checkpoint: a third of what AdamW's run holds."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,23 +12,30 @@ import orbax.checkpoint as ocp
 from rvllm_jax.training.checkpoint_series import CheckpointError
 
 
-def read_model(workdir: str | Path, stage: str = "") -> tuple[dict, dict, int]:
+def read_model(
+    workdir: str | Path, stage: str = "", places: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict, dict, int]:
     """(params, stats, step) of the newest checkpoint, or of the best one of `stage`.
 
-    Both map paths to arrays on the default device, in the dtypes they were saved in. Raises
-    CheckpointError: there is none, or it cannot be read.
+    Both map paths to arrays, in the dtypes they were saved in, where `places` (path -> sharding)
+    says, by default on the default device. Raises CheckpointError: there is none, or it cannot be
+    read.
     """
     series = Path(workdir).absolute() / (f"best/{stage}" if stage else "checkpoints")
     steps = sorted(int(p.name) for p in series.glob("*") if p.name.isdigit())
     if not steps:
         raise CheckpointError(f"{series}: no complete checkpoint; train first, or name another run")
     folder = series / str(steps[-1]) / "arrays"
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             saved = dict(reader.metadata(folder).item_metadata.tree)
             like = {
-                name: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=place)
+                name: jax.ShapeDtypeStruct(
+                    leaf.shape,
+                    np.dtype(leaf.dtype),
+                    sharding=places.get(name.partition("/")[2], here),
+                )
                 for name, leaf in saved.items()
                 if name.startswith(("params/", "stats/"))
             }

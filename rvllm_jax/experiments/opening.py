@@ -1,0 +1,140 @@
+"""A trained model opened for use: out of a run's working directory, or an exported folder."""
+
+import copy
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rvllm_jax.config import Recipe, check_tokenizer, resolve
+from rvllm_jax.data import chat
+from rvllm_jax.data import tokenizer as tokenizers
+from rvllm_jax.experiments.run import build_model
+from rvllm_jax.models.pure import Arrays, PureModel
+from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.training import parallel
+from rvllm_jax.training.checkpoint import is_bound
+from rvllm_jax.training.checkpoint_part import read_model
+from rvllm_jax.training.parallel import JitParallel
+from rvllm_jax.weights import merge
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.files import OURS, open_weights
+
+ALL_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}
+COMPUTED = ("kernel", "embedding")  # cast to the dtype of the computation wherever they are used
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model whose arrays are on the devices, with all that asking it takes.
+
+    `told` says in words where it came from, `step` is the checkpoint's (0: an exported folder).
+    """
+
+    path: Path
+    recipe: Recipe
+    model: PureModel
+    params: Arrays
+    stats: Arrays
+    tokenizer: tokenizers.Tokenizer
+    layout: JitParallel
+    step: int
+    told: str
+
+    @functools.cached_property
+    def template(self) -> chat.Template:
+        return chat.find_template(self.recipe.data.template, self.tokenizer)
+
+    @functools.cached_property
+    def module(self) -> VideoLLM:
+        return self.model.merge(self.params, self.stats)
+
+
+def open_model(
+    path: str | Path, *, best: str = "", mesh: Mapping[str, int] = ALL_DEVICES
+) -> Opened:
+    """The model of a working directory (its newest checkpoint, or the best of stage `best`), or of
+    a folder that `convert` wrote of one.
+
+    Arrays lie over `mesh` as in training, matrices in the dtype of the computation. Raises
+    WeightsError, CheckpointError, ConfigError or TokenizerError before an array is allocated,
+    except CheckpointError where the checkpoint's own files are damaged.
+    """
+    path = Path(path)
+    run = is_bound(path)
+    config = _config_of_run(path) if run else _config_of_export(path)
+    if best and not run:
+        raise WeightsError(f"{path}: an exported folder has no best checkpoint of stage {best!r}")
+    recipe = dataclasses.replace(resolve(config), mesh=dict(mesh))
+    tokenizer = tokenizers.load(path / "tokenizer" if run else path)
+    check_tokenizer(recipe, tokenizer.vocab_size, str(path))
+    chat.find_template(recipe.data.template, tokenizer)
+    model, layout = build_model(recipe), parallel.make("jit", dict(mesh))
+    places = layout.arrays(model.params, model.stats)
+    if run:
+        params, stats, step = read_model(path, best, places[0] | places[1])
+        check_same(params | stats, model.params | model.stats, path)
+        told = f"{path}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"
+    else:
+        arrays = _read_export(path, recipe, model, places[0] | places[1])
+        params, stats = ({p: arrays[p] for p in part} for part in (model.params, model.stats))
+        told, step = f"{path}: an exported model", 0
+    params = {p: x.astype(_dtype(p, x, recipe)) for p, x in params.items()}
+    return Opened(path, recipe, model, params, stats, tokenizer, layout, step, told)
+
+
+def _config_of_run(path: Path) -> dict[str, Any]:
+    return json.loads((path / "config.json").read_text())
+
+
+def _config_of_export(path: Path) -> dict[str, Any]:
+    """The configuration in model.json, which no longer needs the folders that its run started from:
+    the folder brings the decoder's sizes and the tokenizer itself."""
+    if not (path / OURS).is_file():
+        raise WeightsError(
+            f"{path}: neither a working directory with a checkpoint nor an exported model "
+            f"({OURS} is not there); train one, or `python -m rvllm_jax.convert --source=RUN`"
+        )
+    description = json.loads((path / OURS).read_text())
+    if "recipe" not in description:
+        raise WeightsError(
+            f"{path}: holds {', '.join(description) or 'nothing'}, not a whole video model; train "
+            f"from it (--config.model.weights={path}), then convert the run"
+        )
+    config = copy.deepcopy(description["recipe"])
+    config["model"] |= {"decoder": str(path), "weights": str(path), "random": ""}
+    config["tokenizer"]["folder"] = str(path)
+    return config
+
+
+def _dtype(path: str, leaf: Any, recipe: Recipe) -> np.dtype:
+    computed = path.rpartition("/")[2] in COMPUTED
+    return np.dtype(recipe.model.dtype if computed else leaf.dtype)
+
+
+def _read_export(path: Path, recipe: Recipe, model: PureModel, places: Mapping) -> Arrays:
+    entries = open_weights(path).entries
+    targets = model.params | model.stats
+    merge.check(entries, targets, where=str(path))
+    targets = {
+        p: jax.ShapeDtypeStruct(
+            x.shape, _dtype(p, entries[p], recipe) if p in model.params else x.dtype
+        )
+        for p, x in targets.items()
+    }
+    return merge.load(entries, targets, places)
+
+
+def check_same(arrays: Mapping[str, Any], targets: Mapping[str, Any], where: Path) -> None:
+    """Refuses a checkpoint whose arrays are not those of its configuration's model."""
+    wrong = sorted(arrays.keys() ^ targets.keys())
+    wrong += [p for p in arrays.keys() & targets.keys() if arrays[p].shape != targets[p].shape]
+    if wrong:
+        raise WeightsError(
+            f"{where}: its checkpoint is not of its config.json: {', '.join(wrong[:8])}"
+        )
