@@ -3,6 +3,9 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV="${VENV:-.venv}"
+# Python keeps what it compiled on import, whatever the shell says: the tests, a preparation and the
+# input start many processes, each of which would compile jax and the rest anew, for seconds.
+unset PYTHONDONTWRITEBYTECODE
 
 usable() {
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
