@@ -113,9 +113,9 @@ def test_tensorflow_and_torch_are_named_nowhere_in_the_package():
         assert not roots & {"tensorflow", "torch", "transformers"}, path
 
 
-def test_main_needs_neither_tensorflow_nor_torch():
-    """Both are made impossible to import. tensorboardX alone asks for torch, and goes on without;
-    where torch is installed it would be taken in by that package, by no other."""
+def test_main_needs_neither_tensorflow_nor_torch(tmp_path):
+    """Both are made impossible to import. Importing the command asks for neither: torch takes
+    seconds, in every data worker too. tensorboardX asks where records are written; it goes on."""
     program = """
 import sys
 class Absent:
@@ -129,14 +129,20 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import rvllm_jax.main
 print("imported")
+from rvllm_jax.training.metrics import Metrics
+metrics = Metrics(sys.argv[1], 0)
+metrics.log(1, "joint", {"loss": 1.0})
+metrics.close()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    *asked, last = done.stdout.splitlines()
-    assert last == "imported"
+    first, *asked = done.stdout.splitlines()
+    assert first == "imported"
     assert {line.split(" <- ")[1].split(".")[0] for line in asked} <= {"tensorboardX"}
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 @pytest.mark.parametrize(

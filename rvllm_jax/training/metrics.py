@@ -18,9 +18,6 @@ from typing import Any, TextIO
 
 import jax
 import tqdm
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
 
 _RESERVED = ("step", "stage", "kind")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -69,6 +66,9 @@ class Metrics:
         folder.mkdir(exist_ok=True)
         for events in folder.glob("events.out.tfevents.*"):
             events.unlink()
+        # It takes in torch where that is installed: seconds, that a data worker need not wait.
+        from tensorboardX.event_file_writer import EventsWriter
+
         # Not SummaryWriter: its flush does not wait for what is still in its queue.
         self._events = EventsWriter(str(folder / "events"))
         for record in records:
@@ -132,6 +132,9 @@ class Metrics:
             ) from error
 
     def _add_events(self, record: Mapping[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         values = [
             Summary.Value(tag=f"{record['kind']}/{name}", simple_value=value)
             for name, value in record.items()
