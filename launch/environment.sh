@@ -1,7 +1,8 @@
+# shellcheck shell=bash
 # Sourced by launch/local and launch/test: a virtual environment with the locked requirements.
 # PYTHON names another interpreter, VENV another folder than .venv.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 VENV="${VENV:-.venv}"
 # Python keeps what it compiled on import, whatever the shell says: the tests, a preparation and the
 # input start many processes, each of which would compile jax and the rest anew, for seconds.

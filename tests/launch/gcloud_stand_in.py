@@ -1,0 +1,93 @@
+"""Stands in for gcloud: notes every call, and keeps a slice of two workers as two folders.
+
+CLOUD names the folder with all of it: calls.jsonl, state.json and worker0/, worker1/, the home
+folders in which what is sent by ssh is run by bash. `plan.json` holds what happens: "preempt_at":
+the number of the question for exit codes at which the slice is lost, once; "codes": exit codes of
+the program by start and worker.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+CLOUD = Path(os.environ["CLOUD"])
+# The environment is there already: what is under test is the way to it.
+PYTHON = """#!/usr/bin/env bash
+[ "$2" = pip ] && exit 0
+printf '%s\\n' "$@" > ~/arguments.txt
+echo "start on $(basename ~)"
+exec "{python}" "{program}" ~
+"""
+
+
+def main(arguments):
+    with (CLOUD / "calls.jsonl").open("a") as calls:
+        calls.write(json.dumps(arguments[1:]) + "\n")
+    group, verb, name = arguments[3:6]
+    state = json.loads((CLOUD / "state.json").read_text())
+    code = globals()[f"{group}_{verb}".replace("-", "_")](state, name, arguments[6:])
+    (CLOUD / "state.json").write_text(json.dumps(state))
+    return code
+
+
+def queued_resources_describe(state, name, options):
+    print(state["queued"])
+    return 0 if state["queued"] else 1
+
+
+def queued_resources_create(state, name, options):
+    state |= {"queued": "ACTIVE", "slice": "READY"}
+    for worker in (0, 1):
+        folder = CLOUD / f"worker{worker}" / "rvllm_jax" / ".venv" / "bin"
+        folder.mkdir(parents=True)
+        program = Path(__file__).with_name("program_stand_in.py")
+        (folder / "python").write_text(PYTHON.format(python=sys.executable, program=program))
+        (folder / "python").chmod(0o755)
+    return 0
+
+
+def queued_resources_delete(state, name, options):
+    if state["queued"]:
+        shutil.rmtree(CLOUD / "worker0")
+        shutil.rmtree(CLOUD / "worker1")
+    state |= {"queued": "", "slice": ""}
+    return 0
+
+
+def tpu_vm_describe(state, name, options):
+    print(state["slice"])
+    return 0 if state["slice"] else 1
+
+
+def tpu_vm_scp(state, name, options):
+    for worker in (0, 1):
+        shutil.copy(name, CLOUD / f"worker{worker}" / options[0].partition(":")[2])
+    return 0
+
+
+def tpu_vm_ssh(state, name, options):
+    values = dict(option.lstrip("-").split("=", 1) for option in options)
+    command = values["command"]
+    if "kill -0" in command:
+        state["asked"] += 1
+        plan = json.loads((CLOUD / "plan.json").read_text())
+        if state["asked"] == plan.get("preempt_at"):
+            state["slice"] = "PREEMPTED"
+            subprocess.run(["pkill", "-KILL", "-f", f"program_stand_in.py {CLOUD}"], check=False)
+    if state["slice"] != "READY":
+        print("the worker does not answer", file=sys.stderr)
+        return 255
+    codes = []
+    for worker in (0, 1) if values["worker"] == "all" else (int(values["worker"]),):
+        home = CLOUD / f"worker{worker}"
+        environment = os.environ | {"HOME": str(home)}
+        done = subprocess.run(["bash", "-c", command], cwd=home, env=environment, check=False)
+        codes.append(done.returncode)
+    return max(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

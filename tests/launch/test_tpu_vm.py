@@ -1,0 +1,111 @@
+"""launch/tpu_vm.sh against a gcloud that notes its calls and has two folders for workers."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+OPTIONS = ("--name=job", "--zone=here", "--type=v5litepod-16", "--poll=0.1")
+ARGUMENTS = ("--", "--config=configs/joint.py", "--workdir=a folder/with 'quotes' and $HOME")
+
+
+@pytest.fixture
+def cloud(tmp_path, stand_in, launch):
+    """cloud(*arguments, plan=...) -> (the finished process, gcloud's calls)."""
+    stand_in("gcloud", f'#!/bin/sh\nexec {sys.executable} {HERE / "gcloud_stand_in.py"} "$@"\n')
+    (tmp_path / "state.json").write_text(json.dumps({"queued": "", "slice": "", "asked": 0}))
+
+    def call(*arguments, **plan):
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        done = launch("tpu_vm.sh", *arguments, CLOUD=str(tmp_path))
+        calls = tmp_path / "calls.jsonl"
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return done, [" ".join(json.loads(line)[3:5]) for line in lines]
+
+    return call
+
+
+def both(code):
+    return {"worker0": code, "worker1": code}
+
+
+def test_a_job_runs_from_the_order_to_the_end_of_its_log(cloud, tmp_path):
+    done, calls = cloud("run", *OPTIONS, "--spot", *ARGUMENTS, codes=[both(0)])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("start on worker0") == 1 and "worker1" not in done.stdout
+    assert done.stdout.count("step 1") == 1
+    assert calls[:3] == ["describe job", "create job", "describe job"]
+    order = json.loads((tmp_path / "calls.jsonl").read_text().splitlines()[1])
+    assert {"--spot", "--accelerator-type=v5litepod-16", "--zone=here"} <= set(order)
+    assert "--runtime-version=v2-alpha-tpuv5-lite" in order
+    for worker in ("worker0", "worker1"):
+        given = (tmp_path / worker / "arguments.txt").read_text().splitlines()
+        assert given == ["-m", "rvllm_jax.main", *ARGUMENTS[1:]]
+        assert (tmp_path / worker / "rvllm_jax" / "configs" / "joint.py").is_file()
+
+
+def test_a_preempted_job_goes_on_on_new_machines(cloud, tmp_path):
+    done, calls = cloud(
+        "run", *OPTIONS, *ARGUMENTS, codes=[both("runs"), both(0)], preempt_at=3
+    )
+    assert done.returncode == 0, done.stderr
+    assert calls.count("create job") == 2 and calls.count("delete job") == 1
+    assert calls.index("delete job") < len(calls) - calls[::-1].index("create job") - 1
+    assert "going on from the last checkpoint" in done.stderr
+    assert (tmp_path / "worker1.starts").read_text() == "xx"
+
+
+def test_an_interrupted_program_is_started_again_on_the_same_machines(cloud):
+    done, calls = cloud("run", *OPTIONS, *ARGUMENTS, codes=[both(75), both(0)])
+    assert done.returncode == 0, done.stderr
+    assert calls.count("create job") == 1 and "delete job" not in calls
+    done, _ = cloud(
+        "run", *OPTIONS, "--restarts=1", *ARGUMENTS, codes=[both(0)] * 2 + [both(75)] * 2
+    )
+    assert done.returncode == 1 and "more than --restarts=1" in done.stderr
+
+
+def test_one_failing_worker_ends_the_job_and_its_log_is_shown(cloud, tmp_path):
+    codes = [{"worker0": "runs", "worker1": 3}]
+    done, calls = cloud("run", *OPTIONS, *ARGUMENTS, codes=codes)
+    assert done.returncode == 1
+    assert "a worker ended with code 3" in done.stderr
+    assert "start on worker1" in done.stderr
+    assert calls.count("create job") == 1
+    # The other one was told to save and end.
+    for _ in range(100):
+        if (tmp_path / "worker0" / "rvllm_jax" / "run.rc").exists():
+            break
+    done, _ = cloud("status", *OPTIONS, codes=codes)
+    assert "slice: READY" in done.stdout and "75 3" in done.stdout
+
+
+def test_a_dry_run_calls_nothing_and_prints_every_command(cloud, tmp_path):
+    done, calls = cloud("run", *OPTIONS, "--bucket=b", "--dry_run", *ARGUMENTS)
+    assert done.returncode == 0, done.stderr
+    assert calls == [] and not (tmp_path / "worker0").exists()
+    lines = done.stdout.splitlines()
+    assert all(line.startswith("+ gcloud compute tpus ") for line in lines)
+    for kind in ("queued-resources create", "tpu-vm scp", "tpu-vm ssh"):
+        assert any(f" {kind} " in line for line in lines)
+    assert "gcsfuse" in done.stdout and "rvllm_jax.main" in done.stdout
+    for command in ("stop", "delete"):
+        done, calls = cloud(command, *OPTIONS, "--dry_run")
+        assert done.returncode == 0 and calls == [] and "+ gcloud" in done.stdout
+
+
+def test_wrong_usage_is_refused_before_anything_is_called(cloud):
+    for arguments, message in (
+        (("run", "--zone=here"), "--name is missing"),
+        (("run", "--name=job"), "--zone is missing"),
+        (("go", *OPTIONS), "unknown command 'go'"),
+        (("run", *OPTIONS, "--preemptible"), "unknown option --preemptible"),
+        (("create", "--name=job", "--zone=here"), "--type is missing"),
+        (("create", "--name=job", "--zone=here", "--type=gpu"), "--type=gpu is unknown"),
+        (("start", *OPTIONS), "nothing follows --"),
+    ):
+        done, calls = cloud(*arguments)
+        assert done.returncode == 2 and message in done.stderr, arguments
+        assert calls == []
