@@ -1,4 +1,4 @@
-"""launch/docker.sh against a docker that notes its calls, and the Dockerfile against the checkout."""
+"""launch/docker.sh against a docker that notes its calls, and the Dockerfile."""
 
 import re
 import shlex
