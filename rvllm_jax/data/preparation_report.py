@@ -36,11 +36,15 @@ class Findings:
     def verdict(self, bad: Mapping[str, str]) -> tuple[int, str]:
         """Whether the split may be trained from where `bad` videos are unusable: code and words."""
         rows = sum(part.rows for part in self.annotations.parts)
-        asked = len(self.found.files) + len(self.found.missing)
-        lost = len(self.found.files.keys() & bad.keys()) + len(self.found.missing)
+        missing, ambiguous = len(self.found.missing), len(self.found.ambiguous)
+        asked = len(self.found.files) + missing + ambiguous
+        lost = len(self.found.files.keys() & bad.keys()) + missing + ambiguous
+        of_them = f"{missing} of them missing"
+        if ambiguous:
+            of_them += f", {ambiguous} fit several files"
         code, words = DONE, []
         for number, total, what in (
-            (lost, asked, f"videos are unusable, {len(self.found.missing)} of them missing"),
+            (lost, asked, f"videos are unusable, {of_them}"),
             (len(self.annotations.set_aside), rows, "rows of the annotations are unusable"),
         ):
             if number > self.max_bad * total or number == total:
@@ -95,7 +99,7 @@ class Findings:
             "questions": sum(len(c.turns) for c in kept),
             "videos": len({c.video for c in kept}),
             "missing": self.found.missing,
-            "set_aside": self._own(store.bad),
+            "set_aside": self._own(store.bad) | self.found.ambiguous,
             "rows_set_aside": len(self.annotations.set_aside),
             "rows_without_video": len(self.annotations.without_video),
             "options": {"store": self.options, "interval": interval},
@@ -127,7 +131,7 @@ class Findings:
             },
             "files": describe_videos(self.survey.info),
             "videos": {name: info._asdict() for name, info in self.survey.info.items()},
-            "set_aside": bad,
+            "set_aside": bad | self.found.ambiguous,
             "notes": self._own(store.notes) if store else {},
             "missing": {video: asked[video] for video in self.found.missing},
             "unused": self.found.unused,

@@ -9,12 +9,12 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from rvllm_jax.data.conversations import leaves_folder
 from rvllm_jax.data.video import VIDEO_SUFFIXES
 
 _YOUTUBE = r"[\w-]{11}"
-_NAMED = 10  # how many offenders a message names
 
 
 class VideoFilesError(ValueError):
@@ -30,13 +30,26 @@ class VideoFiles:
             for. Bytes of a name that are no UTF-8 are kept as `os.fsdecode` gives them.
         name_of: what the annotations call a video -> the name of its file.
         missing: what the annotations call the videos that have no file, sorted.
+        ambiguous: what the annotations call a video that may be one of several files -> which.
         unused: names of the folder's other videos, sorted.
     """
 
     files: dict[str, Path]
     name_of: dict[str, str]
     missing: list[str]
+    ambiguous: dict[str, str]
     unused: list[str]
+
+
+class Matched(NamedTuple):
+    """What annotations call each video, with its name among those that are there.
+
+    `missing` fit none of these names (sorted), `ambiguous` fit several.
+    """
+
+    name_of: dict[str, str]
+    missing: list[str]
+    ambiguous: dict[str, list[str]]
 
 
 def find(
@@ -46,11 +59,12 @@ def find(
 
     A file of exactly that name is taken; else the one whose name, without its suffix, is the
     video's, the video's with or without "v_" (of YouTube ids), or its alias; else the one of that
-    name without the first of its folders. Video-ChatGPT's NAME.pkl, of features, means the video.
+    name without the first of its folders. Of several, the one that has the suffix that the
+    annotations name; where that leaves several, the video is ambiguous, and none is taken.
+    Video-ChatGPT's NAME.pkl, of features, means the video.
 
     Raises:
-        VideoFilesError: no such folder or no video in it; a name that fits several files; a name
-            that leaves the folder.
+        VideoFilesError: no such folder or no video in it; a name that leaves the folder.
     """
     folder = Path(folder)
     names = _names(folder)
@@ -61,41 +75,43 @@ def find(
                 f"{folder}: the annotations name a video outside the folder, {video!r}; give "
                 "names relative to the folder, without '..'"
             )
-    name_of, missing = match(names, videos, aliases or {}, f"{folder}")
-    used = set(name_of.values())
-    files = {name: folder / name for name in sorted(used)}
-    return VideoFiles(files, name_of, missing, [name for name in names if name not in used])
+    name_of, missing, several = match(names, videos, aliases or {})
+    files = {name: folder / name for name in sorted(set(name_of.values()))}
+    ambiguous = {video: describe_ambiguous(fitting) for video, fitting in several.items()}
+    meant = files.keys() | {name for fitting in several.values() for name in fitting}
+    unused = [name for name in names if name not in meant]
+    return VideoFiles(files, name_of, missing, ambiguous, unused)
 
 
-def match(
-    names: Iterable[str], videos: Iterable[str], aliases: Mapping[str, str], where: str
-) -> tuple[dict[str, str], list[str]]:
-    """What annotations call each video -> its name among `names`; and those without one, sorted.
-
-    Raises `VideoFilesError`, which begins with `where`, for a video that fits several names.
-    """
+def match(names: Iterable[str], videos: Iterable[str], aliases: Mapping[str, str]) -> Matched:
+    """Finds each of `videos` among `names`, as `find` does among files."""
     present = set(names)
     by_stem: dict[str, list[str]] = {}
     for name in present:
         stem = _stem(name)
         for key in {stem, PurePosixPath(stem).name}:
             by_stem.setdefault(key, []).append(name)
-    name_of, missing, ambiguous = {}, [], []
+    matched = Matched({}, [], {})
     for video in sorted(set(videos)):
         found = _fitting(video, present, by_stem, aliases)
+        alike = [name for name in found if _suffix(name) == _suffix(video)]
+        if len(alike) == 1:
+            found = alike
         if len(found) > 1:
-            ambiguous.append(f"{video!r} may be {' or '.join(map(repr, found))}")
+            matched.ambiguous[video] = found
         elif found:
-            name_of[video] = found[0]
+            matched.name_of[video] = found[0]
         else:
-            missing.append(video)
-    if ambiguous:
-        more = f"; and {len(ambiguous) - _NAMED} more" if len(ambiguous) > _NAMED else ""
-        raise VideoFilesError(
-            f"{where}: {len(ambiguous)} videos fit several files: "
-            f"{'; '.join(ambiguous[:_NAMED])}{more}. Remove or rename all but one of each"
-        )
-    return name_of, missing
+            matched.missing.append(video)
+    return matched
+
+
+def describe_ambiguous(names: Iterable[str]) -> str:
+    """Why a video that may be any of the files `names` is not used, and what to do."""
+    return (
+        f"fits several files, {' or '.join(map(repr, names))}. Remove or rename all but one of "
+        "them, or name one with its suffix in the annotations"
+    )
 
 
 def _names(folder: Path) -> list[str]:
@@ -124,10 +140,15 @@ def _names(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _stem(name: str) -> str:
-    """`name` without the suffix of a video, or of its features; another dot belongs to the name."""
+def _suffix(name: str) -> str:
+    """The suffix of a video, or of its features; another dot belongs to the name."""
     suffix = PurePosixPath(name).suffix
-    return name[: -len(suffix)] if suffix.lower() in (*VIDEO_SUFFIXES, ".pkl") else name
+    return suffix.lower() if suffix.lower() in (*VIDEO_SUFFIXES, ".pkl") else ""
+
+
+def _stem(name: str) -> str:
+    suffix = _suffix(name)
+    return name[: -len(suffix)] if suffix else name
 
 
 def _fitting(

@@ -1,5 +1,6 @@
 """Videos and annotations in, a prepared folder out: what is in it, and what is refused or told."""
 
+import html
 import json
 import os
 import shutil
@@ -11,7 +12,6 @@ from rvllm_jax.data.frames import FrameStore, FrameStoreError
 from rvllm_jax.data.llava import read_llava
 from rvllm_jax.data.preparation import Options, PreparationError, prepare
 from rvllm_jax.data.preparation_report import DONE, PARTIAL, TOO_MANY_BAD
-from rvllm_jax.data.video_files import VideoFilesError
 
 OPTIONS = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
 
@@ -186,11 +186,21 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     assert not (place / "out").exists()
 
 
-def test_ambiguous_names_are_refused_with_both(prepared, place, write_grey):
-    write_grey(place / "videos" / "a.mkv.mp4")
+def test_a_video_that_fits_several_files_is_set_aside_and_counted(prepared, place):
     shutil.copy(place / "videos" / "a.mp4", place / "videos" / "a.avi")
-    with pytest.raises(VideoFilesError, match="'a' may be 'a.avi' or 'a.mp4'"):
-        prepared(_rows("a"))
+    found = prepared(_rows("a", "b", "c"), max_bad=0.3)
+    assert found.code == TOO_MANY_BAD
+    assert "1 of 3 videos are unusable, 0 of them missing, 1 fit several files" in found.verdict
+    found = prepared(_rows("a", "b", "c"), max_bad=0.4)
+    assert found.code == DONE and found.report["usable_videos"] == 2
+    assert list(found.report["set_aside"]) == ["a"]
+    assert "'a.avi' or 'a.mp4'" in found.report["set_aside"]["a"]
+    assert "'a.avi' or 'a.mp4'" in html.unescape((place / "out" / "report.html").read_text())
+    out = place / "out"
+    assert [c.video for c in read_llava(out / "train.json")] == ["part/b.mp4", "c.mp4"]
+    info = json.loads((out / "train.info.json").read_text())
+    assert info["set_aside"] == found.report["set_aside"] and info["missing"] == []
+    assert prepared(_rows("a"), max_bad=1.0).code == TOO_MANY_BAD  # none is left
 
 
 def test_names_that_are_no_utf8_survive(prepared, place):

@@ -59,16 +59,27 @@ def test_names_alike_are_not_taken_for_each_other(folder):
 @pytest.mark.parametrize(
     ("files", "video"),
     [
-        (["clip.mp4", "clip.avi"], "clip"),
+        (["clip.avi", "clip.mp4"], "clip"),
         (["a/clip.mp4", "b/clip.mp4"], "clip.mp4"),
+        (["clip.avi", "clip.mkv"], "clip.mp4"),
         (["1QIUV7WYKXg.mp4", "v_1QIUV7WYKXg.mp4"], "1QIUV7WYKXg"),
-        (["vid7.avi", "name.avi"], "vid7"),
+        (["name.avi", "vid7.avi"], "vid7"),
     ],
 )
-def test_a_name_that_fits_several_files_is_refused_with_all_of_them(files, video, folder):
-    with pytest.raises(VideoFilesError, match="1 videos fit several files") as caught:
-        find(folder(*files), [video], aliases={"vid7": "name"})
-    assert all(repr(file) in str(caught.value) for file in [*files, video])
+def test_a_name_that_fits_several_files_takes_none_and_names_all(files, video, folder):
+    found = find(folder(*files, "other.mp4"), [video, "other"], aliases={"vid7": "name"})
+    assert list(found.files) == ["other.mp4"] and found.name_of == {"other": "other.mp4"}
+    assert not found.missing and not found.unused
+    assert list(found.ambiguous) == [video]
+    assert f"{files[0]!r} or {files[1]!r}" in found.ambiguous[video]
+
+
+@pytest.mark.parametrize("files", [["clip.mp4", "clip.avi"], ["clip.MP4", "clip.avi", "clip.gif"]])
+def test_a_suffix_that_the_annotations_name_decides(files, folder):
+    found = find(folder(*files), ["tune/clip.mp4"])
+    assert found.name_of == {"tune/clip.mp4": files[0]} and not found.ambiguous
+    assert found.unused == sorted(files[1:])
+    assert list(find(folder(), ["clip.mkv"]).ambiguous) == ["clip.mkv"]
 
 
 def test_the_very_name_of_a_file_is_not_ambiguous(folder):

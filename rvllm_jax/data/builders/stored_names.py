@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rvllm_jax.data.conversations import Conversation
 from rvllm_jax.data.frames import FrameStore
-from rvllm_jax.data.video_files import match
+from rvllm_jax.data.video_files import VideoFilesError, describe_ambiguous, match
 
 
 def stored_names(
@@ -20,7 +20,9 @@ def stored_names(
         FrameStoreError: no finished store. VideoFilesError: a name that fits several videos.
     """
     asked = {conversation.video for conversation in conversations}
-    name_of, _ = match(FrameStore(folder).entries, asked, aliases, str(folder))
+    name_of, _, ambiguous = match(FrameStore(folder).entries, asked, aliases)
+    for video, names in ambiguous.items():
+        raise VideoFilesError(f"{folder}: {video!r} {describe_ambiguous(names)}")
     return [
         dataclasses.replace(conversation, video=name_of[conversation.video])
         for conversation in conversations
