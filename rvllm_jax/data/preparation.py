@@ -20,9 +20,10 @@ from pathlib import Path
 
 from rvllm_jax.data import annotations as formats
 from rvllm_jax.data import preparation_page, video_files
-from rvllm_jax.data.annotations import Annotations, published
+from rvllm_jax.data.annotations import Annotations, splits
 from rvllm_jax.data.frame_writer import holds, read_report
 from rvllm_jax.data.frames import StoreReport, write_store
+from rvllm_jax.data.llava import read_llava
 from rvllm_jax.data.preparation_report import DONE, REFUSED, Findings
 from rvllm_jax.data.shards import INDEX, Task, read_json, write_atomically
 from rvllm_jax.data.store_metadata import write_metadata
@@ -128,6 +129,7 @@ def prepare(
     out = Path(out)
     progress = progress or (lambda title: lambda done, total: None)
     read = _read(annotations, format, own, split)
+    _check_other_splits(out, read, split)
     found = video_files.find(videos, {c.video for c in read.conversations}, aliases=read.aliases)
     stored = dict(found.files) | _videos_of_other_splits(out, split, found, options)
     how = {"workers": workers, "progress": progress("look")}
@@ -204,19 +206,35 @@ def _read(paths: Sequence[str | Path], format: str | None, own: bool, split: str
 
 def _check_split(read: Annotations, split: str) -> None:
     for part in read.parts:
-        other = published.other_split(part.benchmark, split, part.rows)
-        found = f"{part.rows:,} rows are those of {part.benchmark}'s split {other}"
-        if part.format == "zero_shot" and part.benchmark in published.NUMBERED:
-            own = published.numbered_split(part.benchmark, [c.id for c in part.conversations])
-            other = own if own != split else ""
-            found = f"the questions' numbers are those of {part.benchmark}'s split {other}"
-            if own not in published.PUBLISHED[part.benchmark]:
-                found = f"the questions' numbers, {own}, are of no one split of {part.benchmark}"
-        if other:
+        found = splits.contradiction(part, split)
+        if found:
             raise PreparationError(
                 f"{', '.join(part.paths)}: {found}, and --split={split} was given; published "
                 f"numbers differ in it. Give the split that the files hold, the files of {split}, "
                 "or --own, where the annotations are your own"
+            )
+
+
+def _check_other_splits(out: Path, read: Annotations, split: str) -> None:
+    """No question of a benchmark is of two of its splits, whatever its owner may make of them."""
+    if split not in splits.SPLITS:
+        return
+    asked = {c.id for part in read.parts if part.benchmark for c in part.conversations}
+    benchmarks = {part.benchmark for part in read.parts if part.benchmark}
+    for path in sorted(out.glob(f"*{INFO}")) if asked else ():
+        info = read_json(path)
+        other = info.get("split")
+        rows = out / f"{other}.json"
+        own = {part.get("benchmark") for part in info.get("annotations", [])}
+        others = splits.SPLITS - {split}
+        if other not in others or benchmarks.isdisjoint(own) or not rows.is_file():
+            continue
+        both = sorted(asked & {c.id for c in read_llava(rows)})
+        if both:
+            raise PreparationError(
+                f"{out}: its split {other} has {len(both):,} of the questions that --split={split} "
+                f"was given for, the first {both[0]!r}; a question is of one split. Give the right "
+                "split, prepare into a folder of its own, or give --own"
             )
 
 

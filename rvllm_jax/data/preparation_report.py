@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations import Annotations, Part, published
+from rvllm_jax.data.annotations import Annotations, Part, published, splits
 from rvllm_jax.data.annotations.files import MAPPING
 from rvllm_jax.data.frames import StoreReport
 from rvllm_jax.data.llava import write_llava
@@ -63,7 +63,16 @@ class Findings:
                 f"fewer than published, {'; '.join(lacks)}: numbers measured on these are not "
                 "comparable. Complete them, or give --allow_partial, which is recorded"
             )
-        return code, "; ".join(words) or "ready to train from"
+        return code, "; ".join(words or ["ready to train from", *self._unproven()])
+
+    def _unproven(self) -> Iterator[str]:
+        """Of which files nothing tells the split."""
+        for part in self.annotations.parts:
+            if part.benchmark and not splits.told_by(part):
+                yield (
+                    f"nothing tells that {', '.join(part.paths)} are of {part.benchmark}'s split "
+                    f"{self.split}: make sure of it"
+                )
 
     def plan(self, others: int, free: int) -> str:
         """What is about to be stored, in a line; `free` bytes of the disk are left."""
@@ -160,7 +169,8 @@ def benchmark_parts(parts: Sequence[Part], split: str, present: Iterable[str]) -
     """One entry a file of annotations, with its counts beside the published ones.
 
     present: what the annotations call the videos that can be used. "lacks" says in words what the
-    usable rows lack of the published counts, and is "" where nothing does or none is known.
+    usable rows lack of the published counts, and is "" where nothing does or none is known;
+    "split_told_by" what tells that they are of `split` (annotations/splits.py).
     """
     present = set(present)
     entries = []
@@ -173,6 +183,7 @@ def benchmark_parts(parts: Sequence[Part], split: str, present: Iterable[str]) -
                 "paths": list(part.paths),
                 "format": part.format,
                 "benchmark": part.benchmark,
+                "split_told_by": splits.told_by(part),
                 "rows": part.rows,
                 "read": len(part.conversations),
                 "videos": part.videos,

@@ -90,3 +90,39 @@ def test_a_split_that_would_spoil_another_is_refused(prepared, place, write_grey
         prepare(
             place / "elsewhere", [place / "e.json"], place / "out", split="test", options=options
         )
+
+
+def _activitynet(place, name, *numbers):
+    """A pair of files with these questions of one video."""
+    ids = [f"v_aaaaaaaaaaa_{number}" for number in numbers]
+    asked = {"video_name": "aaaaaaaaaaa", "question": "who?"}
+    questions = [asked | {"question_id": id} for id in ids]
+    paths = [place / f"{name}_q.json", place / f"{name}_a.json"]
+    paths[0].write_text(json.dumps(questions))
+    paths[1].write_text(json.dumps([{"answer": "he", "type": 3, "question_id": id} for id in ids]))
+    return paths
+
+
+def test_a_part_of_a_split_under_the_name_of_another(place, write_grey):
+    write_grey(place / "videos" / "v_aaaaaaaaaaa.mp4")
+
+    def of(paths, split, **more):
+        options = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+        how = dict(options=options, allow_partial=True, say=lambda line: None) | more
+        return prepare(place / "videos", paths, place / "out", split=split, **how)
+
+    named = _activitynet(place, "test", 1, 2)
+    with pytest.raises(PreparationError, match="_a.json: the file's name is .*split test, and"):
+        of(named, "validation")
+    found = of(named, "test")
+    assert (found.code, found.verdict) == (DONE, "ready to train from")
+    assert [part["split_told_by"] for part in found.report["parts"]] == ["file name"]
+    # Nothing tells the split of these, except that the questions are those of another.
+    with pytest.raises(PreparationError, match="test has 1 of the questions .*'v_aaaaaaaaaaa_2'"):
+        of(_activitynet(place, "some", 2, 3), "validation")
+    found = of(_activitynet(place, "some", 3, 4), "validation")
+    assert found.code == DONE and "nothing tells that" in found.verdict
+    assert "some_a.json are of activitynet_qa's split validation" in found.verdict
+    info = json.loads((place / "out" / "validation.info.json").read_text())
+    assert info["annotations"][0]["split_told_by"] == ""
+    assert of(_activitynet(place, "some", 2, 3), "validation", own=True).code == DONE
