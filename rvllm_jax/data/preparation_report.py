@@ -11,6 +11,7 @@ from rvllm_jax.data.annotations.files import MAPPING
 from rvllm_jax.data.frames import StoreReport
 from rvllm_jax.data.llava import write_llava
 from rvllm_jax.data.preparation_tallies import describe_annotations, describe_videos
+from rvllm_jax.data.video import ONE_FRAME
 from rvllm_jax.data.video_files import VideoFiles
 from rvllm_jax.data.video_survey import Survey
 
@@ -141,7 +142,7 @@ class Findings:
             "files": describe_videos(self.survey.info),
             "videos": {name: info._asdict() for name, info in self.survey.info.items()},
             "set_aside": bad | self.found.ambiguous,
-            "notes": self._own(store.notes) if store else {},
+            "notes": self._own(store.notes) if store else self._one_frame(),
             "missing": {video: asked[video] for video in self.found.missing},
             "unused": self.found.unused,
         }  # fmt: skip
@@ -153,6 +154,10 @@ class Findings:
     def _own(self, of_videos: Mapping[str, str]) -> dict[str, str]:
         """Without the videos of other splits in the same store."""
         return {name: of_videos[name] for name in sorted(of_videos) if name in self.found.files}
+
+    def _one_frame(self) -> dict[str, str]:
+        """The remark of files whose header says so; the others' remarks come with their frames."""
+        return {name: ONE_FRAME for name, info in self.survey.info.items() if info.frames == 1}
 
     def _usable(self, bad: Mapping[str, str]) -> set[str]:
         """What the annotations call the videos that are there and not `bad`."""

@@ -20,6 +20,7 @@ from rvllm_jax.data.video_file import (
     VideoError,
     declared,
     ends_as_gif,
+    moving,
     open_file,
     pixel_aspect,
     reason,
@@ -28,8 +29,11 @@ from rvllm_jax.data.video_picture import Picture, Turn, shown_size, target_size
 from rvllm_jax.data.video_rate import EvenTimes, is_variable
 
 __all__ = [
-    "VIDEO_SUFFIXES", "Decoding", "VideoError", "VideoInfo", "decode", "probe", "write",
+    "ONE_FRAME", "VIDEO_SUFFIXES", "Decoding", "VideoError", "VideoInfo", "decode", "probe",
+    "write",
 ]  # fmt: skip
+
+ONE_FRAME = "one frame only"  # of a video that has no more
 
 _log = logging.getLogger(__name__)
 
@@ -152,7 +156,7 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
         interval = 1 / rate if 0.01 <= rate <= 1000 else 1 / 25
         number, mended, seconds, lasts = 0, 0, 0.0, interval
         even: EvenTimes | None = None
-        for frame in _decoded(container, stream, self._damage):
+        for frame in moving(self._path, container, _decoded(container, stream, self._damage)):
             if number == 0:
                 seconds = frame.time or 0.0
                 picture = self._started(frame, stream, rate, length)
@@ -217,7 +221,7 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
             notes.append(f"damaged or cut: {what} and are used{why}")
             _log.warning("%s is %s", self._path, notes[-1])
         if number == 1:
-            notes.append("one frame only")
+            notes.append(ONE_FRAME)
         if mended:
             notes.append(f"{mended} times of frames are missing or do not increase and were mended")
         self.note = "; ".join(notes)

@@ -1,6 +1,8 @@
 """Opening a file as a video: what is refused before it is decoded, and what its header declares."""
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,10 @@ REPLACE = "Replace or re-encode the file, or remove it from the conversations."
 # A header that declares more is not believed: a month at 30 frames a second, eleven days; nor one
 # that declares more frames than the file has bytes.
 _MAX_FRAMES, _MAX_SECONDS = 10**8, 10**6
-_PICTURE_BRANDS = ("avif", "heic", "heix", "mif1")  # pictures in the container of mp4
+# Pictures in the container of mp4, by its brand, and formats of pictures and of moving ones both.
+_PICTURE_BRANDS = ("avif", "avci", "heic", "heix", "heim", "heis", "mif1", "mif2", "miaf")
+_PICTURES = ("image2", "ico", "fits", "iff")
+_MAY_BE_PICTURES = ("gif", "apng", "webp", "jpegxl_anim", "avis", "avcs", "hevc", "hevx", "msf1")
 _LISTS = ("concat", "dash", "hls", "imf", "sdp")  # text that names other files or addresses
 
 
@@ -74,9 +79,8 @@ def _check_file(path: Path) -> None:
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
-    kind = container.format.name
-    brand = container.metadata.get("major_brand", "")
-    if kind.endswith("_pipe") or kind == "image2" or brand in _PICTURE_BRANDS:
+    kind, brand = container.format.name, _brand(container)
+    if kind.endswith("_pipe") or kind in _PICTURES or brand in _PICTURE_BRANDS:
         what = brand or kind.removesuffix("_pipe")
         raise VideoError(f"{path}: a picture ({what}), not a video. {REPLACE}")
     if kind in _LISTS:
@@ -93,6 +97,29 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.Vide
             f"frame are decoded. {REPLACE}"
         )
     return stream
+
+
+def _brand(container: av.container.InputContainer) -> str:
+    return container.metadata.get("major_brand", "").strip()
+
+
+def moving(
+    path: Path, container: av.container.InputContainer, frames: Iterator[av.VideoFrame]
+) -> Iterator[av.VideoFrame]:
+    """`frames` of the file; of a GIF, or another format that pictures have too, two at least.
+
+    Raises `VideoError` where such a file has one: it is a picture. Of other formats, one frame is a
+    short video.
+    """
+    kind = {container.format.name, _brand(container)}.intersection(_MAY_BE_PICTURES)
+    if kind:
+        first = list(itertools.islice(frames, 2))
+        if len(first) == 1:
+            raise VideoError(
+                f"{path}: a picture ({kind.pop()} of one frame), not a video. {REPLACE}"
+            )
+        yield from first
+    yield from frames
 
 
 def declared(container: av.container.InputContainer, stream: av.VideoStream) -> Declared:

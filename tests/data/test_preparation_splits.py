@@ -24,7 +24,10 @@ def _content(folder) -> dict[str, bytes]:
 def test_several_splits_share_one_folder_and_keep_each_others_videos(prepared, place, write_grey):
     for name in ("a", "part/b", "c"):  # a remark for each: they hold one frame only
         write_grey(place / "videos" / f"{name}.mp4", frames=1)
-    prepared(_rows("a", "b"))
+    checked = prepared(_rows("a", "b"), check=True).report["notes"]
+    assert prepared(_rows("a", "b")).report["notes"] == checked == {
+        "a.mp4": "one frame only", "part/b.mp4": "one frame only",
+    }  # fmt: skip
     prepared(_rows("b", "c"), split="validation")
     out = place / "out"
     store = FrameStore(out / "frames")

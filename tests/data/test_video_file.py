@@ -44,6 +44,19 @@ def bad_files(folder: Path, clip: Path):
     picture(folder / "png.gif", "png", "rgb24")
     picture(folder / "jpeg.mp4", "mjpeg", "yuvj420p")
     picture(folder / "webp.gif", "libwebp", "yuv420p")
+    png = (folder / "png.gif").read_bytes()
+    icon = struct.pack("<3H4B2H2I", 0, 1, 1, 32, 24, 0, 0, 1, 32, len(png), 22) + png
+    (folder / "ico.mp4").write_bytes(icon)
+    for name, codec, pixels in (("gif", "gif", "rgb8"), ("apng", "apng", "rgb24")):
+        for frames in (1, 2):
+            with av.open(str(folder / f"{name}{frames}.mp4"), "w", format=name) as out:
+                stream = out.add_stream(codec, rate=5)
+                stream.height, stream.width, stream.pix_fmt = 24, 32, pixels
+                for shade in range(frames):
+                    image = np.full((24, 32, 3), 90 * shade, np.uint8)
+                    shown = av.VideoFrame.from_ndarray(image).reformat(format=pixels)
+                    out.mux(stream.encode(shown))
+                out.mux(stream.encode())
 
 
 @pytest.mark.parametrize(
@@ -61,6 +74,8 @@ def bad_files(folder: Path, clip: Path):
         ("png.gif", r"a picture \(png\), not a video"),
         ("jpeg.mp4", r"a picture \(jpeg\), not a video"),
         ("webp.gif", r"a picture \(webp\), not a video"),
+        ("ico.mp4", r"a picture \(ico\), not a video"),
+        ("gif1.mp4", r"a picture \(gif of one frame\), not a video"),
     ],
 )
 @pytest.mark.parametrize("read", [lambda path: list(video.decode(path)), video.probe])
@@ -148,10 +163,17 @@ def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path, noise):
     assert used(path, min_decoded=1.0) == (20, "")
 
 
-def test_one_frame_is_a_video_and_is_said(tmp_path, write_with, noise):
-    for name, codec, pixels in (("a.gif", "gif", "rgb8"), ("a.mp4", "libx264", "yuv420p")):
-        path = write_with(tmp_path / name, noise[:1], codec=codec, pixels=pixels)
-        assert used(path, min_decoded=1.0) == (1, "one frame only")
+@pytest.mark.parametrize("name", ["gif2.mp4", "apng2.mp4"])
+def test_a_picture_that_moves_is_a_video(tmp_path, clip, name):
+    bad_files(tmp_path, clip)
+    assert used(tmp_path / name, min_decoded=1.0)[0] == 2
+    assert video.probe(tmp_path / name).width == 32
+
+
+def test_one_frame_of_a_format_of_videos_is_a_video_and_is_said(tmp_path, write_with, noise):
+    path = write_with(tmp_path / "a.mp4", noise[:1])
+    assert used(path, min_decoded=1.0) == (1, "one frame only")
+    assert video.probe(path).frames == 1
 
 
 def patched(path, mark, offset, form, *values):
