@@ -5,9 +5,11 @@ import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 _KEPT, _LARGEST = 64 << 20, 32 << 20  # bytes; the second is the most that glibc takes
 
 
@@ -37,3 +39,12 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def killed_with_parent() -> None:
+    """Has Linux end this worker with its parent, at once, also where it holds Python's lock.
+
+    Beside `end_with_parent`, and only where the thread that started the process lives on.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -9,7 +9,6 @@ write the shard without it.
 
 import collections
 import contextlib
-import ctypes
 import multiprocessing
 import multiprocessing.connection
 import resource
@@ -19,14 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rvllm_jax.data import shards
-from rvllm_jax.data.processes import end_with_parent
+from rvllm_jax.data.processes import end_with_parent, killed_with_parent
 from rvllm_jax.data.shards import FrameStoreError, Task
 from rvllm_jax.data.video_file import REPLACE
 
 _POLL = 0.5  # seconds between two looks at a worker
 _MEMORY = 4 << 30  # bytes that a worker may take: a header must not bring down the machine
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # how no decoder ends by itself
-_PR_SET_PDEATHSIG = 1
 
 
 def write_shard(task: Task) -> dict:
@@ -157,7 +155,7 @@ def _set_aside(
 def _work(pipe: multiprocessing.connection.Connection, state) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _killed_with_parent()
+    killed_with_parent()
     end_with_parent()
     _limit_memory()
 
@@ -183,9 +181,3 @@ def _limit_memory() -> None:
         taken = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (taken + _MEMORY, hard))
-
-
-def _killed_with_parent() -> None:
-    """Linux ends this process at once, also where the decoder holds Python's lock."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

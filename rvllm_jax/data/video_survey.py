@@ -15,6 +15,7 @@ import numpy as np
 import simplejpeg
 
 from rvllm_jax.data import records, video
+from rvllm_jax.data.processes import end_with_parent, killed_with_parent
 from rvllm_jax.data.video import VideoInfo
 
 _THUMBNAIL = 144  # pixels of the short side
@@ -211,6 +212,8 @@ def _end(connection, worker: _Worker) -> None:
 
 def _serve(connection) -> None:
     """A worker: says that it is there, and looks at what it is sent until nobody sends more."""
+    killed_with_parent()
+    end_with_parent()
     connection.send(None)
     while True:
         try:

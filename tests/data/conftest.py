@@ -1,6 +1,8 @@
 """Real video files and the frame stores made of them, shared by the tests of several modules."""
 
 import json
+import os
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -123,6 +125,28 @@ def answers(tk):
                 yield tk.decode(batch.targets[row][learned])
 
     return answers
+
+
+def _session(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if status[0] == "Z" else int(status[3])
+
+
+@pytest.fixture(scope="session")
+def session_ends():
+    """session_ends(pid) waits until no process is left of the session that `pid` led."""
+
+    def session_ends(pid):
+        deadline = time.monotonic() + 10
+        while alive := [other for other in map(int, filter(str.isdigit, os.listdir("/proc")))
+                        if _session(other) == pid]:  # fmt: skip
+            assert time.monotonic() < deadline, f"workers outlive their parent: {alive}"
+            time.sleep(0.05)
+
+    return session_ends
 
 
 # Single video files, for the tests of the decoder.

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +118,7 @@ def script(folder: Path, videos: dict[str, Path], options: dict, body: str) -> l
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_killed_preparation_continues_to_the_same_bytes(
-    stored, videos, tmp_path, workers, options
+    stored, videos, tmp_path, workers, options, session_ends
 ):
     # The first shard has three videos.
     kill = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -130,11 +129,7 @@ def test_a_killed_preparation_continues_to_the_same_bytes(
         start_new_session=True,
     )  # fmt: skip
     assert process.wait(60) == -signal.SIGKILL
-    deadline = time.monotonic() + 10
-    while alive := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-                    if session(pid) == process.pid]:  # fmt: skip
-        assert time.monotonic() < deadline, f"workers outlive the run: {alive}"
-        time.sleep(0.05)
+    session_ends(process.pid)
     with pytest.raises(FrameStoreError, match="no index"):
         FrameStore(store)
     first = store / "shard-00000-of-00003.json"
@@ -143,14 +138,6 @@ def test_a_killed_preparation_continues_to_the_same_bytes(
     write_store(store, videos, **options)
     assert first.stat().st_mtime_ns == stamp  # not done again
     assert files(store) == files(stored)
-
-
-def session(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return 0 if status[0] == "Z" else int(status[3])
 
 
 def test_no_space_left_is_said_and_leaves_no_half_shard(stored, videos, tmp_path, options):

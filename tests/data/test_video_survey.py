@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,16 @@ def test_a_header_that_promises_too_much_does_not_decide_the_estimate():
 
 # A program whose workers do what a video's name says, in place of the decoder.
 PROGRAM = """
-import json, multiprocessing, os, signal, sys, time
+import ctypes, json, multiprocessing, os, signal, sys, time
 from pathlib import Path
 from rvllm_jax.data import video_survey
 from rvllm_jax.data.video import VideoInfo
 
 def look(job):
+    if "orphan" in job[0]:
+        job[1].touch()
+    if "lock" in job[0]:  # a hang that never gives up Python's lock
+        ctypes.PyDLL(None).sleep(600)
     if "hang" in job[0]:
         time.sleep(600)
     if "crash" in job[0]:
@@ -76,13 +81,15 @@ def serve(connection):
 
 own_serve = video_survey._serve
 
-def survey(names, progress=None):
+def survey(names, progress=None, time_limit=0.5):
     files = {name: Path(name) for name in names}
-    how = dict(thumbnails=0, short_side=20, time_limit=0.5, progress=progress)
+    how = dict(thumbnails=0, short_side=20, time_limit=time_limit, progress=progress)
     return video_survey.survey(files, workers=2, **how)
 
 if __name__ == "__main__":
     video_survey._serve = serve
+    if len(sys.argv) > 1:
+        survey(sys.argv[1:], time_limit=600)
     found = survey(["a", "b crash", "c", "d hang", "e crash", "f", "g hang", "h"])
     left = len(multiprocessing.active_children())
     def fail(done, total):
@@ -108,6 +115,23 @@ def test_videos_that_hang_or_crash_the_decoder_are_set_aside_and_no_worker_is_le
     assert "the decoder crashes (exit code -9)" in bad["b crash"]
     assert "the decoder hangs (its first frame takes more than 0.5 s)" in bad["d hang"]
     assert error == "as a closed terminal does" and left == 0
+
+
+@pytest.mark.parametrize("how", ["hang", "lock"])
+def test_workers_that_hang_end_with_a_parent_that_was_killed(tmp_path, session_ends, how):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    reached = [tmp_path / f"orphan {how} {number}" for number in range(2)]
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), *map(str, reached)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not all(path.exists() for path in reached):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    session_ends(process.pid)
 
 
 def test_a_thumbnail_is_the_last_frame_that_there_is(tmp_path):
