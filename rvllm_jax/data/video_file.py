@@ -24,7 +24,9 @@ _MAX_FRAMES, _MAX_SECONDS = 10**8, 10**6
 _PICTURE_BRANDS = ("avif", "avci", "heic", "heix", "heim", "heis", "mif1", "mif2", "miaf")
 _PICTURES = ("image2", "ico", "fits", "iff")
 _MAY_BE_PICTURES = ("gif", "apng", "webp", "jpegxl_anim", "avis", "avcs", "hevc", "hevx", "msf1")
-_LISTS = ("concat", "dash", "hls", "imf", "sdp")  # text that names other files or addresses
+# Text that names other files or addresses. It is known by its first bytes, since opening it as a
+# video would open these already; by FFmpeg's word where it begins otherwise.
+_LISTS = {"hls": b"#EXTM3U", "concat": b"ffconcat", "dash": b"<", "imf": b"<", "sdp": b"v=0\n"}
 
 
 class VideoError(Exception):
@@ -76,6 +78,15 @@ def _check_file(path: Path) -> None:
         raise VideoError(f"{path}: not a file, but a folder, pipe or device. {REPLACE}")
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes). {REPLACE}")
+    with path.open("rb") as file:
+        head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    for kind, mark in _LISTS.items():
+        if head.startswith(mark):
+            raise _list_error(path, kind)
+
+
+def _list_error(path: Path, kind: str) -> VideoError:
+    return VideoError(f"{path}: a list of other files ({kind}), not a video. {REPLACE}")
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
@@ -84,7 +95,7 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.Vide
         what = brand or kind.removesuffix("_pipe")
         raise VideoError(f"{path}: a picture ({what}), not a video. {REPLACE}")
     if kind in _LISTS:
-        raise VideoError(f"{path}: a list of other files ({kind}), not a video. {REPLACE}")
+        raise _list_error(path, kind)
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise VideoError(f"{path}: the file has no video stream. {REPLACE}")

@@ -14,6 +14,7 @@ import pytest
 
 from rvllm_jax.data import supervised
 from rvllm_jax.data.frames import FrameStore, write_store
+from rvllm_jax.data.shards import Options, Task
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,6 +124,32 @@ def test_a_hang_that_holds_the_interpreter_is_ended_too(videos, tmp_path, option
 def test_a_slow_video_is_not_taken_for_one_that_hangs(videos, stored, tmp_path, options):
     report = write_store(tmp_path, videos, workers=1, time_limit=30, **options)
     assert files(tmp_path) == files(stored) and set(report.bad) == {"v3.mp4", "v8.mp4"}
+
+
+def test_time_in_which_the_parent_did_not_look_is_not_the_workers(videos, tmp_path, options):
+    """As after a machine's sleep: the worker, which slept too, has shown no new frame."""
+    limit, poll = 1.0, 0.05
+    options = options | {"short_side": 800, "encoding": "jpeg", "shards": 1, "stride": 1}
+    worker = supervised._Worker(
+        Task(tmp_path, 0, [("v10.mp4", videos["v10.mp4"])], Options(**options), "", limit)
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while worker.position < 0:
+            assert worker.failure(poll) is None and time.monotonic() < deadline
+        os.kill(worker._process.pid, signal.SIGSTOP)
+        assert worker.failure(poll) is None
+        time.sleep(1.5 * limit)
+        assert worker.failure(poll) is None
+        for _ in range(2):
+            time.sleep(poll)
+            assert worker.failure(poll) is None  # and is given its whole limit
+        until = time.monotonic() + 20
+        while (failure := worker.failure(poll)) is None and time.monotonic() < until:
+            time.sleep(poll)
+        assert failure == (0, "no new frame for 1 s", 0)
+    finally:
+        worker.end()
 
 
 def test_tasks_may_be_run_elsewhere(videos, stored, tmp_path, options):

@@ -1,8 +1,10 @@
 """What is no video, or only part of one: refused or used, and said by path and reason."""
 
+import contextlib
 import os
 import struct
 import tempfile
+import threading
 from pathlib import Path
 
 import av
@@ -64,7 +66,7 @@ def bad_files(folder: Path, clip: Path):
     [
         ("empty.mp4", "0 bytes"),
         ("text.mp4", "not a readable video"),
-        ("list.mp4", "not a video|not a readable video"),
+        ("list.mp4", r"a list of other files \(hls\), not a video"),
         ("no_index.mp4", "not a readable video"),
         ("no_frame.mp4", "no frame decodes"),
         ("sound.wav", "no video stream"),
@@ -85,6 +87,38 @@ def test_what_is_no_video_is_refused_by_path_and_reason(tmp_path, clip, read, na
         read(tmp_path / name)
     assert str(tmp_path / name) in str(raised.value)
     assert any(advice in str(raised.value) for advice in ("Replace", "Check"))
+
+
+LISTS = {
+    "concat": "ffconcat version 1.0\nfile other.mp4\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.mp4\n#EXT-X-ENDLIST\n",
+    "dash": '<?xml version="1.0"?><MPD><BaseURL>other.mp4</BaseURL></MPD>',
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("suffix", ["mp4", "m3u8"])
+@pytest.mark.parametrize("first", ["", "\n", "\ufeff"])
+def test_a_list_of_files_is_refused_and_none_of_them_is_opened(tmp_path, kind, suffix, first):
+    (tmp_path / f"list.{suffix}").write_text(first + LISTS[kind])
+    os.mkfifo(tmp_path / "other.mp4")  # has no writer until somebody reads it
+    opened, over = [], threading.Event()
+
+    def watch():
+        while not over.wait(0.002):
+            with contextlib.suppress(OSError):
+                os.close(os.open(tmp_path / "other.mp4", os.O_WRONLY | os.O_NONBLOCK))
+                opened.append(True)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with pytest.raises(video.VideoError, match=rf"a list of other files \({kind}\)"):
+            list(video.decode(tmp_path / f"list.{suffix}"))
+    finally:
+        over.set()
+        watcher.join()
+    assert not opened
 
 
 def test_unreadable_file_names_the_permission(clip):

@@ -1,6 +1,8 @@
 """Videos are found by the names that annotations have for them, or refused by name."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +107,26 @@ def test_names_that_are_no_utf8_survive(folder):
     found = find(folder(), [name, "other"])
     assert found.files[name].is_file() and found.name_of[name] == name
     assert find(folder(), ["other"]).unused == [name]
+
+
+def test_a_folder_below_that_cannot_be_read_is_named(tmp_path):
+    """Its videos would else be missing, and nobody would know why."""
+    with tempfile.TemporaryDirectory() as folder:  # one that others may enter
+        os.chmod(folder, 0o755)
+        closed = Path(folder, "part")
+        closed.mkdir()
+        for place in (closed.parent, closed):
+            (place / f"{place.name}.mp4").touch()
+        closed.chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)  # root may read everything
+        try:
+            with pytest.raises(VideoFilesError, match="part: cannot be read .Permission denied"):
+                find(folder, ["part"])
+        finally:
+            os.seteuid(user)
+            closed.chmod(0o755)
 
 
 def test_links_are_followed_once(folder):

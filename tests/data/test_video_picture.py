@@ -129,3 +129,24 @@ def test_an_aspect_beyond_belief_is_passed_over_and_said(tmp_path, write_with, b
     decoding = video.Decoding(path)
     assert {frame.shape for frame, _ in decoding} == {(96, 128, 3)}
     assert "pixels of an aspect of 1/20" in decoding.note and "not believed" in decoding.note
+
+
+def test_a_turn_that_changes_within_the_file_is_followed(tmp_path, write_with, blocks):
+    """As where a phone is turned while it records: H.264 says it of single frames."""
+    first = write_with(tmp_path / "first.ts", blocks[:, :96, :96], format="mpegts")
+    turned = tmp_path / "turned.ts"
+    with av.open(str(first)) as source, av.open(str(turned), "w", format="mpegts") as out:
+        stream = source.streams.video[0]
+        written = out.add_stream_from_template(stream)
+        rotate = "h264_metadata=display_orientation=insert:rotate=90"
+        filters = av.bitstream.BitStreamFilterContext(rotate, stream, written)
+        for packet in source.demux(stream):
+            for each in filters.filter(packet if packet.size else None):
+                each.stream = written
+                out.mux(each)
+    both = tmp_path / "both.ts"
+    both.write_bytes(first.read_bytes() + turned.read_bytes())
+    plain, frames = read(first), read(both)
+    np.testing.assert_array_equal(frames[:4], plain)
+    np.testing.assert_array_equal(frames[4], np.rot90(plain[0]))  # the first frame alone says it
+    np.testing.assert_array_equal(frames[5:], plain[1:])
