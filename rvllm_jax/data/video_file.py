@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,11 @@ _PICTURES = ("image2", "ico", "fits", "iff")
 _MAY_BE_PICTURES = ("gif", "apng", "webp", "jpegxl_anim", "avis", "avcs", "hevc", "hevx", "msf1")
 # Text that names other files or addresses. It is known by its first bytes, since opening it as a
 # video would open these already; by FFmpeg's word where it begins otherwise.
-_LISTS = {"hls": b"#EXTM3U", "concat": b"ffconcat", "dash": b"<", "imf": b"<", "sdp": b"v=0\n"}
+_LISTS = {
+    "hls": rb"#EXTM3U", "concat": rb"ffconcat", "sdp": rb"v=0\r?\n",
+    "dash": rb"<(.*<)?MPD", "imf": rb"<(.*<)?AssetMap",
+}  # fmt: skip
+_HEAD = 1024  # bytes that are looked at
 
 
 class VideoError(Exception):
@@ -79,9 +84,9 @@ def _check_file(path: Path) -> None:
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes). {REPLACE}")
     with path.open("rb") as file:
-        head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        head = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
     for kind, mark in _LISTS.items():
-        if head.startswith(mark):
+        if re.match(mark, head, re.DOTALL):
             raise _list_error(path, kind)
 
 

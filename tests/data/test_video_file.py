@@ -30,6 +30,7 @@ def picture(path: Path, codec: str, pixels: str):
 def bad_files(folder: Path, clip: Path):
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("not a video " * 50)
+    (folder / "page.mp4").write_text("<!doctype html><title>404: no such video</title>")
     (folder / "list.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nclip.mp4\n")
     (folder / "no_index.mp4").write_bytes(clip.read_bytes()[:-400])
     blank = bytearray(clip.read_bytes())
@@ -66,6 +67,7 @@ def bad_files(folder: Path, clip: Path):
     [
         ("empty.mp4", "0 bytes"),
         ("text.mp4", "not a readable video"),
+        ("page.mp4", "not a readable video"),
         ("list.mp4", r"a list of other files \(hls\), not a video"),
         ("no_index.mp4", "not a readable video"),
         ("no_frame.mp4", "no frame decodes"),
