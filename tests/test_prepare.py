@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -81,6 +82,18 @@ def test_a_killed_preparation_continues_and_ends_with_the_same_bytes(place):
     assert end(place, out="whole")[0] == 0
     assert stored(place / "out") == stored(place / "whole")
     assert len(stored(place / "out")) == 2 * 16 + 2
+
+
+def test_a_disk_that_is_full_is_named_with_what_is_needed_and_nothing_half_is_left(place):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # fails as a full disk does
+
+    code, _, stderr = end(place, "--workers=2", "--thumbnails=1", preexec_fn=limited)
+    frames = place / "out" / "frames"
+    assert code == 1 and "cannot be written" in stderr and f"bytes free in {frames}" in stderr
+    (needed,) = re.findall(r"the frames need about ([\d,]+) bytes in all; [\d,]+ are", stderr)
+    assert int(needed.replace(",", "")) == 40 * 40 * 96 * 96 * 3
+    assert [path.name for path in frames.iterdir()] == ["lock"]
 
 
 def test_exit_codes_tell_apart_what_is_refused_unusable_and_partial(place):

@@ -25,7 +25,13 @@ from rvllm_jax.data.frame_writer import holds, read_report
 from rvllm_jax.data.frames import StoreReport, write_store
 from rvllm_jax.data.llava import read_llava
 from rvllm_jax.data.preparation_report import DONE, REFUSED, Findings
-from rvllm_jax.data.shards import INDEX, Task, read_json, write_atomically
+from rvllm_jax.data.shards import (
+    INDEX,
+    StoreWriteError,
+    Task,
+    read_json,
+    write_atomically,
+)
 from rvllm_jax.data.store_metadata import write_metadata
 from rvllm_jax.data.video_files import VideoFiles
 from rvllm_jax.data.video_survey import survey
@@ -136,13 +142,16 @@ def prepare(
     looked = survey(found.files, thumbnails=thumbnails, short_side=options.short_side, **how)
     findings = Findings(split, options.of_store, max_bad, allow_partial, read, found, looked)
     _make(out)
-    say(findings.plan(others=len(stored) - len(found.files), free=shutil.disk_usage(out).free))
+    say(findings.plan(out, others=len(stored) - len(found.files)))
     code, verdict = findings.verdict(looked.bad)
     if check or code != DONE:
         return _reported(out, findings, None, code, verdict)
     _reported(out, findings, None, REFUSED, _UNFINISHED)  # what is known is not lost
     how |= {"run_tasks": run_tasks, "progress": progress("decode")}
-    store = _store(out, split, stored, options, how)
+    try:
+        store = _store(out, split, stored, options, how)
+    except StoreWriteError as error:
+        raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
     return _finish(out, findings, store, options.interval)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -75,8 +76,15 @@ class Findings:
                     f"{self.split}: make sure of it"
                 )
 
-    def plan(self, others: int, free: int) -> str:
-        """What is about to be stored, in a line; `free` bytes of the disk are left."""
+    def room(self, folder: Path) -> str:
+        """The bytes that the frames are expected to take, and those that `folder` has."""
+        needed = self.survey.estimate(**self._of_estimate)["bytes"]
+        free = shutil.disk_usage(folder).free
+        return f"{folder}: the frames need about {needed:,} bytes in all; {free:,} are free"
+
+    def plan(self, folder: Path, others: int) -> str:
+        """What is about to be stored in `folder`, in a line."""
+        free = shutil.disk_usage(folder).free
         expected = self.survey.estimate(**self._of_estimate)
         hours = sum(info.seconds for info in self.survey.info.values()) / 3600
         more = f", beside {others:,} videos of other splits" if others else ""

@@ -10,6 +10,8 @@ import dataclasses
 import functools
 import json
 import os
+import resource
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,10 @@ _SMALLER = "Store smaller frames (short_side) or fewer a record, or remove the v
 
 class FrameStoreError(Exception):
     """A store that cannot be written or read: its path, what is wrong and what to do."""
+
+
+class StoreWriteError(FrameStoreError):
+    """A store that its folder does not take: no room, or no permission."""
 
 
 class VideoEntry(NamedTuple):
@@ -264,13 +270,28 @@ def read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
+def remove_temporaries(task: Task) -> None:
+    """Removes what a process that was ended amid a shard has left of it."""
+    for make in (record_file, times_file, done_file, aside_file):
+        name = make(task.shard, task.options.shards) + TEMPORARY
+        (task.folder / name).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Names the file that could not be written; ArrayRecord raises RuntimeError for a full disk."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise FrameStoreError(
-            f"{path}: cannot be written ({error}). Free some space or choose another folder, then "
-            "prepare again: it continues behind the shards that are finished"
+        raise StoreWriteError(
+            f"{path}: cannot be written ({error}), with {_room(path.parent)}. Free some space or "
+            "choose another folder, then prepare again: it continues behind the shards that are "
+            "finished"
         ) from error
+
+
+def _room(folder: Path) -> str:
+    """What a file in `folder` may take."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    files = "" if limit == resource.RLIM_INFINITY else f", {limit:,} allowed a file (ulimit -f)"
+    return f"{shutil.disk_usage(folder).free:,} bytes free in {folder}{files}"

@@ -138,6 +138,8 @@ class _Worker:
         self._process.kill()
         self._process.join()
         self.pipe.close()
+        if self.task is not None:
+            shards.remove_temporaries(self.task)
 
 
 def _set_aside(

@@ -148,7 +148,7 @@ def test_no_space_left_is_said_and_leaves_no_half_shard(stored, videos, tmp_path
         script(store, videos, options, body), env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert "FrameStoreError" in result.stderr.splitlines()[-1]
+    assert "StoreWriteError" in result.stderr.splitlines()[-1]
     assert "cannot be written" in result.stderr and "Free some space" in result.stderr
     assert set(files(store)) == {"lock"}
     write_store(store, videos, **options)

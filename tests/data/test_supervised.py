@@ -165,8 +165,16 @@ def test_tasks_may_be_run_elsewhere(videos, stored, tmp_path, options):
 
 def test_a_disk_that_is_full_is_named_by_the_parent(videos, tmp_path, options):
     program = textwrap.dedent(f"""
-        import resource
+        import resource, time
+        from rvllm_jax.data import video
         from rvllm_jax.data.frames import write_store
+
+        class Slow(video.Decoding):  # of the second shard: it is in work when the first one fails
+            def __next__(self):
+                time.sleep(0.3 if self._path.name == "v2.mp4" else 0)
+                return super().__next__()
+
+        video.Decoding = Slow
         if __name__ == "__main__":
             resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))  # fails as a full disk does
             write_store({str(tmp_path / "store")!r}, { ({k: str(v) for k, v in videos.items()})!r},
@@ -177,8 +185,10 @@ def test_a_disk_that_is_full_is_named_by_the_parent(videos, tmp_path, options):
         [sys.executable, tmp_path / "prepare.py"], env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert "FrameStoreError" in result.stderr and "Free some space" in result.stderr
+    assert "StoreWriteError" in result.stderr and "Free some space" in result.stderr
+    assert "bytes free in" in result.stderr and "90,000 allowed a file (ulimit -f)" in result.stderr
     assert not list((tmp_path / "store").glob("aside*"))  # no video is to blame
+    assert not list((tmp_path / "store").glob("*.tmp"))  # nor is half a shard left, of any worker
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
