@@ -91,10 +91,11 @@ def eval_batches(
     prefix, Lq the longest question.
     Questions whose clip cannot be read are not asked: their numbers never come.
     """
+    views = functools.cache(lambda clip: _views(dataset, clip) if test_clips else [None])
     groups = [
         (clip, numbers, view)
         for clip, numbers in dataset.question_groups(max_questions, shown)
-        for view in (_views(dataset, clip) if test_clips else [None])
+        for view in views(clip)
     ]
     source = _Rows(len(groups), batch, -(-len(groups) // batch), None, host, hosts)
     load = functools.partial(

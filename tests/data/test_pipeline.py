@@ -262,3 +262,17 @@ def test_the_one_test_clip_is_the_centred_one(make):
     alike = pipeline.eval_batches(make(), test_clips=True, **how)
     for ours, theirs in zip(plain, alike, strict=True):
         assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_times_of_a_video_are_read_once_for_its_test_clips(make, monkeypatch):
+    """However many groups its questions make, and not again where its clips are loaded."""
+    read, own = [], FrameStore.timestamps
+
+    def timestamps(store, name):
+        read.append(name)
+        return own(store, name)
+
+    monkeypatch.setattr(FrameStore, "timestamps", timestamps)
+    how = dict(batch=4, max_questions=2, test_clips=True)
+    asked = list(pipeline.eval_batches(make(crop=36, test_clips="25x1"), **how))
+    assert sorted(read) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"] and len(asked) > 4
