@@ -148,10 +148,7 @@ def prepare(
         return _reported(out, findings, None, code, verdict)
     _reported(out, findings, None, REFUSED, _UNFINISHED)  # what is known is not lost
     how |= {"run_tasks": run_tasks, "progress": progress("decode")}
-    try:
-        store = _store(out, split, stored, options, how)
-    except StoreWriteError as error:
-        raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
+    store = _store(out, findings, stored, options, how)
     return _finish(out, findings, store, options.interval)
 
 
@@ -165,15 +162,18 @@ def _finish(out: Path, findings: Findings, store: StoreReport, interval: int) ->
 
 
 def _store(
-    out: Path, split: str, videos: Mapping[str, Path], options: Options, how: dict
+    out: Path, findings: Findings, videos: Mapping[str, Path], options: Options, how: dict
 ) -> StoreReport:
     """The frames of `videos` in OUT/frames; those that are there stay until all new ones are."""
     frames, following = out / FRAMES, out / FOLLOWING
     if holds(frames, videos, **options.of_store):
         return read_report(frames)
     replaces = any((folder / INDEX).is_file() for folder in (frames, following))
-    store = write_store(following if replaces else frames, videos, **how, **options.of_store)
-    for name in (f"{split}.json", split + INFO):  # first: they never name frames that are gone
+    try:
+        store = write_store(following if replaces else frames, videos, **how, **options.of_store)
+    except StoreWriteError as error:
+        raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
+    for name in (f"{findings.split}.json", findings.split + INFO):  # first: they never name frames that are gone
         (out / name).unlink(missing_ok=True)
     if replaces:
         shutil.rmtree(frames, ignore_errors=True)
