@@ -173,7 +173,8 @@ def _store(
         store = write_store(following if replaces else frames, videos, **how, **options.of_store)
     except StoreWriteError as error:
         raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
-    for name in (f"{findings.split}.json", findings.split + INFO):  # first: they never name frames that are gone
+    # First: they never name frames that are gone.
+    for name in (f"{findings.split}.json", findings.split + INFO):
         (out / name).unlink(missing_ok=True)
     if replaces:
         shutil.rmtree(frames, ignore_errors=True)
