@@ -38,7 +38,7 @@ def test_the_pieces_are_the_tensors(tensors, size, turn, monkeypatch):
     found = {name: [] for name in ARRAYS}
     for piece, array in streaming.stream(plan(tensors, turn=turn)):
         assert array.nbytes <= max(size, array.nbytes // max(piece.rows, 1))
-        assert array.ctypes.data % 64 == 0
+        assert not array.size or array.ctypes.data % 64 == 0
         assert piece.start == sum(len(part) for part in found[piece.path] if part.ndim)
         found[piece.path].append((array.T if piece.turn else array).copy())
     for name, parts in found.items():
