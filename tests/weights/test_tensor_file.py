@@ -99,6 +99,12 @@ def test_a_header_that_lies_is_refused(file, lie):
         read_header(file)
 
 
+def test_bytes_behind_the_last_tensor_are_refused(file):
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(WeightsError, match="its header tells of"):
+        read_header(file)
+
+
 def test_what_is_no_safetensors_file_is_refused(tmp_path):
     for content in (
         b"version https://git-lfs.github.com/spec/v1\noid",
@@ -123,7 +129,9 @@ def test_headers_that_a_reader_could_take_in_two_ways_or_not_at_all_are_refused(
         with pytest.raises(WeightsError, match=f"z: its header is .*{message}"):
             read_header(tmp_path / "z")
     for length in (2**63, 100_000_001):  # more than any header has; nothing of that size is made
-        (tmp_path / "z").write_bytes(length.to_bytes(8, "little") + b"{}")
+        with (tmp_path / "z").open("wb") as file:
+            file.write(length.to_bytes(8, "little") + b"{}")
+            file.truncate(1 << 30)  # sparse: the file itself would have room for the second
         with pytest.raises(WeightsError, match="z: is no safetensors file"):
             read_header(tmp_path / "z")
 
