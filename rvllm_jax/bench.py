@@ -1,13 +1,14 @@
-"""Measures this machine: python -m rvllm_jax.bench decode|input|generation"""
+"""Measures this machine: python -m rvllm_jax.bench decode|input|generation|load"""
 
 import argparse
 import sys
 
-from rvllm_jax.benchmarks import decoding, generation, input
+from rvllm_jax.benchmarks import decoding, generation, input, loading
 from rvllm_jax.data.frames import FrameStoreError
+from rvllm_jax.weights.errors import WeightsError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments).
-COMMANDS = {"decode": decoding, "generation": generation, "input": input}
+COMMANDS = {"decode": decoding, "generation": generation, "input": input, "load": loading}
 
 
 def main(argv: list[str]) -> None:
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     try:
         print(COMMANDS[arguments.command].run(arguments))
-    except (FrameStoreError, generation.MissingTorch) as error:
+    except (FrameStoreError, WeightsError, generation.MissingTorch) as error:
         parser.exit(1, f"{error}\n")
 
 
