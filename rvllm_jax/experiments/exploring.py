@@ -5,19 +5,25 @@ A plain path, to be read and trusted rather than fast: weights of attention are 
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rvllm_jax.config import resolve
 from rvllm_jax.data import chat, packing
 from rvllm_jax.data.conversations import Turn
 from rvllm_jax.data.tokenizer import Tokenizer
+from rvllm_jax.experiments.run import Experiment
 from rvllm_jax.models.attention import Where, make_mask
 from rvllm_jax.models.llama import Attention, Llama, rope_angles, rotate
 from rvllm_jax.models.video_llm import VideoLLM, normalise
+from rvllm_jax.training.checkpoint import claim
+from rvllm_jax.training.stages import Stage
 from rvllm_jax.types import NO_SLOT, VisualLayout
 
 
@@ -30,6 +36,31 @@ class Looks(NamedTuple):
     pieces: list[str]  # A texts, as the vocabulary writes them
     weights: np.ndarray  # float32[layers, heads, A, L], over the whole row; each sums to 1
     frames: np.ndarray  # float32[layers, heads, A, T], the part on the tokens of each frame
+
+
+def train(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
+    """Trains what is left to train of `config` in `workdir`, as the command does, and asks nothing.
+
+    config: the keys of configs/joint.py as plain values (`ConfigDict.to_dict`). A model trained
+    earlier in `workdir` with other values is refused, as WorkdirError.
+    """
+    recipe = resolve(dict(config))
+    claim(Path(workdir), dict(config))
+    experiment = Experiment.open(recipe, Path(workdir))
+    experiment.train()
+    return experiment
+
+
+def trained_parts(stages: Iterable[Stage], params: Mapping[str, Any]) -> str:
+    """What each stage's table trains, a line each: parameters by optimizer, and those frozen."""
+    lines = []
+    for stage in stages:
+        counts: dict[str, int] = {}
+        for path, label in stage.labels(params).items():
+            counts[label] = counts.get(label, 0) + params[path].size
+        shown = ", ".join(f"{label} {count:,}" for label, count in sorted(counts.items()))
+        lines.append(f"{stage.name}: {shown}")
+    return "\n".join(lines)
 
 
 def frame_features(module: VideoLLM, frames: np.ndarray) -> np.ndarray:
