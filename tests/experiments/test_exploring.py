@@ -14,6 +14,7 @@ from rvllm_jax.models.attention import Where, make_mask
 from rvllm_jax.models.llama import LlamaConfig, rope_angles
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.training.stages import Stage
 from rvllm_jax.types import PREFIX, VisualLayout
 
 TURN = Turn("what moves?", "a red ball")
@@ -119,3 +120,12 @@ def test_similarity_is_of_what_differs_between_frames():
     signs = np.array([1, -1, 1, -1])
     np.testing.assert_allclose(exploring.similarity(features), np.outer(signs, signs), atol=1e-6)
     assert (exploring.similarity(np.ones((3, 4))) == 0).all()
+
+
+def test_parameters_are_counted_by_what_trains_them():
+    shapes = {"encoder/a": (2, 3), "projector/b": (5,), "decoder/c": (1000, 2), "decoder/d": (7,)}
+    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    one = Stage("one", "video", 8, (("(enc|proj).*", "sgd"), (".*", "frozen")), {"sgd": None})
+    two = Stage("two", "video", 8, ((".*", "adamw"),), {"adamw": None})
+    printed = exploring.trained_parts([one, two], params)
+    assert printed == "one: frozen 2,007, sgd 11\ntwo: adamw 2,018"
