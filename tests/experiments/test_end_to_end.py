@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,7 +39,15 @@ OVERRIDES = {
     **{"model.random": "projector/.*", "data.crop": 64, "data.short_side": 72},
     **{f"stages.{stage}.steps": 3 for stage in ("visual", "joint")},
     **{f"stages.{stage}.warmup": 1 for stage in ("visual", "joint")},
+    **{"evaluation.max_new": 4, "evaluation.controls": False},
 }
+
+
+@pytest.fixture
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +118,9 @@ def assert_transformers_gives_our_logits(folder: Path, run: Path) -> None:
     assert sentencepiece == TOKENIZER.read_bytes()  # it goes out with the weights it belongs to
 
 
-def test_weights_go_in_are_trained_on_real_videos_answer_and_go_out(published, joint, tmp_path):
+def test_weights_go_in_are_trained_on_real_videos_answer_and_go_out(
+    published, joint, tmp_path, quick_compilation
+):
     start, run = tmp_path / "start", tmp_path / "run"
     convert([str(path) for path in published], start)
     records = json.loads((VIDEOS / "llava.json").read_text())[:2]
@@ -121,7 +132,7 @@ def test_weights_go_in_are_trained_on_real_videos_answer_and_go_out(published, j
         | {"tokenizer.folder": str(start), "data.videos": str(VIDEOS)}
         | {"data.conversations": str(tmp_path / "two.json"), "data.store": str(tmp_path / "store")}
         | {f"stages.{stage}.batch": 8 for stage in ("visual", "joint")}
-        | {"evaluation.probe_videos": 1, "evaluation.clips": 2, "evaluation.max_new": 2}
+        | {"evaluation.probe_videos": 1, "evaluation.clips": 2}
     )
     experiment = exploring.train(config.to_dict(), run)
     convert([str(run)], tmp_path / "whole")
