@@ -133,6 +133,7 @@ def test_weights_go_in_are_trained_on_real_videos_answer_and_go_out(
         | {"data.conversations": str(tmp_path / "two.json"), "data.store": str(tmp_path / "store")}
         | {f"stages.{stage}.batch": 8 for stage in ("visual", "joint")}
         | {"evaluation.probe_videos": 1, "evaluation.clips": 2}
+        | {"data.crop": 32, "data.short_side": 36}
     )
     experiment = exploring.train(config.to_dict(), run)
     convert([str(run)], tmp_path / "whole")
