@@ -8,7 +8,7 @@ import pytest
 nbformat = pytest.importorskip("nbformat", reason="the extra `test` holds it")
 nbclient = pytest.importorskip("nbclient", reason="the extra `test` holds it")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 SHORT = {
     **{f"stages.{stage}.steps": 2 for stage in ("language", "visual", "joint")},
