@@ -118,6 +118,7 @@ def assert_transformers_gives_our_logits(folder: Path, run: Path) -> None:
     assert sentencepiece == TOKENIZER.read_bytes()  # it goes out with the weights it belongs to
 
 
+@pytest.mark.slow
 def test_weights_go_in_are_trained_on_real_videos_answer_and_go_out(
     published, joint, tmp_path, quick_compilation
 ):
