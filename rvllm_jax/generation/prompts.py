@@ -48,6 +48,14 @@ def prefixes(
     )
 
 
+def prefix_length(
+    tokenizer: Tokenizer, template: chat.Template, layout: VisualLayout, frame_mask: np.ndarray
+) -> int:
+    """Tokens up to the video's end, of the clip bool[C, T] that has most."""
+    visual = max(len(layout.filled(int(mask.sum()))) for mask in frame_mask)
+    return sum(map(len, chat.prefix_ids(tokenizer, template))) + visual
+
+
 def asked(
     tokenizer: Tokenizer,
     template: chat.Template,
@@ -64,6 +72,8 @@ def asked(
     """
     if not question.strip():
         raise PromptError(f"the question is empty ({question!r}): ask something")
+    if not question.isascii() and question != question.encode(errors="replace").decode():
+        raise PromptError(f"the question {question!r} is not UTF-8: correct it")
     if turns and not template.shows_question:
         raise PromptError(
             "the template shows no questions, so that turns cannot follow each other: begin a new "

@@ -101,6 +101,11 @@ class Session:
         self._slots = self._prefix.segments.shape[1]
         self._cache, self._held = None, []  # of the conversation, and the ids behind the prefix
 
+    def wait(self) -> int:
+        """Returns when the video is encoded: the tokens up to its end."""
+        jax.block_until_ready(self._prefix)
+        return int(self._starts.max())
+
     def reset(self) -> None:
         """Begins a new conversation about the same video."""
         self.turns = []
