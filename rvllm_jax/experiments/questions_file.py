@@ -7,16 +7,18 @@ the videos first appear: each is decoded and encoded once.
 """
 
 import collections
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from rvllm_jax.data.conversations import decode_text, readable
+from rvllm_jax.data.shards import read_json
 from rvllm_jax.data.templates import ChatError
 from rvllm_jax.data.video import VideoError
 from rvllm_jax.data.viewing import Seen
@@ -120,11 +122,12 @@ def answer_file(
         "clips": answerer.clips,
         **json.loads(json.dumps(dataclasses.asdict(how))),
     }
-    done = _continued(out, lines, settings)
-    tally = Tally(before=sum(len(line.questions) for line in lines if id(line) in done))
-    tally.answered = tally.before
-    with open(out, "a", encoding="utf-8") as file:
-        _lock(file, out)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_claimed(out, settings))
+        done = _continued(out, lines)
+        file = stack.enter_context(open(out, "a", encoding="utf-8"))
+        tally = Tally(before=sum(len(line.questions) for line in lines if id(line) in done))
+        tally.answered = tally.before
         work = _Work(answerer, how, batch, file, tally)
         groups: dict[str, list[Line]] = collections.defaultdict(list)
         for line in lines:
@@ -196,31 +199,46 @@ class _Work:
         self.file.flush()
 
 
-def _continued(out: Path, lines: list[Line], settings: dict) -> set[int]:
-    """The lines (by `id`) that `out` answers already; what else it holds is dropped from it."""
+@contextlib.contextmanager
+def _claimed(out: Path, settings: dict) -> Iterator[None]:
+    """Makes `out` the file of answers of these settings, and of this process as long as it lasts.
+
+    The lock is on the settings' file.
+    """
     beside = out.with_name(out.name + _SETTINGS)
+    if out.exists() and not beside.exists():
+        raise QuestionsError(
+            f"{out}: is there and was not written by this command; give another --out"
+        )
     try:
-        if not out.exists():
-            beside.write_text(json.dumps(settings, indent=2) + "\n")
-            return set()
-        if not beside.exists():
-            raise QuestionsError(
-                f"{out}: is there and was not written by this command; give another --out"
-            )
-        before = json.loads(beside.read_text())
-        other = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
+        file = open(beside, "a+", encoding="utf-8")
+    except OSError as error:
+        raise QuestionsError(f"{beside}: {error.strerror}; give another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise QuestionsError(f"{out}: another process is writing it; wait for it") from error
+        before = read_json(beside) if out.exists() else {}
+        other = [f"{k}: {before[k]} -> {v}" for k, v in settings.items() if before.get(k, v) != v]
         if other:
             raise QuestionsError(
                 f"{out}: holds answers made otherwise ({'; '.join(other)}); give another --out, or "
                 "remove it"
             )
-        text = out.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise QuestionsError(f"{out}: {error.strerror}; give another --out") from error
+        file.truncate(0)
+        file.write(json.dumps(settings, indent=2) + "\n")
+        file.flush()
+        yield
+
+
+def _continued(out: Path, lines: list[Line]) -> set[int]:
+    """The lines (by `id`) that a file of answers holds already; what else it holds is cut off."""
     waiting: dict[str, list[Line]] = collections.defaultdict(list)
     for line in reversed(lines):
         waiting[_key(line.record)].append(line)
     kept, done = [], set()
+    text = out.read_text(encoding="utf-8", errors="replace") if out.exists() else ""
     for row in text.split("\n"):
         try:
             record = json.loads(row)
@@ -230,7 +248,7 @@ def _continued(out: Path, lines: list[Line], settings: dict) -> set[int]:
         if own:
             done.add(id(own.pop()))
             kept.append(row + "\n")
-    temporary = out.with_name(out.name + ".tmp")
+    temporary = out.with_name(f"{out.name}.tmp")  # replaced whole: a kill here loses nothing
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, out)
     return done
@@ -239,10 +257,3 @@ def _continued(out: Path, lines: list[Line], settings: dict) -> set[int]:
 def _key(record: dict) -> str:
     own = {key: value for key, value in record.items() if key not in _OURS}
     return json.dumps(own, sort_keys=True)
-
-
-def _lock(file: TextIO, out: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise QuestionsError(f"{out}: another process is writing it; wait for it") from error
