@@ -219,16 +219,17 @@ def _claimed(out: Path, settings: dict) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise QuestionsError(f"{out}: another process is writing it; wait for it") from error
-        before = read_json(beside) if out.exists() else {}
-        other = [f"{k}: {before[k]} -> {v}" for k, v in settings.items() if before.get(k, v) != v]
+        before = read_json(beside) if out.exists() else settings
+        other = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
         if other:
             raise QuestionsError(
                 f"{out}: holds answers made otherwise ({'; '.join(other)}); give another --out, or "
                 "remove it"
             )
-        file.truncate(0)
-        file.write(json.dumps(settings, indent=2) + "\n")
-        file.flush()
+        if not out.exists():
+            file.truncate(0)
+            file.write(json.dumps(settings, indent=2) + "\n")
+            file.flush()
         yield
 
 

@@ -99,10 +99,11 @@ def test_what_fails_is_named_and_tried_again(ask, talker, tmp_path):
     assert len(lines) == 10 and sum("error" in line for line in lines) == 9
     reasons = [line.get("error", "") for line in lines]
     for part in (
-        *("not JSON", "got list", "'video' must name", "expected text", "one of", "got []"),
+        *("not JSON", "got list", "'video' must name", "expected text", "got []"),
         *("late.mp4: is not there", "question is empty", "context is 4096"),
     ):
         assert sum(part in reason for reason in reasons) == 1, part
+    assert sum("needs one of 'question' and 'questions'" in reason for reason in reasons) == 2
     (tmp_path / "videos" / "b.mp4").rename(tmp_path / "videos" / "late.mp4")
     tally, lines = ask([bad[6], ASKED[0]], videos=tmp_path / "videos")
     assert tally == Tally(answered=3, before=1) and not any("error" in line for line in lines)
