@@ -14,7 +14,7 @@ Exit codes: 0 done; 1 refused; 3 questions of IN were not answered; 130 stopped 
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from rvllm_jax.config import ConfigError
 from rvllm_jax.data.chat import TEMPLATE_NAMES
@@ -62,6 +62,7 @@ def say(line: str) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) != (1 if QUESTIONS.value else 2) or bool(QUESTIONS.value) != bool(OUT.value):
         raise app.UsageError("give either one VIDEO, or --questions and --out")
+    logging.set_verbosity(logging.WARNING)
     try:
         sys.exit(chat(*argv[1:]))
     except REFUSED as error:

@@ -22,10 +22,13 @@ def joint():
     return module.get_config
 
 
+SPECIAL_AND_BYTES = 259  # the first ids of a tokenizer of ours
+
+
 @pytest.fixture(scope="session")
 def talker(joint, tmp_path_factory):
-    """A working directory whose model is small and says what depends on video and question; it
-    never ends an answer by itself."""
+    """A working directory whose model is small and says what depends on video and question; its
+    answers are text, and it never ends one by itself."""
     from rvllm_jax.config import resolve
     from rvllm_jax.data import tokenizer, video
     from rvllm_jax.experiments.run import build_model
@@ -51,7 +54,7 @@ def talker(joint, tmp_path_factory):
         p: x * 10 if p.startswith("decoder/") and x.ndim > 1 else x for p, x in params.items()
     }
     head = params["decoder/head/kernel"]
-    params["decoder/head/kernel"] = head.at[:, words.eos_id].set(0)
+    params["decoder/head/kernel"] = head.at[:, :SPECIAL_AND_BYTES].set(0)
     checkpoints = Checkpoints(folder)
     checkpoints.save(3, {"params": params, "stats": stats}, {"position": {}})
     checkpoints.close()
