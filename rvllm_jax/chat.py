@@ -92,6 +92,7 @@ def chat(video: str = "") -> int:
     for question in QUESTION.value:
         print(talk.ask(question), flush=True)
     if not QUESTION.value:
+        say("/help lists the commands")
         talk.run(lines_of(sys.stdin))
     return 0
 
