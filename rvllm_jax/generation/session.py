@@ -20,7 +20,7 @@ from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.generation import decode, prompts
 from rvllm_jax.generation.prompts import PromptError, Turn
 from rvllm_jax.generation.sampling import GREEDY, Sampling, seen_tokens
-from rvllm_jax.generation.streaming import TextStream, ids_of_text, text_of
+from rvllm_jax.generation.streaming import TextStream, cut_ids
 from rvllm_jax.generation.unrolled import unroll
 from rvllm_jax.models import kv_cache
 from rvllm_jax.models.kv_cache import KVCache
@@ -57,7 +57,7 @@ class Engine:
         self.vocab_size = model.decoder.config.vocab_size
         self.end_id = chat.end_id(tokenizer, template)
         graph, self._arrays = nnx.split(unroll(model))
-        in_cache, in_answers = decode.places(mesh, model.decoder.config.kv_heads)
+        in_cache, self._in_answers = decode.places(mesh, model.decoder.config.kv_heads)
 
         def program(function, **options):
             def run(arrays, *rest):
@@ -68,12 +68,17 @@ class Engine:
         read = functools.partial(decode.read_prefix, free=0, cache_dtype=cache_dtype)
         self._prefix = program(read, out_shardings=in_cache)
         # The conversation's own cache is given away and comes back, written in place.
-        given = dict(donate_argnums=1, out_shardings=in_answers)
+        given = dict(donate_argnums=1, out_shardings=self._in_answers)
         self._read = program(decode.read_asked, static_argnums=(4, 5), **given)
         self._advance = program(decode.advance, static_argnums=(3, 4), **given)
         self.read_prefix = functools.partial(self._prefix, self._arrays)
         self.read_asked = functools.partial(self._read, self._arrays)
         self.advance = functools.partial(self._advance, self._arrays)
+
+    def placed(self, answers: decode.Answers) -> decode.Answers:
+        """Answers where the programs return them: left to itself the compiler may split what comes
+        in otherwise, which then cannot be given away."""
+        return answers if self._in_answers is None else jax.device_put(answers, self._in_answers)
 
     def session(
         self, frames: np.ndarray, frame_mask: np.ndarray, counts: Sequence[int] | None = None
@@ -156,7 +161,8 @@ class Session:
                 yield piece
         finally:
             if text.stopped:
-                said = _cut(self.engine.tokenizer, said, text.text)
+                tokenizer = self.engine.tokenizer
+                said = cut_ids(tokenizer.decode, tokenizer.encode, said, text.text)
             self.turns.append(Turn(question, said))
 
     def answers(
@@ -186,7 +192,7 @@ class Session:
         most, stop_ids = max(limits), self._stop_ids(stop_ids)
         cache = self._grown(self._prefix, max(map(len, asked)) + most, len(asked))
         answers = self._unanswered(asked, cache, sampling, most, seeds)
-        answers = answers._replace(ended_A=jnp.arange(len(asked)) >= count)
+        answers = self.engine.placed(answers._replace(ended_A=jnp.arange(len(asked)) >= count))
         answers = self.engine.read_asked(answers, *self._rows(asked), sampling, stop_ids)
         until, at_once = 0, _LOOK if stop else most
         while True:
@@ -201,7 +207,7 @@ class Session:
             ended[:count] |= [text.stopped for text in texts]
             if until == most or ended.all():
                 return [text.text.strip() for text in texts]
-            answers = answers._replace(ended_A=jnp.asarray(ended))
+            answers = self.engine.placed(answers._replace(ended_A=jnp.asarray(ended)))
 
     def _stop_ids(self, given: Sequence[int]) -> tuple[int, ...]:
         own = self.engine.end_id, self.engine.tokenizer.eos_id
@@ -224,9 +230,11 @@ class Session:
         cache = self._grown(self._cache, len(prompt) + max_new)
         self._cache = None  # given away from here on; if interrupted, made anew by the next turn
         answers = self._unanswered([prompt], cache, sampling, max_new, [seed])
-        answers = answers._replace(
-            cache=cache._replace(length=jnp.int32(self._slots + kept)),
-            position_R=answers.position_R + kept,
+        answers = self.engine.placed(
+            answers._replace(
+                cache=cache._replace(length=jnp.int32(self._slots + kept)),
+                position_R=answers.position_R + kept,
+            )
         )
         new = self._rows([prompt[kept:]])
         return self._holding(self.engine.read_asked(answers, *new, sampling, stop_ids), prompt)
@@ -289,9 +297,3 @@ class Session:
 def _check_room(max_new: int) -> None:
     if max_new < 1:
         raise PromptError(f"max_new={max_new}: an answer needs room for 1 token at least")
-
-
-def _cut(tokenizer: Tokenizer, ids: list[int], text: str) -> list[int]:
-    """The ids of an answer that a stop string cut to `text`."""
-    count = ids_of_text(tokenizer.decode, ids, text)
-    return ids[:count] + tokenizer.encode(text[len(text_of(tokenizer.decode, ids[:count])) :])

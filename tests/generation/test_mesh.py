@@ -41,20 +41,22 @@ def test_a_session_on_a_mesh(small_model, layout):
     ):
         engine = Engine(pure.merge(*arrays), tokenizer, TEMPLATES["short"], mesh=mesh)
         session = engine.session(frames, mask)
-        for question, sampling in (("which way?", GREEDY), ("and then?", GREEDY), ("up?", HOT)):
+        for question, sampling in (("which way?", GREEDY), ("and then?", HOT)):
             session.ask(question, sampling=sampling, max_new=MAX_NEW, seed=4)
         told = [turn.answer for turn in session.turns]
-        said.append((told, session.answers(["which?", "left?", "up?"], max_new=MAX_NEW)))
-    assert said[0] == said[1] and len({*map(tuple, said[0][0])}) == 3
+        options = dict(max_new=MAX_NEW, stop=["never"])
+        said.append((told, session.answers(["which?", "left?", "up?"], **options)))
+    assert said[0] == said[1] and len({*map(tuple, said[0][0]), *said[0][1]}) >= 4
     for cache in (session._prefix, session._cache):
         for array in (*cache.k, *cache.v):
             assert array.dtype == np.float64
             assert array.addressable_shards[0].data.shape[2] * 2 == array.shape[2] == 2
-    kernel = engine._arrays["decoder"]["layers"][0]["mlp"]["up"]["kernel"][...]
-    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
-    assert engine._advance._cache_size() <= 5  # what it returns is what it takes
+    kernels = [x for x in jax.tree.leaves(engine._arrays) if x.shape == (16, 24)]
+    assert kernels and all(x.addressable_shards[0].data.size * 4 == x.size for x in kernels)
+    assert engine._advance._cache_size() == 3  # what it returns is what it takes
 
 
+@pytest.mark.slow
 def test_a_batch_on_a_mesh(model_and_arrays, some_questions, layout):
     """Rows split over the devices beside the parameters, as in evaluation."""
     pure, params, stats = model_and_arrays
