@@ -16,6 +16,11 @@ from rvllm_jax.data.llava import read_llava
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 PATIENCE = 240  # seconds; of a machine with much else to do
 
 
@@ -32,11 +37,17 @@ class Terminal:
     """The command at a terminal of its own."""
 
     def __init__(self, folder: Path, *arguments):
-        pid, self._end = pty.fork()
-        if pid == 0:
-            os.chdir(folder)
-            os.execve(sys.executable, command(*arguments), ENV)
-        self._pid, self.seen, self._read = pid, "", 0
+        self._end, theirs = pty.openpty()
+        # Not pty.fork: JAX has threads in this process.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", OWN_TERMINAL, *command(*arguments)],
+            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+            cwd=folder,
+            env=ENV,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self.seen, self._read = "", 0
 
     def until(self, pattern: str) -> str:
         """What comes up to and with `pattern`."""
@@ -55,7 +66,7 @@ class Terminal:
         """The exit code."""
         while self._more(PATIENCE):
             pass
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self._process.wait(PATIENCE)
 
     def _more(self, seconds: float) -> bool:
         if not select.select([self._end], [], [], seconds)[0]:
