@@ -30,7 +30,8 @@ _NUMBERS = {
 }
 _PREPOSITIONS = (
     "above across after along around at before behind below beneath beside between by down from in "
-    "inside into near off on onto out over past through to toward towards under up upon with without"
+    "inside into near off on onto out over past through to toward towards under up upon with "
+    "without"
 ).split()
 _FUNCTION = frozenset(
     "a an the and or but nor so yet if then than as that this these those there here it its he him "

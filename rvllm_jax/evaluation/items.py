@@ -73,5 +73,9 @@ def _item(criterion: str, *answers: Answer) -> Item:
         questions=tuple(answer.question for answer in answers),
         truth=first.truth,
         answers=tuple(answer.answer for answer in answers),
-        failed="; ".join(dict.fromkeys(answer.failed for answer in answers if answer.failed)),
+        failed="; ".join(dict.fromkeys(filter(None, map(_failed, answers)))),
     )
+
+
+def _failed(answer: Answer) -> str:
+    return answer.failed or ("" if answer.answer.strip() else "the answer is empty")

@@ -72,8 +72,11 @@ class _Work:
 
     def run(self, items, concurrency: int) -> Done:
         self.items, self.largest_row = items, _IN_A_ROW * concurrency
-        if (first := self._next(asked=True)) is not None:
-            self._one(first, alone=True)
+        try:
+            if (first := self._next(asked=True)) is not None:
+                self._one(first, alone=True)
+        except Stopped:
+            return self.done
         threads = [threading.Thread(target=self._loop, daemon=True) for _ in range(concurrency)]
         try:
             for thread in threads:
