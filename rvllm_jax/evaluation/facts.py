@@ -60,8 +60,10 @@ def facts(text: str) -> dict[str, set[str]]:
     """
     found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     last, between, count = "", "", ""
-    for token in re.findall(r"[^\W_]+(?:'[^\W_]+)?|[.;:!?]", text.casefold()):
+    for token in re.findall(r"[^\W_]+(?:'[^\W_]+)?|[.;:!?]", f"{text}.".casefold()):
         if token in ".;:!?":
+            if count:  # of nothing that is named: "Two."
+                found["counts"].add(count)
             last = between = count = ""
         elif token in _COLOURS or token == "gray":
             found["colours"].add("grey" if token == "gray" else token)

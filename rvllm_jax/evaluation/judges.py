@@ -72,10 +72,12 @@ def chat(
     faithfulness: bool = False,
     concurrency: int = 1,
     name: str = "",
+    base_url: str = "",
 ) -> Judging:
     """By asking `ask`. The name tells the model, and what is not as usual."""
     made_with = {
         "backend": backend,
+        "base_url": base_url,
         "model": model,
         "prompts_sha256": prompts.sha256,
         "prompts": prompts.texts,
@@ -115,7 +117,9 @@ def endpoint(
             "--key_env, or say --key_env= where the endpoint wants none"
         )
     asks = Endpoint(base_url, model, key=key, parameters=parameters, patience=patience, stop=stop)
-    return chat(asks, model, prompts, backend="openai", parameters=parameters, **options)
+    return chat(
+        asks, model, prompts, backend="openai", parameters=parameters, base_url=base_url, **options
+    )
 
 
 def request_parameters(

@@ -13,6 +13,7 @@ from rvllm_jax.evaluation.items import Item, Key
 from rvllm_jax.evaluation.lines import Lines, read_lines
 
 LARGEST = 5.0  # of scores; the smallest is 0
+_TOLD = ("created", "base_url")  # an endpoint that moves is the same judge
 
 
 class VerdictsError(ValueError):
@@ -151,17 +152,17 @@ def open_verdicts(
     path, beside = paths(folder, name)
     lines = Lines(path)
     try:
-        known, created = read_made_with(beside), {"created": now()}
+        known = read_made_with(beside)
         if known is None:
             if path.stat().st_size:
                 raise VerdictsError(
                     f"{path}: {beside.name}, which says what judged it, is not there; restore it, "
                     "or move the file away"
                 )
-            content = json.dumps(dict(made_with) | created, indent=1, allow_nan=False)
+            content = json.dumps(dict(made_with) | {"created": now()}, indent=1, allow_nan=False)
             write_atomically(beside, content.encode())
         else:
-            _check_same(path, {k: v for k, v in known.items() if k != "created"}, made_with)
+            _check_same(path, {k: v for k, v in known.items() if k not in _TOLD}, made_with)
         held: dict[Key, str] = {}
         for judged in read_judged(path):
             if judged.key in held:
@@ -177,7 +178,7 @@ def open_verdicts(
 
 
 def _check_same(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    wanted = json.loads(json.dumps(wanted))
+    wanted = {k: v for k, v in json.loads(json.dumps(wanted)).items() if k not in _TOLD}
     differing = [
         f"{name}: {known.get(name)!r:.80} there, {wanted.get(name)!r:.80} now"
         for name in sorted(known.keys() | wanted.keys())
