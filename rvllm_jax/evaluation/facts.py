@@ -44,7 +44,7 @@ _FUNCTION = frozenset(
 )
 _IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot",
-    "teeth": "tooth", "mice": "mouse", "knives": "knife", "wolves": "wolf", "shoes": "shoe",
+    "teeth": "tooth", "mice": "mouse", "knives": "knife", "wolves": "wolf",
 }  # fmt: skip
 _ENDINGS = ("ings", "ing", "edly", "ed", "ies", "es", "s", "ly")
 

@@ -67,7 +67,7 @@ def verdict_of(id: str) -> dict:
 
 class JudgeServer(http.server.ThreadingHTTPServer):
     """Speaks OpenAI's chat protocol. `script(id, n)` names the fault of the n-th request about an
-    item, from 0; "" is none. `reached[n]` is set when n replies without a fault were sent."""
+    item, from 0; "" is none. `reached[n]` is set when n readable verdicts were sent."""
 
     daemon_threads, request_queue_size = True, 256
 
@@ -103,7 +103,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if len(self.server.bodies) < 10:
                 self.server.bodies.append((self.path, request))
         fault = self.server.script(id, number)
-        if not fault:
+        if fault in ("", "slow", "python"):
             with self.server.lock:
                 self.server.good[id] += 1
                 for count, event in self.server.reached.items():
