@@ -13,7 +13,7 @@ from typing import Any
 
 from rvllm_jax.evaluation import bootstrap
 from rvllm_jax.evaluation.answered import CRITERIA
-from rvllm_jax.evaluation.exact_match import FREE, type_name
+from rvllm_jax.evaluation.exact_match import FREE, RULES, type_name
 from rvllm_jax.evaluation.facts import UNSUPPORTED
 from rvllm_jax.evaluation.items import FAITHFULNESS, QA
 from rvllm_jax.evaluation.verdicts import Judged
@@ -75,7 +75,7 @@ class _Part:
             found["accuracy"] = self._mean(qa, lambda j: bool(j.correct))
             if any(j.score is not None for j in qa):
                 found["score"] = self._mean(qa, self._score)
-            if rules := [name for name in ("official", "normalised") if name in qa[-1].more]:
+            if rules := [name for name in RULES if any(name in j.more for j in qa)]:
                 found["rules"] = {
                     name: self._mean(qa, lambda j, name=name: bool(j.more.get(name)))
                     for name in rules
