@@ -13,7 +13,7 @@ space are taken off, and by the type of the answer:
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rvllm_jax.evaluation.answers import normalise
 from rvllm_jax.evaluation.items import Item
@@ -99,19 +99,6 @@ def official(
         right[type] += answer == truth
     shares = {type: right[type] / counts[type] for type in sorted(counts)}
     return {"all": right.total() / counts.total()} | shares, {"all": counts.total()} | dict(counts)
-
-
-def prior(asked: Iterable[tuple[str, str]]) -> float:
-    """Accuracy of answering every question by the commonest truth of its type: (type, truth)s.
-
-    The commonest one of the questions themselves, so that no model which looks at nothing but the
-    type does better.
-    """
-    by_type: dict[str, Counter[str]] = {}
-    for type, truth in asked:
-        by_type.setdefault(type, Counter())[_plain(truth, type)] += 1
-    total = sum(counter.total() for counter in by_type.values())
-    return sum(max(counter.values()) for counter in by_type.values()) / total
 
 
 def _plain(text: str, type: str) -> str:

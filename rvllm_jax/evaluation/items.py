@@ -32,13 +32,14 @@ class Item:
 
     @property
     def asked(self) -> str:
-        """The same for everybody's answers to the same questions."""
-        return digest(self.video, *self.questions, self.truth, self.type)
+        """The same for everybody's answers to the same questions, whatever the videos' files are
+        called."""
+        return digest(*self.questions, self.truth)
 
     @property
     def of(self) -> str:
         """Another where anything is that a judge sees."""
-        return digest(self.asked, *self.answers, self.failed)
+        return digest(self.asked, self.type, *self.answers, self.failed)
 
 
 def items(answers: Iterable[Answer], *, faithfulness: bool = False) -> Iterator[Item]:

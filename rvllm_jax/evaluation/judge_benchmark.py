@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.shards import write_atomically
-from rvllm_jax.evaluation import bootstrap, exact_match, verdicts
+from rvllm_jax.evaluation import bootstrap, verdicts
 from rvllm_jax.evaluation.answered import (
     ANSWERS,
     INFO,
@@ -102,13 +102,13 @@ def judge_benchmark(
         )
         if done.left or done.judged + done.before < total:
             return None, done
-        result = _scored(folder, path, beside, info, scoring)
+        result = _scored(path, beside, info, scoring)
     content = json.dumps(result, indent=1, allow_nan=False)
     write_atomically(folder / f"scores.{judging.name}.json", content.encode())
     return result, done
 
 
-def _scored(folder, path, beside, info, scoring: Scoring) -> dict[str, Any]:
+def _scored(path, beside, info, scoring: Scoring) -> dict[str, Any]:
     judged = list(verdicts.read_judged(path))
     made_with = verdicts.read_made_with(beside) or {}
     options = dict(integer=scoring.integer, resamples=scoring.resamples, seed=scoring.seed)
@@ -123,7 +123,7 @@ def _scored(folder, path, beside, info, scoring: Scoring) -> dict[str, Any]:
         **scores(judged, info, **options),
     }
     if any(j.criterion == QA for j in judged):
-        result["prior"] = _prior(folder, info["benchmark"])
+        result["prior"] = info.get("prior")
         result["official_evaluator"] = info.get("official_evaluator")
     if scoring.price_in or scoring.price_out:
         tokens = result["tokens"]
@@ -132,17 +132,3 @@ def _scored(folder, path, beside, info, scoring: Scoring) -> dict[str, Any]:
             + tokens.get("completion_tokens", 0) * scoring.price_out
         ) / 1e6
     return result
-
-
-def _prior(folder: Path, benchmark: str) -> dict[str, Any]:
-    """The share that the commonest answer of each question type gets right, model unseen."""
-    asked = [
-        (exact_match.type_name(benchmark, answer.type), answer.truth)
-        for answer in read_answers(folder / ANSWERS)
-        if not answer.control and not answer.criteria
-    ]
-    by_type = {
-        type: exact_match.prior([pair for pair in asked if pair[0] == type])
-        for type in sorted({type for type, _ in asked} - {""})
-    }
-    return {"accuracy": exact_match.prior(asked), "by_type": by_type, "rule": "normalised"}

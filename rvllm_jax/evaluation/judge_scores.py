@@ -88,13 +88,17 @@ class _Part:
         return found
 
     def by_type(self, judged: Sequence[Judged]) -> dict[str, Any]:
+        """By the types' names; `types` are the annotations' own."""
         named: dict[str, list[Judged]] = {}
         for j in judged:
             if j.type:
                 named.setdefault(type_name(self.benchmark, j.type), []).append(j)
         if self.benchmark == "activitynet_qa" and named.keys() & set(FREE):
             named["free"] = [j for type in FREE for j in named.get(type, [])]
-        return {type: self.values(group) for type, group in sorted(named.items())}
+        return {
+            name: {"types": sorted({j.type for j in group})} | self.values(group)
+            for name, group in sorted(named.items())
+        }
 
     def _criteria(self, judged: Sequence[Judged]) -> dict[str, Any]:
         by = {c: [j for j in judged if j.criterion == c] for c in CRITERIA}

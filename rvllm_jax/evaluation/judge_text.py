@@ -22,7 +22,7 @@ def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield from _values(values, f"  {control} ({values['n']}): ")
         yield from _values(values["own"], "    the video itself, same questions: ")
     if prior := result.get("prior"):
-        yield f"  commonest answer of each type: {100 * prior['accuracy']:.1f} %"
+        yield f"  without a model, {prior['how']}: {100 * prior['accuracy']['all']:.1f} %"
     if evaluator := result.get("official_evaluator"):
         shares = (f"{type} {100 * share:.2f} %" for type, share in evaluator["accuracy"].items())
         yield f"  the official evaluator, on the file as it is: {', '.join(shares)}"

@@ -112,11 +112,11 @@ def _questions(part: annotations.Part):
         several = len(conversation.turns) > 1
         for number, turn in enumerate(conversation.turns, 1):
             yield _Question(
-                f"{conversation.id}#{number}" if several else conversation.id,
+                f"{conversation.id}/{number}" if several else conversation.id,
                 conversation.video,
                 turn.question,
                 turn.answer,
-                "" if criteria else turn.kind,
+                turn.kind,
                 conversation.id if "C" in criteria else "",
                 criteria,
                 number,

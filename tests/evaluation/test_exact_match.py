@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.evaluation.exact_match import ExactJudge, official, prior, same, type_name
+from rvllm_jax.evaluation.exact_match import ExactJudge, official, same, type_name
 from rvllm_jax.evaluation.items import items
 
 ANNOTATED = Path(__file__).parents[3] / "shared/data/annotations/activitynet_qa/test_a.json"
@@ -100,8 +100,3 @@ def test_the_official_rule_counts_duplicates_and_misses_nothing():
     assert counts == {"all": 4, "3": 2, "7": 2}
     with pytest.raises(KeyError):
         official([("e", "yes")], truths)
-
-
-def test_the_commonest_answer_of_each_type():
-    asked = [("yes/no", "yes"), ("yes/no", "Yes"), ("yes/no", "no"), ("number", "2"), ("", "cat")]
-    assert prior(asked) == 4 / 5

@@ -12,6 +12,7 @@ from rvllm_jax.evaluation.judge_text import score_lines
 from rvllm_jax.evaluation.verdicts import VerdictsError
 
 SCORING = Scoring(resamples=20)
+PRIOR = {"how": "the commonest", "accuracy": {"all": 0.5}}
 
 
 def chat(server, **options):
@@ -78,15 +79,13 @@ def test_exact_end_to_end(folder):
         dict(question_id="d", type="7", truth="1", answer="", failed="unreadable", video="v3"),
         dict(question_id="a", type="3", truth="yes", answer="no", control="blind"),
     ]
-    place = folder(rows, "activitynet_qa", questions=4)
+    place = folder(rows, "activitynet_qa", questions=4, prior=PRIOR)
     result, _ = judge_benchmark(place, judges.exact(), SCORING)
     assert result["accuracy"]["value"] == 1 / 4 and result["judge"]["parameters"] == {
         "rule": "official"
     }
     assert result["rules"]["normalised"]["value"] == 3 / 4
-    assert result["prior"] == {
-        "accuracy": 0.5, "by_type": {"number": 0.5, "yes/no": 0.5}, "rule": "normalised",
-    }  # fmt: skip
+    assert result["prior"] == PRIOR and result["by_type"]["number"]["types"] == ["7"]
     assert result["controls"]["blind"]["own"]["rules"]["normalised"]["value"] == 1.0
     by_other, _ = judge_benchmark(place, judges.exact("normalised"), SCORING)
     assert by_other["accuracy"]["value"] == 3 / 4
@@ -94,6 +93,7 @@ def test_exact_end_to_end(folder):
     assert (place / "scores.exact.normalised.json").is_file()
     text = "\n".join(score_lines(result))
     assert "activitynet_qa test, judged by exact (official rule): 4 questions" in text
+    assert "without a model, the commonest: 50.0 %" in text
     assert "1 unanswered" in text and "on these videos: unknown" in text
 
 

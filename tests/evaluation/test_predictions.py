@@ -128,7 +128,7 @@ def test_text_generation(take):
     folder = take(said, rows, names=("generic_qa.json",))
     found = list(answers(folder).values())
     assert [a.answer for a in found] == ["P0", "P1", "P2"]  # asked twice, answered in order
-    assert {a.criteria for a in found} == {("CI", "DO", "CU")} and not found[0].type
+    assert {a.criteria for a in found} == {("CI", "DO", "CU")} and found[0].type == "generic"
     assert "official_evaluator" not in info(folder)
 
 
@@ -139,4 +139,5 @@ def test_consistency(take):
     first, second = answers(folder).values()
     assert (first.question, first.answer) == ("Who?", "one")
     assert (second.question, second.answer) == ("Which?", "two")
+    assert (first.question_id, second.question_id) == (first.pair + "/1", second.pair + "/2")
     assert first.pair == second.pair and first.criteria == second.criteria == ("C",)
