@@ -25,7 +25,7 @@ def test_the_interval_is_that_of_videos_drawn_one_by_one():
     assert found.value == pytest.approx(values.mean()) and found.n == 90
     low, high = drawn_one_by_one(values, videos, 4000, 7)
     width = high - low
-    assert abs(found.low - low) < 0.1 * width and abs(found.high - high) < 0.1 * width
+    assert max(abs(found.low - low), abs(found.high - high)) < 0.05 * width
 
 
 def test_questions_of_one_video_count_as_one_draw():
