@@ -16,9 +16,11 @@ OUT/BENCHMARK/scores.NAME.json follows when every question has its verdict. Exit
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
+from tqdm import tqdm
 
 from rvllm_jax.data.conversations import ConversationError
 from rvllm_jax.evaluation import agreement, exact_match, judges
@@ -84,6 +86,16 @@ def judging(stop: threading.Event) -> judges.Judging:
     )  # fmt: skip
 
 
+def shown(title: str) -> Callable[[int, int], None]:
+    bar = tqdm(desc=title, unit=" verdicts", leave=False, disable=None)  # on a terminal alone
+
+    def update(judged: int, total: int) -> None:
+        bar.total = total
+        bar.update(judged - bar.n)
+
+    return update
+
+
 def judge(stop: threading.Event) -> int:
     names, code = list(BENCHMARKS.value), 0
     if PREDICTIONS.value:
@@ -94,7 +106,9 @@ def judge(stop: threading.Event) -> int:
     by = judging(stop)
     scoring = Scoring(INTEGER.value, RESAMPLES.value, 0, PRICE_IN.value, PRICE_OUT.value)
     for folder in benchmark_folders(Path(RESULTS.value), names):
-        result, done = judge_benchmark(folder, by, scoring, give_up=GIVE_UP.value, stop=stop)
+        result, done = judge_benchmark(
+            folder, by, scoring, give_up=GIVE_UP.value, stop=stop, progress=shown(folder.name)
+        )
         if result is not None:
             print("\n".join(score_lines(result)))
             continue

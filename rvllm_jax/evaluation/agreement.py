@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.evaluation import bootstrap
+from rvllm_jax.evaluation.exact_match import type_name
 from rvllm_jax.evaluation.items import QA, Key
 from rvllm_jax.evaluation.verdicts import Judged, VerdictsError, read_judged, read_made_with
 
@@ -137,8 +138,9 @@ def difference(a: File, b: File, *, resamples: int, seed: int) -> dict[str, Any]
         if group:
             found[name] = _paired(a, b, group, value, resamples, seed)
     types = sorted({a.judged[k].type for k in keys} - {""})
+    benchmark = str(a.made_with.get("benchmark"))
     found["accuracy_by_type"] = {
-        type: _paired(a, b, group, _VALUES["accuracy"], resamples, seed)
+        type_name(benchmark, type): _paired(a, b, group, _VALUES["accuracy"], resamples, seed)
         for type in types
         if (group := [k for k in keys if a.judged[k].type == type and k[2] == QA])
     }

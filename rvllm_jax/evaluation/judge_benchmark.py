@@ -64,7 +64,8 @@ def judge_benchmark(
     """Judges what is not judged yet, and writes scores.NAME.json where nothing is left.
 
     Returns the scores, None where items are left without a verdict or none is for this judge.
-    Raises AnswersError, VerdictsError, LinesError before anything is judged, EndpointError.
+    Raises EndpointError, and, before anything is judged, AnswersError, PromptsError, VerdictsError
+    or LinesError.
     """
     info = read_info(folder)
     answered = check_answers(folder / ANSWERS)[""]
@@ -78,7 +79,9 @@ def judge_benchmark(
         every = items(read_answers(folder / ANSWERS), faithfulness=judging.faithfulness)
         return filter(judging.chosen, every)
 
-    total = sum(1 for _ in chosen())
+    total = 0
+    for total, item in enumerate(chosen(), 1):  # noqa: B007
+        judging.check(item)
     if not total:
         return None, Done()
     made_with = judging.made_with(info["benchmark"])

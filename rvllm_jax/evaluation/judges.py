@@ -23,13 +23,14 @@ class Judging:
 
     name: of its files. made_with: of a benchmark's name -> backend, model as asked for, prompts'
     sha256, parameters. judge: of a benchmark's name -> what judges its items. chosen: whether an
-    item is for it.
+    item is for it. check: raises for an item that it cannot judge, before any is judged.
     """
 
     name: str
     made_with: Callable[[str], dict[str, Any]]
     judge: Callable[[str], Judge]
     chosen: Callable[[Item], bool] = lambda item: True
+    check: Callable[[Item], object] = lambda item: None
     faithfulness: bool = False
     concurrency: int = 1
 
@@ -87,6 +88,7 @@ def chat(
         name or _name(model, prompts, parameters),
         lambda benchmark: dict(made_with),
         lambda benchmark: ChatJudge(ask, prompts, tries),
+        check=prompts.messages,
         faithfulness=faithfulness,
         concurrency=concurrency,
     )

@@ -7,7 +7,7 @@ from rvllm_jax.evaluation import judges
 from rvllm_jax.evaluation.answered import AnswersError
 from rvllm_jax.evaluation.endpoint import Patience
 from rvllm_jax.evaluation.judge_benchmark import Scoring, benchmark_folders, judge_benchmark
-from rvllm_jax.evaluation.judge_prompts import load_prompts
+from rvllm_jax.evaluation.judge_prompts import PromptsError, load_prompts
 from rvllm_jax.evaluation.judge_text import score_lines
 from rvllm_jax.evaluation.verdicts import VerdictsError
 
@@ -117,6 +117,15 @@ def test_an_answers_file_that_is_wrong_is_refused_before_anything_is_judged(many
     with pytest.raises(AnswersError, match="come twice: q2"):
         judge_benchmark(folder, chat(server), SCORING)
     assert not server.asked and not list(folder.glob("judged.*"))
+
+
+def test_prompts_that_lack_one_are_refused_before_anything_is_judged(generation, tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text('{"CI": {"user": "Item: {id} {answer} {prediction}"}}')
+    by = judges.chat(None, "judge", load_prompts(path), backend="openai", parameters={})
+    with pytest.raises(PromptsError, match="none called 'DO'"):
+        judge_benchmark(generation, by, SCORING)
+    assert not list(generation.glob("judged.*"))
 
 
 def test_folders(folder):
