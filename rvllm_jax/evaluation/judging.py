@@ -40,9 +40,8 @@ def judge_items(
     failed verdict without the judge. One without a reply is left for the next time, or, with
     `give_up`, recorded as failed.
 
-    Raises:
-        VerdictsError: the answers are others than those that were judged; before anything is.
-        EndpointError: the judge cannot be used, or stopped replying; what was judged is on disk.
+    Raises EndpointError where the judge cannot be used, or stopped replying; what was judged is on
+    the disk. `stop`, once set, ends the work after what is being asked.
     """
     return _Work(judge, lines, held, give_up, stop or threading.Event(), progress).run(
         iter(items), concurrency

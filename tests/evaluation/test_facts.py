@@ -28,8 +28,8 @@ def test_words_that_only_look_inflected_stay_as_they_are(word):
 
 
 def test_the_four_kinds():
-    found = facts("Three women in blue dresses walk on the beach. A dog barks.")
-    assert found["things"] == {"woman", "dress", "walk", "beach", "dog", "bark"}
+    found = facts("Three women in blue dresses walk on the beach. In a hall a dog barks.")
+    assert found["things"] == {"woman", "dress", "walk", "beach", "hall", "dog", "bark"}
     assert found["colours"] == {"blue"} and found["counts"] == {"3 woman"}
     assert found["relations"] == {"woman in dress", "walk on beach"}  # none across sentences
 
