@@ -17,7 +17,9 @@ from rvllm_jax.evaluation.endpoint import EndpointError, Patience
 from rvllm_jax.evaluation.items import items
 from rvllm_jax.evaluation.judge_benchmark import Scoring, judge_benchmark
 from rvllm_jax.evaluation.judge_prompts import item_id, load_prompts
-from rvllm_jax.evaluation.verdicts import VerdictsError
+from rvllm_jax.evaluation.judging import judge_items
+from rvllm_jax.evaluation.lines import Lines
+from rvllm_jax.evaluation.verdicts import Verdict, VerdictsError
 
 ROOT = Path(__file__).parents[2]
 QUICK = Patience(timeout=2.0, attempts=6, first=0.002, longest=0.01)
@@ -253,6 +255,23 @@ def test_interrupted_it_ends_and_continues(many, serve, said):
     _, done = judge(folder, judging(server.url))
     assert done.before >= 30
     check_complete(folder, said)
+
+
+def test_an_error_of_our_own_stops_all_threads(answer, tmp_path):
+    stop, asked = threading.Event(), []
+
+    def faulty(item):
+        asked.append(item.question_id)
+        if item.question_id == "q3":
+            raise OSError("disk full")
+        if len(asked) > 3:
+            stop.wait(0.2)
+        return Verdict(correct=True)
+
+    some = items(answer(f"q{n}") for n in range(30))
+    with Lines(tmp_path / "x.jsonl") as file, pytest.raises(OSError, match="disk full"):
+        judge_items(some, faulty, file, {}, concurrency=2, stop=stop)
+    assert len(asked) < 10
 
 
 def test_verdicts_of_other_judges_prompts_parameters_or_answers_are_not_mixed(
