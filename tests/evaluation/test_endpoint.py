@@ -143,6 +143,19 @@ def test_another_protocol_is_told(greeting):
         endpoint(url)(MESSAGES)
 
 
+def test_a_reply_shorter_than_announced_is_not_taken():
+    body = b'{"choices": [{"message": {"content": "x"}}]}'
+
+    def cut(connection):
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + body)
+        connection.close()
+
+    listening, url = raw_server(cut)
+    with listening, pytest.raises(NoReply, match="IncompleteRead"):
+        endpoint(url)(MESSAGES)
+
+
 def test_a_connection_that_the_server_closed_meanwhile_costs_no_attempt():
     body = b'{"choices": [{"message": {"content": "x"}}]}'
     served = []

@@ -138,3 +138,11 @@ def test_folders(folder):
         benchmark_folders(one.parent, ["msvd_qa", "msrvtt_qa"])
     with pytest.raises(VerdictsError, match="any benchmark"):
         benchmark_folders(one.parent / "absent", [])
+
+
+def test_an_unfinished_evaluation_is_not_judged(many):
+    folder = many(5)
+    info = json.loads((folder / "info.json").read_text()) | {"questions": 8}
+    (folder / "info.json").write_text(json.dumps(info))
+    with pytest.raises(AnswersError, match="has 5 answers.*8 questions"):
+        judge_benchmark(folder, judges.exact(), SCORING)
