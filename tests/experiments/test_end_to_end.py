@@ -184,7 +184,11 @@ def test_the_documented_commands(published, tmp_path):
         f"--workdir={run}",
     )
     assert "| all" in printed and (run / "report" / "samples.png").is_file()
+    ask = (str(VIDEOS / "panda.mp4"), "--question=What animal is it?", "--max_new=4")
+    answer = command("chat", *ask, f"--model={run}")
+    assert answer.strip()
     assert f"written: {whole}" in command("convert", f"--source={run}", f"--out={whole}")
+    assert command("chat", *ask, f"--model={whole}") == answer
     assert_trained(whole, start)
     out = tmp_path / "decoder"
     printed = command("convert", f"--source={run}", f"--out={out}", "--form=transformers")
