@@ -29,16 +29,27 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def open_trainer(tiny_model):
-    """(recipe, workdir, probe) -> Trainer of a model smaller than any that a recipe names."""
+    """(recipe, workdir, probe) -> Trainer of a model smaller than any that a recipe names.
+
+    Trainers of one rank share what is compiled.
+    """
+    made, compiled = {}, {}
 
     def open_trainer(recipe, workdir, probe=None) -> Trainer:
         experiment = Experiment.open(recipe, workdir)
         splits = experiment.source.splits
         sets = [{"video": experiment.dataset(splits[s])} for s in ("train", "validation")]
-        model = tiny_model(jnp.bfloat16, LLAMA, recipe.layout, jnp.float32, recipe.lora)
-        return Trainer(
+        model = made.get(recipe.lora)
+        model = model or tiny_model(jnp.bfloat16, LLAMA, recipe.layout, jnp.float32, recipe.lora)
+        trainer = Trainer(
             recipe, workdir, model, *sets, probe, tokenizer=experiment.tokenizer.fingerprint
         )
+        if recipe.lora not in made:
+            made[recipe.lora], compiled[recipe.lora] = model, (trainer.loss, {})
+        trainer.loss, programs = compiled[recipe.lora]
+        own = trainer._compile
+        trainer._compile = lambda *at: programs.get(0) or programs.setdefault(0, own(*at))
+        return trainer
 
     return open_trainer
 
