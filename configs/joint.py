@@ -8,6 +8,7 @@ choice" marks what the paper leaves open.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
@@ -37,6 +38,11 @@ def _stage(**keys):
         schedule="cosine",  # to zero, or "constant"
         clip=1.0,  # largest global gradient norm; 0: none
         freeze_stats=False,  # True: BatchNorm uses and keeps its running statistics
+        lora=dict(  # with a rank the decoder is frozen, and adapters beside its matrices train by
+            rank=placeholder(int),  # the table's row of "decoder/layers/.*/lora/.*"; unset: none
+            alpha=16.0,  # A B is scaled by alpha / rank
+            targets="attention/(q|v)",  # regex of attention/q, k, v, o, mlp/gate, up and down
+        ),
     )
     return {**usual, **keys}
 

@@ -14,6 +14,7 @@ from rvllm_jax.data.clips import LONG, SHORT, VIEWS
 from rvllm_jax.data.sources import EMBEDDED
 from rvllm_jax.data.tokenizer import MIN_VOCAB
 from rvllm_jax.models.llama import DECODERS
+from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.projector import PROJECTOR_KINDS
 from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.recipe import Data, Evaluation, Model, Recipe, Tokenizer
@@ -80,6 +81,9 @@ def _stages(config: ConfigDict) -> tuple[Stage, ...]:
             key: _section(OptimizerSpec, spec, f"{where}.optimizers.{key}")
             for key, spec in values["optimizers"].items()
         }
+        if (lora := values.pop("lora", None)) is not None:
+            lora = _section(LoRA, lora, f"{where}.lora")
+            values["lora"] = lora if lora.rank is not None else None
         values["table"] = tuple(tuple(row) for row in values["table"])
         stages.append(_section(Stage, {"name": name, **values}, where))
     return tuple(stages)
@@ -177,16 +181,7 @@ def _ranges(recipe: Recipe) -> list[str]:
         ("model.loss_chunk", recipe.model.loss_chunk, 0, math.inf),
     ]
     for stage in recipe.stages:
-        where = f"stages.{stage.name}"
-        for key in ("steps", "epochs", "warmup", "clip"):
-            table.append((f"{where}.{key}", getattr(stage, key), 0, math.inf))
-        for name, spec in stage.optimizers.items():
-            own = f"{where}.optimizers.{name}"
-            table.append((f"{own}.lr", spec.lr, 0, math.inf))
-            table.append((f"{own}.decay", spec.decay, 0, math.inf))
-            table.append((f"{own}.eps", spec.eps, 0, math.inf))
-            for key in ("momentum", "b1", "b2"):
-                table.append((f"{own}.{key}", getattr(spec, key), 0, 1))
+        table += stage.ranges()
     return [
         f"config.{key}={value} must be {least} or more"
         + (f" and below {below:.3g}" if below < math.inf else "")
@@ -275,18 +270,15 @@ def _fit_stages(recipe: Recipe) -> list[str]:
             f"set config.mesh.data={recipe.mesh['data']} to -1"
         )
     for stage in recipe.stages:
-        where = f"config.stages.{stage.name}"
-        if (stage.steps > 0) == (stage.epochs > 0):
-            found.append(f"{where}: set either steps or epochs, the other to 0")
-        elif stage.warmup >= stage.steps > 0:
-            found.append(
-                f"{where}.warmup={stage.warmup} is not below {where}.steps={stage.steps}: the "
-                "learning rate would never reach its peak; lower the one or raise the other"
-            )
-        if stage.batch % stage.accumulate:
-            found.append(
-                f"{where}.batch={stage.batch} is not a multiple of accumulate={stage.accumulate}"
-            )
+        found += stage.faults()
+        if stage.lora is not None:
+            where = f"config.stages.{stage.name}.lora"
+            found += stage.lora.faults(recipe.llama, where)
+            if stage.lora != recipe.lora:
+                found.append(
+                    f"{where} is {stage.lora}, and an earlier stage's {recipe.lora}: a decoder has "
+                    "one set of adapters; make them the same"
+                )
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rvllm_jax.models.huggingface import read_llama_config
 from rvllm_jax.models.llama import DECODERS, LlamaConfig
+from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.resnet import RESNETS, ResNetConfig
 from rvllm_jax.training.stages import Stage
 from rvllm_jax.types import VisualLayout
@@ -108,6 +109,11 @@ class Recipe:
     @property
     def resnet(self) -> ResNetConfig:
         return dataclasses.replace(RESNETS[self.model.encoder], norm=self.model.norm)
+
+    @property
+    def lora(self) -> LoRA | None:
+        """The decoder's adapters: those of the stages that have some; None: of none."""
+        return next((stage.lora for stage in self.stages if stage.lora is not None), None)
 
     @property
     def decoder_folder(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Configurations that do not fit together are refused before anything is allocated, by key."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rvllm_jax.config import ConfigError, check_tokenizer, refuse_unknown, resolve
+from rvllm_jax.models.lora import LoRA
 
 JOINT = Path(__file__).parents[1] / "configs" / "joint.py"
 
@@ -261,3 +263,31 @@ def test_a_tokenizer_larger_than_the_decoder_s_vocabulary_is_refused():
         check_tokenizer(recipe, recipe.llama.vocab_size + 1, "weights/vicuna")
     for name in ("weights/vicuna", "513", "model.decoder=tiny", "512", "config.tokenizer.folder"):
         assert name in str(error.value)
+
+
+def test_adapters_are_a_choice_of_a_stage():
+    assert resolve(get_config()).lora is None
+    recipe = resolve(changed(stages__joint__lora__rank=4))
+    assert recipe.lora == recipe.stages[2].lora == LoRA(4, 16.0, "attention/(q|v)")
+    assert recipe.stages[0].lora is None
+    assert resolve(changed(**{"stages__joint__lora__rank": 4}).to_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(joint__lora__rank=0), r"config\.stages\.joint\.lora\.rank=0 must"),
+        (dict(joint__lora__rank=4, joint__lora__targets="q_proj"), "matches none of attention/q"),
+        (dict(joint__lora__rank=4, visual__lora__rank=8), r"joint\.lora is .*rank=4.*rank=8"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(changes, message):
+    changes = {f"stages__{key}": value for key, value in changes.items()}
+    assert re.search(message, refusal(changed(**changes)))
+
+
+def test_unknown_keys_of_adapters_are_refused():
+    config = changed(stages__joint__lora__rank=4)
+    with config.unlocked():
+        config.stages.joint.lora.dropout = 0.1
+    assert "config.stages.joint.lora has unknown keys ['dropout']" in refusal(config)

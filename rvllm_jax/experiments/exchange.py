@@ -18,6 +18,7 @@ from rvllm_jax.experiments.opening import check_same
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import llama_config, llama_values
 from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.lora import merged
 from rvllm_jax.models.projector import Projector
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
@@ -105,10 +106,15 @@ def _of_run(workdir: Path, best: str) -> Parts:
     model = build_model(recipe)
     params, stats, step = read_model(workdir, best)
     check_same(params | stats, model.params | model.stats, workdir)
+    told = [f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"]
+    if recipe.lora is not None:
+        params = merged(params, recipe.lora)
+        told.append(f"  merged into the decoder: {recipe.lora}")
+        for stage in config["stages"].values():  # what is written has no adapters any more
+            stage.pop("lora", None)
     description = describe(
         recipe.resnet, recipe.llama, recipe.model.projector, recipe.layout, config
     )
-    told = [f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"]
     return Parts(params | stats, description, workdir / "tokenizer", told)
 
 

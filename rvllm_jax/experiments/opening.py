@@ -26,7 +26,8 @@ from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.files import OURS, open_weights
 
 ALL_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}
-COMPUTED = ("kernel", "embedding")  # cast to the dtype of the computation wherever they are used
+# Cast to the dtype of the computation wherever they are used.
+COMPUTED = ("kernel", "embedding", "lora_a", "lora_b")
 
 
 @dataclasses.dataclass(frozen=True)

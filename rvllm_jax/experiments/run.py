@@ -45,6 +45,7 @@ def build_model(recipe: Recipe) -> PureModel:
             dtype=jnp.dtype(recipe.model.dtype),
             param_dtype=jnp.float64 if recipe.model.dtype == "float64" else jnp.float32,
             remat=recipe.model.remat,
+            lora=recipe.lora,
         )
 
     return PureModel.of(make)

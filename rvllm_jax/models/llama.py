@@ -15,6 +15,7 @@ from rvllm_jax.models import kv_cache
 from rvllm_jax.models.attention import Where, attend, make_mask
 from rvllm_jax.models.kv_cache import KVCache
 from rvllm_jax.models.llama_config import DECODERS, LlamaConfig, RopeScaling, rope_frequencies
+from rvllm_jax.models.lora import Linear, LoRA, adapt
 
 __all__ = ["DECODERS", "Llama", "LlamaConfig", "RopeScaling"]
 REMAT_POLICIES = ("none", "full", "dots")
@@ -52,9 +53,9 @@ class RMSNorm(nnx.Module):
 
 def dense(
     features: int, out: int, std: float, bias: bool = False, *, rngs, dtype, param_dtype
-) -> nnx.Linear:
+) -> Linear:
     """A matrix, kernel `[features, out]`, drawn from a normal distribution; a bias starts at 0."""
-    return nnx.Linear(
+    return Linear(
         features,
         out,
         use_bias=bias,
@@ -132,6 +133,9 @@ class Llama(nnx.Module):
     tied, head/kernel; kernels are `[in, out]`, those of `layers` with the layer in front. With
     `attention_bias` or `mlp_bias` a bias `[layers, out]` stands beside each of their kernels.
 
+    With `lora`, A and B of it stand beside the kernels that it chooses, as lora/lora_a
+    `[layers, in, rank]` and lora/lora_b `[layers, rank, out]`.
+
     `remat` says what the backward pass keeps of each layer: "none" recomputes nothing, "full"
     recomputes all, "dots" keeps the results of the matrix products with parameters.
     """
@@ -144,6 +148,7 @@ class Llama(nnx.Module):
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         remat: str = "none",
+        lora: LoRA | None = None,
     ):
         if remat not in REMAT_POLICIES:
             raise ValueError(f"remat={remat!r} is unknown; choose one of {REMAT_POLICIES}")
@@ -165,6 +170,8 @@ class Llama(nnx.Module):
         self.norm = RMSNorm(config.width, config.norm_eps, param_dtype=param_dtype)
         if not config.tied:
             self.head = dense(config.width, config.vocab_size, config.init_std, **kinds)
+        if lora is not None:
+            adapt(self.layers, lora, config.layers, **kinds)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rvllm_jax.models.llama import Llama, LlamaConfig
+from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.projector import Projector, pool
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.types import NO_SLOT, Batch, Questions, VisualLayout
@@ -28,8 +29,8 @@ def normalise(frames_u8: jax.Array, dtype) -> jax.Array:
 class VideoLLM(nnx.Module):
     """Parameters under encoder/, projector/ and decoder/; BatchNorm statistics under encoder/.
 
-    `dtype` is that of the computation, `param_dtype` that of the parameters; `remat` is the
-    decoder's policy (`Llama`); `axis_name` names the pmap axis BatchNorm sums over.
+    `dtype` is that of the computation, `param_dtype` that of the parameters; `remat` and `lora` are
+    the decoder's (`Llama`); `axis_name` names the pmap axis BatchNorm sums over.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class VideoLLM(nnx.Module):
         param_dtype=jnp.float32,
         remat: str = "none",
         axis_name: str | None = None,
+        lora: LoRA | None = None,
     ):
         kinds = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.layout, self.dtype = layout, dtype
@@ -51,7 +53,7 @@ class VideoLLM(nnx.Module):
         self.projector = Projector(
             resnet.features, llama.width, projector, layout, llama.embedding_std, **kinds
         )
-        self.decoder = Llama(llama, remat=remat, **kinds)
+        self.decoder = Llama(llama, remat=remat, lora=lora, **kinds)
 
     def __call__(self, batch: Batch, *, use_running: bool) -> jax.Array:
         """Hidden states `[B, L, D]` of a packed batch; `decoder.logits` turns them into logits."""

@@ -24,6 +24,9 @@ class WorkdirError(RuntimeError):
 class Checkpoints:
     """The checkpoints of a working directory: `checkpoints/STEP` and, a stage, `best/STAGE/STEP`.
 
+    Parameters that no stage from number N on trains need not be in each of them: they stand once in
+    `frozen/N`, which is complete before a checkpoint that relies on it is begun.
+
     Opening them clears away what a killed process left half-written. With several processes every
     one of them makes the same calls, since saving and restoring are collective.
 
@@ -37,6 +40,7 @@ class Checkpoints:
         workdir = Path(workdir).absolute()
         self._asynchronous = asynchronous
         self._training = Series(workdir / "checkpoints", keep, asynchronous)
+        self._frozen = Series(workdir / "frozen", None, asynchronous)
         self._best_folder = workdir / "best"
         self._best: dict[str, Series] = {}
         if self._best_folder.exists():
@@ -55,7 +59,20 @@ class Checkpoints:
           CheckpointError: no space left, or the checkpoint could not be written.
           ValueError: a leaf that Orbax cannot hold, or two leaves of one name.
         """
+        self._frozen.wait()
         self._training.save(step, arrays, meta)
+
+    def clear_frozen(self) -> None:
+        """Removes what a start of another configuration left, on which no checkpoint relies."""
+        self._frozen.clear()
+
+    def save_frozen(self, stage: int, params: Any) -> None:
+        """Saves `params` for all checkpoints from the stage of this number on."""
+        self._frozen.save(stage, {"params": params}, {})
+
+    def restore_frozen(self, stage: int, like: Any) -> Any:
+        """As `restore`, what `save_frozen` saved."""
+        return self._frozen.restore(stage, {"params": like})[0]["params"]
 
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint; waits for the save that is under way."""
@@ -80,6 +97,7 @@ class Checkpoints:
 
     def save_best(self, stage: str, step: int, arrays: Any, meta: dict) -> None:
         """Saves the best of `stage`; the one before is removed once this one is complete."""
+        self._frozen.wait()
         self._stage(stage).save(step, arrays, meta)
 
     def best(self, stage: str) -> int | None:
@@ -98,7 +116,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the saves under way; raises CheckpointError when one of them failed."""
-        for series in (self._training, *self._best.values()):
+        for series in self._all():
             series.wait()
 
     def close(self) -> None:
@@ -106,8 +124,11 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            for series in (self._training, *self._best.values()):
+            for series in self._all():
                 series.close()
+
+    def _all(self) -> tuple[Series, ...]:
+        return (self._frozen, self._training, *self._best.values())
 
     def _has_best(self, stage: str) -> bool:
         return stage in self._best or (self._best_folder / stage).exists()

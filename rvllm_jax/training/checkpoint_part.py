@@ -1,6 +1,6 @@
 """Parameters and statistics alone out of a checkpoint: a third of what AdamW's run holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,14 +27,28 @@ def newest(workdir: str | Path, stage: str = "") -> Path:
 def read_model(
     workdir: str | Path, stage: str = "", places: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[dict, dict, int]:
-    """(params, stats, step) of the newest checkpoint, or of the best one of `stage`.
+    """(params, stats, step) of the newest checkpoint, or of the best one of `stage`, with what no
+    stage from then on trained, which stands apart.
 
     Both map paths to arrays, in the dtypes they were saved in, where `places` (path -> sharding)
     says, by default on the default device. Raises CheckpointError: there is none, or it cannot be
     read.
     """
     checkpoint = newest(workdir, stage)
-    folder = checkpoint / "arrays"
+    arrays = _read(checkpoint, places, without=set())
+    for folder in sorted((Path(workdir).absolute() / "frozen").glob("*")):
+        if folder.name.isdigit():
+            arrays |= _read(folder, places, without=arrays.keys())
+    parts: dict[str, dict] = {"params": {}, "stats": {}}
+    for name, array in arrays.items():
+        part, _, path = name.partition("/")
+        parts[part][path] = array
+    return parts["params"], parts["stats"], int(checkpoint.name)
+
+
+def _read(folder: Path, places: Mapping[str, Any], without: Set[str]) -> dict[str, jax.Array]:
+    """The parameters and statistics of a checkpoint by name, but for those of `without`."""
+    folder = folder / "arrays"
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -46,9 +60,11 @@ def read_model(
                     sharding=places.get(name.partition("/")[2], here),
                 )
                 for name, leaf in saved.items()
-                if name.startswith(("params/", "stats/"))
+                if name.startswith(("params/", "stats/")) and name not in without
             }
-            arrays = reader.restore(
+            if not like:
+                return {}
+            return reader.restore(
                 folder,
                 args=ocp.args.PyTreeRestore(
                     item=like,
@@ -58,8 +74,3 @@ def read_model(
             )
     except Exception as error:
         raise CheckpointError(f"{folder}: cannot be read: {error}") from error
-    parts: dict[str, dict] = {"params": {}, "stats": {}}
-    for name, array in arrays.items():
-        part, _, path = name.partition("/")
-        parts[part][path] = array
-    return parts["params"], parts["stats"], int(checkpoint.name)

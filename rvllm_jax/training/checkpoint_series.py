@@ -37,7 +37,7 @@ class Series:
     at the next start and puts them back.
     """
 
-    def __init__(self, folder: Path, keep: int, asynchronous: bool):
+    def __init__(self, folder: Path, keep: int | None, asynchronous: bool):
         self._folder = folder
         self._aside = folder.parent / f".aside_{folder.name}"
         self._keep, self._asynchronous = keep, asynchronous
@@ -73,6 +73,12 @@ class Series:
         self._pending = None
         if _is_primary():
             shutil.rmtree(self._aside, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Removes all checkpoints of the folder."""
+        self.wait()
+        for step in self._manager.all_steps():
+            self._manager.delete(step)
 
     def close(self) -> None:
         self._manager.close()

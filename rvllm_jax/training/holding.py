@@ -35,7 +35,7 @@ class Holding:
     dtype of the computation only. A parameter that a later stage trains must not lose the bits in
     between: its original waits in host memory while it is frozen, and stands in every checkpoint.
     One that no later stage trains is rounded for good, when it is drawn or when the last stage
-    that trains it has ended.
+    that trains it has ended. It is settled then: saved once, and in no checkpoint after that.
     """
 
     def __init__(
@@ -56,6 +56,15 @@ class Holding:
         """The dtype of a parameter in the checkpoints of stage number `stage`."""
         trains = self._last_trained[path] >= stage
         return np.dtype(self.model.params[path].dtype) if trains else self.dtype
+
+    def settled(self, arrays: dict, stage: int) -> Arrays:
+        """Those parameters of `arrays` that settle where stage number `stage` begins."""
+        return {p: x for p, x in arrays["params"].items() if self._last_trained[p] == stage - 1}
+
+    def unsettled(self, arrays: dict, stage: int) -> dict:
+        """`arrays` as a checkpoint of stage number `stage` holds them."""
+        kept = {p: x for p, x in arrays["params"].items() if self._last_trained[p] >= stage}
+        return {**arrays, "params": kept}
 
     def draw(self, key: jax.Array, start: Mapping[str, Entry] = MappingProxyType({})) -> dict:
         """The arrays that a run starts from: those of `start`, and the others at random."""
@@ -82,7 +91,7 @@ class Holding:
         return {"params": params, "stats": stats, "opt": None, "key": jax.random.key_data(key)}
 
     def like(self, stage: int, labels: dict[str, str], tx: optax.GradientTransformation) -> dict:
-        """The shapes, dtypes and places of the arrays in a checkpoint of stage number `stage`."""
+        """The shapes, dtypes and places of the arrays of a run in stage number `stage`, saved."""
         params = {
             path: jax.ShapeDtypeStruct(x.shape, self.kept_dtype(path, stage))
             for path, x in self.model.params.items()
@@ -119,7 +128,7 @@ class Holding:
         return Held(self.layout.place(tx, State(trainable, frozen, stats, opt)), waiting)
 
     def saved(self, held: Held, key: Any) -> dict:
-        """The arrays of a checkpoint, and of the stage's end."""
+        """The arrays of the run, as after the stage's end."""
         return _named(self.layout.gather(held.state), held.waiting, key)
 
     def shown(self, held: Held) -> tuple[Arrays, Arrays]:

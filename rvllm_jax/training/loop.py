@@ -16,13 +16,14 @@ from rvllm_jax.config import Recipe
 from rvllm_jax.data.pipeline import Dataset, loss_batches, train_batches
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.training import identity, optimizer, parallel
-from rvllm_jax.training.checkpoint import Checkpoints, WorkdirError
+from rvllm_jax.training.checkpoint import Checkpoints, WorkdirError, is_bound
+from rvllm_jax.training.compiling import compile_update
 from rvllm_jax.training.holding import Held, Holding
 from rvllm_jax.training.interrupt import INTERRUPTED, Interrupt, closing
 from rvllm_jax.training.metrics import Metrics, Progress
 from rvllm_jax.training.position import Position
 from rvllm_jax.training.stages import Stage, StageError
-from rvllm_jax.training.step import State, make_loss, make_step
+from rvllm_jax.training.step import State, make_loss
 from rvllm_jax.training.unreadable import TrainingError, count_unreadable
 from rvllm_jax.types import Batch
 from rvllm_jax.weights.files import Entry
@@ -134,6 +135,8 @@ class Trainer:
         """Where the run goes on, and with which arrays: parameters to random state."""
         latest = self.checkpoints.latest()
         if latest is None:
+            if not is_bound(self.workdir):
+                self.checkpoints.clear_frozen()
             return Position(), self.holding.draw(jax.random.key(self.recipe.seed), self.start())
         meta = self.checkpoints.read_meta(latest)
         if others := identity.differences(meta.get("made_of", {}), self.made_of):
@@ -146,7 +149,11 @@ class Trainer:
         position = Position(**meta["position"])
         _, labels, tx = self._transformation(position.stage)
         like = self.holding.like(position.stage, labels, tx)
-        arrays, _ = self.checkpoints.restore(latest, like)
+        kept = self.holding.unsettled(like, position.stage)
+        arrays, _ = self.checkpoints.restore(latest, kept)
+        for number in range(position.stage + 1):
+            if settled := self.holding.settled(like, number):
+                arrays["params"] |= self.checkpoints.restore_frozen(number, settled)
         logging.info("continuing from the checkpoint of step %d", latest)
         return position, arrays
 
@@ -154,38 +161,24 @@ class Trainer:
         self.metrics.flush()
         self.checkpoints.wait()  # `position` names a best: it must be complete first
         meta = {"position": dataclasses.asdict(position), "made_of": self.made_of}
-        self.checkpoints.save(position.done, self.holding.saved(held, self.key), meta)
+        saved = self.holding.unsettled(self.holding.saved(held, self.key), position.stage)
+        self.checkpoints.save(position.done, saved, meta)
 
     def _run_stage(self, arrays: dict, position: Position) -> dict:
         """The stage's remaining updates; takes over `arrays`, as at its end nothing holds them."""
         stage, labels, tx = self._transformation(position.stage)
         held = self.holding.place(arrays, position.stage, labels, tx)
+        if position.k == 0:  # afterwards a checkpoint of this stage relies on them
+            saved = self.holding.saved(held, self.key)
+            if settled := self.holding.settled(saved, position.stage):
+                self.checkpoints.save_frozen(position.stage, settled)
         if position.k < self.lengths[position.stage]:
             held = self._updates(stage, labels, tx, held, position)
         return self.holding.saved(held, self.key)
 
     def _compile(self, stage: Stage, labels, tx, state: State, batch: Batch) -> Callable:
-        step = make_step(
-            self.model,
-            tx,
-            use_running=stage.uses_running_stats(labels),
-            accumulate=stage.accumulate,
-            loss_chunk=self.recipe.model.loss_chunk,
-            axis_name=self.parallel.axis_name,
-        )
-        compiled = self.parallel.compile(step, tx, state, batch)
-        used = compiled.memory_analysis()
-        if used is not None:
-            logging.info(
-                "stage %s: %.1f million of %.1f million parameters train; the compiled step takes "
-                "%.0f MB of arguments and %.0f MB of temporaries a device",
-                stage.name,
-                sum(x.size for x in jax.tree.leaves(self.parallel.gather(state).trainable)) / 1e6,
-                sum(math.prod(x.shape) for x in self.model.params.values()) / 1e6,
-                used.argument_size_in_bytes / 1e6,
-                used.temp_size_in_bytes / 1e6,
-            )
-        return compiled
+        chunk = self.recipe.model.loss_chunk
+        return compile_update(self.model, stage, labels, tx, self.parallel, state, batch, chunk)
 
     def _updates(self, stage, labels, tx, held: Held, position: Position) -> Held:
         """Updates to the stage's end.
@@ -295,6 +288,6 @@ class Trainer:
         self.metrics.log(position.done, stage.name, values, kind="validation")
         if loss < position.best.get(stage.name, math.inf):
             position.best[stage.name] = loss
-            saved = self.holding.saved(held, self.key)
+            saved = self.holding.unsettled(self.holding.saved(held, self.key), position.stage)
             best = {"params": saved["params"], "stats": saved["stats"]}
             self.checkpoints.save_best(stage.name, position.done, best, {"loss": loss})

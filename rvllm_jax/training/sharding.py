@@ -14,6 +14,10 @@ AXES = ("data", "fsdp", "tensor")
 RULES = (
     (r"decoder/.*/(q|k|v|gate|up)/kernel", P(None, "fsdp", "tensor")),
     (r"decoder/.*/(o|down)/kernel", P(None, "tensor", "fsdp")),
+    (r"decoder/.*/(q|k|v|gate|up)/lora/lora_a", P(None, "fsdp", None)),  # as their kernels
+    (r"decoder/.*/(q|k|v|gate|up)/lora/lora_b", P(None, None, "tensor")),
+    (r"decoder/.*/(o|down)/lora/lora_a", P(None, "tensor", None)),
+    (r"decoder/.*/(o|down)/lora/lora_b", P(None, None, "fsdp")),
     (r"decoder/embed/embedding", P("tensor", "fsdp")),
     (r"decoder/head/kernel", P("fsdp", "tensor")),
     (r"encoder/.*kernel", P(None, None, None, "fsdp")),

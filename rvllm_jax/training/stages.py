@@ -1,8 +1,11 @@
 """A training stage as data: what is trained, on what input, by which optimizer, for how long."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
+
+from rvllm_jax.models.lora import LoRA, is_adapter
 
 FROZEN = "frozen"
 INPUTS = ("video", "caption_in_slot")
@@ -41,9 +44,13 @@ class Stage:
     schedule: str = "cosine"  # "cosine" to zero, or "constant"
     clip: float = 0.0  # largest global gradient norm over all that trains; 0: no clipping
     freeze_stats: bool = False  # BatchNorm uses and keeps its running statistics
+    lora: LoRA | None = None  # of the decoder, adapters alone train
 
     def labels(self, paths: Iterable[str]) -> dict[str, str]:
-        """The optimizer's name, or "frozen", of every parameter path: the first match wins."""
+        """The optimizer's name, or "frozen", of every parameter path: the first match wins.
+
+        With `lora` the decoder is frozen but for its adapters; without it adapters are frozen.
+        """
         rows = [(self._compiled(pattern), label) for pattern, label in self.table]
         labels, unmatched = {}, []
         for path in paths:
@@ -65,9 +72,49 @@ class Stage:
                 f"stage {self.name}: its table names {unknown}, which is neither 'frozen' nor in "
                 f"config.stages.{self.name}.optimizers ({', '.join(self.optimizers) or 'empty'})"
             )
+        labels |= {path: FROZEN for path in labels if self._is_held(path)}
+        adapters = [path for path in labels if is_adapter(path)]
+        if self.lora is not None and all(labels[path] == FROZEN for path in adapters):
+            raise StageError(
+                f"stage {self.name}: config.stages.{self.name}.lora adds {', '.join(adapters[:2])} "
+                f"and the like, {len(adapters)} in all, and its table freezes them; give them an "
+                'optimizer by a row such as (".*/lora/.*", "adamw") before the one that does'
+            )
         if all(label == FROZEN for label in labels.values()):
             raise StageError(f"stage {self.name}: its table freezes every parameter; train some")
         return labels
+
+    def _is_held(self, path: str) -> bool:
+        return path.startswith("decoder/") and is_adapter(path) != (self.lora is not None)
+
+    def ranges(self) -> list[tuple[str, float, float, float]]:
+        """Its numbers that may be zero: (key, value, the least, what it must be below)."""
+        where = f"stages.{self.name}"
+        found = [
+            (f"{where}.{key}", getattr(self, key), 0, math.inf)
+            for key in ("steps", "epochs", "warmup", "clip")
+        ]
+        for name, spec in self.optimizers.items():
+            for key in ("lr", "decay", "eps", "momentum", "b1", "b2"):
+                below = 1 if key in ("momentum", "b1", "b2") else math.inf
+                found.append((f"{where}.optimizers.{name}.{key}", getattr(spec, key), 0, below))
+        return found
+
+    def faults(self) -> list[str]:
+        """What of its length and batch does not fit together, whatever the model and the data."""
+        where, found = f"config.stages.{self.name}", []
+        if (self.steps > 0) == (self.epochs > 0):
+            found.append(f"{where}: set either steps or epochs, the other to 0")
+        elif self.warmup >= self.steps > 0:
+            found.append(
+                f"{where}.warmup={self.warmup} is not below {where}.steps={self.steps}: the "
+                "learning rate would never reach its peak; lower the one or raise the other"
+            )
+        if self.batch % self.accumulate:
+            found.append(
+                f"{where}.batch={self.batch} is not a multiple of accumulate={self.accumulate}"
+            )
+        return found
 
     def check(self, paths: Iterable[str], devices: int) -> None:
         """Raises StageError where table and parameters, or batch and devices, do not fit.

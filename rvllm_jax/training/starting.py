@@ -2,6 +2,7 @@
 
 from absl import logging
 
+from rvllm_jax.models.lora import without_adapters
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.weights import merge
 from rvllm_jax.weights.errors import WeightsError
@@ -12,7 +13,8 @@ def open_start(folders: str, random: str, model: PureModel) -> dict[str, Entry]:
     """The arrays on disk that a run of `model` starts from, by path; nothing but headers is read.
 
     `folders` names folders or .safetensors files, separated by commas; "" none. Parameters that
-    they lack must match the regex `random`, and are logged. Raises WeightsError.
+    they lack must match the regex `random`, and are logged; adapters are always drawn. Raises
+    WeightsError.
     """
     names = [name.strip() for name in folders.split(",") if name.strip()]
     if not names:
@@ -22,8 +24,9 @@ def open_start(folders: str, random: str, model: PureModel) -> dict[str, Entry]:
         if source.ignored:
             logging.info("%s: left out: %s", source.path, ", ".join(source.ignored))
     entries = merge.combine(sources)
+    targets = without_adapters(model.params) | model.stats
     try:
-        drawn = merge.check(entries, model.params | model.stats, random=random, where=folders)
+        drawn = merge.check(entries, targets, random=random, where=folders)
     except WeightsError as error:
         raise WeightsError(
             f"{error}\nSizes are those of config.model.decoder and config.model.encoder; what may "

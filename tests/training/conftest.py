@@ -12,6 +12,7 @@ import pytest
 from rvllm_jax.config import Recipe, resolve
 from rvllm_jax.data import video
 from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
@@ -24,9 +25,13 @@ L, SIZE = 20, 8
 
 
 def _tiny_model(
-    dtype=jnp.float32, llama: LlamaConfig = LLAMA, layout: VisualLayout = LAYOUT, param_dtype=None
+    dtype=jnp.float32,
+    llama: LlamaConfig = LLAMA,
+    layout: VisualLayout = LAYOUT,
+    param_dtype=None,
+    lora: LoRA | None = None,
 ) -> PureModel:
-    kinds = {"dtype": dtype, "param_dtype": param_dtype or dtype}
+    kinds = {"dtype": dtype, "param_dtype": param_dtype or dtype, "lora": lora}
 
     def make(rngs):
         return VideoLLM(RESNET, llama, layout, rngs=rngs, **kinds)
@@ -88,7 +93,7 @@ def _tiny_arrays(model: PureModel, seed=0) -> tuple[dict, dict]:
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """(dtype, llama, layout, param_dtype: dtype by default) -> PureModel."""
+    """(dtype, llama, layout, param_dtype: dtype by default, lora) -> PureModel."""
     return _tiny_model
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rvllm_jax.models.lora import LoRA, is_adapter
 from rvllm_jax.training.optimizer import build
 from rvllm_jax.training.parallel import JitParallel, PmapParallel, make
 from rvllm_jax.training.sharding import make_mesh
@@ -20,6 +21,14 @@ LANGUAGE = Stage(
     (("decoder/.*", "adamw"), (".*", FROZEN)),
     {"adamw": OptimizerSpec("adamw", lr=0.01, decay=0.1)},
     clip=0.5,
+)
+ADAPTERS = Stage(
+    "adapters",
+    "video",
+    8,
+    (("encoder/.*", FROZEN), (".*", "sgd")),
+    {"sgd": PLAIN},
+    lora=LoRA(2, 3.0, "attention/(q|o)|mlp/.*"),
 )
 # Rows 2, 3 and 6 are empty: on 8 devices three, on 4 one, has padding only.
 NUM_FRAMES = (3, 1, 0, 0, 2, 3, 0, 1)
@@ -47,10 +56,11 @@ def float64(quick_compilation):
 @pytest.fixture(scope="module")
 def run(float64, tiny_model, tiny_arrays, tiny_batch):
     """(parallel, stage) -> parameters before, state and metrics after each of two steps."""
-    model = tiny_model(jnp.float64)
-    arrays = jax.tree.map(np.asarray, tiny_arrays(model))
+    models = {lora: tiny_model(jnp.float64, lora=lora) for lora in (None, ADAPTERS.lora)}
 
     def steps(parallel, stage, **kinds):
+        model = models[stage.lora]
+        arrays = jax.tree.map(np.asarray, tiny_arrays(model))
         params, stats = jax.tree.map(jnp.asarray, arrays)
         labels = stage.labels(params)
         tx = build(stage, labels, steps=10)
@@ -82,6 +92,11 @@ def on_one_device(run):
         ("joint", 2): run(one_device(), JOINT, accumulate=2),
         ("language", 1): run(one_device(), LANGUAGE),
     }
+
+
+@pytest.fixture(scope="module")
+def adapters_on_one_device(run):
+    return run(one_device(), ADAPTERS)
 
 
 def assert_close(actual: dict, expected: dict):
@@ -132,6 +147,16 @@ def test_micro_batches_agree(run, on_one_device, layout):
 @pytest.mark.parametrize("layout", ["data=2 fsdp=2 tensor=2", "pmap"])
 def test_text_in_the_videos_place_agrees(run, on_one_device, layout):
     assert_same_updates(run(LAYOUTS[layout](), LANGUAGE), on_one_device["language", 1])
+
+
+@pytest.mark.parametrize("layout", ["data=2 fsdp=2 tensor=2", "pmap"])
+def test_adapters_of_a_frozen_decoder_agree(run, adapters_on_one_device, layout):
+    (params, _), after = adapters_on_one_device
+    state, _ = after[-1]
+    assert all(np.any(x != params[path]) for path, x in state.trainable.items())
+    assert {path.split("/")[0] for path in state.trainable} == {"projector", "decoder"}
+    assert all(is_adapter(path) for path in state.trainable if path.startswith("decoder/"))
+    assert_same_updates(run(LAYOUTS[layout](), ADAPTERS), adapters_on_one_device)
 
 
 def test_parameters_are_spread_by_fsdp_and_copied_by_pmap(tiny_model, tiny_arrays):

@@ -54,6 +54,10 @@ def test_sizes_that_do_not_cover_the_devices_are_refused(sizes):
         ("encoder/stages/0/0/conv1/kernel", (3, 3, 8, 16), P(None, None, None, "fsdp")),
         ("decoder/layers/norm1/scale", (3, 16), P(None, None)),
         ("projector/linear/bias", (16,), P(None)),
+        ("decoder/layers/attention/v/lora/lora_a", (3, 16, 4), P(None, "fsdp", None)),
+        ("decoder/layers/mlp/gate/lora/lora_b", (3, 4, 24), P(None, None, "tensor")),
+        ("decoder/layers/attention/o/lora/lora_a", (3, 32, 4), P(None, "tensor", None)),
+        ("decoder/layers/mlp/down/lora/lora_b", (3, 4, 16), P(None, None, "fsdp")),
         # Axes that do not divide are dropped, the others stay.
         ("decoder/embed/embedding", (51, 16), P(None, "fsdp")),
         ("decoder/head/kernel", (15, 50), P(None, "tensor")),

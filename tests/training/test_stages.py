@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from rvllm_jax.models.lora import LoRA
 from rvllm_jax.training.stages import OptimizerSpec, Stage, StageError
 
 PATHS = ("encoder/stem/kernel", "encoder/norm/bias", "projector/kernel", "decoder/head/kernel")
@@ -85,3 +86,23 @@ def test_all_frozen_is_refused():
 def test_statistics_run_where_the_encoder_is_frozen_or_by_key(table, freeze_stats, expected):
     stage = dataclasses.replace(with_table(*table), freeze_stats=freeze_stats)
     assert stage.uses_running_stats(stage.labels(PATHS)) is expected
+
+
+ADAPTED = (*PATHS, "decoder/layers/mlp/up/kernel", "decoder/layers/mlp/up/lora/lora_a")
+
+
+def test_with_adapters_they_alone_train_of_the_decoder():
+    everything = with_table((".*", "adamw"))
+    labels = dataclasses.replace(everything, lora=LoRA(2, 4.0, "mlp/up")).labels(ADAPTED)
+    assert {path for path, label in labels.items() if label == "frozen"} == {
+        "decoder/head/kernel",
+        "decoder/layers/mlp/up/kernel",
+    }
+    labels = everything.labels(ADAPTED)  # a stage of the same run that has no adapters of its own
+    assert [p for p, label in labels.items() if label == "frozen"] == [ADAPTED[-1]]
+
+
+def test_a_table_that_freezes_the_adapters_is_refused():
+    stage = dataclasses.replace(STAGE, lora=LoRA(2, 4.0, "mlp/up"))
+    with pytest.raises(StageError, match=r"alignment\.lora adds .*up/lora/lora_a .*a row such as"):
+        stage.labels(ADAPTED)

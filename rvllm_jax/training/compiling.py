@@ -1,0 +1,48 @@
+"""A stage's update compiled, and what the compiler says that it takes."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from absl import logging
+
+from rvllm_jax.models.pure import PureModel
+from rvllm_jax.training.parallel import JitParallel, PmapParallel
+from rvllm_jax.training.stages import Stage
+from rvllm_jax.training.step import State, make_step
+
+
+def compile_update(
+    model: PureModel,
+    stage: Stage,
+    labels: dict[str, str],
+    tx: optax.GradientTransformation,
+    layout: JitParallel | PmapParallel,
+    state: State,
+    batch: Any,
+    loss_chunk: int,
+) -> Callable:
+    """(state, batch) -> (state, metrics), compiled for arrays that lie as these do."""
+    step = make_step(
+        model,
+        tx,
+        use_running=stage.uses_running_stats(labels),
+        accumulate=stage.accumulate,
+        loss_chunk=loss_chunk,
+        axis_name=layout.axis_name,
+    )
+    compiled = layout.compile(step, tx, state, batch)
+    used = compiled.memory_analysis()
+    if used is not None:
+        logging.info(
+            "stage %s: %.1f million of %.1f million parameters train; the compiled step takes "
+            "%.0f MB of arguments and %.0f MB of temporaries a device",
+            stage.name,
+            sum(x.size for x in jax.tree.leaves(layout.gather(state).trainable)) / 1e6,
+            sum(math.prod(x.shape) for x in model.params.values()) / 1e6,
+            used.argument_size_in_bytes / 1e6,
+            used.temp_size_in_bytes / 1e6,
+        )
+    return compiled
