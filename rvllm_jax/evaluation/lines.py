@@ -1,0 +1,99 @@
+"""Files of JSON lines that grow while the work goes on and outlive being killed."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class LinesError(ValueError):
+    """A file of lines that cannot be used as it is; says where, and what to do."""
+
+
+class Lines:
+    """A file that one process at a time appends to, each record by one write.
+
+    Opening it cuts off a last line that was not written to its end. Raises LinesError where
+    another process has it open.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._file)
+            raise LinesError(
+                f"{self.path}: another process is writing it; wait for its end, or stop it"
+            ) from error
+        self.cut = _cut_half_line(self._file)
+
+    def append(self, record: dict) -> None:
+        """Adds one record. Raises ValueError for a number that JSON has not, such as NaN."""
+        content = memoryview(dump(record).encode())
+        while content:  # a full disk writes a part, then raises
+            content = content[os.write(self._file, content) :]
+
+    def close(self) -> None:
+        """Returns once all is on the disk."""
+        with contextlib.suppress(OSError):  # not every file system can
+            os.fsync(self._file)
+        os.close(self._file)
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def dump(record: dict) -> str:
+    """`record` as one line."""
+    return json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """Each record with where it stands; a last line without its end is left out.
+
+    Raises LinesError for a file that cannot be read and for a line that is no JSON object.
+    """
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise LinesError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+    with file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            where = f"{path}: line {number}"
+            try:
+                record = json.loads(line, parse_constant=_no_number)
+            except (ValueError, RecursionError) as error:
+                raise LinesError(
+                    f"{where}: not a line of JSON ({error}); remove it, and what it held is done "
+                    "again"
+                ) from error
+            if not isinstance(record, dict):
+                raise LinesError(f"{where}: expected an object, got {type(record).__name__}")
+            yield where, record
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _cut_half_line(file: int) -> int:
+    """Ends the file behind its last newline; returns how many bytes that cut off."""
+    size = end = os.fstat(file).st_size
+    while end:
+        start = max(0, end - (1 << 16))
+        at = os.pread(file, end - start, start).rfind(b"\n")
+        if at >= 0:
+            end = start + at + 1
+            break
+        end = start
+    os.ftruncate(file, end)
+    return size - end
