@@ -34,14 +34,15 @@ def overlap(questions: Sequence[Question], training: Mapping[str, Any] | None) -
     where there is none.
 
     Returns `{"known": whether the training videos are, "complete": whether all are, "videos":
-    [name], "questions": n, "told": in words}`; the names are those of the questions' videos.
+    [name], "questions": n, "told": in words}`; the names are those of the questions' videos, None
+    where nothing is known.
     """
     if training is None:
         told = (
             "the training videos of this model are not known: nothing says that it did not see "
             "the videos of this benchmark"
         )
-        return dict(known=False, complete=False, videos=[], questions=0, told=told)
+        return dict(known=False, complete=False, videos=None, questions=None, told=told)
     seen = {source_of(video) for video in training["videos"]}
     asked = _distinct(question.video for question in questions)
     videos = [video for video in asked if source_of(video) in seen]

@@ -23,7 +23,7 @@ from rvllm_jax.evaluation.asked_groups import Plan, chosen_controls, pending, pl
 from rvllm_jax.evaluation.asked_groups import questions_together as best_together
 from rvllm_jax.evaluation.benchmarks import Benchmark
 from rvllm_jax.evaluation.overlap import overlap
-from rvllm_jax.evaluation.predictions import write_predictions
+from rvllm_jax.evaluation.prediction_files import write_predictions
 from rvllm_jax.evaluation.prior import prior
 from rvllm_jax.evaluation.questions import (
     TEXT_GENERATION,

@@ -16,7 +16,7 @@ from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
 
 VIDEOS = ("a", "b", "c", "v_abcdefghijk")
-QUESTIONS = {"a": 3, "b": 2, "c": 1, "v_abcdefghijk": 2}
+QUESTIONS = {"a": 5, "b": 2, "c": 1, "v_abcdefghijk": 2}
 
 
 def write_run(joint, workdir, seed=0):
@@ -74,7 +74,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def prepared(videos, tmp_path_factory):
-    """An own prepared folder of 8 questions about 4 videos, and one whose video is missing."""
+    """An own prepared folder of 10 questions about 4 videos, and one whose video is missing."""
     folder = tmp_path_factory.mktemp("prepared")
     file = folder / "own.json"
     file.write_text(json.dumps(records((*VIDEOS, "gone"))))

@@ -19,8 +19,7 @@ from rvllm_jax.experiments.evaluation import Options, evaluate
 from rvllm_jax.experiments.exchange import convert
 
 ROOT = Path(__file__).parents[2]
-# A clip at a time and two questions together, so that there are several batches.
-FEW = dict(controls=4, tensor=8, videos=1, together=2)
+FEW = dict(controls=4, together=1)  # eight questions a batch, so that there are several batches
 
 
 def lines(folder):
@@ -45,13 +44,13 @@ def test_every_question_is_answered_once_and_lost_ones_stay_in_the_denominator(w
     found = AnswerFile.read(folder)
     plain = [a for a in found if not a["control"]]
     assert len(found) == len(lines(folder))
-    assert len(plain) == 9 and len({a["question_id"] for a in plain}) == 9
+    assert len(plain) == 11 == len({a["question_id"] for a in plain})
     assert len({a["answer"] for a in plain}) >= 4  # so that a wrong place would show
     (lost,) = [a for a in plain if a["failed"]]
     assert lost["question_id"] == "gone_0" and lost["answer"] == ""
-    assert "9 questions answered, 1 of them failed" in "\n".join(told)
+    assert "11 questions answered, 1 of them failed" in "\n".join(told)
     info = json.loads((folder / "info.json").read_text())
-    assert info["questions"] == 9 and info["failed"] == 1 and info["split"] == "test"
+    assert info["questions"] == 11 and info["failed"] == 1 and info["split"] == "test"
     assert info["complete"] and info["training_videos"] is None
     assert "not known" in info["overlap"]["told"] and "not known" in "\n".join(told)
     one = next(a for a in plain if a["question_id"] == "a_1")
@@ -66,7 +65,7 @@ def test_every_question_is_answered_once_and_lost_ones_stay_in_the_denominator(w
 
 
 def _in_order(plain):
-    order = [f"{name}_{n}" for name in "abc" for n in range(3)]
+    order = [f"{name}_{n}" for name in "abc" for n in range(5)]
     order += ["v_abcdefghijk_0", "v_abcdefghijk_1", "gone_0"]
     return sorted(plain, key=lambda a: order.index(a["question_id"]))
 
@@ -93,9 +92,10 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(
 ):
     folder = tmp_path / "own"
     if how == "killed":
-        _kill_after(3, run_folder, prepared, tmp_path)
-        held = len(AnswerFile.read(folder))
-        assert 3 <= held < len(lines(whole[0]))
+        _kill_after(13, run_folder, prepared, tmp_path)
+        held = lines(folder)
+        whole_lines = lines(whole[0])
+        assert len(held) == 13 and all(whole_lines[key] == a for key, a in held.items())
     else:
         shutil.copytree(whole[0], folder)
         content = (folder / "answers.jsonl").read_bytes().splitlines(keepends=True)
@@ -110,11 +110,10 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(
 
 
 def _kill_after(answers, run_folder, prepared, out):
-    """The plain command, killed once so many answers are on disk."""
+    """On one device, killed once so many answers are on disk."""
     program = f"""
-import os, signal, jax
+import os, signal, jax  # on one device
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
 from rvllm_jax.evaluation.answer_file import AnswerFile
 from rvllm_jax.experiments.evaluation import Options, evaluate
 append, count = AnswerFile.append, 0
@@ -162,7 +161,7 @@ def test_an_export_continues_what_its_run_began(whole, run_folder, prepared, tmp
     convert([str(run_folder)], str(tmp_path / "export"))
     shutil.copytree(whole[0], tmp_path / "own")
     told = evaluate(["own"], str(prepared), str(tmp_path / "export"), tmp_path, Options(**FEW))
-    assert "9 questions answered" in "\n".join(told)
+    assert "11 questions answered" in "\n".join(told)
 
 
 def test_broken_answer_files_are_refused(whole, run_folder, prepared, tmp_path):
@@ -213,8 +212,9 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
     refused("3 of 6,415 questions.*--allow_partial", data=tmp_path / "data" / "msvd_qa")
 
 
-def test_answers_are_the_same_over_eight_devices(whole, run_folder, prepared, tmp_path):
-    """Each with clips of its own, and all questions of a clip together."""
+def test_answers_do_not_depend_on_how_many_questions_are_behind_a_prefix(
+    whole, run_folder, prepared, tmp_path
+):
     told = evaluate(["own"], str(prepared), str(run_folder), tmp_path, Options(controls=4))
     assert told == [line.replace(str(whole[0]), str(tmp_path / "own")) for line in whole[1]]
     assert lines(tmp_path / "own") == lines(whole[0])
@@ -225,7 +225,7 @@ def test_several_clips_give_one_answer(fusion, run_folder, prepared, tmp_path):
     options = Options(controls=0, clips="5x5", fusion=fusion)
     evaluate(["own"], str(prepared), str(run_folder), tmp_path, options)
     found = {key: a for key, a in lines(tmp_path / "own").items() if not a["failed"]}
-    assert len(found) == 8
+    assert len(found) == 10
     for answer in found.values():
         assert sum(clip["count"] for clip in answer["clips"]) == 25
         assert len({clip["start_s"] for clip in answer["clips"]}) == 5
