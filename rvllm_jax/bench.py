@@ -1,13 +1,15 @@
-"""Measures this machine: python -m rvllm_jax.bench decode|input|generation"""
+"""Measures this machine: python -m rvllm_jax.bench decode|evaluation|generation|input"""
 
 import argparse
 import sys
 
-from rvllm_jax.benchmarks import decoding, generation, input
+from rvllm_jax.benchmarks import decoding, evaluation, generation, input
 from rvllm_jax.data.frames import FrameStoreError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments).
-COMMANDS = {"decode": decoding, "generation": generation, "input": input}
+COMMANDS = {
+    "decode": decoding, "evaluation": evaluation, "generation": generation, "input": input,
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> None:

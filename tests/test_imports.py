@@ -24,7 +24,7 @@ MAY_SEE = {
     "recipe": {"types", "models", "training.stages"},
     "config": {"types", "models", "data", "recipe", "training.stages"},
     "training": {"types", "models", "data", "weights", "config", "evaluation"},
-    "benchmarks": {"types", "data", "models", "training", "generation"},
+    "benchmarks": {"types", "data", "models", "training", "generation", "evaluation"},
     "experiments": {
         *("types", "models", "data", "weights", "config", "training", "generation", "evaluation"),
     },
