@@ -93,7 +93,8 @@ def _machine(arguments) -> tuple[Machine, list[Conversation]]:
         return VideoLLM(RESNETS[arguments.encoder], config, layout, rngs=rngs)
 
     model = PureModel.of(make)
-    params, stats = _drawn(model.params), {path: jnp.ones(x.shape) for path, x in model.stats.items()}
+    params = _drawn(model.params)
+    stats = {path: jnp.ones(x.shape) for path, x in model.stats.items()}
     template = TEMPLATES["vicuna_v1"]
     return Machine(model, params, stats, tokenizer, template, config.context), conversations
 
