@@ -120,7 +120,7 @@ def _chart(benchmark: str, own: Sequence[Scored]) -> list[Part]:
     for judge, split in dict.fromkeys((scored.judge, scored.split) for scored in own):
         rows = []
         for scored in own:
-            if (scored.judge, scored.split) != (judge, split) or "accuracy" not in scored.scores:
+            if (scored.judge, scored.split) != (judge, split) or not scored.scores.get("accuracy"):
                 continue
             rows.append((scored.model, scored.scores["accuracy"], False))
             for name, values in (scored.scores.get("controls") or {}).items():
