@@ -14,7 +14,7 @@ Exit codes: 0 done; 1 refused.
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from rvllm_jax.config import ConfigError
 from rvllm_jax.data.clips import VIEWS
@@ -61,6 +61,7 @@ HOST = flags.DEFINE_integer("host", 0, "The number of this one.")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of reading a checkpoint
     if HOSTS.value > 1:
         jax.distributed.initialize(COORDINATOR.value, HOSTS.value, HOST.value)
     options = Options(
