@@ -17,6 +17,7 @@ from rvllm_jax.evaluation.asked_groups import Group, Plan
 from rvllm_jax.evaluation.questions import EvaluationError, Question
 from rvllm_jax.generation.decode import generate
 from rvllm_jax.models.pure import Arrays, PureModel
+from rvllm_jax.types import Questions
 
 LOCK_STEP, VOTE = "lock_step", "vote"  # how several clips of a video give one answer
 FUSIONS = (LOCK_STEP, VOTE)
@@ -98,6 +99,12 @@ class Answering:
         for control, own in groupby(batches, lambda batch: batch[0].control):
             yield from self._of_control(control, list(own))
 
+    def tokens(self, questions: Questions, *, blind: bool = False) -> tuple[jax.Array, jax.Array]:
+        """The answers to a batch, int32[groups, Q, max_new] (of a vote [rows, Q, max_new]), and
+        which question each place of its rows asked, int32[rows, Q], -1 for none; of all hosts."""
+        machine = self.machine
+        return self._answer(machine.params, machine.stats, machine.put(questions), blind)
+
     def _of_control(self, control: str, batches: list[list[Group]]) -> Iterator[list[Said]]:
         plan, machine = self.plan, self.machine
         rows = []
@@ -115,10 +122,7 @@ class Answering:
         )
         last = time.perf_counter()
         for batch, questions in zip(batches, loaded, strict=True):
-            found = self._answer(
-                machine.params, machine.stats, machine.put(questions), control == "blind"
-            )
-            tokens, ids = map(np.asarray, found)
+            tokens, ids = map(np.asarray, self.tokens(questions, blind=control == "blind"))
             now = time.perf_counter()
             seconds = (now - last) / sum(len(group.questions) for group in batch)
             last = now

@@ -176,9 +176,9 @@ def controls(scored: Scored) -> list[Part]:
     if "blind" in found and solved_blind(found["blind"]):
         parts.append(
             Text(
-                f"A blind model solves this benchmark: without the video {_main(found['blind'])}, "
-                f"within the interval of {_main(found['blind'].get('own', {}))}, the score on the "
-                "same questions.",
+                f"Solved as well by a blind model: {_main(found['blind'])} without the video, "
+                f"within the interval of {_main(found['blind'].get('own', {}))} with it, on the "
+                "same questions. Scores on it do not show that the video is seen.",
                 warning=True,
             )
         )
