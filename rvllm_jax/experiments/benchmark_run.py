@@ -139,7 +139,8 @@ class BenchmarkRun:
     def _finish(self, info: dict[str, Any]) -> list[str]:
         """Writes what is made of all answers, and says in lines how it went."""
         name = self.benchmark.name
-        info, answers = read_info(self.folder), AnswerFile.read(self.folder)
+        info |= {"date": read_info(self.folder)["date"]}  # what is known of the model may be new
+        answers = AnswerFile.read(self.folder)
         plain = {a["question_id"]: a for a in answers if not a["control"]}
         ordered = [plain[question.id] for question in self.questions]
         write_predictions(self.folder, name, ordered)

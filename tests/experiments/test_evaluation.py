@@ -14,7 +14,7 @@ import pytest
 from rvllm_jax.evaluation.answer_file import AnswerFile
 from rvllm_jax.evaluation.lines import LinesError
 from rvllm_jax.evaluation.questions import EvaluationError
-from rvllm_jax.experiments import benchmark_run
+from rvllm_jax.experiments import benchmark_run, training_videos
 from rvllm_jax.experiments.evaluation import Options, evaluate
 from rvllm_jax.experiments.exchange import convert
 
@@ -157,11 +157,17 @@ def test_answers_of_another_model_or_other_questions_are_not_continued(
 
 
 def test_an_export_continues_what_its_run_began(whole, run_folder, prepared, tmp_path):
-    """It is the same model: what counts is the values of its arrays."""
-    convert([str(run_folder)], str(tmp_path / "export"))
+    """It is the same model: what counts is the values of its arrays. It brings its videos along."""
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    training_videos.record(run, ["elsewhere/a.mp4", "other.mp4"], weights="")
+    convert([str(run)], str(tmp_path / "export"))
     shutil.copytree(whole[0], tmp_path / "own")
     told = evaluate(["own"], str(prepared), str(tmp_path / "export"), tmp_path, Options(**FEW))
     assert "11 questions answered" in "\n".join(told)
+    assert "1 of 5 videos, with 5 of 11 questions, are among the 2 training videos" in told[-1]
+    info = json.loads((tmp_path / "own" / "info.json").read_text())
+    assert info["overlap"]["videos"] == ["a.mp4"]
+    assert info["training_videos"] == ["elsewhere/a.mp4", "other.mp4"]
 
 
 def test_broken_answer_files_are_refused(whole, run_folder, prepared, tmp_path):
