@@ -23,6 +23,7 @@ from rvllm_jax.data.pipeline import PipelineError
 from rvllm_jax.data.progress import bar
 from rvllm_jax.data.shards import FrameStoreError
 from rvllm_jax.data.sources import SourceError
+from rvllm_jax.data.templates import ChatError
 from rvllm_jax.data.tokenizer import TokenizerError
 from rvllm_jax.evaluation.answering import FUSIONS
 from rvllm_jax.evaluation.lines import LinesError
@@ -34,7 +35,7 @@ from rvllm_jax.weights.errors import WeightsError
 _OPTIONS = Options()
 _REFUSED = (
     *(EvaluationError, ConversationError, PipelineError, FrameStoreError, SourceError, LinesError),
-    *(TokenizerError, CheckpointError, WeightsError, ConfigError),
+    *(TokenizerError, ChatError, CheckpointError, WeightsError, ConfigError),
 )
 
 BENCHMARKS = flags.DEFINE_list("benchmarks", None, "Names, separated by commas.")

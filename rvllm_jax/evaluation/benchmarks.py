@@ -157,14 +157,11 @@ def _check_is(name: str, folder: Path, split: str, info: Mapping[str, Any]) -> N
 def _unusable(folder: Path, split: str, info: Mapping[str, Any]):
     path = folder / (split + UNUSABLE)
     if path.is_file():
-        reasons = dict(info["set_aside"])
-        return read_llava(path), {
-            video: f"does not decode: {why}" for video, why in reasons.items()
-        }
+        return read_llava(path), dict(info["set_aside"])
     if info["missing"] or info["set_aside"]:
         raise EvaluationError(
             f"{path}: is not there, though {len(info['missing'])} videos are missing and "
-            f"{len(info['set_aside'])} do not decode; their questions count as failed. Start "
+            f"{len(info['set_aside'])} are set aside; their questions count as failed. Start "
             "rvllm_jax.prepare again as before, it writes the file"
         )
     return [], {}
