@@ -141,7 +141,7 @@ def _beside(arguments, machine: Machine, dataset: Dataset) -> list[str]:
 
     def their_way(rows=rows):
         for questions in question_batches(dataset, rows, batch=1, max_questions=1):
-            np.asarray(alone.tokens(questions))
+            np.asarray(alone.tokens(questions)[0])
 
     our_way()  # compiles
     their_way(rows[:1])
