@@ -45,3 +45,12 @@ def test_training_answers_decide_where_there_are_any():
     assert found["how"] == FROM_TRAIN
     assert found["answers"] == {"0": "yes", "1": ""}  # of type b nothing is known
     assert found["accuracy"] == {"all": 0.0, "a": 0.0, "b": 0.0}
+
+
+def test_of_equally_common_answers_the_first_in_the_alphabet_counts():
+    """Also where one was commoner before the video's own answers were taken off."""
+    said = [("v", "b"), ("w", "b"), ("w", "b"), ("x", "a"), ("x", "a"), ("v", "c")]
+    asked = [Question(str(n), video, Turn("?", answer)) for n, (video, answer) in enumerate(said)]
+    assert prior(asked)["answers"] == {
+        "0": "a", "1": "a", "2": "a", "3": "b", "4": "b", "5": "a",
+    }  # fmt: skip
