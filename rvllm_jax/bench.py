@@ -1,15 +1,20 @@
-"""Measures this machine: python -m rvllm_jax.bench decode|evaluation|generation|input"""
+"""Measures this machine: python -m rvllm_jax.bench decode|evaluation|generation|input|load"""
 
 import argparse
 import sys
 
-from rvllm_jax.benchmarks import decoding, evaluation, generation, input
+from rvllm_jax.benchmarks import decoding, evaluation, generation, input, loading
 from rvllm_jax.data.frames import FrameStoreError
+from rvllm_jax.weights.errors import WeightsError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments).
 COMMANDS = {
-    "decode": decoding, "evaluation": evaluation, "generation": generation, "input": input,
-}  # fmt: skip
+    "decode": decoding,
+    "evaluation": evaluation,
+    "generation": generation,
+    "input": input,
+    "load": loading,
+}
 
 
 def main(argv: list[str]) -> None:
@@ -25,7 +30,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     try:
         print(COMMANDS[arguments.command].run(arguments))
-    except (FrameStoreError, generation.MissingTorch) as error:
+    except (FrameStoreError, WeightsError, generation.MissingTorch) as error:
         parser.exit(1, f"{error}\n")
 
 

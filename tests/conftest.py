@@ -1,9 +1,11 @@
 """Eight virtual CPU devices for every test; a test in float64 asks for it itself."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
@@ -18,3 +20,48 @@ def joint():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config
+
+
+SPECIAL_AND_BYTES = 259  # the first ids of a tokenizer of ours
+
+
+@pytest.fixture(scope="session")
+def talker(joint, tmp_path_factory):
+    """A working directory whose model is small and says what depends on video and question; its
+    answers are text, and it never ends one by itself."""
+    from rvllm_jax.config import resolve
+    from rvllm_jax.data import tokenizer, video
+    from rvllm_jax.experiments.run import build_model
+    from rvllm_jax.models.huggingface import llama_values
+    from rvllm_jax.models.llama import LlamaConfig
+    from rvllm_jax.training.checkpoint import Checkpoints, claim
+
+    folder = tmp_path_factory.mktemp("talker")
+    words = tokenizer.train(["what moves where, and which way does it go? left and up"] * 9, 320)
+    words.save(folder / "tokenizer")
+    sizes = LlamaConfig(words.vocab_size, 16, 1, 2, 2, 8, 24, context=4096)
+    values = json.dumps(llama_values(sizes, "float32"))
+    (folder / "decoder").mkdir()
+    (folder / "decoder" / "config.json").write_text(values)
+    config = joint()
+    config.model.decoder = str(folder / "decoder")
+    config.tokenizer.folder = str(folder / "tokenizer")
+    config.evaluation.max_new = 12
+    claim(folder, config.to_dict())
+    model = build_model(resolve(config))
+    params, stats = jax.jit(model.init)(jax.random.key(5))
+    params = {
+        p: x * 10 if p.startswith("decoder/") and x.ndim > 1 else x for p, x in params.items()
+    }
+    head = params["decoder/head/kernel"]
+    params["decoder/head/kernel"] = head.at[:, :SPECIAL_AND_BYTES].set(0)
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(3, {"params": params, "stats": stats}, {"position": {}})
+    checkpoints.close()
+    (folder / "videos").mkdir()
+    rng = np.random.default_rng(0)
+    for name, length in (("a", 50), ("b", 20), ("c", 70)):
+        colours = rng.integers(0, 255, (length, 3, 4, 3), dtype=np.uint8)
+        frames = colours.repeat(16, 1).repeat(16, 2)
+        video.write(folder / "videos" / f"{name}.mp4", frames, fps=10)
+    return folder

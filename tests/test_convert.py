@@ -1,6 +1,7 @@
 """python -m rvllm_jax.convert: in, out, and in again."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config import resolve
+from rvllm_jax.data import tokenizer
 from rvllm_jax.experiments.exchange import convert, describe_weights, expected
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import HuggingFaceConfigError
@@ -119,6 +121,56 @@ def test_the_vocabulary_grows_when_asked(llama, tmp_path):
     assert not (tmp_path / "less").exists()
 
 
+@pytest.fixture
+def talking(llama, tmp_path):
+    """talking(vocab_size) -> a copy of `llama` with a tokenizer that begins and ends by 3 and 0."""
+
+    def talking(vocab_size, **config):
+        folder = tmp_path / f"talking {vocab_size}"
+        shutil.copytree(llama, folder)
+        values = json.loads((llama / "config.json").read_text()) | config
+        values = {key: value for key, value in values.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(values))
+        texts = ["the video shows a red circle and two blue squares " + chr(n) for n in range(999)]
+        tokenizer.train(texts, vocab_size).save(folder)
+        (folder / "tokenizer_config.json").write_text(
+            '{"bos_token": "<0x00>", "eos_token": "<pad>"}'
+        )
+        return folder
+
+    return talking
+
+
+def test_the_tokenizer_goes_out_with_its_decoder_whatever_comes_first(talking, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic")
+    transformers.ResNetModel(transformers.ResNetConfig(**sizes)).save_pretrained(tmp_path / "eyes")
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id"))
+    source = talking(400, **ids, pad_token_id=-1)
+    told = convert([str(tmp_path / "eyes"), str(source)], tmp_path / "ours")
+    assert "tokenizer: 400 of the decoder's 512 tokens" in told
+    assert "  left out: pad_token_id=-1, outside the vocabulary of 512 tokens" in told
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "ours" / name).read_bytes() == (source / name).read_bytes()
+    convert([str(tmp_path / "ours")], tmp_path / "theirs", form="transformers")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "theirs")
+    assert (config.bos_token_id, config.eos_token_id) == (3, 0)
+
+
+def test_the_special_ids_of_a_config_stay(talking, tmp_path):
+    told = convert([str(talking(300, eos_token_id=[7, 9]))], tmp_path / "out", form="transformers")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [7, 9]
+    assert told[-1] == f"written: {tmp_path / 'out'}"
+
+
+def test_a_tokenizer_with_more_tokens_than_the_decoder_is_refused(talking, tmp_path):
+    source = str(talking(600))
+    with pytest.raises(WeightsError, match=r"600 tokens, and the decoder 512.*--vocab_size=600"):
+        convert([source], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert([source], tmp_path / "out", vocab_size=600)
+
+
 def test_what_does_not_fit_leaves_nothing_behind(llama, run, joint, tmp_path):
     workdir, _ = run
     for sources, error, message in (
@@ -145,7 +197,7 @@ def test_what_does_not_fit_leaves_nothing_behind(llama, run, joint, tmp_path):
         with pytest.raises(error, match=message):
             convert([str(bad)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(WeightsError, match="missing: encoder/.*"):
+    with pytest.raises(WeightsError, match=r"(?s)missing: encoder/.*config\.model\.random='proj"):
         open_start(str(llama), "projector/.*", build_model(resolve(joint())))
 
 

@@ -16,7 +16,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from rvllm_jax.data import records, shards, video
+from rvllm_jax.data import records, shard_writer, shards, video
 from rvllm_jax.data.frames import FrameStoreError
 
 DESCRIPTION = "files to stored frames, beside bare PyAV"
@@ -84,7 +84,7 @@ def _steps(
         folder.mkdir(exist_ok=True)
         options = shards.Options(stride, short_side, encoding, _PER_RECORD, 1)
         named = [(str(number), path) for number, path in enumerate(files)]
-        shards.write_shard(shards.Task(folder, 0, named, options, "", 60.0))
+        shard_writer.write_shard(shards.Task(folder, 0, named, options, "", 60.0))
 
     return {
         BARE: lambda: bare(False),

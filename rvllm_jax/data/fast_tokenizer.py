@@ -1,12 +1,12 @@
 """A Hugging Face tokenizer.json, run by the tokenizers library."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import tokenizers
 
-from rvllm_jax.data.tokenizer_files import FAST, TokenizerError
+from rvllm_jax.data.tokenizer_files import ADDED, CONFIG, FAST, AddedToken, TokenizerError
 
 
 class FastModel:
@@ -65,15 +65,39 @@ class FastModel:
         return FastModel, (self.serialized,)
 
 
-def read(path: Path) -> FastModel:
-    """Reads a tokenizer.json; raises TokenizerError naming the file."""
+def read(path: Path, added: Mapping[str, AddedToken]) -> FastModel:
+    """Reads a tokenizer.json, and adds those of the tokens beside it that it lacks.
+
+    Raises TokenizerError naming the file: not readable, or an added token has another id there.
+    """
     try:
-        return FastModel(path.read_text(encoding="utf-8"))
+        model = FastModel(path.read_text(encoding="utf-8"))
+        lacking = {token: entry for token, entry in added.items() if model.id_of(token) is None}
+        if lacking:
+            model = FastModel(_with_added(json.loads(model.serialized), lacking))
     except Exception as error:  # the library raises bare Exceptions
         raise TokenizerError(
             f"{path}: not a tokenizer that the tokenizers library "
             f"{tokenizers.__version__} reads ({error}); write it again"
         ) from error
+    for token, entry in added.items():
+        if (own := model.id_of(token)) != entry.id:
+            raise TokenizerError(
+                f"{path}: gives the added token {token!r} the id {own}, but {CONFIG} or {ADDED} "
+                f"beside it {entry.id}; correct them, or take all files from one place"
+            )
+    return model
+
+
+def _with_added(rules: dict, lacking: Mapping[str, AddedToken]) -> str:
+    """The text of a tokenizer.json with further tokens, as the library writes them."""
+    entries = [
+        {"id": entry.id, "content": token, "single_word": False, "lstrip": entry.lstrip}
+        | {"rstrip": entry.rstrip, "normalized": False, "special": entry.special}
+        for token, entry in lacking.items()
+    ]
+    own = rules.get("added_tokens") or []
+    return json.dumps(rules | {"added_tokens": sorted(own + entries, key=lambda t: t["id"])})
 
 
 def _inner(serialized: str) -> tokenizers.Tokenizer:
@@ -99,6 +123,8 @@ def _without_dummy_prefix(rules: dict) -> tuple[dict, bool]:
                 continue
             if rule["type"] == "Metaspace" and rule.get("prepend_scheme", "always") != "never":
                 prefixed, rule = True, {**rule, "prepend_scheme": "never"}
+            if rule["type"] == "ByteLevel" and rule.get("add_prefix_space", True):
+                prefixed, rule = True, {**rule, "add_prefix_space": False}
             kept.append(rule)
         if prefixed:
             rules = {**rules, stage: {"type": "Sequence", key: kept} if kept else None}

@@ -15,6 +15,7 @@ from absl import logging
 
 from rvllm_jax.data import records, supervised
 from rvllm_jax.data.progress import VideosDone
+from rvllm_jax.data.shard_writer import write_shard
 from rvllm_jax.data.shards import (
     INDEX,
     LOCK,
@@ -24,17 +25,18 @@ from rvllm_jax.data.shards import (
     VideoEntry,
     aside_file,
     done_file,
+    journal_file,
     read_aside,
     read_json,
     record_file,
     times_file,
     write_atomically,
-    write_shard,
 )
 from rvllm_jax.data.video import VideoInfo
 
 _OURS = re.compile(
-    r"(frames-videos\.array_record|times|shard|aside)-\d{5}-of-\d{5}(\.f64|\.json)?(\.tmp)?"
+    r"journal-\d{5}-of-\d{5}-[0-9a-f]{0,16}"
+    r"|(frames-videos\.array_record|times|shard|aside)-\d{5}-of-\d{5}(\.f64|\.json)?(\.tmp)?"
     r"|(index|features|dataset_info)\.json(\.tmp)?|lock"
 )
 _DECODER = 3  # part of every fingerprint: raised when the same file gives another shard
@@ -75,7 +77,7 @@ def write_store(
     """Decodes `videos` into `folder`, or returns at once where that is done already.
 
     A store of the same options and videos (names, sizes, modification times) is reused, whole or by
-    shard; one of others is written anew. One preparation a folder at a time: a second one waits.
+    video; one of others is written anew. One preparation a folder at a time: a second one waits.
 
     Args:
         folder: made if absent; may hold nothing but a store.
@@ -223,6 +225,9 @@ def _write(
             "choose another folder for the frames"
         )
     kept = {aside_file(task.shard, len(tasks)) for task in tasks if read_aside(task)}
+    unfinished = [task for task in tasks if task.shard not in done]
+    kept |= {journal_file(task.shard, len(tasks), task.fingerprint) for task in unfinished}
+    kept &= {path.name for path in present}
     if present and not done and not kept:
         logging.warning(
             "%s: holds a store of other videos or options or of an older version, or no finished "

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from rvllm_jax.data import shards
+from rvllm_jax.data import shard_writer, shards
 from rvllm_jax.data.processes import end_with_parent, killed_with_parent
 from rvllm_jax.data.shards import FrameStoreError, Task
 from rvllm_jax.data.video_file import REPLACE
@@ -171,7 +171,7 @@ def _work(pipe: multiprocessing.connection.Connection, state) -> None:
         except EOFError:
             return
         try:
-            pipe.send(shards.write_shard(task, beat))
+            pipe.send(shard_writer.write_shard(task, beat))
         except FrameStoreError as error:
             pipe.send(error)
 

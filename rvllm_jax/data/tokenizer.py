@@ -207,7 +207,7 @@ def load(folder: Path | str) -> Tokenizer:
         )
     beside = read_beside(folder)
     if (folder / FAST).is_file():
-        model = fast_tokenizer.read(folder / FAST)
+        model = fast_tokenizer.read(folder / FAST, beside.added)
         _warn_of_disagreement(model, folder, beside)
     else:
         model = sentencepiece_model.read(folder / SENTENCEPIECE, beside.added)

@@ -12,6 +12,10 @@ from pathlib import Path
 FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 TEMPLATE = "chat_template.jinja"
+TOKENIZER_FILES = (FAST, SENTENCEPIECE, CONFIG, MAP, ADDED, TEMPLATE)
+
+
+_NAMED = ("bos", "eos", "pad", "unk")
 
 
 class TokenizerError(ValueError):
@@ -41,11 +45,16 @@ def read_beside(folder: Path) -> Beside:
     """Reads a folder's JSON files; raises TokenizerError for what cannot be read or be true."""
     config = read_json(folder / CONFIG)
     named = {**read_json(folder / MAP), **config}
-    specials = {name: _content(named.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
-    others = [_content(named.get("unk_token"))]
+    where = folder / CONFIG
+    tokens = {n: _content(named.get(key := f"{n}_token"), where, key) for n in _NAMED}
+    others = [tokens.pop("unk")]
+    specials = tokens
     for key in ("additional_special_tokens", "extra_special_tokens"):
         given = named.get(key) or []
-        others += [_content(t) for t in (given.values() if isinstance(given, dict) else given)]
+        if not isinstance(given, dict | list):
+            raise TokenizerError(f"{where}: {key}={given!r}, expected a list of tokens")
+        given = given.values() if isinstance(given, dict) else given
+        others += [_content(token, where, key) for token in given]
     special = {*specials.values(), *others} - {None}
     return Beside(specials, _added(folder, config, special), _template(folder, config))
 
@@ -56,7 +65,7 @@ def read_json(path: Path) -> dict:
         return {}
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path}: not JSON ({error}); write it again") from error
     if not isinstance(read, dict):
         raise TokenizerError(f"{path}: expected a JSON object, got a {type(read).__name__}")
@@ -79,9 +88,12 @@ def _added(folder: Path, config: dict, special: set[str]) -> dict[str, AddedToke
     found: dict[str, AddedToken] = {}
     for token, number in read_json(folder / ADDED).items():
         found[token] = AddedToken(_whole(number, token, folder / ADDED), token in special)
-    for number, token in (config.get("added_tokens_decoder") or {}).items():
-        where, given = folder / CONFIG, token if isinstance(token, dict) else {"content": token}
-        if not _content(given):
+    where, decoder = folder / CONFIG, config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise TokenizerError(f"{where}: added_tokens_decoder={decoder!r}, expected an object")
+    for number, token in decoder.items():
+        given = token if isinstance(token, dict) else {"content": token}
+        if not _content(given, where, "added_tokens_decoder"):
             raise TokenizerError(f"{where}: added_tokens_decoder[{number!r}] has no content")
         found[given["content"]] = AddedToken(
             _whole(number, given["content"], where),
@@ -114,12 +126,23 @@ def _whole(number: object, token: str, where: Path) -> int:
 
 def _template(folder: Path, config: dict) -> str | None:
     if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
+        try:
+            return (folder / TEMPLATE).read_text(encoding="utf-8")
+        except ValueError as error:
+            raise TokenizerError(f"{folder / TEMPLATE}: not UTF-8 ({error})") from error
     given = config.get("chat_template")
-    if isinstance(given, list):  # several by name, as transformers has them
-        given = {each.get("name"): each.get("template") for each in given}.get("default")
+    if isinstance(given, list) and all(isinstance(each, dict) for each in given):
+        given = {each.get("name"): each.get("template") for each in given}
+    if isinstance(given, dict):  # several by name, as transformers has them
+        given = given.get("default")
+    if given is not None and not isinstance(given, str):
+        raise TokenizerError(f"{folder / CONFIG}: chat_template={given!r}, expected a text")
     return given
 
 
-def _content(token: str | dict | None) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+def _content(token: object, where: Path, key: str) -> str | None:
+    """The text of a token, which may be an object that describes it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is not None and not isinstance(text, str):
+        raise TokenizerError(f"{where}: {key} has {token!r}, expected a token's text")
+    return text

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rvllm_jax.config import resolve
+from rvllm_jax.data import tokenizer
+from rvllm_jax.data.tokenizer_files import TOKENIZER_FILES, TokenizerError
 from rvllm_jax.experiments import training_videos
 from rvllm_jax.experiments.opening import check_same
 from rvllm_jax.experiments.run import build_model
@@ -28,12 +30,6 @@ from rvllm_jax.weights.files import OURS, Entry, Weights, open_weights
 from rvllm_jax.weights.infer import resnet_shape
 from rvllm_jax.weights.save import save_flat, save_published
 from rvllm_jax.weights.vocabulary import AXES, grow
-
-# What belongs to a tokenizer, wherever it comes from; copied beside the weights.
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template.jinja", "generation_config.json"),
-)
 
 
 @dataclasses.dataclass
@@ -62,6 +58,7 @@ def convert(
     parts = _of_run(Path(runs[0]), best) if runs else _of_folders(sources)
     if vocab_size:
         _grow(parts, vocab_size)
+    _add_tokenizer(parts)
     if form == "transformers":
         _save_decoder(parts, out)
     else:
@@ -69,10 +66,30 @@ def convert(
         if parts.trained_on is not None:
             training_videos.write(out, parts.trained_on)
     if parts.tokenizer is not None:
-        for name in TOKENIZER_FILES:
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (parts.tokenizer / name).is_file():
                 shutil.copyfile(parts.tokenizer / name, Path(out) / name)
     return [*parts.told, f"written: {out}"]
+
+
+def _add_tokenizer(parts: Parts) -> None:
+    """Compares a tokenizer with the decoder that it goes out with, and notes its special tokens."""
+    decoder, where = parts.description.get("decoder"), parts.tokenizer
+    if decoder is None or where is None or not tokenizer.holds_tokenizer(where):
+        return
+    try:
+        found = tokenizer.load(where)
+    except TokenizerError as error:  # the weights are whole all the same
+        parts.told.append(f"the tokenizer is copied and cannot be used: {error}")
+        return
+    if found.vocab_size > (size := decoder["vocab_size"]):
+        raise WeightsError(
+            f"{where}: its tokenizer has {found.vocab_size} tokens, and the decoder {size}: give "
+            f"the decoder's own tokenizer, or make room by --vocab_size={found.vocab_size}"
+        )
+    parts.told.append(f"tokenizer: {found.vocab_size} of the decoder's {size} tokens")
+    ids = {"bos_token_id": found.bos_id, "eos_token_id": found.eos_id}
+    parts.description["decoder"] = ids | decoder  # what the source's config.json says stays
 
 
 def describe(resnet, llama, projector, layout, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,15 +119,18 @@ def _of_run(workdir: Path, best: str) -> Parts:
 
 def _of_folders(sources: list[str]) -> Parts:
     opened = [open_weights(source) for source in sources]
-    entries, description, told = merge.combine(opened), {}, []
+    entries, description, told, folder = merge.combine(opened), {}, [], None
     for weights in opened:
         own = describe_weights(weights)
         merge.check(weights.entries, expected(own), where=str(weights.path))
-        description |= own
         told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(own)}")
+        if "decoder" in own and weights.path.is_dir():
+            folder = weights.path  # the tokenizer is the decoder's
+            if not weights.ours:
+                own["decoder"] |= _special_ids(weights.config, own["decoder"]["vocab_size"], told)
+        description |= own
         if weights.ignored:
             told.append(f"  left out: {', '.join(weights.ignored)}")
-    folder = next((w.path for w in opened if "decoder" in description and w.path.is_dir()), None)
     return Parts(dict(entries), description, folder, told, _trained_on(sources))
 
 
@@ -125,6 +145,20 @@ def _trained_on(sources: list[str]) -> dict[str, Any] | None:
     return {"videos": sorted(videos), "unknown": sorted(unknown)}
 
 
+def _special_ids(config: Mapping[str, Any], size: int, told: list[str]) -> dict[str, Any]:
+    """The ids by which transformers starts, ends and fills texts, as a config.json has them."""
+    found, values = {}, {**config, **(config.get("text_config") or {})}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (value := values.get(key)) is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if all(isinstance(number, int) and 0 <= number < size for number in ids):
+            found[key] = value
+        else:
+            told.append(f"  left out: {key}={value!r}, outside the vocabulary of {size} tokens")
+    return found
+
+
 def describe_weights(weights: Weights) -> dict[str, Any]:
     """The model.json of a source: which parts it holds, and their sizes."""
     if weights.ours:
@@ -136,12 +170,16 @@ def describe_weights(weights: Weights) -> dict[str, Any]:
         description["encoder"] = dataclasses.asdict(ResNetConfig(*shape))
     if "decoder" in rooms:
         llama = llama_config(weights.config, str(weights.path / "config.json"))
-        dtype = weights.entries["decoder/embed/embedding"].dtype.name
+        dtype = next(x for p, x in weights.entries.items() if p.startswith("decoder/")).dtype.name
         description["decoder"] = llama_values(llama, dtype)
     if "projector" in rooms:
         two = "projector/linear_2/kernel" in weights.entries
         description["projector"] = "mlp2x_gelu" if two else "linear"
+        if merge.PROJECTOR not in weights.entries:
+            raise WeightsError(f"{weights.path}: its projector lacks the kernel of its first layer")
         description["features"] = weights.entries[merge.PROJECTOR].shape[0]
+        if (act := weights.config.get("projector_hidden_act", "gelu")) != "gelu":
+            raise WeightsError(f"{weights.path}: projector_hidden_act={act!r}; here is only 'gelu'")
     return description
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rvllm_jax.config import Recipe, check_tokenizer, resolve
+from rvllm_jax.config import ConfigError, Recipe, check_tokenizer, resolve
 from rvllm_jax.data import chat
 from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.experiments.run import build_model
@@ -19,7 +19,7 @@ from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.training import parallel
 from rvllm_jax.training.checkpoint import is_bound
-from rvllm_jax.training.checkpoint_part import read_model
+from rvllm_jax.training.checkpoint_part import newest, read_model
 from rvllm_jax.training.parallel import JitParallel
 from rvllm_jax.weights import merge
 from rvllm_jax.weights.errors import WeightsError
@@ -27,6 +27,26 @@ from rvllm_jax.weights.files import OURS, open_weights
 
 ALL_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}
 COMPUTED = ("kernel", "embedding")  # cast to the dtype of the computation wherever they are used
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A model on disk, of which no array was read yet."""
+
+    path: Path
+    is_run: bool
+    best: str
+    recipe: Recipe
+    tokenizer: tokenizers.Tokenizer
+
+    @functools.cached_property
+    def template(self) -> chat.Template:
+        return chat.find_template(self.recipe.data.template, self.tokenizer)
+
+    @property
+    def identity(self) -> str:
+        """Names the arrays: the folder, and of a run the checkpoint."""
+        return str(newest(self.path, self.best) if self.is_run else self.path.resolve())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,25 +78,49 @@ class Opened:
 def open_model(
     path: str | Path, *, best: str = "", mesh: Mapping[str, int] = ALL_DEVICES
 ) -> Opened:
+    """`describe_model` and `read_arrays` in one."""
+    return read_arrays(describe_model(path, best=best, mesh=mesh))
+
+
+def describe_model(
+    path: str | Path,
+    *,
+    best: str = "",
+    mesh: Mapping[str, int] = ALL_DEVICES,
+    template: str = "",
+) -> Described:
     """The model of a working directory (its newest checkpoint, or the best of stage `best`), or of
     a folder that `convert` wrote of one.
 
-    Arrays lie over `mesh` as in training, matrices in the dtype of the computation. Raises
-    WeightsError, CheckpointError, ConfigError or TokenizerError before an array is allocated,
-    except CheckpointError where the checkpoint's own files are damaged.
+    template: a name to use in place of the recipe's own. Raises WeightsError, CheckpointError,
+    ConfigError, ChatError or TokenizerError; allocates nothing.
     """
     path = Path(path)
-    run = is_bound(path)
-    config = _config_of_run(path) if run else _config_of_export(path)
-    if best and not run:
+    is_run = is_bound(path)
+    config = _config_of_run(path) if is_run else _config_of_export(path)
+    if best and not is_run:
         raise WeightsError(f"{path}: an exported folder has no best checkpoint of stage {best!r}")
+    if template:
+        config["data"]["template"] = template
     recipe = dataclasses.replace(resolve(config), mesh=dict(mesh))
-    tokenizer = tokenizers.load(path / "tokenizer" if run else path)
+    tokenizer = tokenizers.load(path / "tokenizer" if is_run else path)
     check_tokenizer(recipe, tokenizer.vocab_size, str(path))
-    chat.find_template(recipe.data.template, tokenizer)
-    model, layout = build_model(recipe), parallel.make("jit", dict(mesh))
+    described = Described(path, is_run, best, recipe, tokenizer)
+    _ = described.template, described.identity  # refused where they are not there
+    return described
+
+
+def read_arrays(described: Described) -> Opened:
+    """The model with its arrays: over the recipe's mesh as in training, matrices in the dtype of
+    the computation.
+
+    Raises WeightsError or CheckpointError before an array is allocated, except CheckpointError
+    where the checkpoint's own files are damaged.
+    """
+    path, best, recipe = described.path, described.best, described.recipe
+    model, layout = build_model(recipe), parallel.make("jit", recipe.mesh)
     places = layout.arrays(model.params, model.stats)
-    if run:
+    if described.is_run:
         params, stats, step = read_model(path, best, places[0] | places[1])
         check_same(params | stats, model.params | model.stats, path)
         told = f"{path}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"
@@ -85,11 +129,18 @@ def open_model(
         params, stats = ({p: arrays[p] for p in part} for part in (model.params, model.stats))
         told, step = f"{path}: an exported model", 0
     params = {p: x.astype(_dtype(p, x, recipe)) for p, x in params.items()}
-    return Opened(path, recipe, model, params, stats, tokenizer, layout, step, told)
+    return Opened(path, recipe, model, params, stats, described.tokenizer, layout, step, told)
 
 
 def _config_of_run(path: Path) -> dict[str, Any]:
-    return json.loads((path / "config.json").read_text())
+    return _read_json(path / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}; restore the file") from error
 
 
 def _config_of_export(path: Path) -> dict[str, Any]:
@@ -100,7 +151,7 @@ def _config_of_export(path: Path) -> dict[str, Any]:
             f"{path}: neither a working directory with a checkpoint nor an exported model "
             f"({OURS} is not there); train one, or `python -m rvllm_jax.convert --source=RUN`"
         )
-    description = json.loads((path / OURS).read_text())
+    description = _read_json(path / OURS)
     if "recipe" not in description:
         raise WeightsError(
             f"{path}: holds {', '.join(description) or 'nothing'}, not a whole video model; train "

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.generation.sampling import GREEDY, Sampling, next_token, seen_tokens
 from rvllm_jax.generation.unrolled import UnrolledLlama, unroll
@@ -34,6 +36,18 @@ class Answers(NamedTuple):
     weights_GCQ: jax.Array  # float32; what each clip's probabilities count
     position_R: jax.Array  # int32; RoPE position of the last token written
     cache: KVCache
+
+
+def places(mesh: Mesh | None, kv_heads: int):
+    """Where a cache and `Answers` lie that a program returns; None: where the model does."""
+    if mesh is None:
+        return None, None
+    everywhere = NamedSharding(mesh, P())
+    axis = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+    heads = NamedSharding(mesh, P(None, None, axis))
+    cache = KVCache(heads, heads, everywhere, everywhere)
+    others = dict.fromkeys(Answers._fields, everywhere)
+    return cache, Answers(**others | {"cache": cache})
 
 
 def greedy(

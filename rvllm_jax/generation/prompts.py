@@ -1,5 +1,6 @@
 """The ids that a model reads before it answers, as arrays."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,18 @@ from rvllm_jax.types import Questions, VisualLayout
 MULTIPLE = 32  # tokens; prompts are padded to one, so that few lengths are compiled
 
 
+class PromptError(ValueError):
+    """A question that is empty, or that does not fit the context; says the lengths."""
+
+
+@dataclasses.dataclass
+class Turn:
+    """A question and the ids of its answer, without the id that ended it."""
+
+    question: str
+    answer: list[int]
+
+
 def prefixes(
     tokenizer: Tokenizer, template: chat.Template, layout: VisualLayout, frames, frame_mask, counts
 ) -> Questions:
@@ -20,7 +33,7 @@ def prefixes(
     heads = [
         packing.prefix(before, after, visual=layout.filled(int(mask.sum()))) for mask in frame_mask
     ]
-    length = max(map(len, heads))
+    length = round_up(max(map(len, heads)), MULTIPLE)
     rows = [packing.pack_row(head, [], length) for head in heads]
     fields = ("tokens", "slots", "positions", "segments")
     C = len(frames)
@@ -33,6 +46,51 @@ def prefixes(
         ids=np.zeros((C, 0), np.int32),
         counts=np.ones(C, np.int32) if counts is None else np.asarray(counts, np.int32),
     )
+
+
+def prefix_length(
+    tokenizer: Tokenizer, template: chat.Template, layout: VisualLayout, frame_mask: np.ndarray
+) -> int:
+    """Tokens up to the video's end, of the clip bool[C, T] that has most."""
+    visual = max(len(layout.filled(int(mask.sum()))) for mask in frame_mask)
+    return sum(map(len, chat.prefix_ids(tokenizer, template))) + visual
+
+
+def asked(
+    tokenizer: Tokenizer,
+    template: chat.Template,
+    question: str,
+    turns: Sequence[Turn],
+    *,
+    prefix: int,
+    context: int,
+) -> list[int]:
+    """The ids behind the video, up to where the answer starts.
+
+    prefix: tokens up to the video's end. Raises PromptError where the question is empty, where no
+    token of `context` is left for an answer, and where the template cannot show `turns`.
+    """
+    if not question.strip():
+        raise PromptError(f"the question is empty ({question!r}): ask something")
+    if not question.isascii() and question != question.encode(errors="replace").decode():
+        raise PromptError(f"the question {question!r} is not UTF-8: correct it")
+    if turns and not template.shows_question:
+        raise PromptError(
+            "the template shows no questions, so that turns cannot follow each other: begin a new "
+            "conversation, or choose another template"
+        )
+    ids, end = [], chat.end_id(tokenizer, template)
+    for number, turn in enumerate(turns):
+        ids += chat.question_ids(tokenizer, template, turn.question, first=number == 0)
+        ids += [*turn.answer, end]
+    ids += chat.question_ids(tokenizer, template, question, first=not turns)
+    if prefix + len(ids) >= context:
+        raise PromptError(
+            f"the prompt has {prefix} tokens up to the video's end and {len(ids)} of "
+            f"{len(turns)} turns and the question, but the context is {context}: ask a shorter "
+            "question or begin a new conversation"
+        )
+    return ids
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +106,13 @@ def common(held: Sequence[int], wanted: Sequence[int]) -> int:
     """How many ids the two have in common from the first on."""
     pairs = zip(held, wanted, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(held), len(wanted)))
+
+
+def batch_size(number: int) -> int:
+    """How many rows `number` questions are read as: 1, 2, 3, 4, 6, 8, 12, ..., so that few numbers
+    are compiled."""
+    power = 1 << (number - 1).bit_length()
+    return power * 3 // 4 if 4 * number <= 3 * power else power
 
 
 def round_up(number: int, multiple: int) -> int:

@@ -85,3 +85,9 @@ def ids_of_text(decode: Callable[[Sequence[int]], str], ids: Sequence[int], text
         if text.startswith(text_of(decode, ids[:count])):
             return count
     return 0
+
+
+def cut_ids(decode: Callable, encode: Callable, ids: list[int], text: str) -> list[int]:
+    """The ids of an answer that a stop string cut to `text`."""
+    count = ids_of_text(decode, ids, text)
+    return ids[:count] + encode(text[len(text_of(decode, ids[:count])) :])

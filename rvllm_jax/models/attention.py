@@ -39,7 +39,9 @@ def attend(
     """Scaled dot-product attention -> `[B, T, N, H]` in the dtype of `q_BTNH`.
 
     Query head n reads key/value head n // (N / K), as Llama orders them; keys and values are not
-    repeated. The softmax is taken in float32, or in float64 where the inputs are float64.
+    repeated. The softmax is taken in float32, or in float64 where the inputs are float64. Keys and
+    values of another dtype, as of a cache in bfloat16 beside queries in float32, are rounded where
+    they are stored and nowhere else.
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
@@ -54,6 +56,6 @@ def attend(
     scores_BKGTS = jnp.where(
         mask_BTS[:, None, None], scores_BKRS.reshape(B, K, G, T, S), jnp.finfo(wide).min
     )
-    probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    out_BKRH = probs_BKGTS.reshape(B, K, G * T, S) @ v_BKSH
+    probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
+    out_BKRH = (probs_BKGTS.reshape(B, K, G * T, S) @ v_BKSH).astype(q_BTNH.dtype)
     return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)

@@ -1,6 +1,7 @@
 """The sizes in a Hugging Face config.json as our configurations, and back."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
     number, the activation is not SiLU, or the rotary scaling is neither linear nor Llama 3's.
     """
     if "text_config" in values:
-        values = {**LLAVA_DEFAULTS, **values["text_config"]}
+        values = _text_values(values, where)
     if (act := values.get("hidden_act", "silu")) != "silu":
         raise HuggingFaceConfigError(f"{where}: hidden_act={act!r}; this decoder has 'silu' only")
     width = _size(values, "hidden_size", where)
@@ -61,8 +62,8 @@ def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
             width=width,
             layers=_size(values, "num_hidden_layers", where),
             heads=heads,
-            kv_heads=values.get("num_key_value_heads") or heads,
-            head_dim=values.get("head_dim") or width // heads,
+            kv_heads=_size_or(heads, values, "num_key_value_heads", where),
+            head_dim=_size_or(width // heads, values, "head_dim", where),
             mlp_width=_size(values, "intermediate_size", where),
             context=_size(values, context, where),
             rope_theta=theta,
@@ -117,20 +118,42 @@ def llama_values(config: LlamaConfig, dtype: str) -> dict[str, Any]:
     }
 
 
+def _text_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The decoder's part of a LLaVA's config.json, whole."""
+    text = values["text_config"]
+    if not isinstance(text, Mapping):
+        raise HuggingFaceConfigError(f"{where}: text_config={text!r}, expected an object")
+    if (kind := text.get("model_type", "llama")) != "llama":
+        raise HuggingFaceConfigError(
+            f"{where}: the decoder in text_config is a {kind!r}; this one is a 'llama'"
+        )
+    # transformers writes at the top what it does, and may leave False below.
+    tied = bool(text.get("tie_word_embeddings")) or bool(values.get("tie_word_embeddings"))
+    return {**LLAVA_DEFAULTS, **text, "tie_word_embeddings": tied}
+
+
 def _rope(values: Mapping[str, Any], where: str):
     """rope_theta, and the scaling; newer files hold both in `rope_parameters`."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = rope.get("rope_theta", values.get("rope_theta", 1e4))
+    if not isinstance(rope, Mapping) or any(isinstance(x, Mapping) for x in rope.values()):
+        raise HuggingFaceConfigError(f"{where}: rotary parameters {rope!r}, expected one set")
+    theta = rope.get("rope_theta", values.get("rope_theta"))
+    theta = float(_number({"rope_theta": 1e4 if theta is None else theta}, "rope_theta", where))
+    share = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
+    if share not in (None, 1):
+        raise HuggingFaceConfigError(
+            f"{where}: partial_rotary_factor={share!r}; this decoder turns whole heads"
+        )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return float(theta), None
+        return theta, None
     if kind == "linear":
-        return float(theta), LinearScaling(float(_number(rope, "factor", where)))
+        return theta, LinearScaling(float(_number(rope, "factor", where)))
     if kind == "llama3":
         keys = ("factor", "low_freq_factor", "high_freq_factor")
         numbers = [float(_number(rope, key, where)) for key in keys]
         original = _size(rope, "original_max_position_embeddings", where)
-        return float(theta), RopeScaling(*numbers, original)
+        return theta, RopeScaling(*numbers, original)
     raise HuggingFaceConfigError(
         f"{where}: rotary scaling {kind!r}; this decoder has 'linear' and 'llama3'"
     )
@@ -143,7 +166,8 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> float:
             "with the weights"
         )
     value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
         raise HuggingFaceConfigError(f"{where}: {key}={value!r}, expected a positive number")
     return value
 
@@ -153,3 +177,8 @@ def _size(values: Mapping[str, Any], key: str, where: str) -> int:
     if value != int(value):
         raise HuggingFaceConfigError(f"{where}: {key}={value!r}, expected a whole number")
     return int(value)
+
+
+def _size_or(default: int, values: Mapping[str, Any], key: str, where: str) -> int:
+    """As `_size`; `default` where the key is absent or null."""
+    return default if values.get(key) is None else _size(values, key, where)

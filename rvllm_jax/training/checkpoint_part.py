@@ -12,6 +12,18 @@ import orbax.checkpoint as ocp
 from rvllm_jax.training.checkpoint_series import CheckpointError
 
 
+def newest(workdir: str | Path, stage: str = "") -> Path:
+    """The folder of the newest checkpoint, or of the best one of `stage`; its name is the step.
+
+    Raises CheckpointError: there is none.
+    """
+    series = Path(workdir).absolute() / (f"best/{stage}" if stage else "checkpoints")
+    steps = sorted(int(p.name) for p in series.glob("*") if p.name.isdigit())
+    if not steps:
+        raise CheckpointError(f"{series}: no complete checkpoint; train first, or name another run")
+    return series / str(steps[-1])
+
+
 def read_model(
     workdir: str | Path, stage: str = "", places: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[dict, dict, int]:
@@ -21,11 +33,8 @@ def read_model(
     says, by default on the default device. Raises CheckpointError: there is none, or it cannot be
     read.
     """
-    series = Path(workdir).absolute() / (f"best/{stage}" if stage else "checkpoints")
-    steps = sorted(int(p.name) for p in series.glob("*") if p.name.isdigit())
-    if not steps:
-        raise CheckpointError(f"{series}: no complete checkpoint; train first, or name another run")
-    folder = series / str(steps[-1]) / "arrays"
+    checkpoint = newest(workdir, stage)
+    folder = checkpoint / "arrays"
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -53,4 +62,4 @@ def read_model(
     for name, array in arrays.items():
         part, _, path = name.partition("/")
         parts[part][path] = array
-    return parts["params"], parts["stats"], steps[-1]
+    return parts["params"], parts["stats"], int(checkpoint.name)

@@ -4,6 +4,7 @@ from absl import logging
 
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.weights import merge
+from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.files import Entry, open_weights
 
 
@@ -21,7 +22,13 @@ def open_start(folders: str, random: str, model: PureModel) -> dict[str, Entry]:
         if source.ignored:
             logging.info("%s: left out: %s", source.path, ", ".join(source.ignored))
     entries = merge.combine(sources)
-    drawn = merge.check(entries, model.params | model.stats, random=random, where=folders)
+    try:
+        drawn = merge.check(entries, model.params | model.stats, random=random, where=folders)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error}\nSizes are those of config.model.decoder and config.model.encoder; what may "
+            f"be random is config.model.random={random!r}, a regex over these paths"
+        ) from None
     if drawn:
         logging.info("drawn at random, as config.model.random says: %s", ", ".join(drawn))
     return entries

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from rvllm_jax.weights import rules
@@ -15,6 +16,7 @@ from rvllm_jax.weights.rules import Layout
 from rvllm_jax.weights.tensor_file import FileTensor, read_header
 
 INDEX = "model.safetensors.index.json"
+EMBEDDING, HEAD = "decoder/embed/embedding", "decoder/head/kernel"
 OURS = "model.json"  # beside our own flat file
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 # weights_only: what is in the file is unpickled as tensors and not executed.
@@ -52,8 +54,8 @@ class Entry:
     def dtype(self) -> np.dtype:
         """Of all layers: the widest of theirs."""
         dtype = self.tensors[0].dtype
-        for tensor in self.tensors[1:]:
-            dtype = np.promote_types(dtype, tensor.dtype)
+        for tensor in self.tensors[1:]:  # numpy knows no type for both float16 and bfloat16
+            dtype = jnp.promote_types(dtype, tensor.dtype)
         return dtype
 
     def parts(self) -> Iterator[np.ndarray]:
@@ -110,11 +112,33 @@ def open_weights(path: str | Path) -> Weights:
             f"{_architecture(config) or 'that the others are'}: {_some(unknown)}"
         )
     ignored = [name for name in tensors if layout.ignores(name)]
-    tied = (config.get("text_config") or config).get("tie_word_embeddings", False)
     entries = _entries(path, layout, {n: t for n, t in tensors.items() if n not in ignored})
-    if tied and entries.pop("decoder/head/kernel", None):  # a copy of the embedding
-        ignored.append("lm_head.weight")
+    if is_tied(config) and EMBEDDING in entries and (head := entries.pop(HEAD, None)):
+        _check_copy(head.tensors[0], entries[EMBEDDING].tensors[0])
+        ignored.append(head.tensors[0].name)
     return Weights(path, config, entries, ours=False, ignored=tuple(ignored))
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether logits are taken with the embedding; LLaVA's files say it at either level."""
+    levels = (config, config.get("text_config"))
+    return any(isinstance(c, Mapping) and bool(c.get("tie_word_embeddings")) for c in levels)
+
+
+def _check_copy(head: FileTensor, embedding: FileTensor) -> None:
+    """transformers unties what differs; here it is said, and not taken in silence."""
+    same = head.shape == embedding.shape and head.dtype == embedding.dtype
+    for row in range(0, head.shape[0] if same else 0, 4096):
+        parts = [np.empty((min(4096, head.shape[0] - row), *head.shape[1:]), head.dtype)] * 2
+        parts[1] = np.empty_like(parts[0])
+        for part, tensor in zip(parts, (head, embedding), strict=True):
+            tensor.read_into(part, row)
+        same &= parts[0].tobytes() == parts[1].tobytes()
+    if not same:
+        raise WeightsError(
+            f"{head.path}: {head.name} is not {embedding.name}, though config.json says that they "
+            "are tied; set tie_word_embeddings to false there if it was trained, else remove it"
+        )
 
 
 def find_tensors(path: Path) -> dict[str, FileTensor]:
@@ -129,7 +153,7 @@ def find_tensors(path: Path) -> dict[str, FileTensor]:
         if twice := sorted(header.keys() & tensors.keys()):
             raise WeightsError(f"{file}: holds what another shard holds too: {_some(twice)}")
         tensors |= header
-    if path.is_dir() and (path / INDEX).is_file():
+    if len(files) > 1 and (path / INDEX).is_file():
         named = _json(path / INDEX)["weight_map"]
         absent = [n for n, f in named.items() if n not in tensors or tensors[n].path.name != f]
         if absent:
@@ -143,13 +167,13 @@ def find_tensors(path: Path) -> dict[str, FileTensor]:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise WeightsError(f"{folder}: is not there; name a folder or a .safetensors file")
-    if (folder / INDEX).is_file():
+    if (folder / "model.safetensors").is_file():  # before an index, as in transformers
+        names = ["model.safetensors"]
+    elif (folder / INDEX).is_file():
         index = _json(folder / INDEX).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(f, str) for f in index.values()):
             raise WeightsError(f"{folder / INDEX}: has no 'weight_map' of tensor to file")
         names = sorted(set(index.values()))
-    elif (folder / "model.safetensors").is_file():
-        names = ["model.safetensors"]
     else:
         names = sorted(file.name for file in folder.glob("*.safetensors"))
         counts = {int(m[1]) for n in names if (m := re.search(r"-of-(\d+)\.safetensors$", n))}

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rvllm_jax.weights import streaming
 from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.files import Entry, Weights
 from rvllm_jax.weights.rules import MATRIX
-from rvllm_jax.weights.tensor_file import FileTensor
+from rvllm_jax.weights.streaming import Piece
 
 CLIP_FEATURES = {768: "CLIP ViT-B", 1024: "CLIP ViT-L", 1152: "SigLIP SO400M"}
 PROJECTOR = "projector/linear_1/kernel"  # [features, width]
@@ -80,40 +81,46 @@ def load(
 ) -> dict[str, jax.Array]:
     """The arrays of `entries`, each in the dtype of its target and where `shardings` says.
 
-    `check` comes first. One tensor after the other is read and goes straight to its place: host
-    memory holds a few at a time, whatever the model's size.
+    `check` comes first. Pieces of tensors are read and go straight to their places: host memory
+    holds a few at a time, whatever the model's size.
     """
-    arrays, last = {}, None
-    for path, entry in entries.items():
+    arrays: dict[str, jax.Array] = {}
+    for piece, x in streaming.stream(_plan(entries, shardings)):
+        path, entry = piece.path, entries[piece.path]
         dtype, place = np.dtype(targets[path].dtype), shardings[path]
-        here = entry.axes == MATRIX and _on_cpu(place)
-        left = None if here else entry.axes  # what is still to be turned on the devices
-        if not entry.stacked:
-            x = _send(entry.tensors[0], entry.axes, dtype, place, here)
-            jax.block_until_ready(last)
-            arrays[path] = last = _turn(left, dtype, place)(x)
-            continue
-        last = jnp.zeros(entry.shape, dtype, device=place)
+        if path not in arrays:
+            arrays[path] = jnp.zeros(entry.shape, dtype, device=place)
+        one = _of_one_layer(place) if entry.stacked else place
+        left = None if piece.turn else entry.axes  # what is still to be turned on the devices
+        axis = entry.axes.index(0) if entry.axes else 0  # of ours, along which pieces follow
+        write = _write(left, place, entry.stacked, None if _is_whole(piece) else axis)
+        array = write(arrays[path], _send(x, left, dtype, one), piece.layer, piece.start)
+        arrays[path] = jax.block_until_ready(array)  # the memory of x is used again
+    return arrays
+
+
+def _plan(entries: Mapping[str, Entry], shardings: Mapping[str, Any]) -> Iterator[Piece]:
+    for path, entry in entries.items():
+        place = shardings[path]
+        turn = entry.axes == MATRIX and _on_cpu(place)
+        # A piece of what is split over devices would not be split as the whole is.
+        whole = len(place.device_set) > 1
         for layer, tensor in enumerate(entry.tensors):
-            x = _send(tensor, entry.axes, dtype, _of_one_layer(place), here)
-            # The read of a tensor overlaps with the placing of the one before, and no more.
-            jax.block_until_ready(last)
-            last = _write(left, place)(last, x, layer)
-        arrays[path] = last
-    return jax.block_until_ready(arrays)
+            yield from streaming.pieces(path, layer, tensor, turn=turn, whole=whole)
 
 
-def _send(tensor: FileTensor, axes, dtype: np.dtype, place, here: bool) -> jax.Array:
-    """A tensor on the devices as it is in the file, split as it will be when its axes are turned.
+def _is_whole(piece: Piece) -> bool:
+    return piece.shape == piece.tensor.shape
+
+
+def _send(array: np.ndarray, axes, dtype: np.dtype, place) -> jax.Array:
+    """Theirs on the devices, split as it will be when its axes are turned.
 
     Each device is given its part alone. 64 bits are rounded here: devices may not hold them.
     """
-    array = tensor.read()
-    if here:
-        array = _turned_here(array, axes)
     if array.dtype.itemsize > dtype.itemsize and array.dtype == np.float64:
         array = array.astype(dtype)
-    if _is_named(place) and axes is not None and not here:
+    if _is_named(place) and axes is not None:
         spec = [*place.spec, *[None] * array.ndim][: array.ndim]
         place = NamedSharding(place.mesh, P(*(spec[axes.index(axis)] for axis in range(len(axes)))))
     return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
@@ -128,35 +135,41 @@ def _is_named(place) -> bool:
 
 
 @functools.cache
-def _turn(axes, dtype: np.dtype, place):
-    """Their tensor -> ours; compiled once a shape."""
-    return jax.jit(lambda x: _turned(x, axes).astype(dtype), out_shardings=place)
+def _write(axes, place, stacked: bool, axis: int | None):
+    """(array of ours, theirs, layer, row) -> the array with it, in the same memory.
 
+    `axis` is where the row counts; None: theirs is a whole tensor, and what its parts on the
+    devices are need not be known at run time.
+    """
 
-@functools.cache
-def _write(axes, place):
-    """(stack, their tensor, layer) -> the stack with it, in the same memory."""
-
-    def write(stack, x, layer):
-        x = _turned(x, axes).astype(stack.dtype)
-        return jax.lax.dynamic_update_index_in_dim(stack, x, layer, 0)
+    def write(array, x, layer, row):
+        dtype, x = array.dtype, _turned(x, axes)
+        if dtype == jnp.bfloat16:
+            # On CPU XLA updates bfloat16 by way of a float32 copy of all layers; but not bits.
+            array, x = jax.lax.bitcast_convert_type(array, jnp.uint16), _bfloat16_bits(x)
+        x, start = x.astype(array.dtype), [0] * x.ndim
+        if axis is not None:
+            start[axis] = row
+        if stacked:
+            x, start = x[None], [layer, *start]
+        array = jax.lax.dynamic_update_slice(array, x, start)
+        return jax.lax.bitcast_convert_type(array, dtype) if dtype == jnp.bfloat16 else array
 
     return jax.jit(write, out_shardings=place, donate_argnums=0)
 
 
+def _bfloat16_bits(x: jax.Array) -> jax.Array:
+    """The numbers in bfloat16, as their `uint16`; no loop over scalars, unlike XLA's on CPU."""
+    if x.dtype == jnp.bfloat16:
+        return jax.lax.bitcast_convert_type(x, jnp.uint16)
+    x = x.astype(jnp.float32)
+    rounded = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    bits = jax.lax.bitcast_convert_type(rounded, jnp.uint32) >> 16
+    return jnp.where(jnp.isnan(x), 0x7FC0, bits).astype(jnp.uint16)
+
+
 def _on_cpu(place) -> bool:
     return next(iter(place.device_set)).platform == "cpu"
-
-
-def _turned_here(array: np.ndarray, axes) -> np.ndarray:
-    """The array with its axes turned, in host memory: on CPU some 4 times as fast as XLA does it.
-
-    16 rows at a time stay in the cache.
-    """
-    turned = np.empty(tuple(array.shape[axis] for axis in axes), array.dtype)
-    for row in range(0, len(array), 16):
-        turned[:, row : row + 16] = array[row : row + 16].T
-    return turned
 
 
 def _turned(x, axes):

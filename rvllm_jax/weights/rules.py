@@ -167,7 +167,7 @@ LLAVA = Layout(  # the original repository's; one layer before version 1.5
     + _linear("model.mm_projector.0", 1)
     + _linear("model.mm_projector.2", 2)
     + _linear("model.mm_projector", 1),
-    rf"{INV_FREQ}|model\.vision_tower\..*",
+    rf"{INV_FREQ}|model\.vision_tower\..*|model\.image_newline",  # between an image's tiles
 )
 TORCHVISION = Layout(_torchvision(), rf"{COUNTS}|fc\.(weight|bias)")
 RESNET_HF = Layout(_transformers_resnet(""), COUNTS)

@@ -52,16 +52,20 @@ class FileTensor:
     def read(self) -> np.ndarray:
         """The tensor, in memory of its own."""
         array = np.empty(self.shape, self.dtype)
+        self.read_into(array)
+        return array
+
+    def read_into(self, array: np.ndarray, row: int = 0) -> None:
+        """Fills `array`, contiguous, with the tensor's bytes from its row `row` on."""
         view = memoryview(array.reshape(-1).view(np.uint8))
         with self.path.open("rb", buffering=0) as file:
-            file.seek(self.start)
+            file.seek(self.start + row * math.prod(self.shape[1:]) * self.dtype.itemsize)
             done = 0
             while done < len(view):
                 count = file.readinto(view[done:])
                 if not count:
                     raise WeightsError(f"{self.path}: ends within {self.name!r}. {AGAIN}")
                 done += count
-        return array
 
 
 def read_header(path: str | Path) -> dict[str, FileTensor]:
@@ -103,18 +107,29 @@ def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]
             f"should take {length:,}. {AGAIN}"
         )
     try:
-        header = json.loads(file.read(length))
-    except ValueError as error:
+        header = json.loads(file.read(length), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: its header is no JSON ({error}). {AGAIN}") from error
     if not isinstance(header, dict):
         raise WeightsError(f"{path}: its header is no JSON object. {AGAIN}")
     return header, 8 + length
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; where a key stands twice, readers would differ in what they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return found
+
+
 def _tensor(path: Path, name: str, entry: Any, start: int) -> FileTensor:
     try:
         kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, first, last))
+        whole = isinstance(kind, str) and isinstance(shape, list)
+        whole &= all(type(n) is int and n >= 0 for n in (*shape, first, last))
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:

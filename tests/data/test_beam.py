@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.data import beam, frame_writer, records, shards
+from rvllm_jax.data import beam, frame_writer, records, shard_writer, shards
 from rvllm_jax.data.frames import FrameStoreError, write_store
 from rvllm_jax.data.shards import Options, Task
 
@@ -115,7 +115,7 @@ def test_an_attempt_that_comes_twice_leaves_one_whole_shard(task, tmp_path):
         attempt.join()
     own = tmp_path / "other"
     own.mkdir()
-    shards.write_shard(task._replace(folder=own))
+    shard_writer.write_shard(task._replace(folder=own))
     assert files(task.folder) == {**files(own), "lock": b""} and not list(work.iterdir())
 
 

@@ -186,3 +186,60 @@ def test_a_start_of_text_token_outside_the_vocabulary_is_refused(trained, tmp_pa
 def test_a_vocabulary_without_room_for_text_is_refused():
     with pytest.raises(TokenizerError, match="259 are special tokens and bytes"):
         tokenizer.train(TEXTS, 259)
+
+
+def test_tokens_beside_a_tokenizer_json_are_added_as_transformers_does(trained, tmp_path):
+    trained.save(tmp_path)
+    size = trained.vocab_size
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<video>": size, "<fill>": size + 1}))
+    values = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"pad_token": "<fill>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    loaded = tokenizer.load(tmp_path)
+    assert (loaded.pad_id, loaded.vocab_size) == (size + 1, size + 2)
+    ids = loaded.encode("a<video> <fill>")
+    assert ids == [*trained.encode("a"), size, *trained.encode(" <fill>")]
+    loaded.save(tmp_path / "again")
+    assert tokenizer.load(tmp_path / "again").encode("a<video> <fill>") == ids
+    for wrong in ({"<video>": size + 5}, {"</s>": 7}):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json: gives the added token"):
+            tokenizer.load(tmp_path)
+
+
+def test_a_byte_level_space_stands_at_the_start_alone(trained, tmp_path):
+    trained.save(tmp_path)
+    rules = json.loads((tmp_path / "tokenizer.json").read_text())
+    bytes_of = {chr(b): b - 33 + 5 for b in range(33, 127)} | {"\u0120": 3, "\u0120a": 4}
+    rules["model"] |= {
+        "vocab": {"<pad>": 0, "<s>": 1, "</s>": 2, **bytes_of},
+        "byte_fallback": False,
+    }
+    rules["model"]["merges"] = [["\u0120", "a"]]
+    level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    rules |= {"pre_tokenizer": level, "decoder": level}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
+    loaded = tokenizer.load(tmp_path)
+    assert loaded.encode("a a", opens=True) == [4, 4]
+    assert loaded.encode("a a") == [bytes_of["a"], 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer_config.json", {"bos_token": 5}, "bos_token has 5, expected a token's text"),
+        ("tokenizer_config.json", {"eos_token": {"content": [1]}}, "eos_token has"),
+        ("tokenizer_config.json", {"chat_template": [1]}, "chat_template="),
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "expected an object"),
+        ("tokenizer_config.json", {"additional_special_tokens": 5}, "expected a list of tokens"),
+        ("tokenizer_config.json", "[" * 100_000, "not JSON"),
+        ("chat_template.jinja", b"\xff", "not UTF-8"),
+    ],
+)
+def test_files_beside_a_tokenizer_that_cannot_be_are_refused(
+    trained, tmp_path, name, content, says
+):
+    trained.save(tmp_path)
+    text = content if isinstance(content, str | bytes) else json.dumps(content)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(TokenizerError, match=f"{name}: .*{says}"):
+        tokenizer.load(tmp_path)

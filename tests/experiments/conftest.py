@@ -1,4 +1,5 @@
-"""A small untrained model as a run, and small videos as a prepared folder."""
+"""A small untrained model as a run, small videos as a prepared folder; and a model that is asked
+about video files, its programs compiled once."""
 
 import json
 
@@ -10,12 +11,15 @@ from rvllm_jax.config import resolve
 from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.data import video
 from rvllm_jax.data.preparation import Options, prepare
+from rvllm_jax.experiments.answering import Answerer
+from rvllm_jax.experiments.opening import describe_model
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.training.checkpoint import Checkpoints, claim
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
 
 VIDEOS = ("a", "b", "c", "v_abcdefghijk")
+MESH = dict(data=1, fsdp=4, tensor=2)
 QUESTIONS = {"a": 5, "b": 2, "c": 1, "v_abcdefghijk": 2}
 
 
@@ -84,3 +88,8 @@ def prepared(videos, tmp_path_factory):
     )  # fmt: skip
     assert done.code == 0, done.verdict
     return folder
+
+
+@pytest.fixture(scope="session")
+def answerer(talker) -> Answerer:
+    return Answerer(describe_model(talker, mesh=MESH))

@@ -1,5 +1,7 @@
 """A conversation that keeps its cache says what one without any cache would say."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,6 +138,49 @@ def test_questions_apart_are_first_turns(parts):
         session.reset()
         assert session.ask(question, max_new=MAX_NEW) == answer
     assert session.answers([]) == []
+    # With stop strings, looked for again and again, and each with its own seed.
+    stop, seeds = [together[0][3:5], "never"], [7, 7, 2]
+    for options in (dict(sampling=HOT, seed=seeds), dict(stop=stop)):
+        options |= dict(max_new=20)
+        together = session.answers(QUESTIONS, **options)
+        for number, answer in enumerate(together):
+            own = options | ({"seed": seeds[number]} if "seed" in options else {})
+            session.reset()
+            assert session.ask(QUESTIONS[number], **own) == answer
+
+
+def test_a_long_question_leaves_the_others_their_room(parts):
+    _, _, engine = parts
+    session = engine.session(*clip(1))
+    questions = ["left " * 118, QUESTIONS[0]]
+    together = session.answers(questions, max_new=20)
+    alone = [session.answers([question], max_new=20)[0] for question in questions]
+    assert together == alone
+    assert session._room(session._prompt(questions[0], [])) < 20
+
+
+def test_an_answer_ends_as_the_template_says(parts):
+    model, tokenizer, engine = parts
+    session = engine.session(*clip(0))
+    session.ask(QUESTIONS[0], max_new=MAX_NEW)
+    said = session.turns[0].answer
+    texts = [tokenizer.decode([token]) for token in said]
+    at = next(n for n, t in enumerate(texts) if n and tokenizer.encode(t) == [said[n]])
+    template = dataclasses.replace(TEMPLATE, ends=texts[at])
+    other = Engine(model, tokenizer, template).session(*clip(0))
+    other.ask(QUESTIONS[0], max_new=MAX_NEW)
+    assert other.turns[0].answer == said[: said.index(said[at])]
+    expected = text_of(tokenizer.decode, other.turns[0].answer).strip()
+    assert other.answers(QUESTIONS[:1], max_new=MAX_NEW) == [expected]
+
+
+def test_videos_of_other_lengths_are_not_compiled_anew(parts):
+    _, _, engine = parts
+    engine.session(*clip(0))
+    before = engine._prefix._cache_size()
+    assert clip(0)[1].sum() != clip(1)[1].sum()
+    engine.session(*clip(1))
+    assert engine._prefix._cache_size() == before
 
 
 def test_the_answer_of_several_clips_is_that_of_generate(parts):

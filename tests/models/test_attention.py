@@ -64,3 +64,16 @@ def test_scores_are_taken_in_float32():
     assert out.dtype == jnp.bfloat16
     expected = 1 / (1 + np.exp(-0.5 / np.sqrt(2)))
     np.testing.assert_allclose(out.astype(jnp.float32), expected, rtol=0.005)
+
+
+@pytest.mark.parametrize("queries, cache", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_cache_of_another_dtype_is_rounded_where_it_is_stored_alone(queries, cache):
+    rng = np.random.default_rng(2)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 6, 2, 8)), jnp.float32) for _ in range(3))
+    mask = jnp.tril(jnp.ones((1, 6, 6), bool))
+    q, k, v = q.astype(queries), k.astype(cache), v.astype(cache)
+    out = attend(q, k, v, mask)
+    assert out.dtype == q.dtype
+    exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)), mask)
+    tolerance = 1e-6 if queries == "float32" else 2**-6
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=tolerance, atol=tolerance)

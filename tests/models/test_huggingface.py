@@ -42,10 +42,29 @@ def test_a_missing_key_is_named(key):
         llama_config(values, "x")
 
 
-IMPOSSIBLE = [("hidden_size", -1), ("hidden_size", "a"), ("vocab_size", 1.5)]
+def test_a_llava_is_tied_where_either_level_says_so_and_its_decoder_is_a_llama():
+    text = {"vocab_size": 32064, "model_type": "llama"}
+    for top, inner in ((True, False), (False, True), (False, False)):
+        values = {"text_config": text | {"tie_word_embeddings": inner}, "tie_word_embeddings": top}
+        assert llama_config(values, "x").tied == (top or inner)
+    with pytest.raises(
+        HuggingFaceConfigError, match="x: the decoder in text_config is a 'mistral'"
+    ):
+        llama_config({"text_config": text | {"model_type": "mistral"}}, "x")
 
 
-@pytest.mark.parametrize("key, value", [*IMPOSSIBLE, ("num_key_value_heads", 5)])
+IMPOSSIBLE = [
+    *[("hidden_size", -1), ("hidden_size", "a"), ("vocab_size", 1.5), ("vocab_size", float("inf"))],
+    *[("num_key_value_heads", 5), ("num_key_value_heads", "8"), ("head_dim", -2), ("head_dim", 3)],
+    *[("rope_theta", "1e4"), ("rope_theta", -1.0), ("rms_norm_eps", float("nan"))],
+    *[("rope_scaling", "linear"), ("rope_scaling", {"type": "dynamic", "factor": 2.0})],
+    *[("rope_scaling", {"type": ["linear"]}), ("rope_scaling", {"type": "linear"})],
+    ("rope_parameters", {"full_attention": {"rope_theta": 5e5}}),  # one set a kind of layer
+    *[("partial_rotary_factor", 0.5), ("text_config", None), ("text_config", [1])],
+]
+
+
+@pytest.mark.parametrize("key, value", IMPOSSIBLE)
 def test_impossible_sizes_are_refused(key, value):
     with pytest.raises(HuggingFaceConfigError, match="x: "):
         llama_config(OLD | {key: value}, "x")

@@ -1,21 +1,15 @@
-"""ResNets by torchvision's, timm's and transformers' names; LLaVA's decoder and projector."""
+"""ResNets by torchvision's, timm's and transformers' names."""
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.experiments.exchange import convert, describe_weights, expected
-from rvllm_jax.models.huggingface import llama_config
-from rvllm_jax.models.llama import Llama
-from rvllm_jax.models.projector import Projector
+from rvllm_jax.experiments.exchange import convert
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import RESNETS, ResNet, ResNetConfig
-from rvllm_jax.types import PREFIX
-from rvllm_jax.weights import merge
 from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.files import open_weights
 
@@ -147,97 +141,3 @@ def test_resnets_of_other_kinds_are_refused(tmp_path):
     refused("missing: encoder/stages/1/0/norm2/var", **{"layer2.0.bn2.running_var": None})
     refused("missing: encoder/stages/3/0/conv1/kernel|stages of a ResNet are missing",
             **{"layer4.0.conv1.weight": None})  # fmt: skip
-
-
-LLAVA_TEXT = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=4, vocab_size=32064, max_position_embeddings=64, model_type="llama",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def llava():
-    torch.manual_seed(0)
-    vision = dict(
-        model_type="clip_vision_model", hidden_size=1024, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, image_size=28, patch_size=14,
-    )  # fmt: skip
-    model = transformers.LlavaForConditionalGeneration(
-        transformers.LlavaConfig(text_config=LLAVA_TEXT, vision_config=vision)
-    )
-    return model.eval()
-
-
-def saved_llava(model, form, folder):
-    if form == "hf":
-        model.save_pretrained(folder)
-        return
-    folder.mkdir()
-    nested = {n: t.clone().contiguous() for n, t in model.state_dict().items()}
-    if form == "nested":
-        config = json.loads(model.config.to_json_string(use_diff=False))
-        config["architectures"] = ["LlavaForConditionalGeneration"]
-    else:
-        config = json.loads(model.config.text_config.to_json_string(use_diff=False))
-        config |= {"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama"}
-        renamed = {
-            "model.language_model.": "model.",
-            "model.multi_modal_projector.linear_1": "model.mm_projector.0",
-            "model.multi_modal_projector.linear_2": "model.mm_projector.2",
-        }
-        for old, new in renamed.items():
-            nested = {n.replace(old, new): t for n, t in nested.items()}
-    (folder / "config.json").write_text(json.dumps(config))
-    safetensors_torch.save_file(nested, folder / "model.safetensors")
-
-
-class LanguagePath(nnx.Module):
-    """The parts of a video model that LLaVA has."""
-
-    def __init__(self, config, rngs):
-        kinds = dict(rngs=rngs, dtype=jnp.float64, param_dtype=jnp.float64)
-        self.decoder = Llama(config, **kinds)
-        self.projector = Projector(1024, config.width, "mlp2x_gelu", **kinds)
-
-    def __call__(self, features, tokens):
-        visual = self.projector(features)
-        x = jnp.concatenate([visual, self.decoder.embed(tokens)], 1)
-        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        return self.decoder.logits(self.decoder(x, positions, jnp.full(x.shape[:2], PREFIX))[0])
-
-
-@pytest.mark.parametrize("form", ["hf", "nested", "original"])
-def test_llavas_language_path_and_projector_are_transformers(llava, form, tmp_path):
-    saved_llava(llava, form, tmp_path / "llava")
-    weights = open_weights(tmp_path / "llava")
-    assert weights.ignored and all("vision_tower" in name for name in weights.ignored)
-    config = llama_config(weights.config, "config.json")
-    assert config.vocab_size == 32064
-    assert merge.check(weights.entries, expected(describe_weights(weights))) == []
-    rng = np.random.default_rng(0)
-    features, tokens = rng.normal(size=(2, 3, 1024)), rng.integers(0, 32064, (2, 7))
-    with jax.enable_x64(True):
-        model = PureModel.of(lambda rngs: LanguagePath(config, rngs))
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        params = merge.load(weights.entries, model.params, dict.fromkeys(model.params, place))
-        mine = np.asarray(jax.jit(lambda p, *at: model.merge(p, {})(*at))(params, features, tokens))
-    with torch.no_grad():
-        double = llava.float().double()
-        visual = double.model.multi_modal_projector(torch.tensor(features))
-        x = torch.cat([visual, double.get_input_embeddings()(torch.tensor(tokens))], 1)
-        expected_logits = double.lm_head(
-            double.model.language_model(inputs_embeds=x).last_hidden_state
-        ).numpy()
-        llava.float()
-    assert np.linalg.norm(mine - expected_logits) < 1e-6 * np.linalg.norm(expected_logits)
-
-
-def test_a_projector_of_clip_is_named_where_the_encoder_is_a_resnet(llava, tmp_path):
-    saved_llava(llava, "hf", tmp_path / "llava")
-    entries = open_weights(tmp_path / "llava").entries
-    targets = {p: jax.ShapeDtypeStruct(e.shape, np.float32) for p, e in entries.items()}
-    targets[merge.PROJECTOR] = jax.ShapeDtypeStruct((2048, 32), np.float32)
-    with pytest.raises(
-        WeightsError, match="1024 features of CLIP ViT-L; the encoder here has 2048"
-    ):
-        merge.check(entries, targets)

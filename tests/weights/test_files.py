@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.files import open_weights
@@ -29,7 +31,11 @@ def test_one_file_and_shards_are_the_same_arrays(llama, tensors, kind):
 
 def test_old_frequencies_and_the_copy_of_a_tied_embedding_are_left_out_and_named(llama, tensors):
     frequencies = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(2) for n in range(3)}
-    weights = open_weights(llama(tensors() | frequencies, tie_word_embeddings=True))
+    own = tensors() | frequencies
+    with pytest.raises(WeightsError, match="lm_head.weight is not model.embed_tokens.weight"):
+        open_weights(llama(own, tie_word_embeddings=True, name="trained"))
+    own["lm_head.weight"] = own["model.embed_tokens.weight"]
+    weights = open_weights(llama(own, tie_word_embeddings=True))
     assert {*weights.ignored} == {*frequencies, "lm_head.weight"}
     assert "decoder/head/kernel" not in weights.entries
 
@@ -57,6 +63,23 @@ def test_an_index_that_is_not_of_its_shards_is_refused(llama):
         (folder / INDEX).write_text(content)
         with pytest.raises(WeightsError, match=message):
             open_weights(folder)
+
+
+def test_a_whole_file_comes_before_an_index_as_in_transformers(llama, tensors):
+    folder, own = llama(shards=2), tensors()
+    own["model.norm.weight"] += 1
+    save_file(own, folder / "model.safetensors")
+    found = open_weights(folder).entries["decoder/norm/scale"].read()
+    np.testing.assert_array_equal(found, own["model.norm.weight"])
+
+
+def test_layers_of_two_half_precisions_keep_every_number(llama, tensors):
+    own, name = tensors(np.float16), "model.layers.{}.mlp.up_proj.weight"
+    own[name.format(1)] = own[name.format(1)].astype(ml_dtypes.bfloat16)
+    entry = open_weights(llama(own)).entries["decoder/layers/mlp/up/kernel"]
+    assert entry.dtype == np.float32
+    for layer, read in enumerate(entry.read()):
+        np.testing.assert_array_equal(read, own[name.format(layer)].T.astype(np.float32))
 
 
 def test_a_gap_between_layers_and_another_shape_are_listed(llama, tensors):

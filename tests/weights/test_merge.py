@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.weights import merge
+from rvllm_jax.weights import merge, streaming
 from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.files import open_weights
 
@@ -39,6 +39,26 @@ def test_every_dtype_goes_to_its_shards_on_a_mesh(llama, tensors, held):
     assert arrays["decoder/layers/mlp/up/kernel"].addressable_shards[0].data.shape == (3, 4, 6)
 
 
+@pytest.mark.parametrize("size", [1, 100, 1 << 20])
+@pytest.mark.parametrize("held", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_pieces_of_any_size_join_to_the_arrays_in_every_dtype(
+    llama, tensors, held, size, monkeypatch
+):
+    """On one device; a piece of one byte is a row."""
+    monkeypatch.setattr(streaming, "PIECE", size)
+    own = {name: x.astype(held) for name, x in tensors().items()}
+    own["model.norm.weight"] = np.array([0, -0.0, 1, np.inf, -np.inf, np.nan, 3e4, 1e-7], held)
+    entries = open_weights(llama(own)).entries
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for dtype in (ml_dtypes.bfloat16, np.float16, np.float32):
+        arrays = merge.load(entries, shapes(entries, dtype), dict.fromkeys(entries, place))
+        assert arrays.keys() == entries.keys()
+        for path, array in arrays.items():
+            assert array.dtype == dtype and array.sharding == place
+            read = entries[path].read().astype(dtype).astype(np.float32)
+            np.testing.assert_array_equal(np.asarray(array).astype(np.float32), read, path)
+
+
 def test_one_error_lists_all_that_is_wrong_before_anything_is_read(llama, tensors, monkeypatch):
     own = tensors()
     for layer in range(3):
@@ -46,7 +66,7 @@ def test_one_error_lists_all_that_is_wrong_before_anything_is_read(llama, tensor
         own[name] = own[name].astype(np.int8)
     entries = dict(open_weights(llama(own)).entries)
     targets = shapes(entries)
-    monkeypatch.setattr("rvllm_jax.weights.tensor_file.FileTensor.read", lambda _: 1 / 0)
+    monkeypatch.setattr("rvllm_jax.weights.tensor_file.FileTensor.read_into", lambda *_: 1 / 0)
     del entries["decoder/norm/scale"]
     del targets["decoder/head/kernel"]
     targets["decoder/embed/embedding"] = jax.ShapeDtypeStruct((12, 8), np.float32)

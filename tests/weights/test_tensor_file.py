@@ -79,6 +79,10 @@ LIES = {
     "negative": (lambda h: h["a"].update(shape=[-2, -3]), "entry of 'a'"),
     "entry": (lambda h: h.update(a=[1]), "entry of 'a'"),
     "dtype": (lambda h: h["a"].update(dtype="Q4"), "'a' is of dtype 'Q4'"),
+    "dtype of a list": (lambda h: h["a"].update(dtype=["F32"]), "entry of 'a'"),
+    "shape of a text": (lambda h: h["none"].update(shape=""), "entry of 'none'"),
+    "negative offset": (lambda h: h["a"].update(data_offsets=[-24, 0]), "entry of 'a'"),
+    "beyond the end": (lambda h: h["a"].update(data_offsets=[2**40, 2**40 + 24]), "starts at"),
     "surplus bytes": (lambda h: h.pop("a"), "starts at byte|header tells of"),
     "huge": (
         lambda h: h["a"].update(shape=[2**40, 3], data_offsets=[0, 3 * 2**42]),
@@ -95,6 +99,12 @@ def test_a_header_that_lies_is_refused(file, lie):
         read_header(file)
 
 
+def test_bytes_behind_the_last_tensor_are_refused(file):
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(WeightsError, match="its header tells of"):
+        read_header(file)
+
+
 def test_what_is_no_safetensors_file_is_refused(tmp_path):
     for content in (
         b"version https://git-lfs.github.com/spec/v1\noid",
@@ -105,3 +115,33 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path):
             read_header(tmp_path / "z")
     with pytest.raises(WeightsError, match="absent: cannot be read"):
         read_header(tmp_path / "absent")
+
+
+def test_headers_that_a_reader_could_take_in_two_ways_or_not_at_all_are_refused(tmp_path):
+    entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    for header, message in (
+        (f'{{"a":{entry},"a":{entry}}}', "'a' stands in it twice"),
+        (f'{{"a":{entry[:-1]},"shape":[1]}}}}', "'shape' stands in it twice"),
+        ("[" * 100_000, "no JSON"),
+    ):
+        text = header.encode()
+        (tmp_path / "z").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+        with pytest.raises(WeightsError, match=f"z: its header is .*{message}"):
+            read_header(tmp_path / "z")
+    for length in (2**63, 100_000_001):  # more than any header has; nothing of that size is made
+        with (tmp_path / "z").open("wb") as file:
+            file.write(length.to_bytes(8, "little") + b"{}")
+            file.truncate(1 << 30)  # sparse: the file itself would have room for the second
+        with pytest.raises(WeightsError, match="z: is no safetensors file"):
+            read_header(tmp_path / "z")
+
+
+def test_rows_are_read_in_place_and_a_file_that_ends_too_early_says_so(file):
+    tensors = read_header(file)
+    row = np.empty((1, 3), np.float32)
+    tensors["a"].read_into(row, 1)
+    np.testing.assert_array_equal(row, ARRAYS["a"][1:])
+    file.write_bytes(file.read_bytes()[:-4])  # after the header was read
+    last = max(tensors.values(), key=lambda tensor: tensor.start + tensor.size)
+    with pytest.raises(WeightsError, match=f"ends within '{last.name}'"):
+        last.read()

@@ -1,0 +1,102 @@
+"""A conversation about a video.
+
+    python -m rvllm_jax.chat VIDEO --model=RUN                        # interactive; /help
+    python -m rvllm_jax.chat VIDEO --model=RUN --question="What moves?"
+    python -m rvllm_jax.chat --model=RUN --questions=IN.jsonl --out=OUT.jsonl
+
+RUN is a working directory, or a folder that `convert` wrote of one. --question may be repeated: the
+turns of one conversation; answers go to the standard output, all else to the error output. A line
+of IN is {"video", "question"} or {"id", "video", "questions": [...]}; the line of OUT has "answer",
+"answers" or "error" too. The same command continues where it was stopped.
+
+Exit codes: 0 done; 1 refused; 3 questions of IN were not answered; 130 stopped by Ctrl-C.
+"""
+
+import sys
+
+from absl import app, flags, logging
+
+from rvllm_jax.config import ConfigError
+from rvllm_jax.data.chat import TEMPLATE_NAMES
+from rvllm_jax.data.clips import VIEWS
+from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.data.tokenizer_files import TokenizerError
+from rvllm_jax.experiments.answering import REFUSALS, Answerer, How
+from rvllm_jax.experiments.conversation import Talk, lines_of
+from rvllm_jax.experiments.opening import describe_model
+from rvllm_jax.experiments.questions_file import QuestionsError, answer_file
+from rvllm_jax.generation.sampling import Sampling
+from rvllm_jax.models.huggingface import HuggingFaceConfigError
+from rvllm_jax.training.checkpoint import CheckpointError
+from rvllm_jax.weights.errors import WeightsError
+
+MODEL = flags.DEFINE_string("model", None, "A working directory, or an exported folder.")
+BEST = flags.DEFINE_string("best", "", "Of a run: the best of this stage; none: the newest.")
+QUESTION = flags.DEFINE_multi_string("question", [], "Asked instead of the standard input.")
+QUESTIONS = flags.DEFINE_string("questions", "", "JSON lines to answer.")
+OUT = flags.DEFINE_string("out", "", "Where the answers to --questions go.")
+VIDEOS = flags.DEFINE_string("videos", "", "Folder that the videos of --questions lie in.")
+BATCH = flags.DEFINE_integer("batch", 8, "Questions of --questions answered together.", 1)
+CLIPS = flags.DEFINE_enum("clips", "1x1", list(VIEWS), "Starts x crops, whose tokens are fused.")
+TEMPLATE = flags.DEFINE_enum("template", "", ["", *TEMPLATE_NAMES], "None: the model's own.")
+CACHE = flags.DEFINE_enum("cache", "", ["", "bfloat16", "float32"], "Of keys and values.")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the likeliest token.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Among the k likeliest tokens; 0: all.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Among tokens of this probability together; 1: all.")
+PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "Of tokens that were there; 1: none.")
+SEED = flags.DEFINE_integer("seed", 0, "Of sampling.", 0, 2**31 - 1)
+MAX_NEW = flags.DEFINE_integer("max_new", 256, "Tokens of an answer at most.")
+STOP = flags.DEFINE_multi_string("stop", [], "A text that ends an answer; may be repeated.")
+
+REFUSED = (
+    *(*REFUSALS, WeightsError, CheckpointError, ConfigError, TokenizerError, ConversationError),
+    *(QuestionsError, HuggingFaceConfigError),
+)
+
+
+def say(line: str) -> None:
+    dimmed = f"\033[2m{line}\033[0m" if sys.stderr.isatty() else line
+    print(dimmed, file=sys.stderr, flush=True)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != (1 if QUESTIONS.value else 2) or bool(QUESTIONS.value) != bool(OUT.value):
+        raise app.UsageError("give either one VIDEO, or --questions and --out")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        sys.exit(chat(*argv[1:]))
+    except REFUSED as error:
+        print(f"refused: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def chat(video: str = "") -> int:
+    try:
+        sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value)
+        how = How(sampling, MAX_NEW.value, tuple(STOP.value), SEED.value)
+    except ValueError as error:
+        raise QuestionsError(error) from error
+    mesh = dict(data=1, fsdp=1, tensor=-1)  # one answer is split over the devices
+    described = describe_model(MODEL.value, best=BEST.value, mesh=mesh, template=TEMPLATE.value)
+    answerer = Answerer(described, clips=CLIPS.value, cache_dtype=CACHE.value or None, say=say)
+    if QUESTIONS.value:
+        options = dict(videos=VIDEOS.value, batch=BATCH.value, say=say)
+        tally = answer_file(answerer, QUESTIONS.value, OUT.value, how, **options)
+        say(f"{tally.answered} answered, {tally.failed} failed: {OUT.value}")
+        return 3 if tally.failed else 0
+    talk = Talk(answerer, how, sys.stdout, say)
+    talk.open(video, *QUESTION.value)
+    for question in QUESTION.value:
+        print(talk.ask(question), flush=True)
+    if not QUESTION.value:
+        say("/help lists the commands")
+        talk.run(lines_of(sys.stdin))
+    return 0
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["model"])
+    app.run(main)

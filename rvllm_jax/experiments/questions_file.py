@@ -1,0 +1,260 @@
+"""Many questions about many videos: JSON lines in, JSON lines out.
+
+A line asks {"video": FILE, "question": TEXT} or {"video": FILE, "questions": [TEXT, ...]}, each a
+first turn without history. The line that comes out has all keys of the one that came in, and
+"answer", "answers" or "error". Lines about one video follow each other there, in the order in which
+the videos first appear: each is decoded and encoded once.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from rvllm_jax.data.conversations import decode_text, readable
+from rvllm_jax.data.shards import read_json
+from rvllm_jax.data.templates import ChatError
+from rvllm_jax.data.video import VideoError
+from rvllm_jax.data.viewing import Seen
+from rvllm_jax.experiments.answering import Answerer, How
+from rvllm_jax.generation.prompts import PromptError
+
+_OURS = ("answer", "answers", "error")
+_SETTINGS = ".settings.json"  # beside the answers: what they were made with
+
+
+class QuestionsError(ValueError):
+    """A file of questions, or of answers, that cannot be used at all; says what to do."""
+
+
+@dataclasses.dataclass
+class Line:
+    """One line of the file of questions; `error` says why it is not asked."""
+
+    record: dict[str, Any]
+    video: str = ""
+    questions: tuple[str, ...] = ()
+    first: int = 0  # how many questions stand before it in the file
+    error: str = ""
+
+
+@dataclasses.dataclass
+class Tally:
+    """How many questions of a file have an answer now, and how many have none."""
+
+    answered: int = 0
+    failed: int = 0
+    before: int = 0  # of those answered, by an earlier start
+
+
+def read(path: str | Path) -> list[Line]:
+    """The lines of a file of questions; raises QuestionsError or ConversationError.
+
+    A line that asks nothing is among them, with its error.
+    """
+    lines: list[Line] = []
+    first = 0
+    for number, text in enumerate(decode_text(path).split("\n"), 1):
+        if text.strip():
+            line = _line(text, number, path)
+            line.first, first = first, first + len(line.questions)
+            lines.append(line)
+    if not lines:
+        raise QuestionsError(f"{path}: holds no questions")
+    return lines
+
+
+def _line(text: str, number: int, path: str | Path) -> Line:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Line({"line": number}, error=f"not JSON: {error}")
+    if not isinstance(record, dict):
+        return Line({"line": number}, error=f"expected an object, got {type(record).__name__}")
+    taken = [key for key in _OURS if key in record]
+    if taken:
+        raise QuestionsError(
+            f"{path}: line {number} has the key {taken[0]!r}, which the answers use; rename it"
+        )
+    video, asked = record.get("video"), record.get("questions", [record.get("question")])
+    if not isinstance(video, str) or not video.strip():
+        return Line(record, error=f"'video' must name a file, got {video!r}")
+    if ("question" in record) == ("questions" in record):
+        return Line(record, video, error="needs one of 'question' and 'questions'")
+    if not isinstance(asked, list) or not asked or not all(isinstance(q, str) for q in asked):
+        return Line(record, video, error=f"expected text to ask, got {asked!r:.80}")
+    return Line(record, video, tuple(asked))
+
+
+def answer_file(
+    answerer: Answerer,
+    questions: str | Path,
+    out: str | Path,
+    how: How,
+    *,
+    videos: str | Path = "",
+    batch: int = 8,
+    say: Callable[[str], None] = lambda line: None,
+) -> Tally:
+    """Writes a line to `out` for every line of `questions`, as it is answered.
+
+    What `out` holds of an earlier start with the same settings is kept, except what failed, which
+    is tried again. With equal settings an answer does not depend on where the work was stopped:
+    question number n of the file gets seed + n.
+
+    Args:
+        videos: the folder that names of videos are relative to.
+        batch: how many questions about a video are answered together.
+
+    Raises:
+        QuestionsError, ConversationError: before anything is computed.
+    """
+    lines, out = read(questions), Path(out)
+    settings = {
+        "model": answerer.described.identity,
+        "template": answerer.described.recipe.data.template,
+        "clips": answerer.clips,
+        **json.loads(json.dumps(dataclasses.asdict(how))),
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_claimed(out, settings))
+        done = _continued(out, lines)
+        file = stack.enter_context(open(out, "a", encoding="utf-8"))
+        tally = Tally(before=sum(len(line.questions) for line in lines if id(line) in done))
+        tally.answered = tally.before
+        work = _Work(answerer, how, batch, file, tally)
+        groups: dict[str, list[Line]] = collections.defaultdict(list)
+        for line in lines:
+            if id(line) not in done and work.stands(line):
+                groups[line.video].append(line)
+        seen = answerer.look_each([Path(videos) / video for video in groups])
+        for number, ((video, own), clips) in enumerate(zip(groups.items(), seen, strict=True), 1):
+            start, answered = time.perf_counter(), tally.answered
+            work.about(video, clips, own)
+            say(
+                f"[{number}/{len(groups)}] {readable(video)}: "
+                f"{tally.answered - answered} answers in {time.perf_counter() - start:.1f} s; "
+                f"{tally.answered} answered, {tally.failed} failed so far"
+            )
+    return tally
+
+
+@dataclasses.dataclass
+class _Work:
+    answerer: Answerer
+    how: How
+    batch: int
+    file: TextIO
+    tally: Tally
+
+    def about(self, video: str, seen: Seen | VideoError, lines: list[Line]) -> None:
+        """Answers the lines about one video, or says why not."""
+        asked = [line for line in lines if self.stands(line, seen)]
+        if not asked:
+            return
+        session = self.answerer.session(seen, readable(video))
+        flat = [
+            (q, self.how.seed + line.first + n)
+            for line in asked
+            for n, q in enumerate(line.questions)
+        ]
+        answers: list[str] = []
+        waiting = collections.deque(asked)
+        options = {key: value for key, value in vars(self.how).items() if key != "seed"}
+        for at in range(0, len(flat), self.batch):
+            texts, seeds = zip(*flat[at : at + self.batch], strict=True)
+            answers += session.answers(texts, seed=seeds, **options)
+            while waiting and len(answers) >= len(waiting[0].questions):
+                line = waiting.popleft()
+                own, answers = answers[: len(line.questions)], answers[len(line.questions) :]
+                key = {"answers": own} if "questions" in line.record else {"answer": own[0]}
+                self._write(line, **key)
+
+    def stands(self, line: Line, seen: Seen | VideoError | None = None) -> bool:
+        """Whether a line can be asked, by itself or about a video; it is written where not."""
+        try:
+            if isinstance(seen, VideoError):
+                raise seen
+            for question in line.questions if seen is not None else ():
+                self.answerer.check(seen, question)
+        except (VideoError, PromptError, ChatError) as error:
+            line.error = str(error)
+        if line.error:
+            self._write(line, error=line.error)
+        return not line.error
+
+    def _write(self, line: Line, **result) -> None:
+        count = len(line.questions)
+        if "error" in result:
+            self.tally.failed += max(1, count)
+        else:
+            self.tally.answered += count
+        self.file.write(json.dumps({**line.record, **result}) + "\n")
+        self.file.flush()
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, settings: dict) -> Iterator[None]:
+    """Makes `out` the file of answers of these settings, and of this process as long as it lasts.
+
+    The lock is on the settings' file.
+    """
+    beside = out.with_name(out.name + _SETTINGS)
+    if out.exists() and not beside.exists():
+        raise QuestionsError(
+            f"{out}: is there and was not written by this command; give another --out"
+        )
+    try:
+        file = open(beside, "a+", encoding="utf-8")
+    except OSError as error:
+        raise QuestionsError(f"{beside}: {error.strerror}; give another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise QuestionsError(f"{out}: another process is writing it; wait for it") from error
+        before = read_json(beside) if out.exists() else settings
+        other = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
+        if other:
+            raise QuestionsError(
+                f"{out}: holds answers made otherwise ({'; '.join(other)}); give another --out, or "
+                "remove it"
+            )
+        if not out.exists():
+            file.truncate(0)
+            file.write(json.dumps(settings, indent=2) + "\n")
+            file.flush()
+        yield
+
+
+def _continued(out: Path, lines: list[Line]) -> set[int]:
+    """The lines (by `id`) that a file of answers holds already; what else it holds is cut off."""
+    waiting: dict[str, list[Line]] = collections.defaultdict(list)
+    for line in reversed(lines):
+        waiting[_key(line.record)].append(line)
+    kept, done = [], set()
+    text = out.read_text(encoding="utf-8", errors="replace") if out.exists() else ""
+    for row in text.split("\n"):
+        try:
+            record = json.loads(row)
+        except ValueError:
+            continue  # half a line, or none
+        own = waiting.get(_key(record)) if "error" not in record else None
+        if own:
+            done.add(id(own.pop()))
+            kept.append(row + "\n")
+    temporary = out.with_name(f"{out.name}.tmp")  # replaced whole: a kill here loses nothing
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, out)
+    return done
+
+
+def _key(record: dict) -> str:
+    own = {key: value for key, value in record.items() if key not in _OURS}
+    return json.dumps(own, sort_keys=True)

@@ -1,0 +1,147 @@
+"""Judges the answers that `evaluate` wrote, or predictions of others; no model answers here.
+
+    python -m rvllm_jax.judge --results=OUT                                   # exact, no network
+    python -m rvllm_jax.judge --results=OUT --backend=facts                   # faithfulness, none
+    python -m rvllm_jax.judge --results=OUT --backend=openai --model=gpt-3.5-turbo-0125 \\
+        --base_url=https://api.openai.com/v1                                  # OPENAI_API_KEY
+    python -m rvllm_jax.judge --results=OUT --backend=local --model=RUN       # a model of ours
+    python -m rvllm_jax.judge --results=OUT --predictions=FILE --annotations=FILE --split=test
+    python -m rvllm_jax.judge --compare=OUT/B/judged.X.jsonl,OUT2/B/judged.X.jsonl
+
+OUT/BENCHMARK/judged.NAME.jsonl gets a line a verdict, as it comes; the same command continues.
+OUT/BENCHMARK/scores.NAME.json follows when every question has its verdict. Exit codes: 0 done;
+1 refused; 3 some questions got no reply, or the work was interrupted: repeat the command.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from tqdm import tqdm
+
+from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.evaluation import agreement, exact_match, judges
+from rvllm_jax.evaluation.answered import AnswersError
+from rvllm_jax.evaluation.endpoint import EndpointError, Patience
+from rvllm_jax.evaluation.judge_benchmark import Scoring, benchmark_folders, judge_benchmark
+from rvllm_jax.evaluation.judge_prompts import PromptsError, load_prompts
+from rvllm_jax.evaluation.judge_text import comparison_lines, score_lines
+from rvllm_jax.evaluation.lines import LinesError
+from rvllm_jax.evaluation.predictions import import_predictions
+from rvllm_jax.evaluation.verdicts import VerdictsError
+
+RESULTS = flags.DEFINE_string("results", None, "Folder of answers; verdicts go beside them.")
+BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Which folders below it; none: all.")
+BACKEND = flags.DEFINE_enum("backend", "exact", ("exact", "facts", "openai", "local"), "Judge.")
+MODEL = flags.DEFINE_string("model", "", "The endpoint's model; with local, a run or an export.")
+BASE_URL = flags.DEFINE_string("base_url", "https://api.openai.com/v1", "Of the endpoint.")
+KEY_ENV = flags.DEFINE_string("key_env", "OPENAI_API_KEY", "Variable with the key; empty: none.")
+PROMPTS = flags.DEFINE_string("prompts", None, "JSON of other prompts than ours.")
+NAME = flags.DEFINE_string("name", "", "Of the judge's files; none: from model and parameters.")
+FAITHFULNESS = flags.DEFINE_bool("faithfulness", False, "Have the judge count claims too.")
+RULE = flags.DEFINE_enum("rule", "", ("", *exact_match.RULES), "Of exact; none: the benchmark's.")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of the judge.")
+SEED = flags.DEFINE_integer("seed", None, "Of the judge, where it takes one.")
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Of a reply.")
+EXTRA = flags.DEFINE_string("extra", "{}", "JSON: more fields of a request; null removes one.")
+CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Requests at a time.", lower_bound=1)
+TIMEOUT = flags.DEFINE_float("timeout", 120.0, "Seconds of one request.")
+ATTEMPTS = flags.DEFINE_integer("attempts", 8, "Of a request, before it is left.", lower_bound=1)
+BACKOFF = flags.DEFINE_float("backoff", 1.0, "Seconds of the first wait; each next one doubles.")
+LONGEST_WAIT = flags.DEFINE_float("longest_wait", 60.0, "Seconds between two attempts.")
+TRIES = flags.DEFINE_integer("tries", 3, "Replies asked for, until one can be read.", lower_bound=1)
+GIVE_UP = flags.DEFINE_bool("give_up", False, "Record what got no reply as failed.")
+INTEGER = flags.DEFINE_bool("integer_scores", False, "Cut 4.8 to 4, as Video-ChatGPT does.")
+RESAMPLES = flags.DEFINE_integer("resamples", 2000, "Of the intervals.", lower_bound=1)
+PRICE_IN = flags.DEFINE_float("price_in", 0.0, "Of a million tokens of prompts.")
+PRICE_OUT = flags.DEFINE_float("price_out", 0.0, "Of a million tokens of replies.")
+PREDICTIONS = flags.DEFINE_list("predictions", [], "Files of others' predictions, to be judged.")
+ANNOTATIONS = flags.DEFINE_list("annotations", [], "Files that they are predictions for.")
+SPLIT = flags.DEFINE_string("split", "", "Of the annotations, where they do not show it.")
+DUPLICATES = flags.DEFINE_bool("duplicates", False, "Keep the first of several predictions.")
+COMPARE = flags.DEFINE_list("compare", [], "Files judged.NAME.jsonl: models, judges or seeds.")
+REFUSED, UNFINISHED = 1, 3
+
+
+def judging(stop: threading.Event) -> judges.Judging:
+    if BACKEND.value in ("exact", "facts"):
+        by_rule = (RULE.value,) if BACKEND.value == "exact" else ()
+        return getattr(judges, BACKEND.value)(*by_rule, name=NAME.value)
+    common = dict(tries=TRIES.value, faithfulness=FAITHFULNESS.value, name=NAME.value)
+    prompts = load_prompts(PROMPTS.value)
+    if BACKEND.value == "local":
+        from rvllm_jax.experiments.local_judge import local_judging  # the others need no JAX
+
+        return local_judging(MODEL.value, prompts, max_new=MAX_TOKENS.value, **common)
+    parameters = judges.request_parameters(
+        TEMPERATURE.value, MAX_TOKENS.value, SEED.value, EXTRA.value
+    )
+    patience = Patience(TIMEOUT.value, ATTEMPTS.value, BACKOFF.value, LONGEST_WAIT.value)
+    return judges.endpoint(
+        BASE_URL.value, MODEL.value, prompts, key_env=KEY_ENV.value, parameters=parameters,
+        patience=patience, stop=stop, concurrency=CONCURRENCY.value, **common,
+    )  # fmt: skip
+
+
+def shown(title: str) -> Callable[[int, int], None]:
+    bar = tqdm(desc=title, unit=" verdicts", leave=False, disable=None)  # on a terminal alone
+
+    def update(judged: int, total: int) -> None:
+        bar.total = total
+        bar.update(judged - bar.n)
+
+    return update
+
+
+def judge(stop: threading.Event) -> int:
+    names, code = list(BENCHMARKS.value), 0
+    if PREDICTIONS.value:
+        names = [import_predictions(
+            PREDICTIONS.value, ANNOTATIONS.value, RESULTS.value, split=SPLIT.value,
+            duplicates=DUPLICATES.value,
+        ).name]  # fmt: skip
+    by = judging(stop)
+    scoring = Scoring(INTEGER.value, RESAMPLES.value, 0, PRICE_IN.value, PRICE_OUT.value)
+    for folder in benchmark_folders(Path(RESULTS.value), names):
+        result, done = judge_benchmark(
+            folder, by, scoring, give_up=GIVE_UP.value, stop=stop, progress=shown(folder.name)
+        )
+        if result is not None:
+            print("\n".join(score_lines(result)))
+            continue
+        if not (done.judged or done.before or done.left):
+            print(f"{folder.name}: nothing for {BACKEND.value}: it judges other answers")
+            continue
+        code = UNFINISHED
+        last = f" (the last: {' '.join(done.left[-1])})" if done.left else ""
+        print(f"{folder}: {done.judged + done.before} judged, {len(done.left)} without a reply"
+              f"{last}; repeat the command")  # fmt: skip
+    return code
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    if bool(RESULTS.value) == bool(COMPARE.value):
+        raise app.UsageError("name either --results=OUT or --compare=FILE,FILE")
+    if bool(PREDICTIONS.value) != bool(ANNOTATIONS.value):
+        raise app.UsageError("--predictions and --annotations go together")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        if COMPARE.value:
+            compared = agreement.compare(COMPARE.value, resamples=RESAMPLES.value)
+            sys.exit(print("\n".join(comparison_lines(compared))))
+        sys.exit(judge(stop))
+    except (AnswersError, ConversationError, EndpointError, LinesError, PromptsError,
+            VerdictsError) as error:  # fmt: skip
+        print(f"refused: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,122 @@
+"""Scores out of verdicts, against sums done by hand."""
+
+import json
+import random
+
+import pytest
+
+from rvllm_jax.evaluation.judge_scores import scores
+from rvllm_jax.evaluation.verdicts import Judged
+
+INFO = {"benchmark": "activitynet_qa", "split": "test"}
+
+
+def judged(id, *, criterion="", control="", video="v", pair="", **changes):
+    fields = dict(
+        key=(pair or id, control, criterion), question_id=id, control=control, criterion=criterion,
+        video=video, type="", asked=id.rstrip("'"), of=id, answered=True, correct=None, score=None,
+        overlap=None, failed="", model="m", date="d", tokens={}, more={},
+    )  # fmt: skip
+    return Judged(**fields | changes)
+
+
+def test_accuracy_and_score_over_all_questions():
+    rows = [
+        judged("a", correct=True, score=4.8, video="1", type="3"),
+        judged("b", correct=True, score=3.9, video="1", type="7"),
+        judged("c", correct=False, score=0.5, video="2", type="3"),
+        judged("d", failed="unreadable", video="3", type="3"),
+        judged("e", failed="not answered: no video", answered=False, video="4", type="7"),
+    ]
+    found = scores(rows, INFO)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["accuracy"]["value"] == 2 / 5 and found["accuracy"]["n"] == 5
+    assert found["score"]["value"] == pytest.approx((4.8 + 3.9 + 0.5) / 5)
+    assert found["accuracy"]["low"] < 2 / 5 < found["accuracy"]["high"]
+    assert found["failed"] == {"unanswered": 1, "unjudged": 1}
+    assert (found["n"], found["videos"], found["split"]) == (5, 4, "test")
+    assert found["of_judged"]["accuracy"]["value"] == 2 / 3
+    assert found["of_judged"]["score"]["value"] == pytest.approx(9.2 / 3)
+    assert set(found["by_type"]) == {"yes/no", "number", "free"}
+    assert found["by_type"]["yes/no"]["accuracy"]["value"] == 1 / 3
+    assert found["by_type"]["number"]["score"]["value"] == pytest.approx(3.9 / 2)
+    assert found["by_type"]["free"]["accuracy"] == found["accuracy"]
+    published = scores(rows, INFO, integer=True)
+    assert published["score"]["value"] == pytest.approx((4 + 3 + 0) / 5)
+    assert published["accuracy"] == found["accuracy"] and published["integer_scores"]
+
+
+def test_the_order_of_the_lines_changes_nothing():
+    """Not even the last digit of a sum."""
+    rows = [
+        judged(f"q{n}", correct=n % 3 == 0, score=n * 7 % 50 / 10, video=str(n % 7))
+        for n in range(400)
+    ]
+    expected = scores(rows, INFO)
+    for seed in range(5):
+        random.Random(seed).shuffle(rows)
+        assert scores(rows, INFO) == expected
+
+
+def test_five_criteria_and_their_mean():
+    values = {"CI": [1, 2], "DO": [3, 4], "CU": [5, 0], "TU": [2], "C": [4.5]}
+    rows = [
+        judged(f"{c}{n}" if c in "TUC" else f"g{n}", criterion=c, score=v, video=str(n),
+               pair="p" if c == "C" else "")
+        for c, scored in values.items() for n, v in enumerate(scored)
+    ]  # fmt: skip
+    found = scores(rows, INFO | {"benchmark": "video_text_generation"})
+    means = {c: e["value"] for c, e in found["criteria"].items()}
+    assert means == {"CI": 1.5, "DO": 3.5, "CU": 2.5, "TU": 2, "C": 4.5}
+    assert found["mean_of_criteria"] == pytest.approx(14 / 5)
+    assert "accuracy" not in found and found["n"] == 4
+    without = scores([r for r in rows if r.criterion != "TU"], INFO)
+    assert without["mean_of_criteria"] is None  # a mean of four is not the published one
+
+
+def test_both_rules_of_exact():
+    rows = [
+        judged("a", correct=True, more={"official": True, "normalised": True}, video="1"),
+        judged("b", correct=False, more={"official": False, "normalised": True}, video="2"),
+        judged("c", failed="not answered", answered=False, video="2"),
+        judged("d", correct=False, more={"official": False, "normalised": False}, video="2"),
+    ]
+    found = scores(rows, INFO)
+    assert found["rules"]["official"]["value"] == 1 / 4
+    assert found["rules"]["normalised"]["value"] == 2 / 4 and "score" not in found
+
+
+def test_controls_stand_beside_the_same_questions():
+    rows = [judged(f"q{n}", correct=n < 3, video=str(n)) for n in range(6)]
+    rows += [judged(f"q{n}'", control="blind", correct=n < 1, asked=f"q{n}") for n in range(3)]
+    found = scores(rows, INFO)
+    assert found["accuracy"]["value"] == 0.5 and found["n"] == 6
+    blind = found["controls"]["blind"]
+    assert blind["n"] == 3 and blind["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert blind["own"]["accuracy"]["value"] == 1.0
+
+
+def test_without_training_videos_and_where_they_are_unknown():
+    rows = [judged(f"q{n}", correct=n < 2, video=f"v{n}") for n in range(4)]
+    assert scores(rows, INFO)["without_training_videos"] is None
+    for info in ({"training_videos": ["v0", "x"]}, {"overlap": {"videos": ["v0"]}}):
+        found = scores(rows, INFO | info)["without_training_videos"]
+        assert found["videos_left_out"] == 1 and found["n"] == 3
+        assert found["accuracy"]["value"] == pytest.approx(1 / 3)
+    none = scores(rows, INFO | {"training_videos": []})["without_training_videos"]
+    assert none == {"videos_left_out": 0, "n": 4}
+
+
+def test_faithfulness():
+    overlaps = [1.0, 0.5, 0.49, None]
+    rows = [judged(f"q{n}", criterion="F", overlap=o, video=str(n)) for n, o in enumerate(overlaps)]
+    rows.append(judged("q4", criterion="F", failed="not answered", answered=False))
+    found = scores(rows, INFO)["faithfulness"]
+    assert found["overlap"]["value"] == pytest.approx(1.99 / 4)
+    assert found["hallucinated"]["value"] == 2 / 4 and found["without_facts"] == 1
+
+
+def test_tokens_add_up():
+    rows = [judged("a", tokens={"prompt_tokens": 3}), judged("b", control="blind",
+            tokens={"prompt_tokens": 4, "completion_tokens": 1})]  # fmt: skip
+    assert scores(rows, INFO)["tokens"] == {"prompt_tokens": 7, "completion_tokens": 1}

@@ -1,0 +1,88 @@
+"""A model of ours as judge: it reads the text alone, and replies like any other judge."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rvllm_jax.data import chat
+from rvllm_jax.data.tokenizer import train
+from rvllm_jax.evaluation import judges
+from rvllm_jax.evaluation.endpoint import EndpointError, NoReply
+from rvllm_jax.evaluation.judge_benchmark import Scoring, judge_benchmark
+from rvllm_jax.evaluation.judge_prompts import Prompts
+from rvllm_jax.experiments.local_judge import LocalJudge, local_judging
+from rvllm_jax.generation.session import Engine
+from rvllm_jax.generation.streaming import text_of
+from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.pure import PureModel
+from rvllm_jax.models.resnet import ResNetConfig
+from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.types import VisualLayout
+
+MESSAGES = [{"role": "system", "content": "red?"}, {"role": "user", "content": "left or up?"}]
+TEMPLATE, CONTEXT, MAX_NEW = chat.TEMPLATES["short"], 128, 5
+
+
+@pytest.fixture(scope="module")
+def parts():
+    tokenizer = train(["which way does the red circle go? it goes left and then up"] * 3, 300)
+    llama = LlamaConfig(tokenizer.vocab_size, 16, 2, 4, 2, 8, 24, context=CONTEXT)
+    pure = PureModel.of(
+        lambda rngs: VideoLLM(
+            ResNetConfig((1,), False, (8,), stem="small"), llama, VisualLayout("global", 3),
+            rngs=rngs,
+        )
+    )  # fmt: skip
+    params, stats = jax.jit(pure.init)(jax.random.key(3))
+    large = {n: p * 10 if n.startswith("decoder/") and p.ndim > 1 else p for n, p in params.items()}
+    model = pure.merge(large, stats)
+    return model, tokenizer, LocalJudge(Engine(model, tokenizer, TEMPLATE), "run, step 3", MAX_NEW)
+
+
+def test_it_reads_the_messages_as_one_question_and_no_video(parts):
+    model, tokenizer, ask = parts
+    before, after = chat.prefix_ids(tokenizer, TEMPLATE)
+    ids = [*before, *after, *chat.question_ids(tokenizer, TEMPLATE, "red?\n\nleft or up?")]
+    start = len(ids)
+
+    @jax.jit
+    def logits(row):
+        x, places = model.decoder.embed(row), jnp.arange(CONTEXT)[None]
+        return model.decoder.logits(model.decoder(x, places, jnp.zeros_like(row))[0])[0]
+
+    for _ in range(MAX_NEW):
+        row = jnp.asarray([ids + [0] * (CONTEXT - len(ids))], jnp.int32)
+        ids.append(int(np.argmax(logits(row)[len(ids) - 1])))
+        if ids[-1] == tokenizer.eos_id:
+            break
+    said = [id for id in ids[start:] if id != tokenizer.eos_id]
+    completion = ask(MESSAGES)
+    assert completion.text == text_of(tokenizer.decode, said).strip() and said
+    assert completion.model == "run, step 3"
+    assert completion.tokens["prompt_tokens"] == len(tokenizer.encode("red?\n\nleft or up?"))
+    assert ask(MESSAGES) == completion  # nothing is remembered
+
+
+def test_too_long_a_prompt_is_no_reply(parts):
+    with pytest.raises(NoReply, match="the context is 128"):
+        parts[2]([{"role": "user", "content": "which way? " * 200}])
+
+
+def test_a_judge_of_nonsense_fails_every_item_and_keeps_what_it_said(parts, tmp_path):
+    (tmp_path / "info.json").write_text('{"benchmark": "own", "split": "test"}')
+    line = (
+        '{"question_id": "q%d", "video": "v", "question": "?", "truth": "a", "type": "", '
+        '"criteria": [], "pair": "", "control": "", "answer": "b", "failed": ""}\n'
+    )
+    (tmp_path / "answers.jsonl").write_text(line % 1 + line % 2)
+    prompts = Prompts({"QA": {"user": "{answer} {prediction}?"}})
+    by = judges.chat(parts[2], "run", prompts, backend="local", parameters={}, tries=1)
+    result, done = judge_benchmark(tmp_path, by, Scoring())
+    assert done.judged == 2 and result["failed"]["unjudged"] == 2
+    assert result["accuracy"]["value"] == 0 and result["judge"]["models"] == {"run, step 3": 2}
+
+
+def test_no_such_model(tmp_path):
+    with pytest.raises(EndpointError, match="neither a working directory"):
+        local_judging(str(tmp_path), Prompts({}), max_new=4)

@@ -1,0 +1,147 @@
+"""JSON lines in, JSON lines out: everything has an answer or a reason, once, wherever it stops."""
+
+import fcntl
+import json
+import shutil
+
+import pytest
+
+from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.experiments import questions_file
+from rvllm_jax.experiments.answering import How
+from rvllm_jax.experiments.questions_file import QuestionsError, Tally, answer_file, read
+from rvllm_jax.generation.sampling import Sampling
+
+ASKED = [
+    {"video": "a.mp4", "question": "what moves?", "note": "é"},
+    {"id": 7, "video": "c.mp4", "questions": ["which way?", "what is left?", "and up?"]},
+    {"video": "a.mp4", "question": "which way does it go?"},
+    {"video": "a.mp4", "question": "what moves?", "note": "é"},
+]
+HOW = How(Sampling(temperature=5.0), max_new=5, seed=11)
+
+
+@pytest.fixture
+def ask(answerer, talker, tmp_path, monkeypatch):
+    """ask(records, ...) -> (Tally, the lines of the output)."""
+    monkeypatch.setattr(
+        questions_file.Answerer,
+        "look_each",
+        lambda self, paths: (look_or_say(self, path) for path in paths),
+    )
+
+    def ask(records, how=HOW, out="out.jsonl", **options):
+        text = "\n".join(r if isinstance(r, str) else json.dumps(r) for r in records)
+        (tmp_path / "in.jsonl").write_text(text)
+        where = tmp_path / "in.jsonl", tmp_path / out
+        options = dict(videos=talker / "videos", batch=2) | options
+        tally = answer_file(answerer, *where, how, **options)
+        return tally, [json.loads(line) for line in where[1].read_text().splitlines()]
+
+    return ask
+
+
+def look_or_say(answerer, path):
+    """As `look_each` without a process, whose start takes seconds."""
+    try:
+        return answerer.look(path)
+    except questions_file.VideoError as error:
+        return error
+
+
+def test_every_line_comes_back_with_its_answers(ask, answerer, talker):
+    tally, lines = ask(ASKED)
+    assert tally == Tally(answered=6)
+    assert [line["video"] for line in lines] == ["a.mp4"] * 3 + ["c.mp4"]
+    asked = [{k: v for k, v in line.items() if k not in ("answer", "answers")} for line in lines]
+    assert asked == [ASKED[0], ASKED[2], ASKED[3], ASKED[1]]
+    numbers = {0: [0], 1: [4], 2: [5], 3: [1, 2, 3]}
+    for place, line in enumerate(lines):
+        session = answerer.session(answerer.look(talker / "videos" / line["video"]), "v")
+        questions = line.get("questions") or [line["question"]]
+        said = []
+        for question, number in zip(questions, numbers[place], strict=True):
+            session.reset()
+            options = dict(sampling=HOW.sampling, max_new=5, seed=11 + number)
+            said.append(session.ask(question, **options))
+        assert said == (line.get("answers") or [line["answer"]])
+
+
+def test_a_stopped_work_goes_on_to_the_same_answers(ask, monkeypatch, tmp_path):
+    _, whole = ask(ASKED)
+    stopped = tmp_path / "stopped.jsonl"
+    for kept in (1, 3):
+        text = [json.dumps(line) + "\n" for line in whole]
+        stopped.write_text("".join(text[:kept]) + text[kept][:25])  # killed in a line
+        settings = "out.jsonl.settings.json"
+        shutil.copy(tmp_path / settings, tmp_path / settings.replace("out", "stopped"))
+        tally, lines = ask(ASKED, out="stopped.jsonl")
+        assert sorted(map(json.dumps, lines)) == sorted(map(json.dumps, whole))
+        assert tally.before == kept and tally.answered == 6
+    assert ask(ASKED, out="stopped.jsonl")[0] == Tally(answered=6, before=6)
+
+
+def test_what_fails_is_named_and_tried_again(ask, talker, tmp_path):
+    shutil.copytree(talker / "videos", tmp_path / "videos")
+    bad = [
+        "{not json",
+        "[1]",
+        {"question": "what?"},
+        {"video": "a.mp4"},
+        {"video": "a.mp4", "question": "q", "questions": ["q"]},
+        {"video": "a.mp4", "questions": []},
+        {"video": "late.mp4", "questions": ["what?", "where?"]},
+        {"video": "a.mp4", "question": "  "},
+        {"video": "a.mp4", "question": "left " * 5000},
+    ]
+    tally, lines = ask([*bad, ASKED[0]], videos=tmp_path / "videos")
+    assert tally == Tally(answered=1, failed=10)
+    assert len(lines) == 10 and sum("error" in line for line in lines) == 9
+    reasons = [line.get("error", "") for line in lines]
+    for part in (
+        *("not JSON", "got list", "'video' must name", "expected text", "got []"),
+        *("late.mp4: is not there", "question is empty", "context is 4096"),
+    ):
+        assert sum(part in reason for reason in reasons) == 1, part
+    assert sum("needs one of 'question' and 'questions'" in reason for reason in reasons) == 2
+    (tmp_path / "videos" / "b.mp4").rename(tmp_path / "videos" / "late.mp4")
+    tally, lines = ask([bad[6], ASKED[0]], videos=tmp_path / "videos")
+    assert tally == Tally(answered=3, before=1) and not any("error" in line for line in lines)
+    assert len(lines) == 2 and len(lines[1]["answers"]) == 2
+
+
+def test_where_nothing_can_be_asked_the_model_is_not_read(ask, answerer, monkeypatch):
+    monkeypatch.setattr(questions_file.Answerer, "engine", property(lambda self: 1 / 0))
+    tally, _ = ask([{"video": "absent.mp4", "question": "what?"}, {"video": "a.mp4"}])
+    assert tally == Tally(failed=2)
+
+
+def test_other_answers_are_not_mixed_with_these(ask, tmp_path):
+    ask(ASKED[:1])
+    for how in (How(HOW.sampling, 5), How(HOW.sampling, 4, seed=11)):
+        with pytest.raises(QuestionsError, match="holds answers made otherwise"):
+            ask(ASKED[:1], how)
+    (tmp_path / "own.jsonl").write_text("mine\n")
+    with pytest.raises(QuestionsError, match="was not written by this command"):
+        ask(ASKED[:1], out="own.jsonl")
+    assert (tmp_path / "own.jsonl").read_text() == "mine\n"
+    with pytest.raises(QuestionsError, match="line 1 has the key 'answer'"):
+        ask([{"video": "a.mp4", "question": "q", "answer": "truth"}])
+    with pytest.raises(QuestionsError, match="No such file"):
+        ask(ASKED[:1], out="absent/out.jsonl")
+
+
+def test_two_works_do_not_write_one_file(ask, tmp_path):
+    ask(ASKED[:1])
+    with open(tmp_path / "out.jsonl.settings.json", "a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(QuestionsError, match="another process is writing it"):
+            ask(ASKED[:2])
+
+
+def test_a_file_without_questions_is_refused(tmp_path):
+    (tmp_path / "in.jsonl").write_text("\n \n")
+    with pytest.raises(QuestionsError, match="holds no questions"):
+        read(tmp_path / "in.jsonl")
+    with pytest.raises(ConversationError, match="cannot be read"):
+        read(tmp_path / "absent.jsonl")
