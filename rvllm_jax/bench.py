@@ -1,14 +1,20 @@
-"""Measures this machine: python -m rvllm_jax.bench decode|input|generation|load"""
+"""Measures this machine: python -m rvllm_jax.bench decode|evaluation|generation|input|load"""
 
 import argparse
 import sys
 
-from rvllm_jax.benchmarks import decoding, generation, input, loading
+from rvllm_jax.benchmarks import decoding, evaluation, generation, input, loading
 from rvllm_jax.data.frames import FrameStoreError
 from rvllm_jax.weights.errors import WeightsError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments).
-COMMANDS = {"decode": decoding, "generation": generation, "input": input, "load": loading}
+COMMANDS = {
+    "decode": decoding,
+    "evaluation": evaluation,
+    "generation": generation,
+    "input": input,
+    "load": loading,
+}
 
 
 def main(argv: list[str]) -> None:

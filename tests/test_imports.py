@@ -24,7 +24,9 @@ MAY_SEE = {
     "recipe": {"types", "models", "training.stages"},
     "config": {"types", "models", "data", "recipe", "training.stages"},
     "training": {"types", "models", "data", "weights", "config", "evaluation"},
-    "benchmarks": {"types", "data", "models", "training", "generation", "weights"},
+    "benchmarks": {
+        *("types", "data", "models", "training", "generation", "evaluation", "weights"),
+    },
     "experiments": {
         *("types", "models", "data", "weights", "config", "training", "generation", "evaluation"),
     },

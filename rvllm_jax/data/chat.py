@@ -79,6 +79,12 @@ def question_ids(
     return _encode(tokenizer, template, *parts)
 
 
+def prompt_text(template: Template, question: str) -> str:
+    """What a question's prompt reads like, with <video> in the place of the visual tokens."""
+    shown = question * template.shows_question
+    return f"{template.before}<video>{template.after}{template.first}{shown}{template.asks}"
+
+
 def segment_ids(
     tokenizer: Tokenizer, template: Template, turns: Sequence[Turn]
 ) -> tuple[list[int], list[int]]:

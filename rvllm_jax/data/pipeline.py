@@ -11,6 +11,7 @@ import multiprocessing.util
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -26,7 +27,7 @@ from rvllm_jax.types import Batch, Questions
 
 __all__ = [
     "ERRORS", "READABLE", "UNREADABLE", "Dataset", "PipelineError",
-    "train_batches", "loss_batches", "eval_batches",
+    "AskedRow", "train_batches", "loss_batches", "eval_batches", "question_batches", "views_of",
 ]  # fmt: skip
 
 _CLIP, _PERMUTATION = 1, 2  # streams of random numbers; data/packing.py has 0
@@ -91,20 +92,43 @@ def eval_batches(
     prefix, Lq the longest question.
     Questions whose clip cannot be read are not asked: their numbers never come.
     """
-    views = functools.cache(lambda clip: _views(dataset, clip) if test_clips else [None])
-    groups = [
-        (clip, numbers, view)
+    views = functools.cache(lambda clip: views_of(dataset, clip) if test_clips else [None])
+    rows = [
+        AskedRow(clip, numbers, view)
         for clip, numbers in dataset.question_groups(max_questions, shown)
         for view in views(clip)
     ]
-    source = _Rows(len(groups), batch, -(-len(groups) // batch), None, host, hosts)
-    load = functools.partial(
-        _load_questions, dataset.reopened(), groups, max_questions, permute_seed
-    )
+    how = dict(permute_seed=permute_seed, workers=workers, host=host, hosts=hosts)
+    return question_batches(dataset, rows, batch=batch, max_questions=max_questions, **how)
+
+
+class AskedRow(NamedTuple):
+    """A clip and up to `max_questions` questions about it; clip -1: an empty row."""
+
+    clip: int
+    questions: Sequence[int]  # their numbers in the dataset
+    view: View | None = None  # one of the clip's test clips; None: the centred one
+
+
+def question_batches(
+    dataset: Dataset,
+    rows: Sequence[AskedRow],
+    *,
+    batch: int,
+    max_questions: int,
+    permute_seed: int | None = None,
+    workers: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[Questions]:
+    """The rows in order, `batch` of them at a time over all hosts; otherwise as `eval_batches`."""
+    source = _Rows(len(rows), batch, -(-len(rows) // batch), None, host, hosts)
+    load = functools.partial(_load_questions, dataset.reopened(), rows, max_questions, permute_seed)
     return _graph(dataset, source, load, 0, workers)
 
 
-def _views(dataset: Dataset, clip: int) -> list[View | None]:
+def views_of(dataset: Dataset, clip: int) -> list[View | None]:
+    """The test clips of clip number `clip`; [None] where its times cannot be read."""
     try:
         return dataset.views(clip)
     except FrameStoreError:
@@ -145,9 +169,9 @@ def _load_row(dataset: Dataset, seed: int | None, epoch: int, row: int, out) -> 
 
 
 def _load_questions(
-    dataset: Dataset, groups, max_questions: int, permute_seed, epoch: int, group: int, out
+    dataset: Dataset, rows, max_questions: int, permute_seed, epoch: int, at: int, out
 ) -> Questions:
-    clip, numbers, view = groups[group] if group >= 0 else (-1, (), None)
+    clip, numbers, view = rows[at] if at >= 0 else AskedRow(-1, ())
     row = dataset.load(clip, (), None, out, view=view)
     asked = np.zeros((max_questions, dataset.asked_length), np.int32)
     mask, ids = np.zeros(asked.shape, bool), np.full(max_questions, -1, np.int32)

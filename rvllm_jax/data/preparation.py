@@ -4,6 +4,7 @@ A prepared folder OUT holds
 
   frames/            the frame store (data/frames.py); tfds/ links to it, for tfds.data_source
   SPLIT.json         the conversations in LLaVA's form, videos by their names in the store
+  SPLIT.unusable.json  those whose video is missing or does not decode; absent where none
   SPLIT.info.json    where they come from: split, benchmark, counts, and whether they are partial
   report.html, .json what the last preparation found
 
@@ -36,7 +37,8 @@ from rvllm_jax.data.store_metadata import write_metadata
 from rvllm_jax.data.video_files import VideoFiles
 from rvllm_jax.data.video_survey import survey
 
-FRAMES, INFO = "frames", ".info.json"  # in a prepared folder, the second behind a split's name
+FRAMES = "frames"  # in a prepared folder
+INFO, UNUSABLE = ".info.json", ".unusable.json"  # there too, behind a split's name
 FOLLOWING = "frames.following"  # a store that will take the place of FRAMES when it is finished
 _UNFINISHED = "the frames are not all stored yet; start the same command again, it continues"
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
@@ -156,6 +158,10 @@ def _finish(out: Path, findings: Findings, store: StoreReport, interval: int) ->
     code, verdict = findings.verdict(store.bad)
     if code == DONE:
         conversations, info = findings.split_files(store, interval)
+        unusable = out / (findings.split + UNUSABLE)
+        unusable.unlink(missing_ok=True)
+        if lost := findings.unusable(store):
+            write_atomically(unusable, lost)
         write_atomically(out / (findings.split + INFO), _json(info))
         write_atomically(out / f"{findings.split}.json", conversations)
     return _reported(out, findings, store, code, verdict)

@@ -125,6 +125,17 @@ class Findings:
         }
         return write_llava(kept), info
 
+    def unusable(self, store: StoreReport) -> bytes:
+        """The conversations whose video is missing or set aside, as SPLIT.json has the others; b""
+        where there are none. An evaluation counts their questions as failed."""
+        usable = self._usable(store.bad)
+        lost = [
+            dataclasses.replace(c, video=self.found.name_of.get(c.video, c.video))
+            for c in self.annotations.conversations
+            if c.video not in usable
+        ]
+        return write_llava(lost) if lost else b""
+
     def report(self, store: StoreReport | None, code: int, verdict: str) -> dict:
         """The content of report.json; `store` is None where no frame was stored."""
         bad = self._own(self.survey.bad if store is None else store.bad)

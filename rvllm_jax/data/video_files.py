@@ -88,7 +88,7 @@ def match(names: Iterable[str], videos: Iterable[str], aliases: Mapping[str, str
     present = set(names)
     by_stem: dict[str, list[str]] = {}
     for name in present:
-        stem = _stem(name)
+        stem = stem_of(name)
         for key in {stem, PurePosixPath(stem).name}:
             by_stem.setdefault(key, []).append(name)
     matched = Matched({}, [], {})
@@ -146,7 +146,8 @@ def _suffix(name: str) -> str:
     return suffix.lower() if suffix.lower() in (*VIDEO_SUFFIXES, ".pkl") else ""
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
+    """`name` without the suffix of a video, or of its features."""
     suffix = _suffix(name)
     return name[: -len(suffix)] if suffix else name
 
@@ -158,14 +159,14 @@ def _fitting(
     exact = str(PurePosixPath(video))
     if exact in present:
         return [exact]
-    whole = PurePosixPath(_stem(exact))
+    whole = PurePosixPath(stem_of(exact))
     # The folder given may be inside the one that the annotations' names begin in: then the rest of
     # the path is the file's whole path, and not just its name in another folder.
     for first in range(len(whole.parts)):
         stem = str(PurePosixPath(*whole.parts[first:]))
         keys = {stem, *(_renamings(stem)), *filter(None, [aliases.get(stem)])}
         found = {name for key in keys for name in by_stem.get(key, ())}
-        found = {name for name in found if first == 0 or _stem(name) in keys}
+        found = {name for name in found if first == 0 or stem_of(name) in keys}
         if found:
             return sorted(found)
     return []

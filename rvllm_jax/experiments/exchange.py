@@ -14,6 +14,7 @@ import numpy as np
 from rvllm_jax.config import resolve
 from rvllm_jax.data import tokenizer
 from rvllm_jax.data.tokenizer_files import TOKENIZER_FILES, TokenizerError
+from rvllm_jax.experiments import training_videos
 from rvllm_jax.experiments.opening import check_same
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import llama_config, llama_values
@@ -40,6 +41,7 @@ class Parts:
     description: dict[str, Any]  # what model.json holds
     tokenizer: Path | None  # the folder that may hold a tokenizer
     told: list[str]
+    trained_on: dict[str, Any] | None = None  # of training_videos.json; None: not known
 
 
 def convert(
@@ -62,6 +64,8 @@ def convert(
         _save_decoder(parts, out)
     else:
         save_flat(out, parts.arrays, parts.description)
+        if parts.trained_on is not None:
+            training_videos.write(out, parts.trained_on)
     if parts.tokenizer is not None:
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (parts.tokenizer / name).is_file():
@@ -115,7 +119,8 @@ def _of_run(workdir: Path, best: str) -> Parts:
     description = describe(
         recipe.resnet, recipe.llama, recipe.model.projector, recipe.layout, config
     )
-    return Parts(params | stats, description, workdir / "tokenizer", told)
+    trained_on = training_videos.read(workdir)
+    return Parts(params | stats, description, workdir / "tokenizer", told, trained_on)
 
 
 def _of_folders(sources: list[str]) -> Parts:
@@ -132,7 +137,18 @@ def _of_folders(sources: list[str]) -> Parts:
         description |= own
         if weights.ignored:
             told.append(f"  left out: {', '.join(weights.ignored)}")
-    return Parts(dict(entries), description, folder, told)
+    return Parts(dict(entries), description, folder, told, _trained_on(sources))
+
+
+def _trained_on(sources: list[str]) -> dict[str, Any] | None:
+    """What the sources were trained on together; None where none of them says so."""
+    found = {source: training_videos.read(source) for source in sources}
+    if not any(found.values()):
+        return None
+    videos = {video for own in found.values() if own for video in own["videos"]}
+    unknown = {name for own in found.values() if own for name in own["unknown"]}
+    unknown |= {source for source, own in found.items() if own is None}
+    return {"videos": sorted(videos), "unknown": sorted(unknown)}
 
 
 def _special_ids(config: Mapping[str, Any], size: int, told: list[str]) -> dict[str, Any]:

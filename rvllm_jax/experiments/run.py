@@ -18,7 +18,7 @@ from rvllm_jax.data.pipeline import Dataset
 from rvllm_jax.data.sources import Source, open_source
 from rvllm_jax.evaluation import controls
 from rvllm_jax.evaluation.asking import Asked, Asker, score
-from rvllm_jax.experiments import report
+from rvllm_jax.experiments import report, training_videos
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.training import metrics
@@ -144,7 +144,8 @@ class Experiment:
 
     def train(self) -> Result:
         """Trains what is left to train in the working directory."""
-        splits = self.source.splits
+        splits, model = self.source.splits, self.recipe.model
+        training_videos.record(self.workdir, (c.video for c in splits["train"]), model.weights)
         held = splits.get("validation") or splits["train"]
         if "validation" not in splits:
             logging.warning("no config.data.validation: its loss is taken on training pairs")
@@ -165,9 +166,7 @@ class Experiment:
             {input: self.dataset(held, input) for input in inputs},
             probe,
             tokenizer=self.tokenizer.fingerprint,
-            start=functools.partial(
-                open_start, self.recipe.model.weights, self.recipe.model.random, self.model
-            ),
+            start=functools.partial(open_start, model.weights, model.random, self.model),
         ).run()
 
     def asker(self, params: Arrays, stats: Arrays) -> Asker:

@@ -1,10 +1,13 @@
 """The Flax NNX model as pure functions of flat dictionaries {"encoder/stem/kernel": array}."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Arrays = dict[str, jax.Array]
@@ -63,3 +66,26 @@ class PureModel:
     def read_stats(self, module: nnx.Module) -> Arrays:
         """The statistics a forward pass left in `module`."""
         return _flat(nnx.state(module, nnx.BatchStat))
+
+
+def checksum(arrays: Arrays) -> str:
+    """Names the values of arrays, wherever they lie: each is summed up on its own devices."""
+    digest = hashlib.sha256()
+    sums = jax.jit(lambda arrays: {path: _bits(x) for path, x in arrays.items()})(arrays)
+    for path in sorted(arrays):
+        x = arrays[path]
+        digest.update(repr((path, x.shape, str(x.dtype), int(sums[path]))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """The bits of an array as whole numbers, each times an odd one of its place, summed mod 2^32:
+    the order of summation does not matter."""
+    wide = x.dtype.itemsize > 4
+    kind = jnp.uint32 if wide else {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+    place = jnp.ones(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):
+        own = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        place = place * np.uint32(2654435761) + 2 * own
+    return jnp.sum(bits * place, dtype=jnp.uint32)

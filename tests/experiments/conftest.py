@@ -1,11 +1,93 @@
-"""A model that is asked about video files, its programs compiled once."""
+"""A small untrained model as a run, small videos as a prepared folder; and a model that is asked
+about video files, its programs compiled once."""
 
+import json
+
+import jax
+import numpy as np
 import pytest
 
+from rvllm_jax.config import resolve
+from rvllm_jax.data import tokenizer as tokenizers
+from rvllm_jax.data import video
+from rvllm_jax.data.preparation import Options, prepare
 from rvllm_jax.experiments.answering import Answerer
 from rvllm_jax.experiments.opening import describe_model
+from rvllm_jax.experiments.run import build_model
+from rvllm_jax.training.checkpoint import Checkpoints, claim
+from rvllm_jax.training.holding import Holding
+from rvllm_jax.training.loop import open_layout
 
+VIDEOS = ("a", "b", "c", "v_abcdefghijk")
 MESH = dict(data=1, fsdp=4, tensor=2)
+QUESTIONS = {"a": 5, "b": 2, "c": 1, "v_abcdefghijk": 2}
+
+
+def write_run(joint, workdir, seed=0):
+    """A working directory with a checkpoint of the tiny model, its decoder's matrices made large,
+    so that its answers differ."""
+    config = joint()
+    config.evaluation.max_new = 6
+    config.evaluation.batch = 8
+    recipe = resolve(config)
+    claim(workdir, config.to_dict())
+    model = build_model(recipe)
+    holding = Holding(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
+    arrays = dict(holding.draw(jax.random.key(seed)))
+    for path, x in arrays.items():
+        if path.startswith("params/decoder/") and x.ndim > 1:
+            arrays[path] = x * 10
+    text = ["what moves where? the red one, number 1 2 3"] * 9
+    tokenizers.train(text, recipe.tokenizer.vocab_size).save(workdir / "tokenizer")
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(3, arrays, {"position": {}})
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def run_folder(joint, tmp_path_factory):
+    return write_run(joint, tmp_path_factory.mktemp("run"))
+
+
+def records(names=VIDEOS):
+    """LLaVA's: every question a conversation of its own, types t0 and t1."""
+    return [
+        {
+            "id": f"{name}_{number}",
+            "video": f"{name}.mp4",
+            "conversations": [
+                {"from": "human", "value": f"what is at {number}?", "type": f"t{number % 2}"},
+                {"from": "gpt", "value": f"{name} {number}"},
+            ],
+        }
+        for name in names
+        for number in range(QUESTIONS.get(name, 1))
+    ]
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    for name in VIDEOS:
+        small = rng.integers(0, 256, (60, 5, 5, 3), dtype=np.uint8)
+        video.write(folder / f"{name}.mp4", small.repeat(8, 1).repeat(8, 2), fps=8)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(videos, tmp_path_factory):
+    """An own prepared folder of 10 questions about 4 videos, and one whose video is missing."""
+    folder = tmp_path_factory.mktemp("prepared")
+    file = folder / "own.json"
+    file.write_text(json.dumps(records((*VIDEOS, "gone"))))
+    done = prepare(
+        videos, [file], folder / "own", split="test", own=True, max_bad=0.5, thumbnails=0,
+        options=Options(stride=2, short_side=36, encoding="raw", interval=6), say=lambda line: None,
+    )  # fmt: skip
+    assert done.code == 0, done.verdict
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,82 @@
+"""Asks a model the questions of benchmarks; judging its answers is another command.
+
+    python -m rvllm_jax.evaluate --benchmarks=msvd_qa,activitynet_qa --data=FOLDER \\
+      --model=RUN|EXPORT --out=OUT
+
+FOLDER/BENCHMARK is what `rvllm_jax.prepare` wrote; "own" is a prepared folder of yours, and
+"shapes" the embedded dataset, which needs no --data. OUT/BENCHMARK/answers.jsonl grows as answers
+come; stopped at any moment, the same command continues. Then `python -m rvllm_jax.judge
+--results=OUT` and `python -m rvllm_jax.report --results=OUT`.
+
+Exit codes: 0 done; 1 refused.
+"""
+
+import sys
+
+import jax
+from absl import app, flags, logging
+
+from rvllm_jax.config import ConfigError
+from rvllm_jax.data.clips import VIEWS
+from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.data.pipeline import PipelineError
+from rvllm_jax.data.progress import bar
+from rvllm_jax.data.shards import FrameStoreError
+from rvllm_jax.data.sources import SourceError
+from rvllm_jax.data.templates import ChatError
+from rvllm_jax.data.tokenizer import TokenizerError
+from rvllm_jax.evaluation.answering import FUSIONS
+from rvllm_jax.evaluation.lines import LinesError
+from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.experiments.evaluation import Options, evaluate
+from rvllm_jax.training.checkpoint import CheckpointError
+from rvllm_jax.weights.errors import WeightsError
+
+_OPTIONS = Options()
+_REFUSED = (
+    *(EvaluationError, ConversationError, PipelineError, FrameStoreError, SourceError, LinesError),
+    *(TokenizerError, ChatError, CheckpointError, WeightsError, ConfigError),
+)
+
+BENCHMARKS = flags.DEFINE_list("benchmarks", None, "Names, separated by commas.")
+DATA = flags.DEFINE_string("data", "", "Folder of the prepared benchmarks.")
+MODEL = flags.DEFINE_string("model", None, "A working directory, or what convert made of one.")
+OUT = flags.DEFINE_string("out", None, "Where a folder a benchmark is written.")
+SPLIT = flags.DEFINE_string("split", "", "Which prepared split, where there are several.")
+CLIPS = flags.DEFINE_enum("clips", _OPTIONS.clips, list(VIEWS), "Test clips, starts x crops.")
+FUSION = flags.DEFINE_enum("fusion", _OPTIONS.fusion, FUSIONS, "Several clips to one answer.")
+MAX_NEW = flags.DEFINE_integer("max_new", 0, "Tokens an answer; 0: as the model's recipe says.")
+VIDEOS = flags.DEFINE_integer("videos", 0, "Clips encoded at once; 0: as the recipe says.")
+TOGETHER = flags.DEFINE_integer("together", _OPTIONS.together, "Most questions behind a prefix.")
+CONTROLS = flags.DEFINE_integer("controls", _OPTIONS.controls, "Questions asked blind, with "
+                                "shuffled frames and with another video's; 0: none.")  # fmt: skip
+SEED = flags.DEFINE_integer("seed", 0, "Draws the questions of the controls.")
+ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Accept fewer than are published.")
+FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that each array is split over; and")
+TENSOR = flags.DEFINE_integer("tensor", 1, "by the other dimension, for models too large for one.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several hosts.")
+HOSTS = flags.DEFINE_integer("hosts", 1, "How many processes share the work.")
+HOST = flags.DEFINE_integer("host", 0, "The number of this one.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of reading a checkpoint
+    if HOSTS.value > 1:
+        jax.distributed.initialize(COORDINATOR.value, HOSTS.value, HOST.value)
+    options = Options(
+        SPLIT.value, CLIPS.value, FUSION.value, MAX_NEW.value, VIDEOS.value, TOGETHER.value,
+        CONTROLS.value, SEED.value, ALLOW_PARTIAL.value, FSDP.value, TENSOR.value,
+    )  # fmt: skip
+    try:
+        told = evaluate(BENCHMARKS.value, DATA.value, MODEL.value, OUT.value, options, progress=bar)
+    except _REFUSED as error:
+        print(f"refused: {error}", file=sys.stderr)
+        sys.exit(1)
+    print("\n".join(told))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["benchmarks", "model", "out"])
+    app.run(main)

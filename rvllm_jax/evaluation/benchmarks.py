@@ -1,0 +1,177 @@
+"""Benchmarks as `rvllm_jax.prepare` wrote them: questions, frames, and where both come from."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rvllm_jax.data.annotations import published
+from rvllm_jax.data.conversations import Conversation
+from rvllm_jax.data.frames import FrameStore
+from rvllm_jax.data.llava import read_llava
+from rvllm_jax.data.preparation import FRAMES, INFO, UNUSABLE
+from rvllm_jax.data.shards import read_json
+from rvllm_jax.data.sources import EMBEDDED, open_source
+from rvllm_jax.evaluation.questions import TEXT_GENERATION, EvaluationError
+
+PUBLISHED = ("msvd_qa", "msrvtt_qa", "tgif_frameqa", "activitynet_qa", TEXT_GENERATION)
+OWN = "own"
+NAMES = (*PUBLISHED, EMBEDDED, OWN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One split of a benchmark.
+
+    `conversations` can be asked; `unusable` cannot, by `reasons` {video: why}: their questions
+    count as failed. `partial` says in words what the split lacks of its published counts.
+    `published` is the number of questions that the split has, None where none is published.
+    `train` is its training split, where one is prepared beside it.
+    """
+
+    name: str
+    split: str
+    folder: Path
+    conversations: list[Conversation]
+    unusable: list[Conversation]
+    reasons: Mapping[str, str]
+    store: FrameStore
+    partial: list[str]
+    published: int | None
+    train: list[Conversation]
+
+
+def check_names(names: list[str]) -> None:
+    """Raises EvaluationError for a name that is no benchmark, or that is given twice."""
+    unknown = [name for name in names if name not in NAMES]
+    if unknown or not names:
+        raise EvaluationError(
+            f"--benchmarks: {', '.join(unknown) or 'none'} is no benchmark known here; choose some "
+            f"of {', '.join(NAMES)} ({OWN}: your own prepared folder)"
+        )
+    if len(set(names)) < len(names):
+        raise EvaluationError(f"--benchmarks={','.join(names)}: names one twice")
+
+
+def open_benchmark(
+    name: str, data: str | Path, *, split: str = "", allow_partial: bool = False, command: str = ""
+) -> Benchmark:
+    """The benchmark in data/NAME, or of `own` data in data/own or `data` itself.
+
+    split: which of the prepared ones; may be left out where there is one beside "train".
+    command: the options of `prepare` that fit the model, for messages.
+
+    Raises EvaluationError, ConversationError or FrameStoreError before anything is computed.
+    """
+    folder = Path(data) / name
+    if name == OWN and not folder.is_dir():
+        folder = Path(data)
+    split = _split(name, folder, split, command)
+    info = read_json(folder / (split + INFO))
+    if "partial" not in info or "annotations" not in info:
+        raise EvaluationError(
+            f"{folder / (split + INFO)}: not what rvllm_jax.prepare writes; prepare again"
+        )
+    _check_is(name, folder, split, info)
+    if info["partial"] and not allow_partial:
+        raise EvaluationError(
+            f"{folder}: {'; '.join(info['partial'])}: scores on it are not comparable with "
+            "published ones. Complete it, or give --allow_partial, which is recorded"
+        )
+    unusable, reasons = _unusable(folder, split, info)
+    path = folder / "train.json"
+    return Benchmark(
+        name,
+        split,
+        folder,
+        read_llava(folder / f"{split}.json"),
+        unusable,
+        reasons,
+        FrameStore(folder / FRAMES),
+        list(info["partial"]),
+        _published(name, split),
+        read_llava(path) if split != "train" and path.is_file() else [],
+    )
+
+
+def open_shapes(
+    root: str | Path, *, split: str = "", progress: Callable | None = None, **options: Any
+) -> Benchmark:
+    """The embedded dataset under `root`, rendered and stored there unless it is; options as those
+    of `data.sources.open_source`."""
+    workers = os.cpu_count() or 1
+    how = dict(max_bad=0.0, workers=workers, progress=progress)
+    source = open_source(EMBEDDED, {}, root=root, **how, **options)
+    split = split or "test"
+    if split not in source.splits:
+        raise EvaluationError(
+            f"--split={split}: {EMBEDDED} has the splits {', '.join(source.splits)}"
+        )
+    train = source.splits["train"] if split != "train" else []
+    conversations, folder = source.splits[split], Path(root) / EMBEDDED
+    return Benchmark(EMBEDDED, split, folder, conversations, [], {}, source.store, [], None, train)
+
+
+def _split(name: str, folder: Path, split: str, command: str) -> str:
+    found = sorted(path.name.removesuffix(INFO) for path in folder.glob(f"*{INFO}"))
+    if not found:
+        raise EvaluationError(
+            f"{folder}: holds no prepared benchmark. Prepare {name} with: python -m "
+            f"rvllm_jax.prepare --videos=VIDEOS --annotations=FILE[,FILE] --out={folder} "
+            f"--split={'validation' if name in published.NUMBERED else 'test'}{command}"
+        )
+    if split and split not in found:
+        raise EvaluationError(
+            f"{folder}: its prepared splits are {', '.join(found)}; --split={split} is not one"
+        )
+    others = [other for other in found if other != "train"] or found
+    if not split and len(others) > 1:
+        raise EvaluationError(
+            f"{folder}: has the splits {', '.join(others)}; say which by --split: published "
+            "numbers differ in it"
+        )
+    return split or others[0]
+
+
+def _check_is(name: str, folder: Path, split: str, info: Mapping[str, Any]) -> None:
+    """That the folder holds this benchmark, and all of its parts."""
+    if name == OWN:
+        return
+    parts = {part["benchmark"] for part in info["annotations"]}
+    own = {part for part in published.PUBLISHED if part.partition("/")[0] == name}
+    wrong, lacking = parts - own, own - parts
+    if wrong or lacking == own:
+        raise EvaluationError(
+            f"{folder}: its split {split} was prepared from annotations of "
+            f"{', '.join(sorted(part or 'no known benchmark' for part in parts))}, not of {name}; "
+            f"prepare {name} there, or evaluate it as --benchmarks={OWN}"
+        )
+    if lacking:
+        raise EvaluationError(
+            f"{folder}: lacks {', '.join(sorted(lacking))}; prepare all files of {name} together: "
+            "--annotations=generic_qa.json,temporal_qa.json,consistency_qa.json"
+        )
+
+
+def _unusable(folder: Path, split: str, info: Mapping[str, Any]):
+    path = folder / (split + UNUSABLE)
+    if path.is_file():
+        return read_llava(path), dict(info["set_aside"])
+    if info["missing"] or info["set_aside"]:
+        raise EvaluationError(
+            f"{path}: is not there, though {len(info['missing'])} videos are missing and "
+            f"{len(info['set_aside'])} are set aside; their questions count as failed. Start "
+            "rvllm_jax.prepare again as before, it writes the file"
+        )
+    return [], {}
+
+
+def _published(name: str, split: str) -> int | None:
+    parts = [p for p in published.PUBLISHED if p.partition("/")[0] == name]
+    counts = [published.PUBLISHED[part].get(split) for part in parts]
+    if not counts or None in counts:
+        return None
+    # A row of the consistency file is two questions.
+    rows = zip(parts, counts, strict=True)
+    return sum(count.questions * (1 + part.endswith("/consistency")) for part, count in rows)

@@ -1,0 +1,86 @@
+"""The questions of a benchmark, each with an id of its own."""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from rvllm_jax.data.conversations import Conversation, Turn
+
+TEXT_GENERATION = "video_text_generation"
+# Which criteria a question of each type of text generation is judged by.
+CRITERIA = {"generic": ("CI", "DO", "CU"), "temporal": ("TU",), "consistency": ("C",)}
+_NAMED = 5  # how many ids a message names
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be started or continued as asked; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question of a benchmark.
+
+    id: the conversation's, with "/1", "/2", ... behind it where that has several turns. criteria:
+    of text generation. pair: what the two questions of a consistency item share, else "". failed:
+    why it cannot be asked, else "".
+    """
+
+    id: str
+    video: str
+    turn: Turn
+    criteria: tuple[str, ...] = ()
+    pair: str = ""
+    failed: str = ""
+
+
+def questions_of(
+    benchmark: str,
+    conversations: Iterable[Conversation],
+    unusable: Iterable[Conversation] = (),
+    reasons: Mapping[str, str] | None = None,
+) -> list[Question]:
+    """Every turn as a question of its own; `unusable` ones failed, by `reasons` {video: why}.
+
+    Raises EvaluationError where two have the same id.
+    """
+    reasons = reasons or {}
+    found = [q for c in conversations for q in _of(benchmark, c, "")]
+    for c in unusable:
+        found += _of(benchmark, c, reasons.get(c.video, "its video is not there"))
+    counts = Counter(question.id for question in found)
+    twice = [id for id, count in counts.items() if count > 1]
+    if twice:
+        raise EvaluationError(
+            f"{benchmark}: {len(twice)} question ids come twice: {', '.join(twice[:_NAMED])}; give "
+            "every question its own"
+        )
+    return found
+
+
+def _of(benchmark: str, conversation: Conversation, failed: str) -> list[Question]:
+    generation = benchmark == TEXT_GENERATION
+    several = len(conversation.turns) > 1
+    found = []
+    for number, turn in enumerate(conversation.turns, 1):
+        criteria = CRITERIA.get(turn.kind, ()) if generation else ()
+        if generation and not criteria:
+            raise EvaluationError(
+                f"{benchmark}: {conversation.id!r} has the type {turn.kind!r}, expected one of "
+                f"{', '.join(CRITERIA)}; prepare Video-ChatGPT's own files"
+            )
+        id = f"{conversation.id}/{number}" if several else conversation.id
+        pair = conversation.id if "C" in criteria else ""
+        found.append(Question(id, conversation.video, turn, criteria, pair, failed))
+    return found
+
+
+def fingerprint(questions: Iterable[Question], frames: Mapping[str, int]) -> str:
+    """Names the questions, their order, and the files that their frames come from.
+
+    frames: video -> the checksum of its file.
+    """
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(repr((question, frames.get(question.video))).encode(errors="replace"))
+    return digest.hexdigest()[:16]

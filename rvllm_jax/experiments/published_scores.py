@@ -1,0 +1,64 @@
+"""What others published on the benchmarks, each number with its judge, its split and its source.
+
+Only numbers that were found where `source` says. A judge that is named without its date is named so
+there: the same name has stood for models that differ by several points (FreeVA, arXiv 2405.07798).
+"""
+
+from typing import NamedTuple
+
+_GPT = "gpt-3.5-turbo, version not stated"
+_CHATGPT = "Maaz et al. 2023, arXiv 2306.05424"
+_LLAVA = "Lin et al. 2023, arXiv 2311.10122"
+_RESNETVLLM = "Khalil et al. 2025, arXiv 2504.14432"
+# Video-ChatGPT's authors, in their repository (issue 65): validation of MSVD and MSRVTT, test of
+# TGIF. Who followed its protocol does not say which files were used.
+_LIKE_CHATGPT = "not stated; Video-ChatGPT's protocol"
+
+
+class Row(NamedTuple):
+    """accuracy: %. score: 0 to 5; None where none is published."""
+
+    model: str
+    benchmark: str
+    accuracy: float | None
+    score: float | None
+    judge: str
+    split: str
+    source: str
+
+
+QA = (
+    Row("Video-ChatGPT", "msvd_qa", 64.9, 3.3, _GPT, "validation", _CHATGPT),
+    Row("Video-ChatGPT", "msrvtt_qa", 49.3, 2.8, _GPT, "validation", _CHATGPT),
+    Row("Video-ChatGPT", "tgif_frameqa", 51.4, 3.0, _GPT, "test", _CHATGPT),
+    Row("Video-ChatGPT", "activitynet_qa", 35.2, 2.7, _GPT, "test", _CHATGPT),
+    Row("Video-LLaVA", "msvd_qa", 70.7, 3.9, _GPT, _LIKE_CHATGPT, _LLAVA),
+    Row("Video-LLaVA", "msrvtt_qa", 59.2, 3.5, _GPT, _LIKE_CHATGPT, _LLAVA),
+    Row("Video-LLaVA", "tgif_frameqa", 70.0, 4.0, _GPT, _LIKE_CHATGPT, _LLAVA),
+    Row("Video-LLaVA", "activitynet_qa", 45.3, 3.3, _GPT, _LIKE_CHATGPT, _LLAVA),
+    Row("ResNetVLLM", "msvd_qa", 78.3, None, "not stated", "not stated", _RESNETVLLM),
+    Row("ResNetVLLM", "msrvtt_qa", 63.5, None, "not stated", "not stated", _RESNETVLLM),
+    Row("ResNetVLLM", "tgif_frameqa", 59.9, None, "not stated", "not stated", _RESNETVLLM),
+    Row("ResNetVLLM", "activitynet_qa", 54.8, None, "not stated", "not stated", _RESNETVLLM),
+)
+
+
+class Generation(NamedTuple):
+    """Text generation, 0 to 5 each: CI, DO, CU, TU, C; none where only the mean is published."""
+
+    model: str
+    criteria: tuple[float, ...]
+    mean: float
+    judge: str
+    split: str
+    source: str
+
+
+TEXT_GENERATION = (
+    Generation("Video-ChatGPT", (2.40, 2.52, 2.62, 1.98, 2.37), 2.38, _GPT, "test", _CHATGPT),
+    Generation(
+        "Video-LLaVA", (2.87, 2.94, 3.44, 2.45, 2.51), 2.84, _GPT, "test",
+        "as reported by LLaVA-Mini, arXiv 2501.03895",
+    ),
+    Generation("ResNetVLLM", (), 3.55, "not stated", "not stated", _RESNETVLLM),
+)  # fmt: skip

@@ -1,0 +1,149 @@
+"""What `evaluate` and `judge` left in folders of results: benchmarks, and scores by judge."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rvllm_jax.evaluation.answer_file import ANSWERS, INFO, read_info
+from rvllm_jax.evaluation.lines import read_lines
+from rvllm_jax.evaluation.questions import EvaluationError
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One benchmark, answered by one model and scored by one judge.
+
+    `model` is short, and tells the folders of results apart; `info` is info.json, `scores` is
+    scores.NAME.json.
+    """
+
+    model: str
+    folder: Path
+    judge_name: str
+    info: dict[str, Any]
+    scores: dict[str, Any]
+
+    @property
+    def benchmark(self) -> str:
+        return self.info["benchmark"]
+
+    @property
+    def split(self) -> str:
+        return self.info["split"]
+
+    @property
+    def judge(self) -> str:
+        """The judge's exact model, and by what prompts."""
+        judge = self.scores["judge"]
+        models = ", ".join(judge.get("models") or ()) or judge.get("model") or judge["backend"]
+        prompts = judge.get("prompts_sha256")
+        parameters = judge.get("parameters") or {}
+        rule = parameters.get("rule")
+        words = [
+            models,
+            f"rule {rule}" if rule else "",
+            f"prompts {prompts[:8]}" if prompts else "",
+        ]
+        return ", ".join(filter(None, words))
+
+
+def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]]:
+    """All scores in the folders, in the order given; and lines that name what has none yet.
+
+    Raises EvaluationError for a folder without answers, and for scores that are broken, of another
+    benchmark or split than the answers beside them, or hold what is no number.
+    """
+    found, notes = [], []
+    for place, folder in enumerate(map(Path, folders)):
+        benchmarks = sorted(path.parent for path in folder.glob(f"*/{INFO}"))
+        if not benchmarks:
+            raise EvaluationError(
+                f"{folder}: holds no BENCHMARK/{INFO}; give the --out of `python -m "
+                "rvllm_jax.evaluate`"
+            )
+        for own in benchmarks:
+            info = read_info(own)
+            lacking = [key for key in ("benchmark", "split") if not info.get(key)]
+            if lacking:
+                raise EvaluationError(f"{own / INFO}: has no {', '.join(lacking)}; restore it")
+            name = Path(str(info.get("model") or folder)).name
+            model = name if len(folders) == 1 else f"{name} ({place + 1}: {folder.name})"
+            paths = sorted(own.glob("scores.*.json"))
+            for path in paths:
+                scores = _read(path)
+                _check(path, scores, info)
+                judge = path.name.removeprefix("scores.").removesuffix(".json")
+                found.append(Scored(model, own, judge, info, scores))
+            if not paths:
+                notes.append(f"{own}: not judged yet; python -m rvllm_jax.judge --results={folder}")
+            if info.get("complete") is False:
+                notes.append(f"{own}: not all its questions are answered yet")
+    return found, notes
+
+
+def failures(scored: Scored, most: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The wrong answers that are furthest off: (answer, verdict), the lowest scores first, then
+    the longest answers; at most one a video while there are enough."""
+    path = scored.folder / f"judged.{scored.judge_name}.jsonl"
+    if not path.is_file():
+        return []
+    wrong: dict[str, dict[str, Any]] = {}
+    for _, verdict in read_lines(path):
+        if verdict["control"] or verdict.get("correct"):
+            continue
+        if verdict.get("correct") is None and (verdict.get("score") or 0) >= 2.5:
+            continue
+        wrong.setdefault(verdict["question_id"], verdict)
+    pairs = [
+        (answer, wrong[answer["question_id"]])
+        for _, answer in read_lines(scored.folder / ANSWERS)
+        if not answer["control"] and answer["question_id"] in wrong
+    ]
+    pairs.sort(key=lambda pair: (pair[1].get("score") or 0, -len(pair[0]["answer"])))
+    first, rest, seen = [], [], set()
+    for pair in pairs:
+        (rest if pair[0]["video"] in seen else first).append(pair)
+        seen.add(pair[0]["video"])
+    return (first + rest)[:most]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    def refuse(name: str):
+        raise ValueError(f"{name} is no number")
+
+    try:
+        scores = json.loads(path.read_bytes(), parse_constant=refuse)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"{path}: cannot be read ({error}); start the same `rvllm_jax.judge` again, it writes "
+            "the file anew"
+        ) from error
+    return scores
+
+
+def _check(path: Path, scores: dict[str, Any], info: dict[str, Any]) -> None:
+    if not isinstance(scores.get("judge"), dict) or "backend" not in scores["judge"]:
+        raise EvaluationError(f"{path}: does not say which judge it is of; judge again")
+    for key in ("benchmark", "split"):
+        if scores.get(key, info[key]) != info[key]:
+            raise EvaluationError(
+                f"{path}: is of the {key} {scores[key]!r}, the answers beside it are of "
+                f"{info[key]!r}; judge them again"
+            )
+    for value in _numbers(scores):
+        if not math.isfinite(value):
+            raise EvaluationError(f"{path}: holds {value}, which is no score; judge again")
+
+
+def _numbers(value: Any):
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner)
+    elif isinstance(value, float):
+        yield value

@@ -1,0 +1,217 @@
+"""The tables of the results page; every row says by which judge and on which split."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rvllm_jax.evaluation.questions import TEXT_GENERATION
+from rvllm_jax.experiments.document import Part, Table, Text
+from rvllm_jax.experiments.published_scores import QA
+from rvllm_jax.experiments.published_scores import TEXT_GENERATION as GENERATION
+from rvllm_jax.experiments.results import Scored
+
+CRITERIA = {"CI": "correctness", "DO": "detail", "CU": "context", "TU": "temporal",
+            "C": "consistency"}  # fmt: skip
+Estimate = Mapping[str, Any]
+
+
+def percent(estimate: Estimate | None) -> str:
+    """An accuracy with its interval: "62.1 [58.0, 66.3]"."""
+    return _with_interval(estimate, 100.0, 1)
+
+
+def points(estimate: Estimate | None) -> str:
+    """A score of 0 to 5 with its interval."""
+    return _with_interval(estimate, 1.0, 2)
+
+
+def _with_interval(estimate: Estimate | None, times: float, digits: int) -> str:
+    if not estimate or estimate.get("value") is None:
+        return "-"
+    text = f"{times * estimate['value']:.{digits}f}"
+    if estimate.get("low") is None or estimate.get("high") is None:
+        return f"{text} [no interval]"
+    return f"{text} [{times * estimate['low']:.{digits}f}, {times * estimate['high']:.{digits}f}]"
+
+
+def comparison(benchmark: str, own: Sequence[Scored]) -> list[Part]:
+    """Our rows and the published ones of a benchmark, and what keeps them from being compared."""
+    table = _generation(own) if benchmark == TEXT_GENERATION else _answers(benchmark, own)
+    judges, splits = ({row[at] for row in table.rows} for at in (-3, -2))
+    parts: list[Part] = [table]
+    for values, what in ((judges, "judges"), (splits, "splits")):
+        if len(values) > 1:
+            parts.append(
+                Text(
+                    f"This table has rows of {len(values)} different {what} "
+                    f"({'; '.join(sorted(values))}): numbers of different {what} cannot be "
+                    "compared.",
+                    warning=True,
+                )
+            )
+    for scored in own:
+        parts += _warnings(scored)
+    return parts
+
+
+def _answers(benchmark: str, own: Sequence[Scored]) -> Table:
+    heads = ("model", "accuracy, % [95 %]", "score, 0-5", "questions", "not answered", "not judged",
+             "judge", "split", "source")  # fmt: skip
+    rows = [
+        (
+            scored.model,
+            percent(scored.scores.get("accuracy")),
+            points(scored.scores.get("score")),
+            *_counts(scored),
+            scored.judge,
+            scored.split,
+            "this evaluation",
+        )
+        for scored in own
+    ]
+    rows += [
+        (row.model, _number(row.accuracy, 1), _number(row.score, 1), "-", "-", "-", row.judge,
+         row.split, row.source)
+        for row in QA
+        if row.benchmark == benchmark
+    ]  # fmt: skip
+    return Table(heads, rows)
+
+
+def _generation(own: Sequence[Scored]) -> Table:
+    heads = ("model", *(f"{name} ({key})" for key, name in CRITERIA.items()), "mean",
+             "questions", "not answered", "not judged", "judge", "split", "source")  # fmt: skip
+    rows = []
+    for scored in own:
+        criteria = scored.scores.get("criteria", {})
+        rows.append(
+            (
+                scored.model,
+                *(points(criteria.get(key)) for key in CRITERIA),
+                _number(scored.scores.get("mean_of_criteria"), 2),
+                *_counts(scored),
+                scored.judge,
+                scored.split,
+                "this evaluation",
+            )
+        )
+    for row in GENERATION:
+        criteria = [_number(value, 2) for value in row.criteria] or ["-"] * len(CRITERIA)
+        rows.append(
+            (row.model, *criteria, _number(row.mean, 2), "-", "-", "-", row.judge, row.split,
+             row.source)
+        )  # fmt: skip
+    return Table(heads, rows)
+
+
+def _counts(scored: Scored) -> tuple[str, str, str]:
+    failed = scored.scores.get("failed", {})
+    counts = scored.scores["n"], failed.get("unanswered", 0), failed.get("unjudged", 0)
+    return tuple(f"{count:,}" for count in counts)
+
+
+def _warnings(scored: Scored) -> list[Part]:
+    info, found = scored.info, []
+    if info.get("partial"):
+        lacks = "; ".join(info.get("lacks") or ()) or "fewer questions than are published"
+        found.append(f"{scored.model}: partial ({lacks}): not comparable with published numbers.")
+    if info.get("complete") is False:
+        found.append(f"{scored.model}: not all questions are answered yet.")
+    overlap = info.get("overlap") or {}
+    if not overlap.get("known") or not overlap.get("complete") or overlap.get("videos"):
+        told = overlap.get("told") or "the training videos of this model are not known"
+        found.append(f"{scored.model}: {told}. This is not a zero-shot score.")
+    return [Text(text, warning=True) for text in found]
+
+
+def without_overlap(own: Sequence[Scored]) -> list[Part]:
+    """What the scores are without the videos that the model was trained on."""
+    rows = []
+    for scored in own:
+        rest = scored.scores.get("without_training_videos")
+        if rest is None:
+            rows.append((scored.model, "training videos not known", "-", "-", scored.judge))
+            continue
+        same = not rest.get("videos_left_out")
+        values = scored.scores if same else rest
+        value = percent(values["accuracy"]) if "accuracy" in values else _number(
+            values.get("mean_of_criteria"), 2
+        )  # fmt: skip
+        left = f"{rest.get('videos_left_out', 0):,}"
+        rows.append((scored.model, left, f"{rest.get('n', 0):,}", value, scored.judge))
+    heads = ("model", "training videos left out", "questions left", "accuracy or mean", "judge")
+    return [Table(heads, rows)]
+
+
+def by_type(scored: Scored) -> list[Part]:
+    types = scored.scores.get("by_type") or {}
+    own = scored.info.get("prior", {}).get("accuracy", {})
+    rows = []
+    for name, values in types.items():
+        main = values.get("accuracy")
+        prior = own.get(name)
+        given = "-" if prior is None else f"{100 * prior:.1f}"
+        text = percent(main) if main else "; ".join(
+            f"{key} {points(value)}" for key, value in values.get("criteria", {}).items()
+        )  # fmt: skip
+        count = main["n"] if main else max(
+            (value["n"] for value in values.get("criteria", {}).values()), default=0
+        )  # fmt: skip
+        rows.append((name, f"{count:,}", text or "-", given))
+    if not rows:
+        return []
+    return [Table(("type", "questions", "accuracy, % [95 %], or scores", "commonest answer"), rows)]
+
+
+def controls(scored: Scored) -> list[Part]:
+    """The controls beside the model's own answers to the same questions."""
+    found = scored.scores.get("controls") or {}
+    if not found:
+        return [Text("No controls were asked: nothing shows that the model looks.", warning=True)]
+    rows, parts = [], []
+    for name, values in found.items():
+        own = values.get("own", {})
+        rows.append((name, f"{values['n']:,}", _main(values), _main(own)))
+    heads = ("control", "questions", "under the control", "the model, same questions")
+    parts.append(Table(heads, rows))
+    if "blind" in found and solved_blind(found["blind"]):
+        parts.append(
+            Text(
+                f"Solved as well by a blind model: {_main(found['blind'])} without the video, "
+                f"within the interval of {_main(found['blind'].get('own', {}))} with it, on the "
+                "same questions. Scores on it do not show that the video is seen.",
+                warning=True,
+            )
+        )
+    prior = scored.info.get("prior")
+    if prior:
+        parts.append(
+            Text(
+                f"Without a model, by {prior['how']}: {100 * prior['accuracy']['all']:.1f} % "
+                f"({prior['rule']})."
+            )
+        )
+    return parts
+
+
+def solved_blind(blind: Mapping[str, Any]) -> bool:
+    """Whether the blind score is within the interval of the full one on the same questions."""
+    for name in ("accuracy", *CRITERIA):
+        value, own = (_estimate(part, name) for part in (blind, blind.get("own", {})))
+        if value and own and own.get("low") is not None and value["value"] >= own["low"]:
+            return True
+    return False
+
+
+def _estimate(values: Mapping[str, Any], name: str) -> Estimate | None:
+    return values.get(name) or values.get("criteria", {}).get(name)
+
+
+def _main(values: Mapping[str, Any]) -> str:
+    if "accuracy" in values:
+        return percent(values["accuracy"])
+    criteria = values.get("criteria", {})
+    return "; ".join(f"{key} {points(value)}" for key, value in criteria.items()) or "-"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,37 @@
+"""One page of what was evaluated and judged.
+
+    python -m rvllm_jax.report --results=OUT[,OUT2]
+
+Writes OUT/report.html, which needs nothing beside it, and OUT/report.md: every score with its
+interval, judge and split beside the published ones, by type, the controls, the scores without
+videos of the training, and failures with frames. Several folders are compared.
+
+Exit codes: 0 done; 1 refused.
+"""
+
+import sys
+
+from absl import app, flags
+
+from rvllm_jax.evaluation.lines import LinesError
+from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.experiments.results_page import report
+
+RESULTS = flags.DEFINE_list("results", None, "Folders that evaluate and judge wrote.")
+FAILURES = flags.DEFINE_integer("failures", 12, "Wrong answers shown of each, with frames.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}")
+    try:
+        folder, notes = report(RESULTS.value, most_failures=FAILURES.value)
+    except (EvaluationError, LinesError) as error:
+        print(f"refused: {error}", file=sys.stderr)
+        sys.exit(1)
+    print("\n".join([*notes, f"report: {folder / 'report.html'}"]))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("results")
+    app.run(main)

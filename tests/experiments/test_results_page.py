@@ -1,0 +1,184 @@
+"""The results page, of results written as `evaluate` and `judge` write them."""
+
+import json
+
+import pytest
+
+from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.experiments import results_plots
+from rvllm_jax.experiments.results_page import report
+from rvllm_jax.experiments.results_tables import solved_blind
+
+
+def estimate(value, low=None, high=None, n=40):
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+def write(out, *, benchmark="msvd_qa", split="validation", judge="exact", model="run", **scores):
+    folder = out / benchmark
+    folder.mkdir(parents=True, exist_ok=True)
+    overlap = {"known": True, "complete": True, "videos": [], "told": "0 of 9 videos"}
+    info = {
+        "benchmark": benchmark, "split": split, "model": f"/runs/{model}", "complete": True,
+        "clips": "1x1", "max_new": 8, "overlap": overlap, "frames": "/nowhere", "partial": False,
+        "prior": {"how": "by others", "rule": "equal", "accuracy": {"all": 0.125, "what": 0.25}},
+    }  # fmt: skip
+    (folder / "info.json").write_text(json.dumps(info))
+    content = {
+        "benchmark": benchmark, "split": split, "n": 40,
+        "failed": {"unanswered": 3, "unjudged": 2},
+        "judge": {"backend": judge, "model": judge, "models": {judge: 40}, "dates": ["d", "d"]},
+        "accuracy": estimate(0.6210, 0.58, 0.663),
+        "by_type": {"what": {"accuracy": estimate(0.5, 0.4, 0.6)},
+                    "<who>": {"accuracy": estimate(0.75, None, None)}},
+        "controls": {"blind": {"n": 20, "accuracy": estimate(0.2, 0.1, 0.3),
+                               "own": {"accuracy": estimate(0.6, 0.5, 0.7)}}},
+        "without_training_videos": {"videos_left_out": 0, "n": 40},
+        **scores,
+    }  # fmt: skip
+    (folder / f"scores.{judge}.json").write_text(json.dumps(content))
+    return folder
+
+
+def page(*outs):
+    report(outs)
+    return (outs[0] / "report.md").read_text(), (outs[0] / "report.html").read_text()
+
+
+def row(text, name):
+    (found,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")][:1]
+    return found
+
+
+def test_our_numbers_stand_beside_published_ones_with_judge_and_split(tmp_path):
+    write(tmp_path)
+    text, html = page(tmp_path)
+    ours = row(text, "run")
+    assert "62.1 [58.0, 66.3]" in ours and "| 40 | 3 | 2 | exact | validation |" in ours
+    theirs = row(text, "Video-ChatGPT")
+    assert "64.9" in theirs and "gpt-3.5-turbo" in theirs and "| validation |" in theirs
+    assert "78.3" in row(text, "ResNetVLLM") and "70.7" in row(text, "Video-LLaVA")
+    assert "numbers of different judges cannot be compared" in text
+    assert "numbers of different splits cannot be compared" in text
+    assert "49.3" not in text  # of another benchmark
+    for outside in ("http://", "https://", 'src="/', "<script", "<who>"):
+        assert outside not in html
+    assert "&lt;who&gt;" in html and html.count("data:image/png;base64") == 2
+
+
+def test_two_judges_are_never_in_one_chart_and_one_alone_is_not_warned_of(tmp_path, monkeypatch):
+    bars, drawn = results_plots.bars, []
+
+    def seen(title, rows, **how):
+        drawn.append((title, [name for name, *_ in rows]))
+        return bars(title, rows, **how)
+
+    monkeypatch.setattr(results_plots, "bars", seen)
+    write(tmp_path, benchmark="own")
+    assert "cannot be compared" not in page(tmp_path)[0]
+    write(tmp_path, benchmark="own", judge="other-judge")
+    drawn.clear()
+    assert "2 different judges (exact; other-judge)" in page(tmp_path)[0]
+    overall = [rows for title, rows in drawn if "by type" not in title]
+    assert overall == [["run", "run, blind"]] * 2
+
+
+def test_two_models_are_told_apart(tmp_path):
+    write(tmp_path / "a", benchmark="own")
+    write(tmp_path / "b", benchmark="own", split="test")
+    text, _ = page(tmp_path / "a", tmp_path / "b")
+    assert row(text, "run (1: a)") and row(text, "run (2: b)")
+    assert "2 different splits (test; validation)" in text
+
+
+def test_what_a_blind_model_solves_is_said(tmp_path):
+    blind = {"n": 20, "accuracy": estimate(0.52, 0.4, 0.6), "own": {"accuracy": estimate(0.6, 0.5)}}
+    write(tmp_path, controls={"blind": blind})
+    assert "Solved as well by a blind model: 52.0" in page(tmp_path)[0]
+    write(tmp_path)
+    text, _ = page(tmp_path)
+    assert "blind model" not in text and "12.5 %" in text
+    write(tmp_path, controls={})
+    assert "No controls were asked" in page(tmp_path)[0]
+    criteria = dict(criteria={"CI": estimate(2.0), "TU": estimate(1.0)})
+    own = dict(criteria={"CI": estimate(3.0, 2.5, 3.5), "TU": estimate(1.1, 0.9, 1.2)})
+    assert solved_blind(criteria | {"own": own})
+    own["criteria"]["TU"] = estimate(1.3, 1.1, 1.4)
+    assert not solved_blind(criteria | {"own": own})
+
+
+def test_overlap_and_silence_about_it_are_warned_of(tmp_path):
+    folder = write(tmp_path)
+    assert "zero-shot" not in page(tmp_path)[0]
+    info = json.loads((folder / "info.json").read_text())
+    told = "the training videos of this model are not known"
+    for overlap in (None, {"known": False, "complete": False, "videos": None, "told": told}):
+        (folder / "info.json").write_text(json.dumps(info | {"overlap": overlap}))
+        text, html = page(tmp_path)
+        assert f"{told}. This is not a zero-shot score" in text
+        assert f"<p class=warn>run: {told}" in html
+    seen = {"known": True, "complete": True, "videos": ["v"], "told": "1 of 9 videos"}
+    (folder / "info.json").write_text(json.dumps(info | {"overlap": seen}))
+    rest = {"videos_left_out": 1, "n": 33, "accuracy": estimate(0.4, 0.3, 0.5)}
+    write_scores = json.loads((folder / "scores.exact.json").read_text())
+    write_scores["without_training_videos"] = rest
+    (folder / "scores.exact.json").write_text(json.dumps(write_scores))
+    text, _ = page(tmp_path)
+    assert "1 of 9 videos. This is not a zero-shot score" in text
+    assert "| run | 1 | 33 | 40.0 [30.0, 50.0] | exact |" in text
+
+
+def test_text_generation(tmp_path):
+    criteria = {key: estimate(2 + n / 10, 2.0, 2.5) for n, key in enumerate(("CI", "DO", "CU"))}
+    write(tmp_path, benchmark="video_text_generation", split="test", accuracy=None,
+          criteria=criteria, mean_of_criteria=None, by_type={}, controls={})  # fmt: skip
+    text, _ = page(tmp_path)
+    assert "| 2.00 [2.00, 2.50] | 2.10 [2.00, 2.50] | 2.20 [2.00, 2.50] | - | - | - |" in text
+    assert "3.55" in row(text, "ResNetVLLM") and "2.38" in row(text, "Video-ChatGPT")
+
+
+def test_failures_are_shown_the_furthest_off_first(tmp_path):
+    folder = write(tmp_path, benchmark="own")
+    answers, verdicts = [], []
+    for number, (video, correct, score) in enumerate(
+        [("a", False, 2.0), ("a", False, 0.0), ("b", False, 1.0), ("c", True, 5.0)]
+    ):
+        id = f"q{number}"
+        answers.append(dict(question_id=id, control="", video=video, question=f"Q{number}?",
+                            truth="t", answer=f"A{number}|", failed=""))  # fmt: skip
+        verdicts.append(dict(question_id=id, control="", correct=correct, score=score))
+    for name, lines in (("answers.jsonl", answers), ("judged.exact.jsonl", verdicts)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, _ = page(tmp_path)
+    shown = [line for line in text.splitlines() if line.startswith("| question |")]
+    assert shown == ["| question | Q1? |", "| question | Q2? |", "| question | Q0? |"]
+    assert "| answer | A1\\| |" in text and "frames are no longer there" in text
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (dict(split="test"), "is of the split 'test', the answers beside it are of 'validation'"),
+        (dict(benchmark="msrvtt_qa"), "is of the benchmark 'msrvtt_qa'"),
+        (dict(accuracy=estimate(float("nan"))), "NaN is no number"),
+        (dict(judge="exact"), "does not say which judge"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(change, match, tmp_path):
+    folder = write(tmp_path)
+    content = json.loads((folder / "scores.exact.json").read_text()) | change
+    (folder / "scores.exact.json").write_text(json.dumps(content))
+    with pytest.raises(EvaluationError, match=match):
+        report([tmp_path])
+
+
+def test_folders_without_answers_or_scores(tmp_path):
+    with pytest.raises(EvaluationError, match="holds no BENCHMARK/info.json"):
+        report([tmp_path])
+    folder = write(tmp_path, benchmark="own")
+    (folder / "scores.exact.json").unlink()
+    with pytest.raises(EvaluationError, match="not judged yet; python -m rvllm_jax.judge"):
+        report([tmp_path])
+    write(tmp_path)
+    _, notes = report([tmp_path])
+    assert "own: not judged yet" in notes[0] and notes[0] in (tmp_path / "report.md").read_text()
