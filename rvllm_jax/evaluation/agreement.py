@@ -98,9 +98,7 @@ def agreement(a: File, b: File) -> dict[str, Any]:
     asked = [(x, y) for x, y in both if x.answered]
     usable = [(x, y) for x, y in asked if not x.failed and not y.failed]
     qa = [(bool(x.correct), bool(y.correct)) for x, y in usable if x.criterion == QA]
-    gaps = [
-        (x.score, y.score) for x, y in usable if x.score is not None and y.score is not None
-    ]
+    gaps = [(x.score, y.score) for x, y in usable if x.score is not None and y.score is not None]
     found: dict[str, Any] = {"n": len(usable), "without_verdict": len(asked) - len(usable)}
     if qa:
         table = {

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.shards import write_atomically
+from rvllm_jax.evaluation.answered import ANSWERS, INFO
 from rvllm_jax.evaluation.asked_groups import Key
 from rvllm_jax.evaluation.lines import Lines, read_lines
 from rvllm_jax.evaluation.questions import EvaluationError
-
-ANSWERS, INFO = "answers.jsonl", "info.json"
 
 
 class AnswerFile:
@@ -32,7 +31,7 @@ class AnswerFile:
         folder.mkdir(parents=True, exist_ok=True)
         lines = Lines(folder / ANSWERS)
         try:
-            known = read_info(folder)
+            known = read_info_if_any(folder)
             _check_same(folder, known, info)
             done = cls._done(folder, info, keys)
             if done and not known:
@@ -78,7 +77,7 @@ class AnswerFile:
         self._lines.close()
 
 
-def read_info(folder: Path) -> dict[str, Any]:
+def read_info_if_any(folder: Path) -> dict[str, Any]:
     """What folder/info.json holds; {} where it is not there. Raises EvaluationError if broken."""
     path = folder / INFO
     try:

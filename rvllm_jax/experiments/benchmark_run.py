@@ -17,7 +17,7 @@ from rvllm_jax.data.conversations import Turn
 from rvllm_jax.data.packing import PackingError
 from rvllm_jax.data.pipeline import Dataset
 from rvllm_jax.data.shards import write_atomically
-from rvllm_jax.evaluation.answer_file import AnswerFile, read_info
+from rvllm_jax.evaluation.answer_file import AnswerFile, read_info_if_any
 from rvllm_jax.evaluation.answering import Answering, Machine, record
 from rvllm_jax.evaluation.asked_groups import Plan, chosen_controls, pending, plan
 from rvllm_jax.evaluation.asked_groups import questions_together as best_together
@@ -139,7 +139,8 @@ class BenchmarkRun:
     def _finish(self, info: dict[str, Any]) -> list[str]:
         """Writes what is made of all answers, and says in lines how it went."""
         name = self.benchmark.name
-        info |= {"date": read_info(self.folder)["date"]}  # what is known of the model may be new
+        # What is known of the model may be new.
+        info |= {"date": read_info_if_any(self.folder)["date"]}
         answers = AnswerFile.read(self.folder)
         plain = {a["question_id"]: a for a in answers if not a["control"]}
         ordered = [plain[question.id] for question in self.questions]

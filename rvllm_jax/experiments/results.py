@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.evaluation.answer_file import ANSWERS, INFO, read_info
+from rvllm_jax.evaluation.answer_file import read_info_if_any
+from rvllm_jax.evaluation.answered import ANSWERS, INFO
 from rvllm_jax.evaluation.lines import read_lines
 from rvllm_jax.evaluation.questions import EvaluationError
 
@@ -65,7 +66,7 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
                 "rvllm_jax.evaluate`"
             )
         for own in benchmarks:
-            info = read_info(own)
+            info = read_info_if_any(own)
             lacking = [key for key in ("benchmark", "split") if not info.get(key)]
             if lacking:
                 raise EvaluationError(f"{own / INFO}: has no {', '.join(lacking)}; restore it")

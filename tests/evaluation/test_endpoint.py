@@ -53,9 +53,7 @@ def test_waits_double_up_to_the_longest(serve, monkeypatch):
 
 
 @pytest.mark.parametrize("value, least", [("7", 6), ("9999", 29), ("soon", 0)])
-def test_retry_after_is_waited_for_by_all_up_to_the_longest_wait(
-    serve, monkeypatch, value, least
-):
+def test_retry_after_is_waited_for_by_all_up_to_the_longest_wait(serve, monkeypatch, value, least):
     server = serve(lambda id, number: "" if number else "429_after")
     asks = endpoint(server.url, patience=Patience(5.0, 3, 0.001, 30.0))
     monkeypatch.setattr(

@@ -226,9 +226,7 @@ def test_answers_do_not_depend_on_how_many_questions_are_behind_a_prefix(
     assert lines(tmp_path / "own") == lines(whole[0])
 
 
-@pytest.mark.parametrize(
-    "fusion", ["lock_step", pytest.param("vote", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("fusion", ["lock_step", pytest.param("vote", marks=pytest.mark.slow)])
 def test_several_clips_give_one_answer(fusion, run_folder, prepared, tmp_path):
     options = Options(controls=0, clips="5x5", fusion=fusion)
     evaluate(["own"], str(prepared), str(run_folder), tmp_path, options)

@@ -47,9 +47,7 @@ def test_a_job_runs_from_the_order_to_the_end_of_its_log(cloud, tmp_path):
 
 
 def test_a_preempted_job_goes_on_on_new_machines(cloud, tmp_path):
-    done, calls = cloud(
-        "run", *OPTIONS, *ARGUMENTS, codes=[both("runs"), both(0)], preempt_at=3
-    )
+    done, calls = cloud("run", *OPTIONS, *ARGUMENTS, codes=[both("runs"), both(0)], preempt_at=3)
     assert done.returncode == 0, done.stderr
     assert calls.count("create job") == 2 and calls.count("delete job") == 1
     assert calls.index("delete job") < len(calls) - calls[::-1].index("create job") - 1
