@@ -14,7 +14,7 @@
 #   status   print the states of queued resource, slice and program
 #   stop     SIGTERM: every worker saves the same step and ends with code 75
 #   delete   give the slice back
-# What follows `--` goes to `python -m rvllm_jax.main`. Options:
+# What follows `--` goes to `python -m rvllm_jax.main --multihost`. Options:
 #   --name=NAME      of the queued resource and of the slice
 #   --zone=ZONE      --project=PROJECT (gcloud's own by default)
 #   --type=TYPE      accelerator type, such as v5litepod-8, v5litepod-64, v6e-64, v5p-128
@@ -147,7 +147,7 @@ install tpu --constraint requirements.lock -e '.[tpu]'"
 start() {
   local program
   [ ${#arguments[@]} -gt 0 ] || usage "nothing follows --: give at least --config"
-  program=$(printf '%q ' .venv/bin/python -m rvllm_jax.main "${arguments[@]}")
+  program=$(printf '%q ' .venv/bin/python -m rvllm_jax.main --multihost "${arguments[@]}")
   on_workers all "set -e
 cd $REMOTE
 rm -f run.rc run.pid

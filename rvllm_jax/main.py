@@ -1,4 +1,8 @@
-"""Trains and evaluates: python -m rvllm_jax.main --config=configs/joint.py"""
+"""Trains and evaluates: python -m rvllm_jax.main --config=configs/joint.py
+
+On several hosts the same command is started on each: with --multihost on the workers of a Cloud TPU
+slice and in a Slurm job, elsewhere with --coordinator=HOST:PORT --hosts=N --host=I.
+"""
 
 import logging as python_logging
 import re
@@ -9,9 +13,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rvllm_jax.config import refuse_unknown, resolve
+from rvllm_jax.data.places import refuse_urls
 from rvllm_jax.experiments import report
 from rvllm_jax.experiments.run import run, show_prompt
-from rvllm_jax.training.checkpoint import claim
+from rvllm_jax.hosts.exchange import HERE
+from rvllm_jax.hosts.joining import Cluster, joined
+from rvllm_jax.training.checkpoint import claim, flat
 from rvllm_jax.training.interrupt import end_on_sigterm
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -28,6 +35,14 @@ SHOW_PROMPT = flags.DEFINE_integer(
     "tokens that are not learned marked, and exits.",
     lower_bound=0,
 )
+MULTIHOST = flags.DEFINE_bool("multihost", False, "Runs on all hosts of the slice or the job.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of host 0, free for this run.")
+HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts there are.", lower_bound=1)
+HOST = flags.DEFINE_integer("host", None, "The number of this one, from 0.", lower_bound=0)
+WAIT = flags.DEFINE_float("wait", 300, "Seconds to wait for the other hosts at the start.")
+LOST_AFTER = flags.DEFINE_float(
+    "lost_after", 60, "Seconds without a sign of life of a host after which all others end."
+)
 
 # Keys that may change when a working directory is continued: they change nothing that is trained,
 # and what other test questions make of it is asked anew.
@@ -35,6 +50,8 @@ MAY_CHANGE = (
     *("data.workers", "data.store", "data.test", "mesh", "checkpoint", "log_every"),
     *("max_skipped", "max_unreadable"),
 )
+# Keys that may differ between the hosts of a run: what each has for itself.
+OF_A_HOST = ("data.workers", "data.store")
 
 
 def _worth_showing(record: python_logging.LogRecord) -> bool:
@@ -60,16 +77,30 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_worth_showing)
+    config = flat(CONFIG.value.to_dict())
+    refuse_urls({"--workdir": WORKDIR.value} | {f"config.{k}": v for k, v in config.items()})
+    told = {f"config.{k}": repr(v) for k, v in config.items() if k not in OF_A_HOST}
+    cluster = Cluster(
+        MULTIHOST.value, COORDINATOR.value, HOSTS.value, HOST.value, WAIT.value, LOST_AFTER.value
+    )
+    with joined(cluster, told):
+        start()
+
+
+def start() -> None:
     end_on_sigterm()  # while training, loop.py saves first
     recipe = resolve(CONFIG.value)
     workdir = Path(WORKDIR.value or f"runs/{recipe.name}")
-    claim(workdir, CONFIG.value.to_dict(), ignore=MAY_CHANGE)
+    with HERE.first_then_others("claiming the working directory"):
+        claim(workdir, CONFIG.value.to_dict(), ignore=MAY_CHANGE)
+    HERE.check_shared(workdir)
     if SHOW_PROMPT.value:
-        print(show_prompt(recipe, workdir, SHOW_PROMPT.value))
-        return
-    results = run(recipe, workdir)
-    print(report.format_table(results))
-    print(f"report: {workdir / 'report'}")
+        shown = show_prompt(recipe, workdir, SHOW_PROMPT.value)
+    else:
+        results = run(recipe, workdir)
+        shown = f"{report.format_table(results)}\nreport: {workdir / 'report'}"
+    if HERE.is_first:
+        print(shown)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {*NO_COMMANDS}
 # What a room may see, beside itself: rooms, or single modules of them.
 MAY_SEE = {
     "types": set(),
+    "hosts": set(),
     "data": {"types"},
     "models": {"types"},
     "weights": set(),
@@ -23,12 +24,13 @@ MAY_SEE = {
     "evaluation": {"types", "models", "data", "generation"},
     "recipe": {"types", "models", "training.stages"},
     "config": {"types", "models", "data", "recipe", "training.stages"},
-    "training": {"types", "models", "data", "weights", "config", "evaluation"},
+    "training": {"types", "hosts", "models", "data", "weights", "config", "evaluation"},
     "benchmarks": {
         *("types", "data", "models", "training", "generation", "evaluation", "weights"),
     },
     "experiments": {
-        *("types", "models", "data", "weights", "config", "training", "generation", "evaluation"),
+        *("types", "hosts", "models", "data", "weights", "config", "training", "generation"),
+        "evaluation",
     },
 }
 

@@ -1,4 +1,4 @@
-"""Progress of work that counts videos."""
+"""Progress of work that counts videos or questions."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -20,6 +20,11 @@ def bar(title: str) -> Callable[[int, int], None]:
             shown.close()
 
     return update
+
+
+def questions(title: str, total: int, *, shown: bool) -> tqdm:
+    """A bar that counts questions; where it is not shown, it only counts."""
+    return tqdm(total=total, desc=title, unit=" questions", leave=False, disable=not shown)
 
 
 class VideosDone:

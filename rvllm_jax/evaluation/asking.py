@@ -27,7 +27,12 @@ class Asked:
 
 
 class Asker:
-    """Greedy answers of one model, compiled once for each shape of a dataset."""
+    """Greedy answers of one model, compiled once for each shape of a dataset.
+
+    `put` lays questions on the devices, `fetch` brings arrays back from there. `share`, (number,
+    count): the blocks of a batch that this host reads, of so many; `put` and `fetch` are then those
+    of all hosts, and each gets all answers.
+    """
 
     def __init__(
         self,
@@ -41,9 +46,12 @@ class Asker:
         max_new: int,
         max_questions: int,
         put: Callable = lambda questions: questions,
+        fetch: Callable = jax.device_get,
+        share: tuple[int, int] = (0, 1),
     ):
         self.params, self.stats, self.tokenizer = params, stats, tokenizer
-        self.batch, self.max_questions, self.put = batch, max_questions, put
+        self.batch, self.max_questions = batch, max_questions
+        self.put, self.fetch, self.share = put, fetch, share
         self.max_new = max_new
         self._end = end = tokenizer.eos_id if end_id is None else end_id  # `chat.end_id`
 
@@ -87,19 +95,23 @@ class Asker:
             permute_seed=seed if permute else None,
             shown=shown,
             test_clips=test_clips,
+            host=self.share[0],
+            hosts=self.share[1],
         )
         for questions in batches:
-            ids = np.asarray(self._answer(self.params, self.stats, self.put(questions), blind))
+            placed = self.put(questions)
+            given = self._answer(self.params, self.stats, placed, blind)
+            answers, numbers, counts = self.fetch((given, placed.ids, placed.counts))
             new = 0
-            for place in np.argwhere(questions.ids >= 0):
-                number = questions.ids[tuple(place)]
+            for place in np.argwhere(numbers >= 0):
+                number = numbers[tuple(place)]
                 new += not votes[number]
-                votes[number][self._text(ids[tuple(place)])] += int(questions.counts[place[0]])
+                votes[number][self._text(answers[tuple(place)])] += int(counts[place[0]])
             if progress:
                 progress(new)
-        numbers = (number for number, _ in dataset.questions)
-        answers = [vote.most_common(1)[0][0] if vote else "" for vote in votes]
-        return [Asked(*of) for of in zip(numbers, dataset.turns, answers, strict=True)]
+        asked = (number for number, _ in dataset.questions)
+        texts = [vote.most_common(1)[0][0] if vote else "" for vote in votes]
+        return [Asked(*of) for of in zip(asked, dataset.turns, texts, strict=True)]
 
     def warn_of_long(self, dataset: Dataset, split: str) -> None:
         """Warns where a true answer has more tokens than answers are given."""

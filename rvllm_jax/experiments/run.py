@@ -8,9 +8,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 from absl import logging
-from tqdm import tqdm
 
-from rvllm_jax.config import Recipe, check_tokenizer
+from rvllm_jax.config import Recipe
 from rvllm_jax.data import chat, progress, prompt_view
 from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.data.conversations import Conversation
@@ -19,6 +18,8 @@ from rvllm_jax.data.sources import Source, open_source
 from rvllm_jax.evaluation import controls
 from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.experiments import report, training_videos
+from rvllm_jax.experiments.tokenizing import find_tokenizer, open_tokenizer
+from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.training import metrics
@@ -51,35 +52,6 @@ def build_model(recipe: Recipe) -> PureModel:
     return PureModel.of(make)
 
 
-def find_tokenizer(recipe: Recipe, workdir: Path) -> tokenizers.Tokenizer | None:
-    """The tokenizer of the working directory, or the user's; None where one is to be trained.
-
-    Refused where the recipe's decoder or template does not go with it.
-    What workdir/tokenizer holds counts once a checkpoint depends on it: before, it may be the rest
-    of a start with other settings or other text.
-    """
-    folder = workdir / "tokenizer"
-    if not (is_bound(workdir) and tokenizers.holds_tokenizer(folder)):
-        folder = recipe.tokenizer.folder
-    tokenizer = tokenizers.load(folder) if folder else None
-    chat.find_template(recipe.data.template, tokenizer)
-    if tokenizer is not None:
-        check_tokenizer(recipe, tokenizer.vocab_size, str(folder))
-    return tokenizer
-
-
-def open_tokenizer(recipe: Recipe, source: Source, workdir: Path) -> tokenizers.Tokenizer:
-    """`find_tokenizer`, or one trained on the training text; kept in workdir/tokenizer."""
-    tokenizer = find_tokenizer(recipe, workdir)
-    if tokenizer is None:
-        template = chat.find_template(recipe.data.template, None)
-        texts = chat.texts(template, source.splits["train"])
-        tokenizer = tokenizers.train(texts, recipe.tokenizer.vocab_size)
-        check_tokenizer(recipe, tokenizer.vocab_size, "config.tokenizer.folder=''")
-    tokenizer.save(workdir / "tokenizer")
-    return tokenizer
-
-
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """All that training and evaluation share."""
@@ -103,19 +75,20 @@ class Experiment:
         find_tokenizer(recipe, workdir)
         if not is_bound(workdir):  # afterwards the folders may go
             open_start(recipe.model.weights, recipe.model.random, model)
-        source = open_source(
-            data.videos,
-            {"train": data.conversations, "validation": data.validation, "test": data.test},
-            root=data.store,
-            stride=data.stride,
-            short_side=data.short_side,
-            encoding=data.encoding,
-            frames_per_record=data.frames_per_record,
-            max_bad=data.max_bad,
-            workers=os.cpu_count() or 1,
-            progress=progress.bar,
-        )
-        tokenizer = open_tokenizer(recipe, source, workdir)
+        with HERE.first_then_others("preparing the data"):
+            source = open_source(
+                data.videos,
+                {"train": data.conversations, "validation": data.validation, "test": data.test},
+                root=data.store,
+                stride=data.stride,
+                short_side=data.short_side,
+                encoding=data.encoding,
+                frames_per_record=data.frames_per_record,
+                max_bad=data.max_bad,
+                workers=os.cpu_count() or 1,
+                progress=progress.bar if HERE.is_first else None,
+            )
+            tokenizer = open_tokenizer(recipe, source, workdir)
         return cls(recipe, workdir, source, tokenizer, model, layout)
 
     @functools.cached_property
@@ -182,6 +155,8 @@ class Experiment:
             max_new=evaluation.max_new,
             max_questions=self.recipe.data.questions,
             put=self.layout.spread,
+            fetch=self.layout.fetch,
+            share=self.layout.share,
         )
 
 
@@ -232,7 +207,7 @@ def _controls(asker: Asker, dataset: Dataset, plain: list[Asked]) -> dict:
 
 
 def _ask(asker: Asker, dataset: Dataset, title: str, **how) -> list[Asked]:
-    with tqdm(total=len(dataset.questions), desc=title, unit=" questions", leave=False) as bar:
+    with progress.questions(title, len(dataset.questions), shown=HERE.is_first) as bar:
         return asker.ask(dataset, test_clips=True, progress=bar.update, **how)
 
 
@@ -273,20 +248,25 @@ def show_prompt(recipe: Recipe, workdir: Path, rows: int) -> str:
 
 
 def run(recipe: Recipe, workdir: Path) -> dict:
-    """Prepares, trains, evaluates and reports; every part takes up what exists. Returns results."""
+    """Prepares, trains, evaluates and reports; every part takes up what exists. Returns results.
+
+    With several hosts each one returns them, and host 0 reports.
+    """
     experiment = Experiment.open(recipe, workdir)
     datasets = asked_datasets(experiment)
     asked = {split: fingerprint(dataset) for split, dataset in datasets.items()}
     result = experiment.train()
     done = workdir / "report" / "results.json"
-    if done.is_file():
-        results = json.loads(done.read_text())
+    results = json.loads(done.read_text()) if HERE.is_first and done.is_file() else None
+    if results := HERE.from_first(results, "earlier results"):
         others = differences(results.get("asked", {}), asked)
         if results.get("steps") == result.position.done and not others:
             logging.info("%s is of this checkpoint: nothing left to do", done)
             return results
         logging.info("%s is of another checkpoint or other questions: %s", done, others)
     results, samples = evaluate(experiment, result, datasets)
+    if not HERE.is_first:
+        return results
     inputs = {stage.name: stage.input for stage in recipe.stages}
     results["boundaries"] = boundary_losses(metrics.read(workdir / "metrics.jsonl"), inputs)
     results["asked"] = asked  # by which the next start sees whether these results are still true

@@ -14,7 +14,7 @@ import jax
 
 from rvllm_jax.training.checkpoint_series import CheckpointError, Series
 
-__all__ = ["CheckpointError", "Checkpoints", "WorkdirError", "claim", "is_bound"]
+__all__ = ["CheckpointError", "Checkpoints", "WorkdirError", "claim", "flat", "is_bound"]
 
 
 class WorkdirError(RuntimeError):
@@ -193,7 +193,7 @@ def _check_same(path: Path, config: dict, ignore: Sequence[str]) -> None:
             f"{path.parent} holds checkpoints, but not the {path.name} that says of which "
             "configuration. Put that file back, or name another --workdir."
         )
-    old, new = _flat(_read_config(path)), _flat(config)
+    old, new = flat(_read_config(path)), flat(config)
     faults = [
         f"{key}: {_shown(old, key)} there, {_shown(new, key)} now"
         for key in sorted(old.keys() | new.keys())
@@ -219,13 +219,13 @@ def _read_config(path: Path) -> dict:
         ) from error
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
+def flat(value: Any, key: str = "") -> dict[str, Any]:
     """Nested dictionaries and lists by dotted key; empty ones are values of their own."""
     if not isinstance(value, dict | list) or not value:
         return {key: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
     return {
-        k: v for name, inner in items for k, v in _flat(inner, f"{key}.{name}".strip(".")).items()
+        k: v for name, inner in items for k, v in flat(inner, f"{key}.{name}".strip(".")).items()
     }
 
 

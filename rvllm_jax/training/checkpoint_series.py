@@ -173,7 +173,8 @@ class Series:
             self._manager.close()
         except Exception:  # the same error once more
             pass
-        self._open(clear=False)
+        if jax.process_count() == 1:  # others, whose save may not have failed, would not come
+            self._open(clear=False)
         if any(sign in str(error).lower() for sign in ("no space left", "quota exceeded")):
             what = f"no space left for the checkpoint of step {step} ({free:,} bytes are free now)"
             todo = _TO_FREE_SPACE

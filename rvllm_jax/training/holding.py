@@ -17,6 +17,7 @@ from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.training.parallel import JitParallel, PmapParallel
 from rvllm_jax.training.stages import FROZEN, Stage
 from rvllm_jax.training.step import State, split
+from rvllm_jax.training.waiting import Waiting, to_devices, to_host
 from rvllm_jax.weights import merge
 from rvllm_jax.weights.files import Entry
 
@@ -25,7 +26,7 @@ class Held(NamedTuple):
     """A stage's arrays: on the devices, and those that wait in host memory for a later stage."""
 
     state: State
-    waiting: dict[str, np.ndarray]
+    waiting: dict[str, np.ndarray | Waiting]
 
 
 class Holding:
@@ -88,7 +89,8 @@ class Holding:
             loaded = merge.load(start, shapes | self.model.stats, places[0] | places[1])
             params |= {path: loaded[path] for path in self.model.params if path in loaded}
             stats |= {path: loaded[path] for path in self.model.stats if path in loaded}
-        return {"params": params, "stats": stats, "opt": None, "key": jax.random.key_data(key)}
+        data = jax.device_put(np.asarray(jax.random.key_data(key)), self.layout.whole)
+        return {"params": params, "stats": stats, "opt": None, "key": data}
 
     def like(self, stage: int, labels: dict[str, str], tx: optax.GradientTransformation) -> dict:
         """The shapes, dtypes and places of the arrays of a run in stage number `stage`, saved."""
@@ -103,6 +105,7 @@ class Holding:
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, where
         )
         key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.layout.whole)
         return _named(placed, {}, key)
 
     def place(
@@ -116,7 +119,7 @@ class Holding:
             x = params.pop(path)
             if labels[path] == FROZEN:
                 if self.kept_dtype(path, stage) != self.dtype:
-                    waiting[path] = np.array(x)  # a copy: on CPU a view would keep `x` alive
+                    waiting[path] = to_host(x)
                 x = x.astype(self.dtype)
             placed[path] = jax.device_put(x, where[path])
         del x
@@ -129,7 +132,8 @@ class Holding:
 
     def saved(self, held: Held, key: Any) -> dict:
         """The arrays of the run, as after the stage's end."""
-        return _named(self.layout.gather(held.state), held.waiting, key)
+        waiting = {path: to_devices(x) for path, x in held.waiting.items()}
+        return _named(self.layout.gather(held.state), waiting, key)
 
     def shown(self, held: Held) -> tuple[Arrays, Arrays]:
         """Parameters and statistics as the stage computes with them."""

@@ -14,6 +14,7 @@ from absl import logging
 
 from rvllm_jax.config import Recipe
 from rvllm_jax.data.pipeline import Dataset, loss_batches, train_batches
+from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.training import identity, optimizer, parallel
 from rvllm_jax.training.checkpoint import Checkpoints, WorkdirError, is_bound
@@ -24,6 +25,7 @@ from rvllm_jax.training.metrics import Metrics, Progress
 from rvllm_jax.training.position import Position
 from rvllm_jax.training.stages import Stage, StageError
 from rvllm_jax.training.step import State, make_loss
+from rvllm_jax.training.together import Together
 from rvllm_jax.training.unreadable import TrainingError, count_unreadable
 from rvllm_jax.types import Batch
 from rvllm_jax.weights.files import Entry
@@ -83,9 +85,11 @@ class Trainer:
         for name, sets in (("training", train_sets), ("validation", validation_sets)):
             for input, dataset in sets.items():
                 self.made_of[f"{name} pairs of input {input}"] = identity.fingerprint(dataset)
+        HERE.same(self.made_of, "what they train on")
         self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint_keep)
         self.loss = jax.jit(make_loss(model, loss_chunk=recipe.model.loss_chunk))
-        self.interrupt = Interrupt()
+        self.interrupt, self.together = Interrupt(), Together(self.parallel)
+        self.stop = False  # whether any host was told to, as all hosts know by now
 
     def _length(self, stage: Stage) -> int:
         if stage.steps:
@@ -107,7 +111,8 @@ class Trainer:
             ends.push(closing(self.checkpoints.close))
             position, arrays = self._restore()
             self.key = arrays["key"]
-            self.metrics = Metrics(self.workdir, start_step=position.done)
+            writes = HERE.is_first
+            self.metrics = Metrics(self.workdir, start_step=position.done, writes=writes)
             ends.push(closing(self.metrics.close))
             for number in range(position.stage, len(self.recipe.stages)):
                 if number > position.stage:
@@ -121,9 +126,9 @@ class Trainer:
         return Result(arrays["params"], arrays["stats"], position)
 
     def _stop_if_asked(self) -> None:
-        """Exits after SIGTERM; called where all that was done is in a checkpoint."""
+        """Exits after SIGTERM on any host; called where all that was done is in a checkpoint."""
         self.checkpoints.wait()
-        if self.interrupt.requested:
+        if HERE.any(self.interrupt.requested, "stop"):
             raise SystemExit(INTERRUPTED)
 
     def _transformation(self, number: int):
@@ -187,6 +192,7 @@ class Trainer:
         batch is read and on its way to it.
         """
         dataset, length = self.train_sets[stage.input], self.lengths[position.stage]
+        host, hosts = self.parallel.share
         batches = train_batches(
             dataset,
             seed=self.recipe.seed,
@@ -194,11 +200,13 @@ class Trainer:
             steps=length,
             start_step=position.k,
             workers=self.recipe.data.workers,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
+            host=host,
+            hosts=hosts,
         )
         step, pending = None, collections.deque()
-        bar = Progress(stage.name, total=length, initial=position.k, batch=stage.batch)
+        bar = Progress(
+            stage.name, length, initial=position.k, batch=stage.batch, shown=HERE.is_first
+        )
         clock = time.monotonic()
         with contextlib.closing(batches), bar:
             for batch in batches:
@@ -208,8 +216,8 @@ class Trainer:
                     step = self._compile(stage, labels, tx, held.state, placed)
                 state, metrics = step(held.state, placed)
                 held = held._replace(state=state)
-                # Without the frames: their memory is wanted for the batches to come.
-                pending.append((batch.rows, batch.errors, metrics))
+                told = self.together.tell(batch, placed, self.interrupt.requested)
+                pending.append((told, metrics))
                 position.k, position.done = position.k + 1, position.done + 1
                 due = self._due(position, length)
                 while len(pending) > (0 if due else 1):
@@ -231,12 +239,15 @@ class Trainer:
             due.add("validation")
         if last or position.done % self.recipe.checkpoint_every == 0:
             due.add("checkpoint")
-        if self.interrupt.requested:  # asked once an update, so that what is saved is what stops
+        # Asked once an update, so that what is saved is what stops.
+        if self.stop or (HERE.count == 1 and self.interrupt.requested):
             due |= {"checkpoint", "stop"}
         return due
 
-    def _record(self, stage, position: Position, bar, rows, errors, metrics, *, behind: int):
+    def _record(self, stage, position: Position, bar, told, metrics, *, behind: int):
         values = self.parallel.scalars(metrics)
+        rows, errors = np.asarray(told.rows), np.asarray(told.errors)
+        self.stop |= bool(told.stop)
         done, k = position.done - behind, position.k - behind
         position.bad_rows += int((errors != 0).sum())
         count_unreadable(
@@ -281,7 +292,9 @@ class Trainer:
 
     def _validate(self, stage: Stage, held: Held, position: Position) -> None:
         params, stats = self.parallel.shown(*self.holding.shown(held))
-        batches = loss_batches(self.validation_sets[stage.input], batch=stage.batch)
+        host, hosts = self.parallel.share
+        dataset = self.validation_sets[stage.input]
+        batches = loss_batches(dataset, batch=stage.batch, host=host, hosts=hosts)
         pairs = [self.loss(params, stats, self.parallel.spread(batch)) for batch in batches]
         loss = float(sum(total for total, _ in pairs) / sum(tokens for _, tokens in pairs))
         values = {"loss": loss, **self.probe(stage.input, params, stats)}

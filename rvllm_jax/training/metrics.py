@@ -203,6 +203,7 @@ class Progress:
       batch: clips a step.
       file: where to write; standard error by default.
       every: seconds between lines, where there is no terminal.
+      shown: False on every host but one: nothing is written.
     """
 
     def __init__(
@@ -214,14 +215,15 @@ class Progress:
         batch: int = 1,
         file: TextIO | None = None,
         every: float = 10.0,
+        shown: bool = True,
     ):
         self._stage, self._total, self._initial, self._step = stage, total, initial, initial
         self._file = sys.stderr if file is None else file
         self._batch, self._every, self._loss = batch, every, math.nan
         self._started = self._printed = time.monotonic()
         self._told = initial  # the step of the last line
-        self._bar = None
-        if self._file.isatty():
+        self._bar, self._shown = None, shown
+        if shown and self._file.isatty():
             self._bar = tqdm.tqdm(
                 total=total,
                 initial=initial,
@@ -253,6 +255,8 @@ class Progress:
 
     def _print(self) -> None:
         self._printed, self._told = time.monotonic(), self._step
+        if not self._shown:
+            return
         step = f"{self._step}/{self._total}"
         print(f"{self._stage}  step {step}, {self._status()}", file=self._file, flush=True)
 

@@ -23,14 +23,15 @@ class JitParallel:
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
         self.rows = mesh.shape["data"] * mesh.shape["fsdp"]  # devices a batch is split over
-        self._replicated = NamedSharding(mesh, P())
+        self.whole = NamedSharding(mesh, P())  # where what every device has whole lies
         self._batch = sharding.batch_sharding(mesh)
+        self.share = sharding.share_of_rows(self._batch, self.rows)
 
     def arrays(self, params: dict, stats: dict) -> tuple[dict, dict]:
         """Where each parameter and each statistic (arrays or their shapes) lies."""
         return (
             sharding.param_shardings(self.mesh, params),
-            {path: self._replicated for path in stats},
+            {path: self.whole for path in stats},
         )
 
     def shardings(self, tx: optax.GradientTransformation, state: State) -> State:
@@ -44,7 +45,7 @@ class JitParallel:
         return jax.device_put(state, self.shardings(tx, state))
 
     def put(self, batch: Any) -> Any:
-        """This host's rows of a batch -> arrays split over `data` x `fsdp`."""
+        """The rows of this host's `share` of a batch -> arrays split over `data` x `fsdp`."""
         return sharding.put_batch(batch, self._batch)
 
     def compile(self, step, tx, state: State, batch: Any):
@@ -53,7 +54,7 @@ class JitParallel:
         jitted = jax.jit(
             step,
             in_shardings=(where, self._batch),
-            out_shardings=(where, self._replicated),
+            out_shardings=(where, self.whole),
             donate_argnums=0,
         )
         return jitted.lower(state, batch).compile()
@@ -70,6 +71,12 @@ class JitParallel:
         """A batch whose rows a jitted evaluation splits over the devices."""
         return self.put(batch)
 
+    def fetch(self, arrays: Any) -> Any:
+        """Arrays of all hosts' devices -> the same in this host's memory, whole."""
+        if jax.process_count() == 1:
+            return jax.device_get(arrays)
+        return jax.tree.map(sharding.fetch, arrays)
+
     def scalars(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
         return {name: float(value) for name, value in metrics.items()}
 
@@ -82,7 +89,8 @@ class PmapParallel:
     def __init__(self, devices: list[jax.Device]):
         self.devices = devices
         self.rows = len(devices)
-        self._one = SingleDeviceSharding(devices[0])
+        self.share = (0, 1)  # of one host
+        self.whole = self._one = SingleDeviceSharding(devices[0])
         self._copies = NamedSharding(Mesh(np.asarray(devices), (PMAP_AXIS,)), P(PMAP_AXIS))
 
     def arrays(self, params: dict, stats: dict) -> tuple[dict, dict]:
@@ -127,6 +135,10 @@ class PmapParallel:
         """A batch whose rows a jitted evaluation splits over the devices."""
         return sharding.put_batch(batch, self._copies)
 
+    def fetch(self, arrays: Any) -> Any:
+        """Arrays on the devices -> the same in host memory."""
+        return jax.device_get(arrays)
+
     def scalars(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
         return {name: float(value[0]) for name, value in metrics.items()}
 
@@ -134,5 +146,10 @@ class PmapParallel:
 def make(kind: str, mesh: dict[str, int]) -> JitParallel | PmapParallel:
     """`kind`: "jit" or "pmap"; `mesh`: the sizes of data, fsdp and tensor (-1: all that remain)."""
     if kind == "pmap":
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"config.parallel='pmap' is for one host, here are {jax.process_count()}; set "
+                "config.parallel='jit' (config.mesh with data=-1 is its layout)"
+            )
         return PmapParallel(jax.local_devices())
     return JitParallel(sharding.make_mesh(**mesh))

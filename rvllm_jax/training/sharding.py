@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,6 +80,28 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
+def share_of_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:
+    """(number, count): the rows of a batch that this host's devices hold are the `number`th of so
+    many equal blocks; hosts that the mesh's `tensor` axis joins hold the same one.
+
+    rows: how many parts `sharding` makes. Raises ValueError where they are no block.
+    """
+    places = sharding.addressable_devices_indices_map((rows,)).values()
+    own = sorted({place[0].indices(rows)[0] for place in places})
+    if own != list(range(own[0], own[0] + len(own))) or own[0] % len(own) or rows % len(own):
+        raise ValueError(
+            f"config.mesh {dict(sharding.mesh.shape)}: the devices of host {jax.process_index()} "
+            f"hold the parts {own} of {rows} of a batch, which are no block of it; choose `tensor` "
+            "so that it divides a host's devices or is a multiple of them"
+        )
+    return own[0] // len(own), rows // len(own)
+
+
 def put_batch(batch, sharding: NamedSharding):
     """This host's block of rows -> global arrays of all hosts' rows."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """An array of all hosts' devices, whole in the memory of each; all hosts call it together."""
+    return multihost_utils.process_allgather(x, tiled=True)

@@ -10,6 +10,7 @@ echo >> "$CALLS"
 [ "$1" = --kill-on-bad-exit=1 ] && exit "$CODE"
 exit 0
 """
+PROGRAM = (".venv/bin/python", "-m", "rvllm_jax.main", "--multihost")
 ARGUMENTS = ("--config=configs/joint.py", "--workdir=a folder", "it's $HOME")
 
 
@@ -35,7 +36,7 @@ def test_the_environment_is_made_once_and_the_program_runs_on_every_node(slurm):
     done, (made, ran) = slurm(*ARGUMENTS)
     assert done.returncode == 0, done.stderr
     assert made[:5] == ["srun", "--nodes=1", "--ntasks=1", "bash", "-c"]
-    assert ran[2:] == [".venv/bin/python", "-m", "rvllm_jax.main", *ARGUMENTS]
+    assert ran[2:] == [*PROGRAM, *ARGUMENTS]
 
 
 def test_an_interrupted_job_goes_back_into_the_queue_and_a_failed_one_does_not(slurm):
@@ -49,7 +50,7 @@ def test_a_dry_run_prints_and_wrong_usage_is_refused(slurm, tmp_path):
     done, calls = slurm("--dry_run", *ARGUMENTS)
     assert done.returncode == 0 and calls == []
     made, ran = (shlex.split(line) for line in done.stdout.splitlines())
-    assert ran[3:] == [".venv/bin/python", "-m", "rvllm_jax.main", *ARGUMENTS]
+    assert ran[3:] == [*PROGRAM, *ARGUMENTS]
     done, calls = slurm()
     assert done.returncode == 2 and "at least --config" in done.stderr and calls == []
     done, calls = slurm(*ARGUMENTS, SLURM_SUBMIT_DIR=str(tmp_path))

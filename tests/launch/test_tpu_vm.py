@@ -42,7 +42,7 @@ def test_a_job_runs_from_the_order_to_the_end_of_its_log(cloud, tmp_path):
     assert "--runtime-version=v2-alpha-tpuv5-lite" in order
     for worker in ("worker0", "worker1"):
         given = (tmp_path / worker / "arguments.txt").read_text().splitlines()
-        assert given == ["-m", "rvllm_jax.main", *ARGUMENTS[1:]]
+        assert given == ["-m", "rvllm_jax.main", "--multihost", *ARGUMENTS[1:]]
         assert (tmp_path / worker / "rvllm_jax" / "configs" / "joint.py").is_file()
 
 

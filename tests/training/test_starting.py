@@ -13,7 +13,8 @@ from rvllm_jax.data.conversations import Conversation, Turn
 from rvllm_jax.data.packing import PackingError, Rows
 from rvllm_jax.data.tokenizer import TokenizerError
 from rvllm_jax.experiments import run as running
-from rvllm_jax.experiments.run import Experiment, asked_datasets, open_tokenizer
+from rvllm_jax.experiments.run import Experiment, asked_datasets
+from rvllm_jax.experiments.tokenizing import open_tokenizer
 from rvllm_jax.training.checkpoint import claim
 from rvllm_jax.training.stages import StageError
 

@@ -1,0 +1,38 @@
+"""The tokenizer of a run: the working directory's own, the user's, or one trained on the text."""
+
+from pathlib import Path
+
+from rvllm_jax.config import Recipe, check_tokenizer
+from rvllm_jax.data import chat
+from rvllm_jax.data import tokenizer as tokenizers
+from rvllm_jax.data.sources import Source
+from rvllm_jax.training.checkpoint import is_bound
+
+
+def find_tokenizer(recipe: Recipe, workdir: Path) -> tokenizers.Tokenizer | None:
+    """The tokenizer of the working directory, or the user's; None where one is to be trained.
+
+    Refused where the recipe's decoder or template does not go with it.
+    What workdir/tokenizer holds counts once a checkpoint depends on it: before, it may be the rest
+    of a start with other settings or other text.
+    """
+    folder = workdir / "tokenizer"
+    if not (is_bound(workdir) and tokenizers.holds_tokenizer(folder)):
+        folder = recipe.tokenizer.folder
+    tokenizer = tokenizers.load(folder) if folder else None
+    chat.find_template(recipe.data.template, tokenizer)
+    if tokenizer is not None:
+        check_tokenizer(recipe, tokenizer.vocab_size, str(folder))
+    return tokenizer
+
+
+def open_tokenizer(recipe: Recipe, source: Source, workdir: Path) -> tokenizers.Tokenizer:
+    """`find_tokenizer`, or one trained on the training text; kept in workdir/tokenizer."""
+    tokenizer = find_tokenizer(recipe, workdir)
+    if tokenizer is None:
+        template = chat.find_template(recipe.data.template, None)
+        texts = chat.texts(template, source.splits["train"])
+        tokenizer = tokenizers.train(texts, recipe.tokenizer.vocab_size)
+        check_tokenizer(recipe, tokenizer.vocab_size, "config.tokenizer.folder=''")
+    tokenizer.save(workdir / "tokenizer")
+    return tokenizer

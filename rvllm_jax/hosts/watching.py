@@ -1,0 +1,108 @@
+"""Ends a host with one clear line when another one has ended or is heard of no more.
+
+JAX's own watch says so in a page of C++ that names no machine; it stays behind this one, and ends
+what this one cannot.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from rvllm_jax.hosts.exchange import Hosts
+
+_ALIVE, _ENDED, _HEARD = "rvllm_jax/alive", "rvllm_jax/ended", "rvllm_jax/heard"
+_GO_ON = ". The last checkpoint is complete: start the same command again, on any number of hosts"
+
+
+def _end(line: str, code: int) -> None:
+    """In the midst of whatever the process does: it may wait for what never comes."""
+    os.write(2, f"error: {line}\n".encode())
+    os._exit(code)
+
+
+class Watch:
+    """A thread that gives a sign of life and looks for those of the others.
+
+    It sleeps in a call to the coordination service: so it wakes at once where a host says that it
+    ends, or where host 0, which holds that service, is gone.
+
+    Args:
+      lost_after: seconds without a sign of life after which a host is lost.
+      end: (line, exit code), called in the thread; ends the process.
+    """
+
+    def __init__(self, hosts: Hosts, lost_after: float, end: Callable[[str, int], None] = _end):
+        self._hosts, self._lost_after, self._end = hosts, lost_after, end
+        self._leaving = False
+        self._thread = threading.Thread(target=self._run, name="hosts", daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """From now on this host's own end is under way, and that of others no longer matters."""
+        self._leaving = True
+
+    def fail(self, text: str, code: int) -> None:
+        """Leaves, and tells all other hosts why, so that they end too with `code`."""
+        self.leave()
+        hosts, client = self._hosts, self._hosts.client
+        try:
+            said = {"host": hosts.index, "text": text, "code": code}
+            client.key_value_set(f"{_HEARD}/{hosts.index}", "")
+            client.key_value_set(_ENDED, json.dumps(said))
+        except jax.errors.JaxRuntimeError:
+            pass  # another one failed first, or nobody is there
+        until = time.monotonic() + 10
+        # Host 0 stays until the others have heard it: with it the service ends.
+        while hosts.is_first and time.monotonic() < until:
+            if len(client.key_value_dir_get(f"{_HEARD}/")) >= hosts.count:
+                break
+            time.sleep(0.05)
+
+    def _run(self) -> None:
+        hosts, beat = self._hosts, 0
+        heard = {host: ("", time.monotonic()) for host in range(hosts.count)}
+        while not self._leaving:
+            beat += 1
+            try:
+                own = f"{_ALIVE}/{hosts.index}"
+                hosts.client.key_value_set(own, str(beat), allow_overwrite=True)
+                ended = self._sleep()
+                signs = dict(hosts.client.key_value_dir_get(f"{_ALIVE}/"))
+            except jax.errors.JaxRuntimeError as error:
+                first = str(error).splitlines()[0]
+                return self._stop(f"host {hosts.named(0)}, which coordinates, is gone: {first}")
+            if ended is not None:
+                return self._follow(ended)
+            now = time.monotonic()
+            for host, (sign, when) in heard.items():
+                new = signs.get(f"{_ALIVE}/{host}", "")
+                heard[host] = (new, now) if new != sign else (sign, when)
+            lost = [host for host, (_, when) in heard.items() if now - when > self._lost_after]
+            if lost:
+                names = ", ".join(map(hosts.named, lost))
+                return self._stop(f"nothing was heard of host {names} for {self._lost_after:g} s")
+
+    def _sleep(self) -> dict[str, Any] | None:
+        """What a host said that ended meanwhile."""
+        wait = int(1000 * self._lost_after / 6)
+        try:
+            return json.loads(self._hosts.client.blocking_key_value_get(_ENDED, wait))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            return None
+
+    def _follow(self, ended: dict[str, Any]) -> None:
+        self._hosts.client.key_value_set(f"{_HEARD}/{self._hosts.index}", "")
+        host = self._hosts.named(ended["host"])
+        self._stop(f"host {host} ended: {ended['text']}", ended["code"], "")
+
+    def _stop(self, what: str, code: int = 1, advice: str = _GO_ON) -> None:
+        if not self._leaving:
+            here = self._hosts.named(self._hosts.index)
+            self._end(f"host {here} ends, because {what}{advice}", code)
