@@ -88,6 +88,8 @@ def main(argv: list[str]) -> None:
 
 
 def start() -> None:
+    if not HERE.is_first:
+        logging.set_verbosity(logging.WARNING)
     end_on_sigterm()  # while training, loop.py saves first
     recipe = resolve(CONFIG.value)
     workdir = Path(WORKDIR.value or f"runs/{recipe.name}")

@@ -21,7 +21,7 @@ def refuse_urls(named: Mapping[str, Any]) -> None:
     if urls:
         raise PlaceError(
             f"{', '.join(urls)}: a URL, expected a path: frames are read and checkpoints renamed "
-            "as files. Mount the bucket as a folder and name that: launch/tpu_vm.sh --bucket=BUCKET "
+            "as files. Mount the bucket as a folder and name that: launch/tpu_vm.sh --bucket=NAME "
             "does so on every worker of a TPU slice, elsewhere `gcsfuse --implicit-dirs "
             "--rename-dir-limit=200000 BUCKET FOLDER`. Give the bucket a hierarchical namespace, "
             "in which renaming a checkpoint is one step"

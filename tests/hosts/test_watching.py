@@ -1,0 +1,53 @@
+import queue
+import time
+
+import pytest
+
+from rvllm_jax.hosts.watching import Watch
+
+
+@pytest.fixture
+def watch(hosts):
+    """watch(*numbers, lost_after) -> their watches, and a queue of (host, line, code) of ends."""
+    started = []
+
+    def start(*numbers, lost_after):
+        ends = queue.Queue()
+        for i in numbers:
+            started.append(Watch(hosts[i], lost_after, end=lambda *end, i=i: ends.put((i, *end))))
+        return started, ends
+
+    yield start
+    for one in started:
+        one.leave()
+        one._thread.join()
+
+
+def test_a_host_that_gives_no_sign_of_life_ends_the_others(watch):
+    watches, ends = watch(0, 1, 2, lost_after=1.5)
+    time.sleep(2)
+    assert ends.empty()  # all are heard of
+    watches[2].leave()
+    lines = {ends.get(timeout=20) for _ in range(2)}
+    said = "ends, because nothing was heard of host 2 (c) for 1.5 s. The last checkpoint is"
+    assert {(i, code) for i, _, code in lines} == {(0, 1), (1, 1)}
+    assert all(f"host {i} ({'ab'[i]}) {said}" in line for i, line, _ in lines)
+
+
+def test_a_host_that_fails_ends_the_others_at_once_with_its_error_and_code(watch):
+    watches, ends = watch(0, 1, 2, lost_after=60)
+    time.sleep(0.5)
+    started = time.monotonic()
+    watches[1].fail("TrainingError: 5 rows could not be read", 75)
+    lines = {ends.get(timeout=5) for _ in range(2)}
+    assert time.monotonic() - started < 5  # not when its signs of life are missed
+    assert {(i, code) for i, _, code in lines} == {(0, 75), (2, 75)}
+    for _, line, _ in lines:
+        assert line.endswith("because host 1 (b) ended: TrainingError: 5 rows could not be read")
+
+
+def test_host_0_stays_until_the_others_have_heard_why_it_ends(watch):
+    watches, ends = watch(0, 1, 2, lost_after=60)
+    time.sleep(0.5)
+    watches[0].fail("OSError: full", 1)
+    assert ends.qsize() == 2
