@@ -19,10 +19,9 @@ _ALIVE, _ENDED, _HEARD = "rvllm_jax/alive", "rvllm_jax/ended", "rvllm_jax/heard"
 _GO_ON = ". The last checkpoint is complete: start the same command again, on any number of hosts"
 
 
-def _end(line: str, code: int) -> None:
-    """In the midst of whatever the process does: it may wait for what never comes."""
+def _tell(line: str) -> None:
+    """Past Python's own buffers, which the thread that is ended may hold."""
     os.write(2, f"error: {line}\n".encode())
-    os._exit(code)
 
 
 class Watch:
@@ -33,11 +32,19 @@ class Watch:
 
     Args:
       lost_after: seconds without a sign of life after which a host is lost.
-      end: (line, exit code), called in the thread; ends the process.
+      tell: called with the line that says why.
+      end: called with the exit code; ends the process in the midst of whatever it does, as it may
+        wait for what never comes.
     """
 
-    def __init__(self, hosts: Hosts, lost_after: float, end: Callable[[str, int], None] = _end):
-        self._hosts, self._lost_after, self._end = hosts, lost_after, end
+    def __init__(
+        self,
+        hosts: Hosts,
+        lost_after: float,
+        tell: Callable[[str], None] = _tell,
+        end: Callable[[int], None] = os._exit,
+    ):
+        self._hosts, self._lost_after, self._tell, self._end = hosts, lost_after, tell, end
         self._leaving = False
         self._thread = threading.Thread(target=self._run, name="hosts", daemon=True)
         self._thread.start()
@@ -98,11 +105,16 @@ class Watch:
             return None
 
     def _follow(self, ended: dict[str, Any]) -> None:
-        self._hosts.client.key_value_set(f"{_HEARD}/{self._hosts.index}", "")
-        host = self._hosts.named(ended["host"])
-        self._stop(f"host {host} ended: {ended['text']}", ended["code"], "")
-
-    def _stop(self, what: str, code: int = 1, advice: str = _GO_ON) -> None:
         if not self._leaving:
-            here = self._hosts.named(self._hosts.index)
-            self._end(f"host {here} ends, because {what}{advice}", code)
+            hosts = self._hosts
+            self._explain(f"host {hosts.named(ended['host'])} ended: {ended['text']}")
+            hosts.client.key_value_set(f"{_HEARD}/{hosts.index}", "")
+            self._end(ended["code"])
+
+    def _stop(self, what: str) -> None:
+        if not self._leaving:
+            self._explain(what + _GO_ON)
+            self._end(1)
+
+    def _explain(self, what: str) -> None:
+        self._tell(f"host {self._hosts.named(self._hosts.index)} ends, because {what}")

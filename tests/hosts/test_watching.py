@@ -1,3 +1,4 @@
+import functools
 import queue
 import time
 
@@ -14,7 +15,9 @@ def watch(hosts):
     def start(*numbers, lost_after):
         ends = queue.Queue()
         for i in numbers:
-            started.append(Watch(hosts[i], lost_after, end=lambda *end, i=i: ends.put((i, *end))))
+            told = []
+            end = functools.partial(lambda i, told, code: ends.put((i, *told, code)), i, told)
+            started.append(Watch(hosts[i], lost_after, told.append, end))
         return started, ends
 
     yield start
