@@ -223,6 +223,8 @@ def _samples(dataset: Dataset, asked: list[Asked], split: str) -> list[report.Sa
             continue
         a = own[place % len(own)]
         row = dataset.load(clips[number], (), None)
+        if not row.frame_mask.any():  # damaged in the store: answered with nothing, not shown
+            continue
         samples.append(
             report.Sample(
                 frames=row.frames[row.frame_mask],

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from rvllm_jax.experiments.run import Experiment
+from rvllm_jax.experiments.run import Experiment, run
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint_part import read_model
 from rvllm_jax.training.interrupt import INTERRUPTED
@@ -23,6 +23,11 @@ from rvllm_jax.training.interrupt import INTERRUPTED
 ROOT = Path(__file__).parents[2]
 NAME = socket.gethostname()
 STEPS = 3  # of each stage
+STAGE = dict(steps=STEPS, batch=8, warmup=1)
+OWN = {f"stages.{s}.{k}": v for s in ("visual", "joint") for k, v in STAGE.items()}
+OWN |= {"schedule": "visual,joint", "evaluation.every": STEPS, "model.dtype": "float64"}
+OWN |= {"evaluation.max_new": 2}
+SHORT = {"schedule": "visual", "stages__visual__steps": 2}
 # In float64, of a norm or a number: a sum over processes is not taken in the order of one inside a
 # process, and AdamW makes updates out of gradients however small.
 TOLERANCE = 1e-8
@@ -44,11 +49,10 @@ def store(workplace, recipe, tmp_path_factory):
 def start(workplace, settings, store):
     """start(workdir, hosts, *numbers, **keys) -> the processes of these hosts (of all of them)."""
     started = []
-    own = {f"stages.{s}.{k}": v for s in ("visual", "joint") for k, v in _STAGE.items()}
-    own |= {"data.store": str(store), "evaluation.every": STEPS, "model.dtype": "float64"}
 
     def start(workdir: Path, hosts: int, *numbers: int, flags=(), **changes):
-        values = settings | own | {key.replace("__", "."): v for key, v in changes.items()}
+        values = settings | OWN | {"data.store": str(store)}
+        values |= {key.replace("__", "."): v for key, v in changes.items()}
         command = [sys.executable, "-m", "rvllm_jax.main", "--config=configs/joint.py"]
         command += [f"--workdir={workdir}"] + [f"--config.{k}={v}" for k, v in values.items()]
         if hosts > 1:
@@ -84,7 +88,14 @@ def start(workplace, settings, store):
         process.wait()
 
 
-_STAGE = dict(steps=STEPS, batch=8, warmup=1)
+@pytest.fixture(scope="module")
+def run_here(recipe, store, quick_compilation):
+    """run_here(workdir, **keys): the same run in this process, on its eight devices."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    own = {key.replace(".", "__"): value for key, value in OWN.items()}
+    yield lambda workdir, **keys: run(recipe(**own | {"data__store": str(store)} | keys), workdir)
+    jax.config.update("jax_enable_x64", before)
 
 
 def ended(workdir: Path, processes) -> list[str]:
@@ -105,8 +116,7 @@ def assert_same_run(workdir: Path, other: Path) -> None:
                 assert mine[name] == value
             else:
                 assert mine[name] == pytest.approx(value, rel=TOLERANCE), name
-    with jax.enable_x64(True):
-        (*ours, step), (*theirs, last) = read_model(workdir), read_model(other)
+    (*ours, step), (*theirs, last) = read_model(workdir), read_model(other)
     assert step == last
     for mine, expected in zip(ours, theirs, strict=True):
         assert mine.keys() == expected.keys()
@@ -118,21 +128,22 @@ def assert_same_run(workdir: Path, other: Path) -> None:
         assert results[0][key] == results[1][key]
 
 
-def test_two_hosts_train_and_answer_as_one_does(workplace, start):
-    alone, workdir = workplace / "one_short", workplace / "two_short"
-    ended(alone, start(alone, 1, schedule="visual"))
-    _, other = ended(workdir, start(workdir, 2, schedule="visual"))
-    assert_same_run(workdir, alone)
+def test_two_hosts_train_and_answer_as_one_does(workplace, start, run_here):
+    workdir = workplace / "two_short"
+    processes = start(workdir, 2, **SHORT)
+    run_here(workplace / "one_short", **SHORT)  # at the same time
+    _, other = ended(workdir, processes)
+    assert_same_run(workdir, workplace / "one_short")
     # One host's rows could not be read, and the other one knows: it decides with it.
     train = [r for r in metrics.read(workdir / "metrics.jsonl") if r["kind"] == "train"]
-    assert [(r["step"], r["bad_rows"]) for r in train] == [(1, 1), (2, 2), (3, 3)]
-    assert "question type" not in other and "step 3/3" not in other  # one host writes
+    assert [(r["step"], r["bad_rows"]) for r in train] == [(1, 1), (2, 2)]
+    assert "question type" not in other and "step 2/2" not in other  # one host writes
 
 
 @pytest.fixture(scope="module")
-def whole(workplace, start):
+def whole(workplace, run_here):
     """The working directory of a run of both stages by one process."""
-    ended(workplace / "one", start(workplace / "one", 1))
+    run_here(workplace / "one")
     return workplace / "one"
 
 
@@ -183,7 +194,9 @@ def _text(workdir: Path, host: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, 0])
-def test_a_killed_host_ends_the_other_and_one_process_goes_on(workplace, start, whole, killed):
+def test_a_killed_host_ends_the_other_and_one_process_goes_on(
+    workplace, start, run_here, whole, killed
+):
     workdir = workplace / f"killed{killed}"
     processes = start(workdir, 2, checkpoint__every=1)
     until(processes, (workdir / "checkpoints" / "2").is_dir)
@@ -193,7 +206,7 @@ def test_a_killed_host_ends_the_other_and_one_process_goes_on(workplace, start, 
     assert f"host {1 - killed} ({NAME}) ends, because" in log
     assert f"host {killed} ({NAME})" in log.split("ends, because")[1].splitlines()[0], log
     assert "start the same command again, on any number of hosts" in log
-    ended(workdir, start(workdir, 1, checkpoint__every=100))
+    run_here(workdir, checkpoint__every=100)
     assert_same_run(workdir, whole)
 
 
