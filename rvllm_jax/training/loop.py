@@ -26,7 +26,7 @@ from rvllm_jax.training.position import Position
 from rvllm_jax.training.stages import Stage, StageError
 from rvllm_jax.training.step import State, make_loss
 from rvllm_jax.training.together import Together
-from rvllm_jax.training.unreadable import TrainingError, count_unreadable
+from rvllm_jax.training.unreadable import count_unreadable, too_many_skipped
 from rvllm_jax.types import Batch
 from rvllm_jax.weights.files import Entry
 
@@ -277,18 +277,11 @@ class Trainer:
         names = sorted({conversations[row].video for row in rows if row >= 0})
         logging.warning("step %d: loss or gradient not finite, update skipped: %s", done, names)
         if position.skipped >= self.recipe.max_skipped:
-            latest = self.checkpoints.latest()
-            raise TrainingError(
-                f"{position.skipped} updates in a row were not finite, the last at step {done} "
-                f"(stage {stage.name}, update {k}) with the clips {', '.join(names)}. Look at "
-                f"these clips, or lower config.stages.{stage.name}.optimizers.*.lr and name a new "
-                "--workdir: what is trained belongs to its configuration. "
-                + (
-                    f"The last checkpoint is that of step {latest}."
-                    if latest
-                    else "No checkpoint has been written yet."
-                )
-            )
+            raise too_many_skipped(
+                position.skipped, done, f"stage {stage.name}, update {k}", names,
+                key=f"config.stages.{stage.name}.optimizers.*.lr",
+                latest=self.checkpoints.latest(),
+            )  # fmt: skip
 
     def _validate(self, stage: Stage, held: Held, position: Position) -> None:
         params, stats = self.parallel.shown(*self.holding.shown(held))

@@ -1,4 +1,7 @@
-"""Rows whose stored frames cannot be read: counted, and refused when they are too many."""
+"""Rows that nothing is learned from, as their frames cannot be read or their update is not finite:
+counted, and refused when they are too many."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,3 +32,22 @@ def count_unreadable(
             "Delete these files and start again: what they held is decoded anew. Or raise "
             "config.max_unreadable to go on without"
         )
+
+
+def too_many_skipped(
+    count: int, done: int, where: str, names: Sequence[str], *, key: str, latest: int | None
+) -> TrainingError:
+    """What ends a run after `count` updates in a row that were not finite.
+
+    done: the last one's step; names: its clips; latest: the last checkpoint's step.
+    """
+    return TrainingError(
+        f"{count} updates in a row were not finite, the last at step {done} ({where}) with the "
+        f"clips {', '.join(names)}. Look at these clips, or lower {key} and name a new --workdir: "
+        "what is trained belongs to its configuration. "
+        + (
+            f"The last checkpoint is that of step {latest}."
+            if latest
+            else "No checkpoint has been written yet."
+        )
+    )

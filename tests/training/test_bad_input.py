@@ -17,7 +17,8 @@ from rvllm_jax.data.sources import SourceError
 from rvllm_jax.experiments.run import Experiment, run
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
-from rvllm_jax.training.loop import Position, Trainer, TrainingError
+from rvllm_jax.training.loop import Position, Trainer
+from rvllm_jax.training.unreadable import TrainingError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NEVER = 100  # updates between two validations: they would only take time
