@@ -21,7 +21,7 @@ MAY_SEE = {
     "models": {"types"},
     "weights": set(),
     "generation": {"types", "models", "data.chat", "data.packing", "data.tokenizer", "data.clips"},
-    "evaluation": {"types", "models", "data", "generation"},
+    "evaluation": {"types", "hosts", "models", "data", "generation"},
     "recipe": {"types", "models", "training.stages"},
     "config": {"types", "models", "data", "recipe", "training.stages"},
     "training": {"types", "hosts", "models", "data", "weights", "config", "evaluation"},

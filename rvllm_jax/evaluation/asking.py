@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,6 +15,7 @@ from rvllm_jax.data.pipeline import Dataset, eval_batches
 from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.evaluation.scores import accuracy_by_type
 from rvllm_jax.generation.decode import greedy
+from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.models.pure import Arrays, PureModel
 
 
@@ -55,11 +57,14 @@ class Asker:
         self.max_new = max_new
         self._end = end = tokenizer.eos_id if end_id is None else end_id  # `chat.end_id`
 
-        def answer(params, stats, questions, blind):
+        def answer(blind, params, stats, questions):
             module = model.merge(params, stats)
             return greedy(module, questions, max_new=max_new, eos_id=end, blind=blind)
 
-        self._answer = jax.jit(answer, static_argnums=3)
+        self._answer = {
+            blind: compiled_together(jax.jit(functools.partial(answer, blind)))
+            for blind in (False, True)
+        }
 
     def of(self, params: Arrays, stats: Arrays) -> "Asker":
         """The same, compiled programs included, for other arrays."""
@@ -100,7 +105,7 @@ class Asker:
         )
         for questions in batches:
             placed = self.put(questions)
-            given = self._answer(self.params, self.stats, placed, blind)
+            given = self._answer[blind](self.params, self.stats, placed)
             answers, numbers, counts = self.fetch((given, placed.ids, placed.counts))
             new = 0
             for place in np.argwhere(numbers >= 0):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from absl import logging
 from rvllm_jax.hosts import roll_call
 from rvllm_jax.hosts.exchange import HERE, HostsError
 from rvllm_jax.hosts.versions import versions
-from rvllm_jax.hosts.watching import Watch
+from rvllm_jax.hosts.watching import LastWord, Watch
 
 _TOGETHER = 20  # seconds in which all hosts end, where they end together
 
@@ -65,7 +66,8 @@ def joined(cluster: Cluster, told: Mapping[str, str]) -> Iterator[None]:
         yield
         return
     _connect(cluster, told)
-    watch = Watch(HERE, cluster.lost_after)
+    word = LastWord(HERE)
+    watch = Watch(HERE, cluster.lost_after, end=functools.partial(_leave_now, word))
     try:
         # All at once: devices exist only when every host has asked for its own.
         own = f"{jax.local_device_count()} {jax.local_devices()[0].device_kind}"
@@ -74,12 +76,12 @@ def joined(cluster: Cluster, told: Mapping[str, str]) -> Iterator[None]:
         yield
         HERE.gather(None, "the end")
     except SystemExit as error:
-        _exit(watch, error)
-        _part(watch)
+        _exit(watch, word, error)
+        _part(watch, word)
         raise
     except BaseException as error:
-        _fail(watch, cluster, error)
-    _part(watch)
+        _fail(watch, word, cluster, error)
+    _part(watch, word)
 
 
 def _connect(cluster: Cluster, told: Mapping[str, str]) -> None:
@@ -102,35 +104,36 @@ def _connect(cluster: Cluster, told: Mapping[str, str]) -> None:
     HERE.client, HERE.index, HERE.names = distributed.global_state.client, cluster.host, names
 
 
-def _part(watch: Watch) -> None:
+def _part(watch: Watch, word: LastWord) -> None:
     """At an end to which all hosts came."""
     watch.leave()
     HERE.gather(None, "all leave")
+    word.keep()
     jax.distributed.shutdown()
 
 
-def _exit(watch: Watch, error: SystemExit) -> None:
+def _exit(watch: Watch, word: LastWord, error: SystemExit) -> None:
     """Returns after an exit that was agreed on; of another one the others hear."""
     try:
         HERE.gather(None, "exit", seconds=_TOGETHER)
     except HostsError:
         code = error.code if isinstance(error.code, int) else 1 if error.code else 0
         watch.fail(f"it exited with code {code}", code)
-        _leave_now(code)
+        _leave_now(word, code)
 
 
-def _fail(watch: Watch, cluster: Cluster, error: BaseException) -> None:
+def _fail(watch: Watch, word: LastWord, cluster: Cluster, error: BaseException) -> None:
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
         # Most likely another host is gone, which the watch finds and tells.
         logging.error("%s; looking whether another host is lost", str(error).splitlines()[0])
         time.sleep(1.5 * cluster.lost_after)
     traceback.print_exception(error)
     watch.fail(f"{type(error).__name__}: {error}", 1)
-    _leave_now(1)
-
-
-def _leave_now(code: int) -> None:
-    """Without JAX's shutdown, which waits for hosts that do not come."""
     sys.stdout.flush()
-    sys.stderr.flush()
+    _leave_now(word, 1)
+
+
+def _leave_now(word: LastWord, code: int) -> None:
+    """Without JAX's shutdown, which waits for hosts that do not come."""
+    word.keep()
     os._exit(code)

@@ -4,8 +4,10 @@ JAX's own watch says so in a page of C++ that names no machine; it stays behind 
 what this one cannot.
 """
 
+import contextlib
 import json
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +24,28 @@ _GO_ON = ". The last checkpoint is complete: start the same command again, on an
 def _tell(line: str) -> None:
     """Past Python's own buffers, which the thread that is ended may hold."""
     os.write(2, f"error: {line}\n".encode())
+
+
+class LastWord:
+    """A line on standard error if this process ends before `keep` is called, however it ends.
+
+    JAX aborts a process where it finds that host 0 is gone, often before the watch can say so: what
+    says it then is a shell that waits for this process to close their pipe.
+    """
+
+    def __init__(self, hosts: Hosts):
+        line = (
+            f"error: host {hosts.named(hosts.index)} ends, because host {hosts.named(0)} is gone, "
+            f"or what runs here was ended from outside{_GO_ON}"
+        )
+        script = "trap '' TERM INT HUP; read -r kept || printf '%s\\n' \"$0\" >&2"
+        self._shell = subprocess.Popen(["/bin/sh", "-c", script, line], stdin=subprocess.PIPE)
+
+    def keep(self) -> None:
+        """The line is not needed: this process has said, or says, why it ends."""
+        with contextlib.suppress(OSError, ValueError):
+            self._shell.stdin.write(b"kept\n")
+            self._shell.stdin.close()
 
 
 class Watch:

@@ -8,6 +8,7 @@ import jax
 import optax
 from absl import logging
 
+from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.training.parallel import JitParallel, PmapParallel
 from rvllm_jax.training.stages import Stage
@@ -34,6 +35,7 @@ def compile_update(
         axis_name=layout.axis_name,
     )
     compiled = layout.compile(step, tx, state, batch)
+    HERE.gather(None, "compiled")  # as hosts/compiling.py says
     used = compiled.memory_analysis()
     if used is not None:
         logging.info(

@@ -14,6 +14,7 @@ from absl import logging
 
 from rvllm_jax.config import Recipe
 from rvllm_jax.data.pipeline import Dataset, loss_batches, train_batches
+from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.training import identity, optimizer, parallel
@@ -87,7 +88,8 @@ class Trainer:
                 self.made_of[f"{name} pairs of input {input}"] = identity.fingerprint(dataset)
         HERE.same(self.made_of, "what they train on")
         self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint_keep)
-        self.loss = jax.jit(make_loss(model, loss_chunk=recipe.model.loss_chunk))
+        loss = jax.jit(make_loss(model, loss_chunk=recipe.model.loss_chunk))
+        self.loss = compiled_together(loss)
         self.interrupt, self.together = Interrupt(), Together(self.parallel)
         self.stop = False  # whether any host was told to, as all hosts know by now
 
@@ -111,8 +113,7 @@ class Trainer:
             ends.push(closing(self.checkpoints.close))
             position, arrays = self._restore()
             self.key = arrays["key"]
-            writes = HERE.is_first
-            self.metrics = Metrics(self.workdir, start_step=position.done, writes=writes)
+            self.metrics = Metrics(self.workdir, position.done, writes=HERE.is_first)
             ends.push(closing(self.metrics.close))
             for number in range(position.stage, len(self.recipe.stages)):
                 if number > position.stage:

@@ -150,8 +150,8 @@ def test_questions_are_split_over_the_devices_and_answered_alike(make, tk, kind)
 
     def temporaries(asker):
         """Bytes a device."""
-        inputs = (asker.params, asker.stats, asker.put(questions), False)
-        return asker._answer.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+        inputs = (asker.params, asker.stats, asker.put(questions))
+        return asker._answer[False].lower(*inputs).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(spread) < temporaries(alone) / 4
 
@@ -172,7 +172,7 @@ def test_the_answer_that_most_test_clips_give_counts(make, asker, monkeypatch):
     dataset = make(test_clips="5x5")
     said = {}  # number of a question -> the answers of its test clips, in order
 
-    def answer(params, stats, questions, blind):
+    def answer(params, stats, questions):
         ids = np.full((*questions.ids.shape, 5), asker.tokenizer.eos_id)
         for place, number in np.ndenumerate(questions.ids):
             own = said.setdefault(int(number), [])
@@ -182,7 +182,7 @@ def test_the_answer_that_most_test_clips_give_counts(make, asker, monkeypatch):
         return ids
 
     few = copy.copy(asker)
-    few._answer = answer
+    few._answer = {False: answer}
     counted = []
     asked = few.ask(dataset, test_clips=True, progress=counted.append)
     assert sum(counted) == len(dataset.questions)

@@ -1,10 +1,16 @@
 import functools
 import queue
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from rvllm_jax.hosts.watching import Watch
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -54,3 +60,20 @@ def test_host_0_stays_until_the_others_have_heard_why_it_ends(watch):
     time.sleep(0.5)
     watches[0].fail("OSError: full", 1)
     assert ends.qsize() == 2
+
+
+@pytest.mark.parametrize(("end", "said"), [("os.abort()", 1), ("word.keep()", 0)])
+def test_a_host_that_is_ended_from_outside_leaves_a_line(end, said):
+    program = f"""
+import os
+from rvllm_jax.hosts.exchange import Hosts
+from rvllm_jax.hosts.watching import LastWord
+word = LastWord(Hosts(None, 1, ("a", "b")))
+{end}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    line = "error: host 1 (b) ends, because host 0 (a) is gone, or what runs here was ended from"
+    assert done.stderr.count(line) == said
+    assert done.returncode == (-signal.SIGABRT if said else 0)
