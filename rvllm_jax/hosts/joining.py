@@ -109,6 +109,12 @@ def _part(watch: Watch, word: LastWord) -> None:
     watch.leave()
     HERE.gather(None, "all leave")
     word.keep()
+    from jax._src import distributed
+
+    distributed.global_state.client.shutdown()
+    distributed.global_state.client = None
+    if HERE.is_first:
+        time.sleep(1)  # its service ends last: JAX aborts a host that it leaves in its goodbye
     jax.distributed.shutdown()
 
 

@@ -1,5 +1,7 @@
 """Hosts that call the roll over loopback, each in a thread."""
 
+import concurrent.futures
+import functools
 import socket
 import threading
 
@@ -63,19 +65,21 @@ def test_two_hosts_of_one_number_are_refused(port):
 
 
 def test_a_stranger_at_the_port_is_no_host(port):
-    stranger = threading.Thread(target=knock, args=(port,))
-    stranger.start()
-    assert roll(port, (0, {}), (1, {}), seconds=30) == [(HERE,) * 2] * 2
-    stranger.join()
-
-
-def knock(port):
-    while True:
-        try:
-            with socket.create_connection(("localhost", port), timeout=5) as connection:
-                return connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        except ConnectionRefusedError:
+    call = functools.partial(roll_call.call, f"localhost:{port}", 2, told={}, seconds=30)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(call, 0)
+        while not knocked(port):
             pass
+        assert call(1) == first.result() == (HERE,) * 2
+
+
+def knocked(port):
+    try:
+        with socket.create_connection(("localhost", port), timeout=5) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def test_a_coordinator_that_is_not_there_is_named(port):
