@@ -176,3 +176,9 @@ def test_make():
     assert isinstance(make("pmap", {}), PmapParallel) and make("pmap", {}).rows == 8
     parallel = make("jit", {"data": 2, "fsdp": -1, "tensor": 2})
     assert isinstance(parallel, JitParallel) and parallel.rows == 4
+
+
+def test_pmap_is_refused_on_several_hosts(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="is for one host, here are 2; set config.parallel='jit'"):
+        make("pmap", {})

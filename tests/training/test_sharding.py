@@ -112,3 +112,36 @@ def test_rows_are_split_over_data_and_fsdp(mesh):
     first_rows = {int(shard.data[0, 0]) for shard in rows.addressable_shards}
     assert first_rows == {0, 4, 8, 12}
     np.testing.assert_array_equal(rows, np.arange(16).reshape(8, 2))
+
+
+class OfHost:
+    """What a batch's sharding says of itself on a host with these devices."""
+
+    def __init__(self, sizes, devices):
+        self.mesh = sharding.make_mesh(*sizes)
+        self.devices = {jax.devices()[i] for i in devices}
+
+    def addressable_devices_indices_map(self, shape):
+        places = sharding.batch_sharding(self.mesh).devices_indices_map(shape)
+        return {device: place for device, place in places.items() if device in self.devices}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "share"),
+    [
+        ((8, 1, 1), range(8), (0, 1)),  # one host
+        ((8, 1, 1), range(4), (0, 2)),
+        ((2, 4, 1), range(4, 8), (1, 2)),
+        ((2, 2, 2), range(6, 8), (3, 4)),
+        ((2, 1, 4), range(2, 4), (0, 2)),  # of two hosts that hold the same rows the second
+        ((1, 1, 8), range(4, 8), (0, 1)),
+    ],
+)
+def test_a_host_reads_the_rows_that_its_devices_hold(sizes, devices, share):
+    rows = sizes[0] * sizes[1]
+    assert sharding.share_of_rows(OfHost(sizes, devices), rows) == share
+
+
+def test_rows_that_are_no_block_are_refused():
+    with pytest.raises(ValueError, match=r"hold the parts \[0, 2\] of 4 .*choose `tensor`"):
+        sharding.share_of_rows(OfHost((4, 1, 2), (0, 4)), 4)
