@@ -16,6 +16,7 @@ from rvllm_jax.models.attention import Where, attend, make_mask
 from rvllm_jax.models.kv_cache import KVCache
 from rvllm_jax.models.llama_config import DECODERS, LlamaConfig, RopeScaling, rope_frequencies
 from rvllm_jax.models.lora import Linear, LoRA, adapt
+from rvllm_jax.models.placement import ROWS, constrain, constrain_layer
 
 __all__ = ["DECODERS", "Llama", "LlamaConfig", "RopeScaling"]
 REMAT_POLICIES = ("none", "full", "dots")
@@ -83,9 +84,11 @@ class Attention(nnx.Module):
         (k, v, length) of a cache that these are to follow, or None."""
         x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])  # as in MLP
         heads = (*x_BLD.shape[:2], -1, self.head_dim)
-        q_BLNH = rotate(self.q(x_MD).reshape(heads), rope)
-        k_BLKH = rotate(self.k(x_MD).reshape(heads), rope)
-        v_BLKH = self.v(x_MD).reshape(heads)
+        q_BLNH, k_BLKH, v_BLKH = (
+            constrain(project(x_MD).reshape(heads), ROWS, None, "tensor")
+            for project in (self.q, self.k, self.v)
+        )
+        q_BLNH, k_BLKH = rotate(q_BLNH, rope), rotate(k_BLKH, rope)
         new = k_BSKH, v_BSKH = k_BLKH, v_BLKH
         if past is not None:
             k_past, v_past, length = past
@@ -108,7 +111,8 @@ class MLP(nnx.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         # One axis of B * L tokens: on CPU the gradient of a product over two axes is slower.
         x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])
-        return self.down(jax.nn.silu(self.gate(x_MD)) * self.up(x_MD)).reshape(x_BLD.shape)
+        hidden_MF = constrain(jax.nn.silu(self.gate(x_MD)) * self.up(x_MD), ROWS, "tensor")
+        return self.down(hidden_MF).reshape(x_BLD.shape)
 
 
 class Block(nnx.Module):
@@ -123,8 +127,8 @@ class Block(nnx.Module):
 
     def __call__(self, x_BLD, rope, mask_BLS, past):
         attended, new = self.attention(self.norm1(x_BLD), rope, mask_BLS, past)
-        x_BLD = x_BLD + attended
-        return x_BLD + self.mlp(self.norm2(x_BLD)), new
+        x_BLD = constrain(x_BLD + attended, ROWS)
+        return constrain(x_BLD + self.mlp(self.norm2(x_BLD)), ROWS), new
 
 
 class Llama(nnx.Module):
@@ -207,11 +211,12 @@ class Llama(nnx.Module):
         """-> x after all layers and, with a cache, the new (k, v) `[layers, B, L, K, H]`."""
         graph, params = nnx.split(self.layers)
 
-        def body(x_BLD, layer):
-            params, past = layer
+        def body(x_BLD, own):
+            params, past = own
             if past is not None:
                 past = (*past, cache.length)
-            x_BLD, new = nnx.merge(graph, params)(x_BLD, rope, mask_BLS, past)
+            layer = nnx.merge(graph, constrain_layer(params, self.dtype))
+            x_BLD, new = layer(x_BLD, rope, mask_BLS, past)
             return x_BLD, None if past is None else new
 
         unroll = self.config.layers <= UNROLLED_LAYERS
@@ -227,5 +232,7 @@ class Llama(nnx.Module):
         """`[..., D]` -> `[..., vocab_size]` in float32, or in float64 where `hidden` is."""
         tied = self.config.tied
         matrix = self.embed.embedding[...].T if tied else self.head.kernel[...]
+        matrix = constrain(matrix.astype(hidden.dtype), "fsdp", "tensor")
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
-        return jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=wide)
+        logits = jnp.matmul(hidden, matrix, preferred_element_type=wide)
+        return constrain(logits, ROWS, *[None] * (logits.ndim - 2), "tensor")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rvllm_jax.models.norms import BatchNorm, GroupNorm
+from rvllm_jax.models.placement import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Conv(nnx.Module):
         self.stride, self.dtype = stride, dtype
 
     def __call__(self, x_NhwC: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(self.dtype)
+        # Whole on every device: else the compiler may split channels and gather the frames.
+        kernel = constrain(self.kernel[...].astype(self.dtype))
         size = kernel.shape[0]
         if size == 1:
             # The same sums as a matrix product: 15 % less time a step on CPU. Larger kernels as
@@ -147,7 +149,8 @@ class ResNet(nnx.Module):
     """Frames to feature maps, before pooling (ResNetVLLM, section 3, encodes frame by frame).
 
     Parameters are held in `param_dtype`, convolutions run in `dtype`, statistics in float32 or
-    better. `axis_name` names the pmap axis over which BatchNorm's batch is spread.
+    better. `axis_name` names the pmap axis over which BatchNorm's batch is spread. With `remat` the
+    backward pass keeps what goes from block to block and computes the inside of a block again.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class ResNet(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         param_dtype: jnp.dtype = jnp.float32,
         axis_name: str | None = None,
+        remat: bool = False,
     ):
         def make_norm(features):
             if config.norm == "group":
@@ -165,7 +169,7 @@ class ResNet(nnx.Module):
             return BatchNorm(features, dtype=dtype, param_dtype=param_dtype, axis_name=axis_name)
 
         dtypes = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.remat = config, dtype, remat
         inputs = config.widths[0]
         size, stride = (7, 2) if config.stem == "imagenet" else (3, config.stem_stride)
         self.stem = ConvNorm(3, inputs, size, stride, make_norm, **dtypes)
@@ -189,7 +193,12 @@ class ResNet(nnx.Module):
         x_NhwC = jax.nn.relu(x_NhwC)
         if self.config.stem == "imagenet":
             x_NhwC = nnx.max_pool(x_NhwC, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+        def run(block, x_NhwC, mask_N):
+            return block(x_NhwC, mask_N, use_running=use_running)
+
+        run = nnx.remat(run) if self.remat else run
         for stage in self.stages:
             for block in stage:
-                x_NhwC = block(x_NhwC, mask_N, use_running=use_running)
+                x_NhwC = run(block, x_NhwC, mask_N)
         return x_NhwC

@@ -10,6 +10,7 @@ from flax import nnx
 
 from rvllm_jax.models.llama import Llama, LlamaConfig
 from rvllm_jax.models.lora import LoRA
+from rvllm_jax.models.placement import ROWS, constrain, join_frames, split_frames
 from rvllm_jax.models.projector import Projector, pool
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.types import NO_SLOT, Batch, Questions, VisualLayout
@@ -30,7 +31,8 @@ class VideoLLM(nnx.Module):
     """Parameters under encoder/, projector/ and decoder/; BatchNorm statistics under encoder/.
 
     `dtype` is that of the computation, `param_dtype` that of the parameters; `remat` and `lora` are
-    the decoder's (`Llama`); `axis_name` names the pmap axis BatchNorm sums over.
+    the decoder's (`Llama`), and the encoder recomputes its blocks unless `remat` is "none";
+    `axis_name` names the pmap axis BatchNorm sums over.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class VideoLLM(nnx.Module):
     ):
         kinds = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.layout, self.dtype = layout, dtype
-        self.encoder = ResNet(resnet, axis_name=axis_name, **kinds)
+        self.encoder = ResNet(resnet, axis_name=axis_name, remat=remat != "none", **kinds)
         self.projector = Projector(
             resnet.features, llama.width, projector, layout, llama.embedding_std, **kinds
         )
@@ -80,18 +82,19 @@ class VideoLLM(nnx.Module):
         that shows whether the model looks.
         """
         B, T = mask_BT.shape
-        x_NHWC = normalise(frames_BTHWC, self.dtype).reshape(B * T, *frames_BTHWC.shape[2:])
+        x_NHWC = normalise(join_frames(frames_BTHWC), self.dtype)
         if blind:
             x_NHWC = jnp.zeros_like(x_NHWC)
-        x_NhwE = self.encoder(x_NHWC, mask_BT.reshape(B * T), use_running=use_running)
-        x_BThwE = x_NhwE.reshape(B, T, *x_NhwE.shape[1:])
-        return self.projector(pool(x_BThwE, mask_BT, self.layout))
+        x_NhwE = self.encoder(x_NHWC, join_frames(mask_BT), use_running=use_running)
+        # Only the tokens are gathered over `tensor`, not the feature maps.
+        tokens_BVE = pool(split_frames(x_NhwE, B, T), mask_BT, self.layout)
+        return constrain(self.projector(constrain(tokens_BVE, ROWS)), ROWS)
 
     def embed(
         self, tokens_BL: jax.Array, slots_BL: jax.Array, visual_BVD: jax.Array | None
     ) -> jax.Array:
         """Token embeddings `[B, L, D]`, with visual token `slots_BL` where that is not NO_SLOT."""
-        x_BLD = self.decoder.embed(tokens_BL)
+        x_BLD = constrain(self.decoder.embed(tokens_BL), ROWS)
         if visual_BVD is None:
             return x_BLD
         is_text_BL1 = (slots_BL == NO_SLOT)[:, :, None]

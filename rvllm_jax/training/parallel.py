@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from rvllm_jax.models import placement
 from rvllm_jax.training import sharding
 from rvllm_jax.training.step import State
 
@@ -57,7 +58,9 @@ class JitParallel:
             out_shardings=(where, self.whole),
             donate_argnums=0,
         )
-        return jitted.lower(state, batch).compile()
+        with placement.over(self.mesh):
+            lowered = jitted.lower(state, batch)
+        return lowered.compile()
 
     def gather(self, state: State) -> State:
         """The state as saved and evaluated."""

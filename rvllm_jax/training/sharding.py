@@ -1,7 +1,5 @@
 """Meshes, and where each array lies on them."""
 
-import re
-
 import jax
 import numpy as np
 import optax
@@ -9,22 +7,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ("data", "fsdp", "tensor")
+from rvllm_jax.models import placement
 
-# First match wins. Stacked decoder kernels are [layers, in, out].
-RULES = (
-    (r"decoder/.*/(q|k|v|gate|up)/kernel", P(None, "fsdp", "tensor")),
-    (r"decoder/.*/(o|down)/kernel", P(None, "tensor", "fsdp")),
-    (r"decoder/.*/(q|k|v|gate|up)/lora/lora_a", P(None, "fsdp", None)),  # as their kernels
-    (r"decoder/.*/(q|k|v|gate|up)/lora/lora_b", P(None, None, "tensor")),
-    (r"decoder/.*/(o|down)/lora/lora_a", P(None, "tensor", None)),
-    (r"decoder/.*/(o|down)/lora/lora_b", P(None, None, "fsdp")),
-    (r"decoder/embed/embedding", P("tensor", "fsdp")),
-    (r"decoder/head/kernel", P("fsdp", "tensor")),
-    (r"encoder/.*kernel", P(None, None, None, "fsdp")),
-    (r"projector/.*(kernel|embedding)", P(None, "fsdp")),
-    (r".*", P()),
-)
+AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
@@ -46,13 +31,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
 
 def param_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
     """Where a parameter lies; an axis that does not divide its dimension is dropped."""
-    spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
-    axes = [*spec, *[None] * len(shape)][: len(shape)]
-    fit = [
-        axis if axis and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(axes, shape, strict=True)
-    ]
-    return NamedSharding(mesh, P(*fit))
+    return NamedSharding(mesh, placement.param_spec(mesh, path, shape))
 
 
 def param_shardings(mesh: Mesh, arrays: dict) -> dict[str, NamedSharding]:
@@ -77,7 +56,7 @@ def optimizer_shardings(mesh: Mesh, tx: optax.GradientTransformation, params: di
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are split over `data` x `fsdp`."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    return NamedSharding(mesh, P(placement.ROWS))
 
 
 def share_of_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:

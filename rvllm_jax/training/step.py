@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from rvllm_jax.models.norms import BatchNorm
+from rvllm_jax.models.placement import constrain_params
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import token_loss_sum
 from rvllm_jax.training.stages import FROZEN
@@ -59,13 +60,13 @@ def _make_gradient(model: PureModel, use_running: bool, accumulate: int, chunk: 
 
     def whole(state, batch, tokens):
         (loss, stats), grads = gradient(state.trainable, state.frozen, state.stats, batch, tokens)
-        return loss, grads, stats
+        return loss, constrain_params(grads), stats
 
     def accumulated(state, batch, tokens):
         def body(carry, micro):
             grads, stats = carry
             (loss, stats), more = gradient(state.trainable, state.frozen, stats, micro, tokens)
-            return (jax.tree.map(jnp.add, grads, more), stats), loss
+            return (constrain_params(jax.tree.map(jnp.add, grads, more)), stats), loss
 
         carry = (jax.tree.map(jnp.zeros_like, state.trainable), state.stats)
         (grads, stats), losses = jax.lax.scan(body, carry, _micro_batches(batch, accumulate))
