@@ -189,15 +189,19 @@ class ResNet(nnx.Module):
         `mask_N`, bool: False for a padded frame, which BatchNorm does not count; its features are
         finite and mean nothing. With `use_running` False the running statistics are updated.
         """
-        x_NhwC = self.stem(x_NHWC.astype(self.dtype), mask_N, use_running=use_running)
-        x_NhwC = jax.nn.relu(x_NhwC)
-        if self.config.stem == "imagenet":
-            x_NhwC = nnx.max_pool(x_NhwC, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+        def run_stem(stem, x_NHWC, mask_N):
+            x_NhwC = jax.nn.relu(stem(x_NHWC, mask_N, use_running=use_running))
+            if self.config.stem == "imagenet":
+                x_NhwC = nnx.max_pool(x_NhwC, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            return x_NhwC
 
         def run(block, x_NhwC, mask_N):
             return block(x_NhwC, mask_N, use_running=use_running)
 
-        run = nnx.remat(run) if self.remat else run
+        if self.remat:
+            run_stem, run = nnx.remat(run_stem), nnx.remat(run)
+        x_NhwC = run_stem(self.stem, x_NHWC.astype(self.dtype), mask_N)
         for stage in self.stages:
             for block in stage:
                 x_NhwC = run(block, x_NhwC, mask_N)

@@ -21,13 +21,16 @@ def learning_rate(spec: OptimizerSpec, stage: Stage, steps: int) -> optax.Schedu
 
 
 def _transformation(spec: OptimizerSpec, rate: optax.Schedule, decay: float):
+    # Only the first moment: adamw's second changes by 1 - b2 = 0.001 of itself a step, which is
+    # less than bfloat16 resolves, so that it would stay where it is.
+    dtype = None if spec.moments == "float32" else spec.moments
     if spec.kind == "sgd":
         return optax.chain(
             optax.add_decayed_weights(decay),
-            optax.trace(spec.momentum),
+            optax.trace(spec.momentum, accumulator_dtype=dtype),
             optax.scale_by_learning_rate(rate),
         )
-    return optax.adamw(rate, spec.b1, spec.b2, spec.eps, weight_decay=decay)
+    return optax.adamw(rate, spec.b1, spec.b2, spec.eps, weight_decay=decay, mu_dtype=dtype)
 
 
 def trainable_labels(stage: Stage, labels: dict[str, str]) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Meshes, and where each array lies on them."""
 
+import math
+
 import jax
 import numpy as np
 import optax
@@ -8,25 +10,50 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.models import placement
+from rvllm_jax.models.llama_config import LlamaConfig
 
 AXES = ("data", "fsdp", "tensor")
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """The three sizes over that many devices; one of them may be -1: all that remain.
+
+    Raises ValueError where they do not cover the devices.
+    """
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise ValueError(f"config.mesh {sizes}: sizes are positive, and one of them may be -1")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if -1 in sizes or int(np.prod(sizes)) != devices:
+        raise ValueError(
+            f"config.mesh data={data} fsdp={fsdp} tensor={tensor} does not cover the "
+            f"{devices} devices present; set sizes whose product is {devices}"
+        )
+    return tuple(sizes)
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     """A mesh of the given sizes over `devices`; one size may be -1: all that remain."""
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
-    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise ValueError(f"config.mesh {sizes}: sizes are positive, and one of them may be -1")
-    known = int(np.prod([size for size in sizes if size != -1]))
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if -1 in sizes or int(np.prod(sizes)) != len(devices):
-        raise ValueError(
-            f"config.mesh data={data} fsdp={fsdp} tensor={tensor} does not cover the "
-            f"{len(devices)} devices present; set sizes whose product is {len(devices)}"
-        )
+    sizes = mesh_sizes(data, fsdp, tensor, len(devices))
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+def check_tensor(tensor: int, llama: LlamaConfig) -> None:
+    """Raises ValueError where the decoder's heads do not divide into `tensor` parts."""
+    found = [
+        f"{name}={size}"
+        for name in ("heads", "kv_heads", "mlp_width")
+        if (size := getattr(llama, name)) % tensor
+    ]
+    if found:
+        most = math.gcd(llama.heads, llama.kv_heads, llama.mlp_width)
+        raise ValueError(
+            f"config.mesh.tensor={tensor} does not divide the decoder's {', '.join(found)}; set it "
+            f"to a divisor of {most}"
+        )
 
 
 def param_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:

@@ -26,6 +26,7 @@ class OptimizerSpec:
     b1: float = 0.9  # adamw
     b2: float = 0.999  # adamw
     eps: float = 1e-8  # adamw
+    moments: str = "float32"  # or "bfloat16": sgd's momentum and adamw's first moment
 
 
 @dataclasses.dataclass(frozen=True)
