@@ -14,6 +14,7 @@ from rvllm_jax.models.pure import PureModel
 from rvllm_jax.planning import flops
 from rvllm_jax.planning.topologies import Topology
 from rvllm_jax.recipe import Recipe
+from rvllm_jax.training import sharding
 from rvllm_jax.training.stages import FROZEN, Stage
 
 EFFICIENCY = 0.5  # of the peak arithmetic, in matrix products and convolutions
@@ -22,6 +23,7 @@ LINKS = 0.7  # of the peak bandwidth of the links
 # Times that the output of a convolution crosses the memory: written, read for the statistics, read
 # and written by the norm, read by the next; twice that in the backward pass.
 FORWARD_CROSSINGS, BACKWARD_CROSSINGS = 5, 10
+COUNTS = (8, 16, 32, 64, 128, 256)  # chips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,26 @@ def predict(
         transfer=received / (topology.link * LINKS),
         link_bytes=received,
     )
+
+
+def scaling(
+    recipe: Recipe,
+    stage: Stage,
+    model: PureModel,
+    tensor: int,
+    rows: int,
+    topology: Topology,
+    efficiency: float = EFFICIENCY,
+) -> dict[int, Speed]:
+    """By number of chips of the topology's kind: as many rows on each device of fsdp."""
+    found = {}
+    for chips in COUNTS:
+        if chips % tensor == 0:
+            mesh = AbstractMesh((1, chips // tensor, tensor), sharding.AXES)
+            own = dataclasses.replace(stage, batch=rows * chips // tensor)
+            slice_ = dataclasses.replace(topology, chips=chips)
+            found[chips] = predict(recipe, own, model, mesh, slice_, efficiency)
+    return found
 
 
 def _encoder_bytes(recipe: Recipe, stage: Stage, model: PureModel) -> float:

@@ -1,0 +1,64 @@
+"""What a configuration needs of a machine: python -m rvllm_jax.plan --config=... --topology=v5e:8x8
+
+Nothing is allocated and no accelerator is asked. For TPUs the real step is compiled ahead of time,
+where --tpu_python names a Python with libtpu. Ends with 1 where a stage does not fit.
+"""
+
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from rvllm_jax.config import resolve
+from rvllm_jax.planning import plans, report, speed, topologies
+from rvllm_jax.planning.compiled import NoCompiler
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe, such as configs/joint.py:paper.", lock_config=True
+)
+TOPOLOGY = flags.DEFINE_list(
+    "topology", None, "Chips, such as v5e:8x8 or h200:1; several, by commas, make a table."
+)
+STAGES = flags.DEFINE_list("stages", [], "Stages to plan; all of the schedule by default.")
+CLIPS = flags.DEFINE_integer(
+    "clips_a_device", 0, "Rows a device instead of the stages' batch.", lower_bound=0
+)
+PAIRS = flags.DEFINE_integer("pairs", 100_000, "Question-answer pairs of an epoch.", lower_bound=1)
+EFFICIENCY = flags.DEFINE_float(
+    "efficiency",
+    speed.EFFICIENCY,
+    "Share of the peak FLOP/s that the prediction takes for granted.",
+    lower_bound=0.01,
+    upper_bound=1.0,
+)
+COMPILE = flags.DEFINE_bool("compile", True, "Compile for TPUs; False: by formula only.")
+TPU_PYTHON = flags.DEFINE_string(
+    "tpu_python", sys.executable, "A Python with libtpu, to compile with."
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        chosen = [topologies.parse(name) for name in TOPOLOGY.value]
+        made = plans.make_all(
+            resolve(CONFIG.value),
+            CONFIG.value.to_dict(),
+            chosen,
+            stages=STAGES.value,
+            clips_a_device=CLIPS.value,
+            efficiency=EFFICIENCY.value,
+            tpu_python=TPU_PYTHON.value if COMPILE.value else "",
+        )
+    except (ValueError, NoCompiler) as error:
+        sys.exit(f"error: {error}")
+    print(report.show(made, PAIRS.value))
+    sys.exit(0 if all(plan.fits for plan in made) else 1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "topology"])
+    app.run(main)

@@ -1,0 +1,162 @@
+"""One stage on one topology: what it needs, whether it fits, and what to change where not."""
+
+import dataclasses
+
+from rvllm_jax.models.pure import PureModel
+from rvllm_jax.planning import flops, memory, speed
+from rvllm_jax.planning.compiled import Compiled
+from rvllm_jax.planning.memory import Memory
+from rvllm_jax.planning.speed import Speed
+from rvllm_jax.planning.topologies import Topology
+from rvllm_jax.recipe import Recipe
+from rvllm_jax.training.stages import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a stage needs of every device, and what it does with them."""
+
+    recipe: Recipe
+    stage: Stage  # with the batch that was planned
+    topology: Topology
+    mesh: dict[str, int]
+    memory: Memory
+    work: dict[str, tuple[float, float]]  # operations of one clip, as flops.step gives them
+    speed: Speed
+    largest_batch: int  # 0: not one row a device fits
+    advice: str  # "" where it fits
+    scaling: dict[int, Speed]  # by number of chips
+    efficiency: float  # of the peak arithmetic, as predicted with
+    compiled: Compiled | None = None
+
+    @property
+    def peak(self) -> int:
+        """Bytes a device: the compiler's where it was asked."""
+        return self.compiled.peak if self.compiled else self.memory.peak
+
+    @property
+    def fits(self) -> bool:
+        if self.compiled:
+            return self.compiled.fits
+        return self.memory.peak <= self.topology.chip.usable
+
+
+def make(
+    recipe: Recipe,
+    stage: Stage,
+    model: PureModel,
+    topology: Topology,
+    *,
+    clips_a_device: int = 0,
+    efficiency: float = speed.EFFICIENCY,
+) -> Plan:
+    """By formula. `clips_a_device`: rows a device of data x fsdp instead of the stage's batch.
+
+    Raises ValueError where mesh, batch, heads or devices do not divide.
+    """
+    mesh = memory.abstract_mesh(recipe, topology.chips)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    if clips_a_device:
+        stage = dataclasses.replace(stage, batch=clips_a_device * rows * stage.accumulate)
+    stage.check(model.params, rows)
+    measured = memory.measure(recipe, stage, model, mesh)
+    fits = measured.peak <= topology.chip.usable
+    return Plan(
+        recipe=recipe,
+        stage=stage,
+        topology=topology,
+        mesh=dict(mesh.shape),
+        memory=measured,
+        work=flops.step(recipe, stage, model.params),
+        speed=speed.predict(recipe, stage, model, mesh, topology, efficiency),
+        largest_batch=_largest_batch(recipe, stage, measured, rows, topology.chip.usable),
+        advice="" if fits else _advice(recipe, stage, model, topology),
+        scaling=speed.scaling(
+            recipe, stage, model, mesh.shape["tensor"], stage.batch // rows, topology, efficiency
+        ),
+        efficiency=efficiency,
+    )
+
+
+def _largest_batch(recipe: Recipe, stage: Stage, measured: Memory, rows: int, usable: int) -> int:
+    """Activations and input grow with the rows, the rest does not."""
+    fixed = measured.parameters + measured.gradients + measured.optimizer + measured.batchnorm
+    per_row = (measured.peak - fixed) / (stage.batch / rows)
+    count = max(int((usable - fixed) / per_row), 0)
+    return count // stage.accumulate * stage.accumulate * rows
+
+
+def _advice(recipe: Recipe, stage: Stage, model: PureModel, topology: Topology) -> str:
+    """By how much it does not fit, and the first changes that make it."""
+
+    def peak_of(recipe: Recipe, stage: Stage) -> int:
+        mesh = memory.abstract_mesh(recipe, topology.chips)
+        return memory.measure(recipe, stage, model, mesh).peak
+
+    usable, peak, done = topology.chip.usable, peak_of(recipe, stage), []
+    text = (
+        f"stage {stage.name} does not fit: {(peak - usable) / 1e9:.1f} GB too much for the "
+        f"{usable / 1e9:.1f} GB that a {topology.kind} has for a program"
+    )
+    for change in (_spread, _cut_loss, _recompute, _micro_batches, _half_moments):
+        what, *changed = change(recipe, stage, topology.chips)
+        if not what or (new := peak_of(*changed)) >= peak:
+            continue
+        (recipe, stage), peak = changed, new
+        done.append(what)
+        if peak <= usable:
+            return f"{text}. It fits, with {peak / 1e9:.1f} GB, with {', '.join(done)}"
+    tried = f"; {', '.join(done)} leave {peak / 1e9:.1f} GB" if done else ""
+    return f"{text}{tried}. Take more chips or larger ones, a smaller decoder, or fewer frames"
+
+
+# Each: (recipe, stage, chips) -> (what changes or "", recipe, stage), the cheapest first.
+
+
+def _spread(recipe: Recipe, stage: Stage, chips: int):
+    sizes = memory.abstract_mesh(recipe, chips).shape
+    if recipe.parallel == "pmap":
+        recipe = dataclasses.replace(recipe, parallel="jit", mesh=dict(data=1, fsdp=-1, tensor=1))
+        return f"config.parallel=jit, config.mesh.data=1 and .fsdp={chips}", recipe, stage
+    if sizes["data"] == 1:
+        return "", recipe, stage
+    mesh = {"data": 1, "fsdp": chips // sizes["tensor"], "tensor": sizes["tensor"]}
+    recipe = dataclasses.replace(recipe, mesh=mesh)
+    return f"config.mesh.data=1 and config.mesh.fsdp={mesh['fsdp']}", recipe, stage
+
+
+def _cut_loss(recipe: Recipe, stage: Stage, chips: int):
+    if 0 < recipe.model.loss_chunk <= 512:
+        return "", recipe, stage
+    return "config.model.loss_chunk=512", _with_model(recipe, loss_chunk=512), stage
+
+
+def _recompute(recipe: Recipe, stage: Stage, chips: int):
+    if recipe.model.remat == "full":
+        return "", recipe, stage
+    return "config.model.remat=full", _with_model(recipe, remat="full"), stage
+
+
+def _micro_batches(recipe: Recipe, stage: Stage, chips: int):
+    sizes = memory.abstract_mesh(recipe, chips).shape
+    micro = stage.batch // (sizes["data"] * sizes["fsdp"])
+    if micro <= stage.accumulate:
+        return "", recipe, stage
+    stage = dataclasses.replace(stage, accumulate=micro)
+    return f"config.stages.{stage.name}.accumulate={micro}", recipe, stage
+
+
+def _half_moments(recipe: Recipe, stage: Stage, chips: int):
+    optimizers = {
+        name: dataclasses.replace(spec, moments="bfloat16")
+        for name, spec in stage.optimizers.items()
+    }
+    if optimizers == stage.optimizers:
+        return "", recipe, stage
+    where = f"config.stages.{stage.name}.optimizers"
+    what = ", ".join(f"{where}.{name}.moments=bfloat16" for name in optimizers)
+    return what, recipe, dataclasses.replace(stage, optimizers=optimizers)
+
+
+def _with_model(recipe: Recipe, **keys) -> Recipe:
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **keys))

@@ -1,0 +1,71 @@
+"""The plans that a command line asks for: every stage on every topology."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from rvllm_jax.experiments.run import build_model
+from rvllm_jax.planning import estimate, speed
+from rvllm_jax.planning.compiled import compile_on
+from rvllm_jax.planning.estimate import Plan
+from rvllm_jax.planning.topologies import Topology
+from rvllm_jax.recipe import Recipe
+
+
+def make_all(
+    recipe: Recipe,
+    config: dict[str, Any],
+    topologies: Sequence[Topology],
+    *,
+    stages: Sequence[str] = (),
+    clips_a_device: int = 0,
+    efficiency: float = speed.EFFICIENCY,
+    tpu_python: str = "",
+) -> list[Plan]:
+    """`recipe` is what `config` resolves to; `stages` are names, () all of them.
+
+    With `tpu_python`, a Python that has libtpu, what is planned for TPUs is compiled as well.
+    Raises ValueError for what does not divide or has no such name, NoCompiler where a step does
+    not compile. All formulas come first: what is refused is refused before anything is compiled.
+    """
+    names = [stage.name for stage in recipe.stages]
+    if unknown := sorted(set(stages) - set(names)):
+        raise ValueError(f"--stages={','.join(stages)}: config.schedule has {names}, not {unknown}")
+    model = build_model(recipe)
+    made = [
+        estimate.make(
+            recipe, stage, model, each, clips_a_device=clips_a_device, efficiency=efficiency
+        )
+        for each in topologies
+        for stage in recipe.stages
+        if stage.name in (stages or names)
+    ]
+    if not _can_compile(tpu_python, topologies) or recipe.parallel != "jit":
+        return made
+    return [
+        dataclasses.replace(plan, compiled=_compile(plan, config, tpu_python))
+        if plan.topology.is_tpu
+        else plan
+        for plan in made
+    ]
+
+
+def _compile(plan: Plan, config: dict[str, Any], python: str):
+    logging.info("compiling stage %s for %s", plan.stage.name, plan.topology.name)
+    return compile_on(python, config, plan.stage.name, plan.stage.batch, plan.topology)
+
+
+def _can_compile(python: str, topologies: Sequence[Topology]) -> bool:
+    if not python or not any(each.is_tpu for each in topologies):
+        return False
+    if python == sys.executable and importlib.util.find_spec("libtpu") is None:
+        logging.warning(
+            "by formula only: this Python has no libtpu, the TPU's compiler. Install the extra "
+            "'tpu' into an environment of its own and name its Python by --tpu_python"
+        )
+        return False
+    return True
