@@ -28,6 +28,9 @@ MAY_SEE = {
     "benchmarks": {
         *("types", "data", "models", "training", "generation", "evaluation", "weights"),
     },
+    "planning": {
+        *("types", "recipe", "config", "models", "training", "experiments.run"),
+    },
     "experiments": {
         *("types", "hosts", "models", "data", "weights", "config", "training", "generation"),
         "evaluation",

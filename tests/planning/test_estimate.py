@@ -1,0 +1,65 @@
+import dataclasses
+
+import pytest
+
+from rvllm_jax.planning import estimate, topologies
+from rvllm_jax.planning.compiled import read_answer
+from rvllm_jax.training.stages import StageError
+
+
+def plan(recipe, model, name, number=1, **kinds):
+    return estimate.make(recipe, recipe.stages[number], model, topologies.parse(name), **kinds)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("name", ["v5e:8x8", "h200:1"])
+def test_the_paper_fits_64_small_chips_and_one_large_gpu(paper, name, number):
+    made = plan(*paper, name, number, clips_a_device=1)
+    assert made.fits and made.advice == "" and made.stage.batch == made.topology.chips
+    assert made.memory.peak < made.topology.chip.usable
+
+
+def test_the_largest_batch_fits_and_one_row_more_does_not(paper):
+    made = plan(*paper, "v5e:8x8", clips_a_device=1)
+    rows = made.largest_batch // 64
+    assert rows >= 1 and made.largest_batch % 64 == 0
+    assert plan(*paper, "v5e:8x8", clips_a_device=rows).fits
+    assert not plan(*paper, "v5e:8x8", clips_a_device=rows + 1).fits
+
+
+def test_what_does_not_fit_is_told_by_how_much_and_what_to_change(recipe, paper):
+    spread = recipe("paper", mesh__data=-1, mesh__fsdp=1, model__remat="none")
+    made = plan(spread, paper[1], "v5e:8x8")
+    assert not made.fits
+    over = (made.memory.peak - made.topology.chip.usable) / 1e9
+    assert f"{over:.1f} GB too much for the 16.9 GB" in made.advice
+    # Following the advice makes it fit.
+    assert "config.mesh.data=1 and config.mesh.fsdp=64" in made.advice
+    assert "config.model.remat=full" in made.advice
+    assert plan(recipe("paper", mesh__data=1, mesh__fsdp=64), paper[1], "v5e:8x8").fits
+
+
+def test_half_moments_and_micro_batches_are_among_the_advice(recipe, paper):
+    made = plan(paper[0], paper[1], "v5e:4x8", clips_a_device=4)
+    assert not made.fits and "config.stages.joint.accumulate=4" in made.advice
+
+
+def test_what_cannot_fit_says_so(paper):
+    made = plan(*paper, "v5e:2x2", clips_a_device=1)
+    assert not made.fits and made.largest_batch == 0
+    assert "Take more chips or larger ones" in made.advice
+    assert "moments=bfloat16" in made.advice
+
+
+def test_a_batch_that_does_not_divide_is_refused(paper):
+    with pytest.raises(StageError, match="batch=64 must be a multiple of 256"):
+        plan(*paper, "v5e:16x16")
+
+
+def test_the_compilers_figures_count_where_there_are_some(paper):
+    made = plan(*paper, "v5e:8x8", clips_a_device=1)
+    answer = {"state": 10, "temporary": 5, "output": 1, "received": {}, "largest": []}
+    compiled = dataclasses.replace(made, compiled=read_answer(answer))
+    assert compiled.peak == 16 and compiled.fits
+    overflow = dataclasses.replace(made, compiled=read_answer({"used": 2e10, "limit": 1e10}))
+    assert overflow.peak == 2e10 and not overflow.fits

@@ -1,0 +1,74 @@
+"""The text of real programs, whose communication is known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from rvllm_jax.planning import hlo
+from rvllm_jax.training.sharding import make_mesh
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Of a program that gathers [2, 16] once and, in each of three turns, sums [4] over two."""
+    mesh = make_mesh(2, 4, 1)
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=P(("data", "fsdp")), out_specs=P(), check_vma=False
+    )
+    def program(x):
+        whole = jax.lax.all_gather(x, "fsdp", tiled=True)
+
+        def turn(carry, _):
+            return jax.lax.psum(carry * 0.5, "data"), None
+
+        carry, _ = jax.lax.scan(turn, whole[0, :4], length=3)
+        return jax.lax.psum(jnp.sum(whole[1]) + carry, ("data", "fsdp"))
+
+    x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    return hlo.collectives(jax.jit(program).lower(x).compile().as_text(), 8)
+
+
+def test_a_gather_counts_what_the_others_send(found):
+    (gather,) = [each for each in found if each.kind == "all-gather"]
+    assert (gather.shape, gather.dtype, gather.devices, gather.times) == ((4, 16), "f32", 4, 1)
+    assert gather.received == 4 * 16 * 4 * 3 / 4
+
+
+def test_what_a_loop_sends_counts_as_often_as_it_runs(found):
+    sums = [each for each in found if each.kind == "all-reduce" and each.devices == 2]
+    assert sum(each.times for each in sums) == 3
+    assert sum(each.received for each in sums) == 3 * 2 * (4 * 4) / 2
+
+
+def test_kinds_add_up(found):
+    total = hlo.received(found)
+    assert set(total) == {"all-gather", "all-reduce"}
+    assert sum(total.values()) == sum(each.received for each in found)
+
+
+def test_a_program_of_one_device_sends_nothing():
+    text = jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile().as_text()
+    assert hlo.collectives(text, 1) == []
+
+
+def test_asynchronous_and_fused_collectives_as_the_tpu_compiler_writes_them():
+    text = """HloModule step
+
+%fused (p.1: bf16[8,128]) -> bf16[512,128] {
+  %p.1 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %g.1 = (bf16[8,128]{1,0:T(8,128)(2,1)}, bf16[512,128]{1,0:T(8,128)(2,1)}) all-gather-start(%p.1), replica_groups=[1,64]<=[64], dimensions={0}
+  ROOT %g.2 = bf16[512,128]{1,0:T(8,128)(2,1)} all-gather-done(%g.1)
+}
+
+ENTRY %main (a: bf16[8,128]) -> bf16[512,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  ROOT %w = bf16[512,128]{1,0} fusion(%a), kind=kCustom, calls=%fused
+}
+"""  # noqa: E501
+    (gather,) = hlo.collectives(text, 64)
+    assert gather.shape == (512, 128) and gather.devices == 64
+    assert gather.received == 512 * 128 * 2 * 63 / 64
