@@ -228,6 +228,15 @@ class Llama(nnx.Module):
         past = None if cache is None else (cache.k, cache.v)
         return jax.lax.scan(body, x_BLD, (params, past), unroll=unroll)
 
+    def embed_rows(self, tokens_BL: jax.Array) -> jax.Array:
+        """Embeddings `[B, L, D]`, as of `embed`, of rows that a mesh may have split.
+
+        The table is gathered in the dtype of the computation: the compiler cannot look up rows of
+        split tokens in a table that is split over the same devices, and would replicate both.
+        """
+        table_VD = constrain(self.embed.embedding[...].astype(self.dtype), None, "tensor")
+        return constrain(jnp.take(table_VD, tokens_BL, axis=0), ROWS)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """`[..., D]` -> `[..., vocab_size]` in float32, or in float64 where `hidden` is."""
         tied = self.config.tied

@@ -94,7 +94,7 @@ class VideoLLM(nnx.Module):
         self, tokens_BL: jax.Array, slots_BL: jax.Array, visual_BVD: jax.Array | None
     ) -> jax.Array:
         """Token embeddings `[B, L, D]`, with visual token `slots_BL` where that is not NO_SLOT."""
-        x_BLD = constrain(self.decoder.embed(tokens_BL), ROWS)
+        x_BLD = self.decoder.embed_rows(tokens_BL)
         if visual_BVD is None:
             return x_BLD
         is_text_BL1 = (slots_BL == NO_SLOT)[:, :, None]

@@ -29,7 +29,8 @@ class Collective(NamedTuple):
     kind: str
     dtype: str  # of its largest array, as XLA writes it
     shape: tuple[int, ...]  # of its largest result, on one device
-    result_bytes: int  # on one device
+    result_bytes: int  # on one device, of all results of an instruction
+    largest_bytes: int  # of `shape`
     devices: int  # of a group
     times: int  # that a step runs it
 
@@ -110,8 +111,9 @@ def collectives(text: str, devices: int) -> list[Collective]:
             members = devices
             if groups:
                 members = int(groups[1]) if groups[1] else len(groups[2].split(","))
-            _, dtype, shape = max(arrays)
-            found.append(Collective(match[2], dtype, shape, size, members, times[name]))
+            largest, dtype, shape = max(arrays)
+            kind = match[2]
+            found.append(Collective(kind, dtype, shape, size, largest, members, times[name]))
     return sorted(found, key=lambda each: -each.received)
 
 

@@ -241,3 +241,28 @@ def test_config_refuses(fields, message):
 def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="4 channels do not divide into groups=3"):
         ResNet(dataclasses.replace(TINY, norm="group", groups=3), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("axis_name", [None, "rows"])
+def test_recomputed_blocks_give_the_same_step(axis_name):
+    """And the statistics are mixed in once, not once more when a block is computed again."""
+    x_NHWC, mask_N = frames(4), np.array([True, True, True, False])
+    with jax.enable_x64(True):
+        plain, again = split(TINY, **FLOAT64), split(TINY, remat=True, **FLOAT64)
+
+        def step(parts):
+            if axis_name is None:
+                return jax.jit(lambda x, m: losses_and_gradients(parts, x, m))(x_NHWC, mask_N)
+            one = jax.devices()[:2]
+            halves = (x_NHWC.reshape(2, 2, *x_NHWC.shape[1:]), mask_N.reshape(2, 2))
+            run = jax.pmap(
+                lambda params, stats, x, m: losses_and_gradients(
+                    (parts[0], params, stats), x, m, axis_name
+                ),
+                axis_name=axis_name,
+                devices=one,
+                in_axes=(None, None, 0, 0),
+            )
+            return run(parts[1], parts[2], *halves)
+
+        assert_trees_close(step(again), step(plain))

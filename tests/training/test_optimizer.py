@@ -128,3 +128,23 @@ def test_updates_follow_the_schedule():
         updates, state = tx.update(grads, state, params)
         rates.append(-float(updates["encoder/stem/norm/scale"][0]))
     np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.25, 0], atol=1e-7)
+
+
+def test_half_precision_moments_leave_the_second_moment_whole():
+    half = {"moments": "bfloat16"}
+    stage = make_stage(
+        BOTH, sgd=dataclasses.replace(SGD, **half), adamw=dataclasses.replace(ADAMW, **half)
+    )
+    tx, params = prepare(stage)
+    state = tx.init(params)
+    large = [x.dtype for x in jax.tree.leaves(state) if x.ndim]
+    encoder = sum(path.startswith("encoder/") for path in SHAPES)
+    others = len(SHAPES) - encoder
+    assert large.count(jnp.bfloat16) == len(SHAPES) and large.count(jnp.float32) == others
+    # The step is that of whole moments up to the rounding of the first.
+    grads = some_arrays(1)
+    updates, state = tx.update(grads, state, params)
+    assert [x.dtype for x in jax.tree.leaves(state) if x.ndim] == large
+    whole, _ = update_of(make_stage(BOTH), grads)
+    for path, x in updates.items():
+        np.testing.assert_allclose(x, whole[path], rtol=0.02, atol=1e-6)
