@@ -145,6 +145,6 @@ def test_half_precision_moments_leave_the_second_moment_whole():
     grads = some_arrays(1)
     updates, state = tx.update(grads, state, params)
     assert [x.dtype for x in jax.tree.leaves(state) if x.ndim] == large
-    whole, _ = update_of(make_stage(BOTH), grads)
+    _, whole = update_of(make_stage(BOTH), grads)
     for path, x in updates.items():
         np.testing.assert_allclose(x, whole[path], rtol=0.02, atol=1e-6)
