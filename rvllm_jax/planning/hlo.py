@@ -20,7 +20,11 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 _CALLED = re.compile(r"(?:calls|body|to_apply|async_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"([0-9]+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BOUND = re.compile(r"= s32\[\]\S* constant\(([0-9]+)\)")
 _GROUPS = re.compile(r"replica_groups=\[[0-9]+,([0-9]+)\]|replica_groups=\{\{([0-9,]*)\}")
+_CHANNEL = re.compile(r"channel_id=([0-9]+)")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
 
 
 class Collective(NamedTuple):
@@ -73,6 +77,27 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop runs: as XLA notes it, or the bound that its condition compares with."""
+    if match := _TRIPS.search(line):
+        return int(match[1])
+    condition = _CONDITION.search(line)
+    lines = computations.get(condition[1], ()) if condition else ()
+    return max((int(n) for n in _BOUND.findall("\n".join(lines))), default=1)
+
+
+def _members(line: str, devices: int) -> int:
+    """Devices that one collective joins."""
+    if match := _MESH_GROUPS.search(line):
+        sizes = dict(re.findall(r"'([^']+)'=([0-9]+)", match[1]))
+        axes = re.findall(r"'([^']+)'(?::\([0-9]+\)([0-9]+))?", match[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    match = _GROUPS.search(line)
+    if match is None:
+        return devices
+    return int(match[1]) if match[1] else len(match[2].split(","))
+
+
 def _times(computations: dict[str, list[str]], entry: str) -> Counter:
     """How often a step runs each computation."""
     times: Counter = Counter()
@@ -80,10 +105,7 @@ def _times(computations: dict[str, list[str]], entry: str) -> Counter:
     def visit(name: str, count: int) -> None:
         times[name] += count
         for line in computations.get(name, ()):
-            trips = 1
-            if " while(" in line:
-                match = _TRIPS.search(line)
-                trips = int(match[1]) if match else 1
+            trips = _trips(line, computations) if " while(" in line else 1
             called = _CALLED.findall(line)
             for group in _BRANCHES.findall(line):
                 called += [each.strip().lstrip("%") for each in group.split(",")]
@@ -98,19 +120,21 @@ def collectives(text: str, devices: int) -> list[Collective]:
     """Those of a compiled program's text over that many devices, the largest first."""
     computations, entry = _computations(text)
     times = _times(computations, entry)
-    found = []
+    # What the TPU compiler spreads over several fusions stands in each, under one channel.
+    found, seen = [], set()
     for name, lines in computations.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
             if not match or not times[name]:
                 continue
+            channel = _CHANNEL.search(line)
+            if channel and channel[1] in seen:
+                continue
+            seen.add(channel[1] if channel else None)
             arrays = _arrays(match[1])
             # What starts one gives its operand too; of several results at once all count.
             size = max(arrays)[0] if match[3] else sum(each[0] for each in arrays)
-            groups = _GROUPS.search(line)
-            members = devices
-            if groups:
-                members = int(groups[1]) if groups[1] else len(groups[2].split(","))
+            members = _members(line, devices)
             largest, dtype, shape = max(arrays)
             kind = match[2]
             found.append(Collective(kind, dtype, shape, size, largest, members, times[name]))

@@ -60,15 +60,49 @@ def test_asynchronous_and_fused_collectives_as_the_tpu_compiler_writes_them():
 
 %fused (p.1: bf16[8,128]) -> bf16[512,128] {
   %p.1 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
-  %g.1 = (bf16[8,128]{1,0:T(8,128)(2,1)}, bf16[512,128]{1,0:T(8,128)(2,1)}) all-gather-start(%p.1), replica_groups=[1,64]<=[64], dimensions={0}
+  %g.1 = (bf16[8,128]{1,0:T(8,128)(2,1)}, bf16[512,128]{1,0:T(8,128)(2,1)}) all-gather-start(%p.1), channel_id=7, replica_groups=[1,64]<=[64], dimensions={0}
   ROOT %g.2 = bf16[512,128]{1,0:T(8,128)(2,1)} all-gather-done(%g.1)
+}
+
+%fused.2 (p.2: bf16[8,128]) -> bf16[512,128] {
+  %p.2 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %g.3 = bf16[512,128]{1,0:T(8,128)(2,1)} all-gather(%p.2), channel_id=7, replica_groups=[1,64]<=[64], dimensions={0}
 }
 
 ENTRY %main (a: bf16[8,128]) -> bf16[512,128] {
   %a = bf16[8,128]{1,0} parameter(0)
-  ROOT %w = bf16[512,128]{1,0} fusion(%a), kind=kCustom, calls=%fused
+  %v = bf16[512,128]{1,0} fusion(%a), kind=kCustom, calls=%fused
+  ROOT %w = bf16[512,128]{1,0} fusion(%a), kind=kCustom, calls=%fused.2
 }
 """  # noqa: E501
     (gather,) = hlo.collectives(text, 64)
     assert gather.shape == (512, 128) and gather.devices == 64
     assert gather.received == 512 * 128 * 2 * 63 / 64
+
+
+def test_loops_without_a_count_run_to_the_bound_of_their_condition():
+    text = """HloModule step
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%cond (p.1: (s32[], bf16[8,4])) -> pred[] {
+  %constant.9 = s32[]{:T(128)} constant(32)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i.1, %constant.9), direction=LT
+}
+
+%body (p.2: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %x = bf16[8,4]{1,0} get-tuple-element(%p.2), index=1
+  %r = (bf16[8,4]{1,0}, bf16[4]{0}) all-reduce(%x, %y), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, to_apply=%sum
+  ROOT %t = (s32[], bf16[8,4]) tuple(%i, %r)
+}
+
+ENTRY %main (a: bf16[8,4]) -> bf16[8,4] {
+  ROOT %while.1 = (s32[], bf16[8,4]) while(%tuple), condition=%cond, body=%body
+}
+"""  # noqa: E501
+    (reduce,) = hlo.collectives(text, 8)
+    assert (reduce.devices, reduce.times, reduce.shape) == (4, 32, (8, 4))
+    assert reduce.received == 32 * 2 * (64 + 8) * 3 / 4
