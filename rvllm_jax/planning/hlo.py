@@ -121,16 +121,17 @@ def collectives(text: str, devices: int) -> list[Collective]:
     computations, entry = _computations(text)
     times = _times(computations, entry)
     # What the TPU compiler spreads over several fusions stands in each, under one channel.
-    found, seen = [], set()
+    found, seen, fused = [], set(), set(re.findall(r" fusion\(.*calls=%?([\w.\-]+)", text))
     for name, lines in computations.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
             if not match or not times[name]:
                 continue
             channel = _CHANNEL.search(line)
-            if channel and channel[1] in seen:
-                continue
-            seen.add(channel[1] if channel else None)
+            if channel and name in fused:
+                if channel[1] in seen:
+                    continue
+                seen.add(channel[1])
             arrays = _arrays(match[1])
             # What starts one gives its operand too; of several results at once all count.
             size = max(arrays)[0] if match[3] else sum(each[0] for each in arrays)

@@ -132,7 +132,8 @@ def collectives(
     micro = stage.accumulate
     return {
         "parameters": micro * (1 + flows) * size * (decoder / tensor + encoder) * _ring(fsdp),
-        "gradients": micro * size * trained / tensor * _ring(fsdp)
+        # Summed whole before they are split: so the compiler does it, at twice the bytes.
+        "gradients": 2 * micro * size * trained / tensor * _ring(fsdp)
         + 2 * size * trained / (tensor * fsdp) * _ring(data)
         + 2 * size * encoder_trained * _ring(data * fsdp * tensor),
         "activations": 2 * recipe.llama.layers * (1 + flows + extra) * 2 * places * _ring(tensor),
