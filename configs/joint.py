@@ -19,12 +19,15 @@ def get_config(arg: str = "tiny") -> ConfigDict:
     return recipes[arg]()
 
 
+MOMENTS = "float32"  # of sgd's momentum and adamw's first moment, or "bfloat16"
+
+
 def _sgd(lr, decay):
-    return dict(kind="sgd", lr=lr, decay=decay, momentum=0.9)
+    return dict(kind="sgd", lr=lr, decay=decay, momentum=0.9, moments=MOMENTS)
 
 
 def _adamw(lr, decay, b2=0.999):
-    return dict(kind="adamw", lr=lr, decay=decay, b1=0.9, b2=b2, eps=1e-8)
+    return dict(kind="adamw", lr=lr, decay=decay, b1=0.9, b2=b2, eps=1e-8, moments=MOMENTS)
 
 
 def _stage(**keys):

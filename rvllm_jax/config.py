@@ -139,7 +139,9 @@ def _choices(recipe: Recipe) -> list[str]:
         table.append((f"{where}.input", stage.input, INPUTS))
         table.append((f"{where}.schedule", stage.schedule, ("cosine", "constant")))
         for name, spec in stage.optimizers.items():
-            table.append((f"{where}.optimizers.{name}.kind", spec.kind, ("sgd", "adamw")))
+            own = f"{where}.optimizers.{name}"
+            table.append((f"{own}.kind", spec.kind, ("sgd", "adamw")))
+            table.append((f"{own}.moments", spec.moments, ("float32", "bfloat16")))
     return [
         f"config.{key}={value!r} is not one of {', '.join(choices)}"
         for key, value, choices in table

@@ -44,6 +44,7 @@ class Result:
 def open_layout(recipe: Recipe, model: PureModel) -> parallel.JitParallel | parallel.PmapParallel:
     """The layout over the devices; raises where a batch or a stage's table does not fit it."""
     layout = parallel.make(recipe.parallel, recipe.mesh)
+    layout.check(recipe.llama)
     for stage in recipe.stages:
         stage.check(model.params, layout.rows)
     if recipe.evaluation.batch % layout.rows:
@@ -88,8 +89,8 @@ class Trainer:
                 self.made_of[f"{name} pairs of input {input}"] = identity.fingerprint(dataset)
         HERE.same(self.made_of, "what they train on")
         self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint_keep)
-        loss = jax.jit(make_loss(model, loss_chunk=recipe.model.loss_chunk))
-        self.loss = compiled_together(loss)
+        loss = make_loss(model, loss_chunk=recipe.model.loss_chunk)
+        self.loss = compiled_together(jax.jit(self.parallel.over(loss)))
         self.interrupt, self.together = Interrupt(), Together(self.parallel)
         self.stop = False  # whether any host was told to, as all hosts know by now
 

@@ -1,5 +1,6 @@
 """The same step over many devices: jit over a mesh, or pmap with everything replicated."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.models import placement
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.training import sharding
 from rvllm_jax.training.step import State
 
@@ -49,18 +51,30 @@ class JitParallel:
         """The rows of this host's `share` of a batch -> arrays split over `data` x `fsdp`."""
         return sharding.put_batch(batch, self._batch)
 
+    def check(self, llama: LlamaConfig) -> None:
+        """Raises ValueError where the decoder does not divide over the mesh."""
+        sharding.check_tensor(self.mesh.shape["tensor"], llama)
+
+    def over(self, function):
+        """`function`, its activations placed on the mesh wherever it is traced."""
+
+        @functools.wraps(function)
+        def placed(*arguments):
+            with placement.over(self.mesh):
+                return function(*arguments)
+
+        return placed
+
     def compile(self, step, tx, state: State, batch: Any):
         """The compiled step; it gives up the buffers of the state that it is called with."""
         where = self.shardings(tx, state)
         jitted = jax.jit(
-            step,
+            self.over(step),
             in_shardings=(where, self._batch),
             out_shardings=(where, self.whole),
             donate_argnums=0,
         )
-        with placement.over(self.mesh):
-            lowered = jitted.lower(state, batch)
-        return lowered.compile()
+        return jitted.lower(state, batch).compile()
 
     def gather(self, state: State) -> State:
         """The state as saved and evaluated."""
@@ -118,6 +132,12 @@ class PmapParallel:
         return jax.tree.map(
             lambda x: np.reshape(x, (self.rows, x.shape[0] // self.rows, *x.shape[1:])), batch
         )
+
+    def check(self, llama: LlamaConfig) -> None:
+        """Nothing is split but rows."""
+
+    def over(self, function):
+        return function
 
     def compile(self, step, tx, state: State, batch: Any):
         mapped = jax.pmap(step, axis_name=PMAP_AXIS, devices=self.devices, donate_argnums=0)

@@ -5,8 +5,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.training import sharding
 from rvllm_jax.training.optimizer import build
+from rvllm_jax.training.parallel import JitParallel
 from rvllm_jax.training.stages import OptimizerSpec, Stage
 
 
@@ -145,3 +147,13 @@ def test_a_host_reads_the_rows_that_its_devices_hold(sizes, devices, share):
 def test_rows_that_are_no_block_are_refused():
     with pytest.raises(ValueError, match=r"hold the parts \[0, 2\] of 4 .*choose `tensor`"):
         sharding.share_of_rows(OfHost((4, 1, 2), (0, 4)), 4)
+
+
+def test_heads_that_do_not_divide_over_tensor_are_refused():
+    llama = DECODERS["smollm2-135m"]  # 9 heads, 3 of keys and values, 1,536 wide
+    for tensor in (1, 3):
+        sharding.check_tensor(tensor, llama)
+    with pytest.raises(ValueError, match="tensor=2 .* heads=9, kv_heads=3; .* a divisor of 3"):
+        sharding.check_tensor(2, llama)
+    with pytest.raises(ValueError, match="tensor=2"):
+        JitParallel(sharding.make_mesh(-1, 1, 2)).check(llama)
