@@ -51,6 +51,15 @@ def measured(program, devices: int) -> dict:
     }
 
 
+def overflow(message: str) -> dict | None:
+    """Bytes used and to be had, of the compiler's message that a program does not fit."""
+    match = OVERFLOW.search(message)
+    if match is None:
+        return None
+    used, limit = (float(match[i]) * UNITS[match[i + 1]] for i in (1, 3))
+    return {"used": used, "limit": limit}
+
+
 def answer(request: dict) -> dict:
     """`request`: config, stage, batch, topology; the answer as JSON."""
     devices = topologies.get_topology_desc(
@@ -63,11 +72,9 @@ def answer(request: dict) -> dict:
     try:
         program = compile_step(recipe, stage, build_model(recipe), layout)
     except jax.errors.JaxRuntimeError as error:
-        match = OVERFLOW.search(str(error))
-        if match is None:
-            raise
-        used, limit = (float(match[i]) * UNITS[match[i + 1]] for i in (1, 3))
-        return {"used": used, "limit": limit}
+        if found := overflow(str(error)):
+            return found
+        raise
     return measured(program, len(devices))
 
 

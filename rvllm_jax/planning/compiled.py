@@ -60,7 +60,7 @@ def compile_on(
     except OSError as error:
         raise NoCompiler(f"--tpu_python={python} cannot be started: {error}") from error
     if done.returncode or not done.stdout.strip():
-        if "libtpu" in done.stderr:
+        if "libtpu" in done.stderr or "TPU support not installed" in done.stderr:
             raise NoCompiler(
                 f"{python} has no libtpu, the TPU's compiler: install the package's extra 'tpu' "
                 "into an environment of its own and name its Python by --tpu_python"

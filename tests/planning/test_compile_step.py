@@ -1,0 +1,61 @@
+"""The step as the worker compiles it, here for eight virtual devices of the CPU."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from rvllm_jax.experiments.run import build_model
+from rvllm_jax.planning import compile_step, memory
+from rvllm_jax.training.parallel import JitParallel
+from rvllm_jax.training.sharding import AXES, make_mesh
+
+
+@pytest.fixture(scope="module")
+def compiled(recipe):
+    """(what the compiler says, the formula's figures) of a joint step with micro-batches."""
+    made = recipe(
+        data__frames=2, data__interval=2, data__context=32, model__grid=1, model__remat="full",
+        model__decoder="smollm2-135m", tokenizer__folder="none",
+    )  # fmt: skip
+    made = dataclasses.replace(made, mesh=dict(zip(AXES, (2, 4, 1), strict=True)))
+    stage = dataclasses.replace(made.stages[-1], batch=16, accumulate=2)
+    model = build_model(made)
+    jax.config.update("jax_disable_most_optimizations", True)
+    program = compile_step.compile_step(made, stage, model, JitParallel(make_mesh(2, 4, 1)))
+    jax.config.update("jax_disable_most_optimizations", False)
+    mesh = memory.abstract_mesh(made, 8)
+    return compile_step.measured(program, 8), memory.measure(made, stage, model, mesh)
+
+
+def test_the_state_is_the_formulas_to_the_byte(compiled):
+    measured, formula = compiled
+    # Of the batch, the step does not read the numbers of rows and their error codes.
+    unread = 2 * 4 * 16 // 8
+    expected = formula.parameters + formula.optimizer + formula.batchnorm + formula.input - unread
+    assert measured["state"] == expected
+
+
+def test_gradients_and_activations_are_in_the_temporary_memory(compiled):
+    measured, formula = compiled
+    assert measured["temporary"] > formula.gradients / 2
+    assert measured["output"] < 1e6  # what is returned takes the place of what was given
+
+
+def test_what_crosses_the_links_is_found(compiled):
+    measured, _ = compiled
+    assert sum(measured["received"].values()) > 0
+    assert measured["largest"][0]["kind"] in measured["received"]
+
+
+@pytest.mark.parametrize(
+    "said, used, limit",
+    [
+        ("Ran out of memory in memory space hbm. Used 21.43G of 15.75G hbm.", 21.43, 15.75),
+        ("Used 900.5M of 15.75G hbm", 900.5 / 1024, 15.75),
+    ],
+)
+def test_an_overflow_is_read_out_of_the_compilers_message(said, used, limit):
+    found = compile_step.overflow(f"RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. {said}")
+    assert found == {"used": pytest.approx(used * 2**30), "limit": pytest.approx(limit * 2**30)}
+    assert compile_step.overflow("INTERNAL: something else") is None
