@@ -43,13 +43,14 @@ TPU_DOCS = "docs.cloud.google.com/tpu/docs/"
 # XLA_PYTHON_CLIENT_MEM_FRACTION above its default of 0.75.
 GPU_SHARE = 0.05
 CHIPS = {
-    # 400 GB/s over the chip's four ports, in both directions; 0.25 GiB are the system's, says the
-    # compiler where a program does not fit.
+    # Links: 400 GB/s over the chip's ports, in both directions. What no program gets is what the
+    # compiler says where one does not fit: 15.75 GiB of v5e's and 30.75 GiB of v4's are to be had.
+    # Of v6e and v5p it is our allowance.
     "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, 8, TPU_DOCS + "v5e", TWO_D, GIB // 4),
     # 800 GB/s in both directions.
-    "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9, 8, TPU_DOCS + "v6e", TWO_D, 3 * GIB // 4),
+    "v6e": Chip(32 * GIB, 918e12, 1600e9, 400e9, 8, TPU_DOCS + "v6e", TWO_D, 3 * GIB // 4),
     # 2,400 and 4,800 Gbit/s a chip.
-    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9, 4, TPU_DOCS + "v4", THREE_D, 5 * GIB // 4),
+    "v4": Chip(32 * GIB, 275e12, 1200e9, 300e9, 4, TPU_DOCS + "v4", THREE_D, 5 * GIB // 4),
     "v5p": Chip(95 * 10**9, 459e12, 2765e9, 600e9, 4, TPU_DOCS + "v5p", THREE_D, GIB),
     # NVLink: 600 or 900 GB/s in both directions.
     "a100": Chip(
