@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -37,17 +35,8 @@ def test_several_make_a_table_and_end_with_1_where_one_does_not_fit():
     assert "stage joint does not fit" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (["--topology=v7x:2x2"], ["no chip 'v7x'", "v5p:2x2x1"]),
-        (["--topology=v5e:16x16"], ["batch=64", "256 devices"]),
-        (["--topology=h100:8", "--config.mesh.fsdp=3"], ["fsdp=3", "8 devices"]),
-        (["--topology=h100:8", "--stages=final"], ["final", "visual"]),
-    ],
-)
-def test_what_is_wrong_is_said_in_a_line(arguments, said):
-    done = plan("--nocompile", *arguments)
+def test_what_is_wrong_is_said_in_a_line():
+    done = plan("--nocompile", "--topology=h100:8", "--stages=final")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert all(each in done.stderr for each in said), done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "final" in last and "visual" in last
