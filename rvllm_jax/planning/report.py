@@ -69,9 +69,9 @@ def _memory(plan: Plan) -> list[str]:
 def _work(plan: Plan) -> list[str]:
     lines = ["| TFLOP a clip | of the model | with recomputation |", "|---|---|---|"]
     for name, (own, executed) in plan.work.items():
-        lines.append(_row(name, f"{own / 1e12:.3f}", f"{executed / 1e12:.3f}"))
+        lines.append(_row(name, f"{own / 1e12:.4g}", f"{executed / 1e12:.4g}"))
     own, executed = (sum(x[i] for x in plan.work.values()) for i in (0, 1))
-    lines.append(_row("all", f"{own / 1e12:.2f}", f"{executed / 1e12:.2f}"))
+    lines.append(_row("all", f"{own / 1e12:.4g}", f"{executed / 1e12:.4g}"))
     return lines
 
 
