@@ -43,8 +43,7 @@ class Result:
 
 def open_layout(recipe: Recipe, model: PureModel) -> parallel.JitParallel | parallel.PmapParallel:
     """The layout over the devices; raises where a batch or a stage's table does not fit it."""
-    layout = parallel.make(recipe.parallel, recipe.mesh)
-    layout.check(recipe.llama)
+    layout = parallel.make(recipe.parallel, recipe.mesh).checked(recipe.llama)
     for stage in recipe.stages:
         stage.check(model.params, layout.rows)
     if recipe.evaluation.batch % layout.rows:

@@ -51,9 +51,10 @@ class JitParallel:
         """The rows of this host's `share` of a batch -> arrays split over `data` x `fsdp`."""
         return sharding.put_batch(batch, self._batch)
 
-    def check(self, llama: LlamaConfig) -> None:
-        """Raises ValueError where the decoder does not divide over the mesh."""
+    def checked(self, llama: LlamaConfig) -> "JitParallel":
+        """Itself; raises ValueError where the decoder does not divide over the mesh."""
         sharding.check_tensor(self.mesh.shape["tensor"], llama)
+        return self
 
     def over(self, function):
         """`function`, its activations placed on the mesh wherever it is traced."""
@@ -133,8 +134,9 @@ class PmapParallel:
             lambda x: np.reshape(x, (self.rows, x.shape[0] // self.rows, *x.shape[1:])), batch
         )
 
-    def check(self, llama: LlamaConfig) -> None:
-        """Nothing is split but rows."""
+    def checked(self, llama: LlamaConfig) -> "PmapParallel":
+        """Itself: nothing is split but rows."""
+        return self
 
     def over(self, function):
         return function

@@ -156,4 +156,4 @@ def test_heads_that_do_not_divide_over_tensor_are_refused():
     with pytest.raises(ValueError, match="tensor=2 .* heads=9, kv_heads=3; .* a divisor of 3"):
         sharding.check_tensor(2, llama)
     with pytest.raises(ValueError, match="tensor=2"):
-        JitParallel(sharding.make_mesh(-1, 1, 2)).check(llama)
+        JitParallel(sharding.make_mesh(-1, 1, 2)).checked(llama)
