@@ -26,7 +26,7 @@ from rvllm_jax.data.video_file import (
     reason,
 )
 from rvllm_jax.data.video_picture import Picture, Turn, shown_size, target_size
-from rvllm_jax.data.video_rate import EvenTimes, is_variable
+from rvllm_jax.data.video_rate import EvenTimes, rate_of
 
 __all__ = [
     "ONE_FRAME", "VIDEO_SUFFIXES", "Decoding", "VideoError", "VideoInfo", "decode", "probe",
@@ -102,7 +102,8 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
       path, stride, short_side: as in `decode`.
       min_decoded: the share of the declared length that must come out of a damaged or cut file;
         where less does, the end of the iteration raises `VideoError`.
-      on_frame: called after each frame of the file, also those between the strides.
+      on_frame: called after each frame of the file, also those between the strides; and, where the
+        file's rate is only known by the times of all of its packets, after each of them before.
 
     Attributes:
       info: `VideoInfo`, known from the first frame on.
@@ -152,7 +153,7 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
 
     def _shown(self, container, stream) -> Iterator[tuple[np.ndarray, float]]:
         length = declared(container, stream)
-        rate = float(stream.average_rate or 0)
+        rate, uneven = rate_of(self._path, stream, length, self._on_frame)
         interval = 1 / rate if 0.01 <= rate <= 1000 else 1 / 25
         number, mended, seconds, lasts = 0, 0, 0.0, interval
         even: EvenTimes | None = None
@@ -160,10 +161,8 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
             if number == 0:
                 seconds = frame.time or 0.0
                 picture = self._started(frame, stream, rate, length)
-                expected = length.frames or round(length.seconds * rate)
-                uneven = is_variable(float(stream.base_rate or 0), rate)
-                if expected and uneven and self._stride > 1:  # else all are there to choose from
-                    even = EvenTimes(seconds, self._stride / rate, 2 + 2 * expected // self._stride)
+                if uneven and self._stride > 1:  # else all are there to choose from
+                    even = EvenTimes(seconds, self._stride / rate, 2 + 2 * uneven // self._stride)
             elif frame.time is not None and frame.time > seconds:
                 seconds = frame.time
             else:  # broken files lack or repeat timestamps; order in time must survive all the same
