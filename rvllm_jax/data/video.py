@@ -35,6 +35,8 @@ __all__ = [
 
 ONE_FRAME = "one frame only"  # of a video that has no more
 
+_LATE = 2.0  # frames by which times may go back without being taken for missing ones
+
 _log = logging.getLogger(__name__)
 
 
@@ -166,7 +168,7 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
             elif frame.time is not None and frame.time > seconds:
                 seconds = frame.time
             else:  # broken files lack or repeat timestamps; order in time must survive all the same
-                seconds += interval
+                seconds += _mended(frame.time, seconds, interval)
                 mended += 1
             if even is not None:
                 for nearest, time in even.pick(frame, seconds):
@@ -224,6 +226,16 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
         if mended:
             notes.append(f"{mended} times of frames are missing or do not increase and were mended")
         self.note = "; ".join(notes)
+
+
+def _mended(time: float | None, last: float, interval: float) -> float:
+    """By how many seconds a frame is behind the one before, whose time is not before its own.
+
+    Where it is late by few frames, as those of MPEG-PS that have no time in the file, by so little
+    that the times of the frames to come are not passed too.
+    """
+    late = time is not None and last - time <= _LATE * interval
+    return interval / 8 if late else interval
 
 
 def _is_cut(length, number: int, end: float, lasts: float) -> bool:

@@ -183,6 +183,40 @@ def test_of_a_cut_file_what_decodes_is_used_if_it_is_enough(
             used(path, min_decoded=0.9)
 
 
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv", "a.mp4"])
+def test_of_a_file_cut_to_three_tenths_too_little_decodes(tmp_path, write_with, noise, name):
+    codec, options = ("libx264", FASTSTART) if name == "a.mp4" else ("mpeg4", {})
+    path = write_with(tmp_path / name, np.tile(noise, (10, 1, 1, 1)), codec=codec, **options)
+    assert used(path, min_decoded=1.0) == (200, "")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 10])
+    with pytest.raises(video.VideoError, match=r"and 25\.00 s, .* at least 0\.5 is asked"):
+        used(path, min_decoded=0.5)
+    path.write_bytes(data[: len(data) * 7 // 10])
+    count, note = used(path, min_decoded=0.5)
+    assert 100 < count < 145 and "damaged or cut" in note
+
+
+def test_frames_that_an_edit_list_hides_are_not_missing_from_a_damaged_file(
+    tmp_path, write_with, noise
+):
+    path = write_with(tmp_path / "a.mp4", noise)
+    data = path.read_bytes()
+    at = data.index(b"elst")  # ISO 14496-12, 8.6.6: version, entries, duration, start, rate
+    _, entries, duration, _, _ = struct.unpack_from(">5I", data, at + 4)
+    assert entries == 1
+    patched(path, b"elst", 12, ">I", duration // 4)
+    count, note = used(path, min_decoded=0.9)
+    assert 4 <= count < 10 and note == ""
+    data = bytearray(path.read_bytes())
+    first = data.index(b"mdat") + 4
+    data[first + 2000 : first + 6000] = b"\xff" * 4000  # of frames that are shown
+    path.write_bytes(data)
+    # Of 20 frames a tenth, of the seconds that are shown two fifths.
+    count, note = used(path, min_decoded=0.3)
+    assert count == 2 and "damaged or cut: it declares 20 frames and 0.62 s" in note
+
+
 def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path, noise):
     path = tmp_path / "long_sound.mp4"
     with av.open(str(path), "w") as out:
@@ -291,3 +325,19 @@ def test_times_that_do_not_increase_are_mended_and_said(tmp_path, write_with, no
     seconds = [s for _, s in decoding]
     assert len(seconds) == 20 and (np.diff(seconds) > 0).all()
     assert " times of frames are missing or do not increase" in decoding.note
+
+
+def test_a_frame_that_is_late_by_one_does_not_delay_those_behind_it(tmp_path, write_with, noise):
+    """As in MPEG-PS, where FFmpeg makes up times that two frames in disorder have."""
+    times = (np.arange(20) * 125).tolist()
+    path = write_with(tmp_path / "a.mkv", noise, codec="mjpeg", pixels="yuvj420p", times=times)
+    data = bytearray(path.read_bytes())
+    at = [i + 4 for i in range(len(data) - 4) if data[i] == 0xA3 and data[i + 3] == 0x81]
+    a, b = (slice(i, i + 2) for i in at[8:10])  # Matroska's times of 16 bits
+    data[a], data[b] = data[b], data[a]
+    path.write_bytes(data)
+    decoding = video.Decoding(path)
+    seconds = np.array([s for _, s in decoding])
+    assert (np.diff(seconds) > 0).all() and decoding.note.startswith("1 times of frames")
+    assert np.abs(seconds - np.arange(20) / 8).max() < 0.15  # all behind it were, before
+    np.testing.assert_allclose(seconds[10:], np.arange(10, 20) / 8)

@@ -75,6 +75,7 @@ def test_times_that_jump_or_are_missing_tell_no_rate():
     assert measured([*times, (9000.0, 0.0)], 25.0, longest=10.0) is None
     assert measured([*times, (9000.0, 0.0)], 25.0).uneven == 201
     assert measured([*times[:90], (None, 0.0), *times[90:]], 25.0) is None
+    assert measured([(1e6 * t, 0.0) for t, _ in times], 25.0) is None  # a frame in eleven hours
     assert measured(times[:1], 25.0) is None and measured([], 25.0) is None
 
 
