@@ -8,7 +8,7 @@ of each step, and the medians of the rounds' ratios, of what a step adds, and of
 import argparse
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
             yield from measure(FrameStore(store), arguments)
 
 
-def render(folder: Path, arguments: argparse.Namespace) -> Iterable[Path]:
+def render(folder: Path, arguments: argparse.Namespace) -> Iterator[Path]:
     """Stores of moving textures, raw and JPEG, of twice a clip's length each."""
     rng = np.random.default_rng(0)
     paths = {f"{number}.mp4": folder / f"{number}.mp4" for number in range(_VIDEOS)}

@@ -60,10 +60,9 @@ def test_lines_come_when_they_are_known(tmp_path):
     parser = argparse.ArgumentParser()
     input.add_arguments(parser)
     arguments = parser.parse_args([*SMALL, "--rounds=2"])
-    raw, *_ = input.render(tmp_path, arguments)
+    raw = next(input.render(tmp_path, arguments))
     lines = input.measure(FrameStore(raw), arguments)
     assert next(lines).startswith("raw: ") and next(lines).startswith("round 1, ms a clip: read ")
-    assert next(lines).startswith("round 2")
     lines.close()
 
 
