@@ -7,7 +7,7 @@ from rvllm_jax.benchmarks import decoding, evaluation, generation, input, loadin
 from rvllm_jax.data.frames import FrameStoreError
 from rvllm_jax.weights.errors import WeightsError
 
-# Each has DESCRIPTION, add_arguments(parser) and run(arguments).
+# Each has DESCRIPTION, add_arguments(parser) and run(arguments) -> the report, or its lines.
 COMMANDS = {
     "decode": decoding,
     "evaluation": evaluation,
@@ -29,7 +29,9 @@ def main(argv: list[str]) -> None:
         command.add_arguments(own)
     arguments = parser.parse_args(argv)
     try:
-        print(COMMANDS[arguments.command].run(arguments))
+        report = COMMANDS[arguments.command].run(arguments)
+        for line in [report] if isinstance(report, str) else report:
+            print(line, flush=True)
     except (FrameStoreError, WeightsError, generation.MissingTorch) as error:
         parser.exit(1, f"{error}\n")
 

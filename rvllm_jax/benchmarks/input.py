@@ -1,14 +1,14 @@
 """The rate of the input, from shards to batches on the device, beside the machine's own limits.
 
 Every step is timed with all that precedes it, in rounds that go through all of them, so that what
-else runs on the machine falls on each alike; printed are the best round of each and the medians of
-the rounds' ratios.
+else runs on the machine falls on each alike; printed are each round when it is done, then the best
+of each step, and the medians of the rounds' ratios, of what a step adds, and of its share of all.
 """
 
 import argparse
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from rvllm_jax.data.frames import FrameStore, write_store
 DESCRIPTION = "shards to batches on the device, each step beside the machine's own limits"
 _VIDEOS, _SIDE = 4, 256  # of the rendered videos
 _MB = 1e6
+_NOISE = 0.8  # a step may take this share of the time of one that is part of it, by chance
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,14 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=5, help="measurements of each step")
 
 
-def run(arguments: argparse.Namespace) -> str:
-    """The report, as text."""
+def run(arguments: argparse.Namespace) -> Iterator[str]:
+    """The lines of the report, each as soon as it is known."""
     with tempfile.TemporaryDirectory() as folder:
         stores = [arguments.store] if arguments.store else render(Path(folder), arguments)
-        return "\n\n".join(measure(FrameStore(store), arguments) for store in stores)
+        for number, store in enumerate(stores):
+            yield from [""] * (number > 0)
+            yield from measure(FrameStore(store), arguments)
 
 
-def render(folder: Path, arguments: argparse.Namespace) -> Iterable[Path]:
+def render(folder: Path, arguments: argparse.Namespace) -> Iterator[Path]:
     """Stores of moving textures, raw and JPEG, of twice a clip's length each."""
     rng = np.random.default_rng(0)
     paths = {f"{number}.mp4": folder / f"{number}.mp4" for number in range(_VIDEOS)}
@@ -56,48 +59,74 @@ def render(folder: Path, arguments: argparse.Namespace) -> Iterable[Path]:
         yield folder / encoding
 
 
-def measure(store: FrameStore, arguments: argparse.Namespace) -> str:
-    """Times every step over one store; returns its table, ratios and which step binds."""
+def measure(store: FrameStore, arguments: argparse.Namespace) -> Iterator[str]:
+    """Times every step over one store, a line a round; then table, ratios and which step binds."""
     wanted = Clips(arguments.frames, arguments.step, arguments.crop, arguments.batch)
     steps = Steps(store, wanted, batches=arguments.batches, workers=arguments.workers)
-    timed = steps.timed()
-    rounds = [{name: step() for name, step in timed.items()} for _ in range(arguments.rounds)]
-    best = {name: min(own[name] for own in rounds) for name in timed}
-
-    def ratio(fast: str, slow: str) -> float:
-        """The rate of `slow` as a share of that of `fast`."""
-        return statistics.median(own[fast] / own[slow] for own in rounds)
-
-    lines = [
+    yield (
         f"{store.options.encoding}: {arguments.frames} frames of {arguments.crop} pixels, "
-        f"{arguments.batch} clips a batch, {arguments.rounds} rounds of {steps.count} clips",
-        f"{'':34}{'clips/s':>9}{'MB/s':>8}  ms a clip",
+        f"{arguments.batch} clips a batch, {arguments.rounds} rounds of {steps.count} clips"
+    )
+    timed = steps.timed()
+    names = [name for name in (*PIPELINE, *LIMITS) if name in timed]
+    rounds = []
+    for number in range(arguments.rounds):
+        rounds.append({name: timed[name]() for name in names})
+        each = ", ".join(f"{name} {1e3 * rounds[-1][name]:.2f}" for name in names)
+        yield f"round {number + 1}, ms a clip: {each}"
+    yield from report(rounds, steps.bytes)
+
+
+def report(rounds: Sequence[Mapping[str, float]], size: Mapping[str, int]) -> Iterator[str]:
+    """The lines of the table and what follows; rounds: seconds a clip; size: bytes of a clip."""
+    added = _added(rounds)
+    yield f"{'':34}{'clips/s':>9}{'MB/s':>8}  ms a clip"
+    for name in rounds[0]:
+        best = min(own[name] for own in rounds)
+        line = f"{name:34}{1 / best:9.1f}{size[name] / best / _MB:8.0f}{1e3 * best:8.2f}"
+        if name in added[0]:
+            line += f"  (added: {1e3 * statistics.median(own[name] for own in added):.2f})"
+        yield line
+    for limit in ("hand-written loop", "simplejpeg alone"):
+        if limit in rounds[0]:
+            ratio = statistics.median(own[limit] / own["to device"] for own in rounds)
+            yield f"one process / {limit}: {ratio:.2f}"
+    yield _binding(added)
+    unlike = sum(map(_is_noisy, rounds))
+    if unlike:
+        yield (
+            f"noisy: in {unlike} of {len(rounds)} rounds a step took less time than one that is "
+            "part of it: something else ran on this machine; measure again without it, or with "
+            "more --rounds"
+        )
+
+
+def _of_one_process(own: Mapping[str, float]) -> list[str]:
+    return [name for name in PIPELINE[:-1] if name in own]
+
+
+def _added(rounds: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """What each step of one process adds to those before, in seconds, by round."""
+    names = _of_one_process(rounds[0])
+    return [
+        {
+            name: max(own[name] - (own[before] if before else 0.0), 0.0)
+            for before, name in zip(["", *names], names, strict=False)
+        }
+        for own in rounds
     ]
-    previous = 0.0
-    for name in [*PIPELINE, *LIMITS]:
-        if name not in timed:
-            continue
-        size = steps.bytes[name]
-        line = (
-            f"{name:34}{1 / best[name]:9.1f}{size / best[name] / _MB:8.0f}{1e3 * best[name]:8.2f}"
-        )
-        if name in PIPELINE[:-1]:
-            line += f"  (added: {1e3 * max(best[name] - previous, 0):.2f})"
-            previous = best[name]
-        lines.append(line)
-    lines.append(f"one process / hand-written loop: {ratio('hand-written loop', 'to device'):.2f}")
-    if "simplejpeg alone" in timed:
-        lines.append(
-            f"one process / simplejpeg alone: {ratio('simplejpeg alone', 'to device'):.2f}"
-        )
-    return "\n".join([*lines, _binding(best)])
 
 
-def _binding(best: dict[str, float]) -> str:
-    """Which step takes most of a clip's time in one process, by what it adds to those before."""
-    names = [name for name in PIPELINE[:-1] if name in best]
-    before = [0.0, *(best[name] for name in names)]
-    added = {name: best[name] - start for name, start in zip(names, before, strict=False)}
-    slowest = max(added, key=added.get)
-    share = added[slowest] / best[names[-1]]
-    return f"{slowest!r} binds: {share:.0%} of a clip's time in one process"
+def _binding(added: Sequence[Mapping[str, float]]) -> str:
+    """Which step takes most of a clip's time in one process, by the median of its shares."""
+    share = {
+        name: statistics.median(own[name] / sum(own.values()) for own in added) for name in added[0]
+    }
+    slowest = max(share, key=share.get)
+    return f"{slowest!r} binds: {share[slowest]:.0%} of a clip's time in one process"
+
+
+def _is_noisy(own: Mapping[str, float]) -> bool:
+    """Whether in this round a step took much less time than one that is part of it."""
+    names = _of_one_process(own)
+    return any(own[b] < _NOISE * own[a] for a, b in zip(names, names[1:], strict=False))

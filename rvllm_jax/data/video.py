@@ -26,7 +26,7 @@ from rvllm_jax.data.video_file import (
     reason,
 )
 from rvllm_jax.data.video_picture import Picture, Turn, shown_size, target_size
-from rvllm_jax.data.video_rate import EvenTimes, is_variable
+from rvllm_jax.data.video_rate import EvenTimes, rate_of
 
 __all__ = [
     "ONE_FRAME", "VIDEO_SUFFIXES", "Decoding", "VideoError", "VideoInfo", "decode", "probe",
@@ -34,6 +34,8 @@ __all__ = [
 ]  # fmt: skip
 
 ONE_FRAME = "one frame only"  # of a video that has no more
+
+_LATE = 2.0  # frames by which times may go back without being taken for missing ones
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +104,8 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
       path, stride, short_side: as in `decode`.
       min_decoded: the share of the declared length that must come out of a damaged or cut file;
         where less does, the end of the iteration raises `VideoError`.
-      on_frame: called after each frame of the file, also those between the strides.
+      on_frame: called after each frame of the file, also those between the strides; and, where the
+        file's rate is only known by the times of all of its packets, after each of them before.
 
     Attributes:
       info: `VideoInfo`, known from the first frame on.
@@ -152,7 +155,7 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
 
     def _shown(self, container, stream) -> Iterator[tuple[np.ndarray, float]]:
         length = declared(container, stream)
-        rate = float(stream.average_rate or 0)
+        rate, uneven = rate_of(self._path, stream, length, self._on_frame)
         interval = 1 / rate if 0.01 <= rate <= 1000 else 1 / 25
         number, mended, seconds, lasts = 0, 0, 0.0, interval
         even: EvenTimes | None = None
@@ -160,14 +163,12 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
             if number == 0:
                 seconds = frame.time or 0.0
                 picture = self._started(frame, stream, rate, length)
-                expected = length.frames or round(length.seconds * rate)
-                uneven = is_variable(float(stream.base_rate or 0), rate)
-                if expected and uneven and self._stride > 1:  # else all are there to choose from
-                    even = EvenTimes(seconds, self._stride / rate, 2 + 2 * expected // self._stride)
+                if uneven and self._stride > 1:  # else all are there to choose from
+                    even = EvenTimes(seconds, self._stride / rate, 2 + 2 * uneven // self._stride)
             elif frame.time is not None and frame.time > seconds:
                 seconds = frame.time
             else:  # broken files lack or repeat timestamps; order in time must survive all the same
-                seconds += interval
+                seconds += _mended(frame.time, seconds, interval)
                 mended += 1
             if even is not None:
                 for nearest, time in even.pick(frame, seconds):
@@ -225,6 +226,16 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
         if mended:
             notes.append(f"{mended} times of frames are missing or do not increase and were mended")
         self.note = "; ".join(notes)
+
+
+def _mended(time: float | None, last: float, interval: float) -> float:
+    """By how many seconds a frame is behind the one before, whose time is not before its own.
+
+    Where it is late by few frames, as those of MPEG-PS that have no time in the file, by so little
+    that the times of the frames to come are not passed too.
+    """
+    late = time is not None and last - time <= _LATE * interval
+    return interval / 8 if late else interval
 
 
 def _is_cut(length, number: int, end: float, lasts: float) -> bool:

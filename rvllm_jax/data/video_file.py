@@ -156,6 +156,8 @@ def declared(container: av.container.InputContainer, stream: av.VideoStream) -> 
         doubts.append(f"{frames} frames")
         frames = 0
     rate = float(stream.average_rate or 0)
+    if container.format.name == "avi" and rate > 0:  # of a cut one FFmpeg scales the time by bytes
+        seconds = max(seconds, frames / rate)
     if not (0 <= seconds <= _MAX_SECONDS and seconds * rate <= size):
         doubts.append(f"{seconds:.0f} s")
         seconds = 0.0

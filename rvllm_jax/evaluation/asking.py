@@ -26,6 +26,7 @@ class Asked:
     conversation: int
     turn: Turn
     answer: str
+    unreadable: bool = False  # nothing was shown: none of its clips could be read
 
 
 class Asker:
@@ -89,8 +90,9 @@ class Asker:
         `seed`. shown: the clip that each question is asked about, its own by default. test_clips:
         about each of the dataset's test clips; the answer that most of them give counts, of equally
         many the one that was given first.
-        A question whose clip cannot be read is answered with the empty string: it stays in every
-        denominator. `progress` is called with the number of questions of each finished batch.
+        A question whose clip cannot be read is answered with the empty string and marked: it stays
+        in every denominator. `progress` is called with the number of questions of each finished
+        batch.
         """
         votes: list[Counter] = [Counter() for _ in dataset.questions]
         batches = eval_batches(
@@ -116,7 +118,8 @@ class Asker:
                 progress(new)
         asked = (number for number, _ in dataset.questions)
         texts = [vote.most_common(1)[0][0] if vote else "" for vote in votes]
-        return [Asked(*of) for of in zip(asked, dataset.turns, texts, strict=True)]
+        unread = [not vote for vote in votes]
+        return [Asked(*of) for of in zip(asked, dataset.turns, texts, unread, strict=True)]
 
     def warn_of_long(self, dataset: Dataset, split: str) -> None:
         """Warns where a true answer has more tokens than answers are given."""

@@ -3,7 +3,8 @@
 results.json: `{"accuracy": {SPLIT: {"all": x, TYPE: x}}, "controls": {CONTROL: {"all": x, TYPE:
 x}}, "counts": {SPLIT: {"all": n, TYPE: n}}, "seconds": {STAGE: s}}`; SPLIT is train, test or
 heldout, CONTROL blind, shuffled or swapped. `recurring` is that of `evaluation.controls.only_seen`;
-further keys are kept as they are.
+`unreadable_questions` {SPLIT: n} are those of `counts` whose frames could not be read, counted as
+wrong; further keys are kept as they are.
 """
 
 import json
@@ -77,6 +78,10 @@ def format_table(results: Mapping[str, Any]) -> str:
         parts.append("Questions asked:")
         rows = [[kind, *(_count(t, kind) for t in counts.values())] for kind in [_ALL, *kinds]]
         parts.append(_grid(["question type", *counts], rows))
+    unreadable = {split: n for split, n in results.get("unreadable_questions", {}).items() if n}
+    if unreadable:
+        counted = ", ".join(f"{split} {count:,}" for split, count in unreadable.items())
+        parts.append(f"Questions whose frames could not be read, counted as wrong: {counted}.")
     if results.get("recurring", {}).get("count"):
         parts.append(_recurring(results["recurring"]))
     seconds = results["seconds"]

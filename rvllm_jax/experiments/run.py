@@ -18,6 +18,7 @@ from rvllm_jax.data.sources import Source, open_source
 from rvllm_jax.evaluation import controls
 from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.experiments import report, training_videos
+from rvllm_jax.experiments.samples import answered_samples
 from rvllm_jax.experiments.tokenizing import find_tokenizer, open_tokenizer
 from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.models.pure import Arrays, PureModel
@@ -29,8 +30,7 @@ from rvllm_jax.training.identity import differences, fingerprint
 from rvllm_jax.training.loop import Result, Trainer, open_layout
 from rvllm_jax.training.parallel import JitParallel, PmapParallel
 from rvllm_jax.training.starting import open_start
-
-SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
+from rvllm_jax.training.unreadable import count_unreadable, warn_of_unreadable
 
 
 def build_model(recipe: Recipe) -> PureModel:
@@ -173,13 +173,15 @@ def evaluate(
 ) -> tuple[dict, list[report.Sample]]:
     """Answers every split and, on unseen clips where there are any, the controls."""
     asker = experiment.asker(*experiment.layout.shown(result.params, result.stats))
-    results: dict = {"accuracy": {}, "controls": {}, "counts": {}}
+    results: dict = {"accuracy": {}, "controls": {}, "counts": {}, "unreadable_questions": {}}
     samples, asked = [], {}
     for split, dataset in datasets.items():
         asker.warn_of_long(dataset, split)
         asked[split] = _ask(asker, dataset, f"ask {split}")
         results["accuracy"][split], results["counts"][split] = score(asked[split])
-        samples += _samples(dataset, asked[split], split)
+        most = experiment.recipe.max_unreadable
+        results["unreadable_questions"][split] = _unreadable(dataset, asked[split], split, most)
+        samples += answered_samples(dataset, asked[split], split)
     if experiment.recipe.evaluation.controls:
         split = "test" if "test" in datasets else "train"
         results["control_split"] = split
@@ -191,6 +193,14 @@ def evaluate(
     results["set_aside"] = experiment.source.set_aside
     results["origins"] = experiment.source.origins
     return results, samples
+
+
+def _unreadable(dataset: Dataset, asked: list[Asked], split: str, most: int) -> int:
+    """How many questions of a split were asked about nothing; refused above `most`."""
+    bad, found = [a.conversation for a in asked if a.unreadable], {}
+    count_unreadable(dataset, bad, found, most=most, what=f"questions of {split}")
+    warn_of_unreadable(found, f"questions of {split}, counted as wrong")
+    return len(bad)
 
 
 def _controls(asker: Asker, dataset: Dataset, plain: list[Asked]) -> dict:
@@ -209,33 +219,6 @@ def _controls(asker: Asker, dataset: Dataset, plain: list[Asked]) -> dict:
 def _ask(asker: Asker, dataset: Dataset, title: str, **how) -> list[Asked]:
     with progress.questions(title, len(dataset.questions), shown=HERE.is_first) as bar:
         return asker.ask(dataset, test_clips=True, progress=bar.update, **how)
-
-
-def _samples(dataset: Dataset, asked: list[Asked], split: str) -> list[report.Sample]:
-    """The first clips of a split, a question each, going round the types."""
-    clips = {number: clip for clip, number in enumerate(dataset.clips)}
-    by_conversation: dict[int, list[Asked]] = {}
-    for a in asked:
-        by_conversation.setdefault(a.conversation, []).append(a)
-    samples = []
-    for place, (number, own) in enumerate(list(by_conversation.items())[:SAMPLES_A_SPLIT]):
-        if number not in clips:
-            continue
-        a = own[place % len(own)]
-        row = dataset.load(clips[number], (), None)
-        if not row.frame_mask.any():  # damaged in the store: answered with nothing, not shown
-            continue
-        samples.append(
-            report.Sample(
-                frames=row.frames[row.frame_mask],
-                question=a.turn.question,
-                truth=a.turn.answer,
-                answer=a.answer,
-                split=split,
-                kind=a.turn.kind,
-            )
-        )
-    return samples
 
 
 def show_prompt(recipe: Recipe, workdir: Path, rows: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from rvllm_jax.config import Recipe
-from rvllm_jax.data.pipeline import Dataset, loss_batches, train_batches
+from rvllm_jax.data.pipeline import Dataset, train_batches
 from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.models.pure import Arrays, PureModel
@@ -28,6 +28,7 @@ from rvllm_jax.training.stages import Stage, StageError
 from rvllm_jax.training.step import State, make_loss
 from rvllm_jax.training.together import Together
 from rvllm_jax.training.unreadable import count_unreadable, too_many_skipped
+from rvllm_jax.training.validation import validation_loss
 from rvllm_jax.types import Batch
 from rvllm_jax.weights.files import Entry
 
@@ -253,10 +254,10 @@ class Trainer:
         position.bad_rows += int((errors != 0).sum())
         count_unreadable(
             self.train_sets[stage.input],
-            rows[errors != 0],
+            rows[errors != 0].tolist(),
             position.unreadable,
             most=self.recipe.max_unreadable,
-            stage=stage.name,
+            what=f"rows of stage {stage.name}",
         )
         finite = values.pop("finite") > 0
         position.skipped = 0 if finite else position.skipped + 1
@@ -286,14 +287,13 @@ class Trainer:
 
     def _validate(self, stage: Stage, held: Held, position: Position) -> None:
         params, stats = self.parallel.shown(*self.holding.shown(held))
-        host, hosts = self.parallel.share
-        dataset = self.validation_sets[stage.input]
-        batches = loss_batches(dataset, batch=stage.batch, host=host, hosts=hosts)
-        pairs = [self.loss(params, stats, self.parallel.spread(batch)) for batch in batches]
-        loss = float(sum(total for total, _ in pairs) / sum(tokens for _, tokens in pairs))
-        values = {"loss": loss, **self.probe(stage.input, params, stats)}
+        values = validation_loss(
+            self.loss, params, stats, self.validation_sets[stage.input], self.parallel, stage,
+            most=self.recipe.max_unreadable,
+        )  # fmt: skip
+        values |= self.probe(stage.input, params, stats)
         self.metrics.log(position.done, stage.name, values, kind="validation")
-        if loss < position.best.get(stage.name, math.inf):
+        if (loss := values["loss"]) < position.best.get(stage.name, math.inf):
             position.best[stage.name] = loss
             saved = self.holding.unsettled(self.holding.saved(held, self.key), position.stage)
             best = {"params": saved["params"], "stats": saved["stats"]}

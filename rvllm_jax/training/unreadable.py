@@ -3,7 +3,7 @@ counted, and refused when they are too many."""
 
 from collections.abc import Sequence
 
-import numpy as np
+from absl import logging
 
 from rvllm_jax.data.pipeline import Dataset
 
@@ -13,25 +13,32 @@ class TrainingError(RuntimeError):
 
 
 def count_unreadable(
-    dataset: Dataset, rows: np.ndarray, found: dict[str, int], *, most: int, stage: str
+    dataset: Dataset, numbers: Sequence[int], found: dict[str, int], *, most: int, what: str
 ) -> None:
-    """Adds the unreadable rows of a batch to `found`, those of the stage so far by video.
+    """Adds what could not be read to `found`, that of before by video.
 
-    rows: int[n], the numbers of their conversations. Raises `TrainingError` where more than `most`
-    were found, with the files that hold their videos.
+    numbers: of the conversations. Raises `TrainingError` where more than `most` were found, with
+    the files that hold their videos. what: what is counted, such as "rows of stage visual".
     """
-    for row in rows.tolist():
-        name = dataset.conversations[row].video
+    for number in numbers:
+        name = dataset.conversations[number].video
         found[name] = found.get(name, 0) + 1
     count = sum(found.values())
-    if len(rows) and count > most:
+    if numbers and count > most:
         files = sorted({str(dataset.store.path(name)) for name in found})
         raise TrainingError(
-            f"{count} rows of stage {stage} could not be read, more than config.max_unreadable="
-            f"{most}. The videos are {', '.join(sorted(found))}, in the files {', '.join(files)}. "
+            f"{count} {what} could not be read, more than config.max_unreadable={most}. "
+            f"The videos are {', '.join(sorted(found))}, in the files {', '.join(files)}. "
             "Delete these files and start again: what they held is decoded anew. Or raise "
             "config.max_unreadable to go on without"
         )
+
+
+def warn_of_unreadable(found: dict[str, int], what: str) -> None:
+    """Logs how many of `what` were not read, and of which videos, where there are any."""
+    if found:
+        count, names = sum(found.values()), ", ".join(sorted(found))
+        logging.warning("%s: %d could not be read, of the videos %s", what, count, names)
 
 
 def too_many_skipped(

@@ -1,5 +1,8 @@
 """Shards written by a Beam pipeline: the bytes of the local path, whatever fails or comes twice."""
 
+import functools
+import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -52,6 +55,37 @@ def test_a_pipeline_writes_the_bytes_of_the_local_path(
     assert by_beam == local and local.bad.keys() == {"v3.mp4", "v8.mp4"}
     assert calls[-1] == (11, 11)
     assert {path.name for path in tmp_path.iterdir()} == {"local", "beam"}
+
+
+class InOrder:
+    """A pipeline of one worker and without Beam: each shard is sent to it, one comes twice."""
+
+    def __init__(self, arguments, tasks, work):
+        sent = [pickle.dumps(task) for task in [*tasks, tasks[0]]]
+        random.Random(0).shuffle(sent)
+        self._sent, self._step = sent, pickle.dumps(functools.partial(beam._write, work=work))
+
+    def run(self):
+        return self
+
+    def wait_until_finish(self):
+        for task in self._sent:
+            pickle.loads(self._step)(pickle.loads(task))
+
+
+@pytest.mark.parametrize("encoding", records.ENCODINGS)
+def test_the_steps_without_beam_write_the_bytes_of_the_local_path(
+    videos, options, encoding, tmp_path, monkeypatch
+):
+    """All but Beam itself, which the lock's environment lacks: what its workers do, and the end."""
+    monkeypatch.setattr(beam, "_pipeline", InOrder)
+    own = {"encoding": encoding, "stride": 2, **options}
+    local = write_store(tmp_path / "local", videos, **own)
+    run = functools.partial(beam._run, DIRECT)
+    by_steps = write_store(tmp_path / "steps", videos, run_tasks=run, **own)
+    assert files(tmp_path / "steps") == files(tmp_path / "local")
+    assert by_steps == local and local.bad.keys() == {"v3.mp4", "v8.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} == {"local", "steps"}
 
 
 @pytest.mark.slow

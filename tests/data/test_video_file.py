@@ -1,4 +1,4 @@
-"""What is no video, or only part of one: refused or used, and said by path and reason."""
+"""What is no video is refused, by path and reason."""
 
 import contextlib
 import os
@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data import video
-from rvllm_jax.data.video_file import MAX_PIXELS
-
-FASTSTART = {"options": {"movflags": "+faststart"}}
 
 
 def picture(path: Path, codec: str, pixels: str):
@@ -145,149 +142,8 @@ def test_a_name_that_is_not_utf_8(clip):
     assert len(list(video.decode(Path(os.fsdecode(name))))) == 20
 
 
-@pytest.fixture
-def noise():
-    return np.random.default_rng(0).integers(0, 255, (20, 36, 48, 3), np.uint8)
-
-
-def used(path, **options):
-    """(number of frames, note) of a file that is used."""
-    decoding = video.Decoding(path, **options)
-    count = sum(1 for _ in decoding)
-    return count, decoding.note
-
-
-@pytest.mark.parametrize(
-    "name,codec,pixels,options",
-    [
-        ("a.mp4", "libx264", "yuv420p", FASTSTART),
-        ("a.webm", "libvpx-vp9", "yuv420p", {}),
-        ("a.mkv", "libx264", "yuv420p", {}),
-        ("a.avi", "mpeg4", "yuv420p", {}),
-        ("a.gif", "gif", "rgb8", {}),
-    ],
-)
-def test_of_a_cut_file_what_decodes_is_used_if_it_is_enough(
-    tmp_path, write_with, noise, name, codec, pixels, options
-):
-    path = write_with(tmp_path / name, noise, codec=codec, pixels=pixels, **options)
-    assert used(path, min_decoded=1.0) == (20, "")
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) * 4 // 5])
-    count, note = used(path, min_decoded=0.2)
-    assert 3 < count < 20
-    assert "damaged or cut" in note and f" {count} frames" in note
-    if name != "a.gif":  # which declares no length: all that decodes is used
-        path.write_bytes(data[: len(data) // 3])
-        with pytest.raises(video.VideoError, match=r"a\..*damaged or cut.*at least 0\.9 is asked"):
-            used(path, min_decoded=0.9)
-
-
-def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path, noise):
-    path = tmp_path / "long_sound.mp4"
-    with av.open(str(path), "w") as out:
-        picture, sound = out.add_stream("libx264", rate=8), out.add_stream("aac", rate=8000)
-        picture.height, picture.width, picture.pix_fmt = 36, 48, "yuv420p"
-        for array in noise:
-            out.mux(picture.encode(av.VideoFrame.from_ndarray(array)))
-        out.mux(picture.encode())
-        for number in range(80):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), layout="mono")
-            frame.sample_rate, frame.pts = 8000, 1024 * number
-            out.mux(sound.encode(frame))
-        out.mux(sound.encode())
-    assert used(path, min_decoded=1.0) == (20, "")
-
-
 @pytest.mark.parametrize("name", ["gif2.mp4", "apng2.mp4"])
 def test_a_picture_that_moves_is_a_video(tmp_path, clip, name):
     bad_files(tmp_path, clip)
-    assert used(tmp_path / name, min_decoded=1.0)[0] == 2
+    assert len(list(video.decode(tmp_path / name))) == 2
     assert video.probe(tmp_path / name).width == 32
-
-
-def test_one_frame_of_a_format_of_videos_is_a_video_and_is_said(tmp_path, write_with, noise):
-    path = write_with(tmp_path / "a.mp4", noise[:1])
-    assert used(path, min_decoded=1.0) == (1, "one frame only")
-    assert video.probe(path).frames == 1
-
-
-def patched(path, mark, offset, form, *values):
-    data = bytearray(path.read_bytes())
-    struct.pack_into(form, data, data.index(mark) + offset, *values)
-    path.write_bytes(data)
-    return path
-
-
-def test_a_frame_count_of_a_billion_is_not_believed(tmp_path, write_with, noise):
-    # ISO 14496-12, 8.6.1.2: one entry, whose count is wrong.
-    path = patched(write_with(tmp_path / "a.mp4", noise), b"stts", 12, ">I", 10**9)
-    count, note = used(path, min_decoded=1.0)
-    assert count == 20 and "1000000000 frames, which is not believed" in note
-    assert video.probe(path).frames == 0
-    path = write_with(tmp_path / "a.avi", noise, codec="mpeg4")
-    count, note = used(patched(path, b"strh", 40, "<I", 10**9), min_decoded=1.0)
-    assert count == 20 and "not believed" in note
-
-
-@pytest.mark.parametrize("count", [0, 10**9])
-def test_a_table_of_no_samples_or_a_billion_is_refused(tmp_path, write_with, noise, count):
-    path = write_with(tmp_path / "a.mp4", noise)
-    with pytest.raises(video.VideoError, match="a.mp4"):
-        used(patched(path, b"stsz", 12, ">I", count))
-    with pytest.raises(video.VideoError, match="a.mp4"):
-        used(patched(path, b"stsz", 8, ">II", 10, 10**9))  # all of one size, no table
-
-
-@pytest.mark.parametrize("clock", [b"99999:99:99.000000", b"00099:59:59.000000"])
-def test_a_duration_that_the_file_cannot_hold_is_not_believed(tmp_path, write_with, noise, clock):
-    path = write_with(tmp_path / "a.webm", noise, codec="libvpx-vp9")
-    path.write_bytes(path.read_bytes().replace(b"00:00:02.500000000", clock))
-    count, note = used(path, min_decoded=1.0)
-    assert count == 20 and " s, which is not believed" in note
-    assert video.probe(path).seconds == 0
-
-
-@pytest.mark.parametrize("side", [16000, 65535])
-def test_an_absurd_size_is_refused_before_memory_is_taken(tmp_path, write_with, noise, side):
-    path = write_with(tmp_path / "a.gif", noise, codec="gif", pixels="rgb8")
-    patched(path, b"GIF89a", 6, "<HH", side, side)
-    before = peak_memory()
-    with pytest.raises(video.VideoError, match=f"no frame decodes.*above {MAX_PIXELS:,} pixels"):
-        used(path)
-    assert peak_memory() - before < side * side // 4
-
-
-def peak_memory() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-
-
-def test_a_long_thin_picture_is_refused_before_memory_is_taken(tmp_path, write_with):
-    path = write_with(tmp_path / "a.mp4", np.zeros((1, 16, 4096, 3), np.uint8))
-    with pytest.raises(video.VideoError, match="a frame would have 1048576 x 4096 pixels"):
-        next(video.decode(path, short_side=4096))
-
-
-def test_8k_decodes(tmp_path, write_with):
-    path = write_with(tmp_path / "8k.mp4", np.full((2, 4320, 7680, 3), 90, np.uint8), codec="mpeg4")
-    frames = [frame for frame, _ in video.decode(path, short_side=27)]
-    assert [frame.shape for frame in frames] == [(27, 48, 3)] * 2
-    assert np.abs(frames[1].astype(int) - 90).max() < 4
-    assert video.probe(path)[1:3] == (7680, 4320)
-
-
-def test_times_that_do_not_increase_are_mended_and_said(tmp_path, write_with, noise):
-    times = (np.arange(20) * 125).tolist()
-    path = write_with(tmp_path / "a.mkv", noise, codec="mjpeg", pixels="yuvj420p", times=times)
-    assert used(path) == (20, "")
-    data = bytearray(path.read_bytes())
-    at = [i for i in range(len(data) - 4) if data[i] == 0xA3 and data[i + 3 : i + 4] == b"\x81"]
-    assert len(at) >= 10
-    for i in at[6:9]:  # Matroska's SimpleBlock: track, then the time of 16 bits
-        data[i + 4 : i + 6] = b"\0\0"
-    path.write_bytes(data)
-    decoding = video.Decoding(path)
-    seconds = [s for _, s in decoding]
-    assert len(seconds) == 20 and (np.diff(seconds) > 0).all()
-    assert " times of frames are missing or do not increase" in decoding.note

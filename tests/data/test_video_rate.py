@@ -8,7 +8,7 @@ import pytest
 
 from rvllm_jax.data import clips, video
 from rvllm_jax.data.frames import FrameStore, write_store
-from rvllm_jax.data.video_rate import EvenTimes, is_variable
+from rvllm_jax.data.video_rate import EvenTimes, Rate, is_variable, measured
 
 
 def picked(times, start, step, most=10**9):
@@ -51,23 +51,86 @@ def test_which_rates_are_variable():
     assert not is_variable(0, 25) and not is_variable(90000, 0)
 
 
-@pytest.fixture(scope="module")
-def uneven(tmp_path_factory):
-    """Four seconds at 30 frames a second, then sixteen at 2; a frame's grey tells its time."""
-    path = tmp_path_factory.mktemp("uneven") / "a.mp4"
-    times = [*np.arange(120) / 30, *(4 + np.arange(32) / 2)]
+def test_the_rate_is_that_of_all_packets_where_it_varies():
+    uneven = np.r_[np.arange(60) / 30, 2 + np.arange(100) / 5]
+    fps, frames = measured([(t, 0.2) for t in uneven], 30.0)
+    assert frames == 160 and fps == pytest.approx(160 / 22)
+    assert measured([(t, 0.0) for t in uneven], 0.0).uneven == 160  # FFmpeg knows no rate
+
+
+def test_packets_out_of_order_rounded_or_one_short_have_a_constant_rate():
+    times = np.round(np.arange(900) * 1001 / 30000, 3)  # milliseconds, as webm has them
+    order = np.argsort(np.arange(900) + np.random.default_rng(0).integers(0, 16, 900))  # B frames
+    rate = 30000 / 1001
+    assert measured([(t, 0.0) for t in times[order]], rate) == Rate(rate, 0)
+    assert measured([(t, 0.0) for t in np.delete(times, 400)], rate) == Rate(rate, 0)
+    assert measured([(t, 0.0) for t in np.repeat(times, 2)], rate) == Rate(rate, 0)  # fields
+    fps, frames = measured([(t, 0.0) for t in times], 25.0)  # FFmpeg was mistaken
+    assert frames == 900 and fps == pytest.approx(rate, rel=1e-4)
+
+
+def test_times_that_jump_or_are_missing_tell_no_rate():
+    times = [(t, 0.0) for t in np.arange(200) / 25]
+    assert measured([*times, *times], 25.0) is None
+    assert measured([*times, (9000.0, 0.0)], 25.0, longest=10.0) is None
+    assert measured([*times, (9000.0, 0.0)], 25.0).uneven == 201
+    assert measured([*times[:90], (None, 0.0), *times[90:]], 25.0) is None
+    assert measured([(1e6 * t, 0.0) for t, _ in times], 25.0) is None  # a frame in eleven hours
+    assert measured(times[:1], 25.0) is None and measured([], 25.0) is None
+
+
+CONTAINERS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx", "ts": "libx264",
+              "flv": "libx264"}  # fmt: skip
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_file_of_variable_rate_is_sampled_in_time_in_every_container(tmp_path, container):
+    """FFmpeg's average is 30 frames a second in all but mp4: it sees the first packets."""
+    times = np.r_[np.arange(60) / 30, 2 + np.arange(100) / 5]
+    path = write_grey(tmp_path / f"a.{container}", times, CONTAINERS[container])
+    rate = video.probe(path).fps
+    assert rate == pytest.approx(160 / 22, rel=0.03)  # mp4: the last lasts nothing
+    found = list(video.decode(path, stride=6))
+    stored = np.array([time for _, time in found])
+    np.testing.assert_allclose(np.diff(stored), 6 / rate, rtol=1e-6)
+    assert 22 - 2 * 6 / rate < stored[-1] - stored[0] <= 22
+    greys = np.array([frame.mean() for frame, _ in found])
+    assert (np.abs((greys - 10) / 10 - (stored - stored[0])) < 0.1 + 0.2).all()  # to the nearest
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_of_a_constant_rate_every_stride_th_frame_is_taken_in_every_container(tmp_path, container):
+    times = np.arange(110) / 30
+    path = write_grey(tmp_path / f"a.{container}", times, CONTAINERS[container])
+    every = list(video.decode(path))
+    some = list(video.decode(path, stride=6))
+    assert [time for _, time in some] == [time for _, time in every][::6]
+    assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(some, every[::6], strict=True))
+    assert video.probe(path).fps == 30
+
+
+def write_grey(path, times, codec="libx264"):
+    """A file of frames of 32 pixels at those times, of which the grey tells the time: 10 a second,
+    from 10 on."""
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=30, options={"crf": "1"})
+        stream = out.add_stream(codec, rate=30, options={"crf": "4", "b": "1M"})
         stream.height = stream.width = 32
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 30)
         for time in times:
-            grey = np.full((32, 32, 3), 10 + round(11 * time), np.uint8)
+            grey = np.full((32, 32, 3), 10 + round(10 * time), np.uint8)
             frame = av.VideoFrame.from_ndarray(grey).reformat(format="yuv420p")
             frame.pts, frame.time_base = round(time * 30), Fraction(1, 30)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
-    return path, np.array(times)
+    return path
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Four seconds at 30 frames a second, then sixteen at 2."""
+    times = [*np.arange(120) / 30, *(4 + np.arange(32) / 2)]
+    return write_grey(tmp_path_factory.mktemp("uneven") / "a.mp4", times), np.array(times)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 6])
@@ -83,7 +146,7 @@ def test_a_clip_of_a_file_of_variable_rate_is_even_in_time_at_any_stride(uneven,
         rng = np.random.default_rng(seed)
         sizes = dict(frames=frames, step=step, crop=32)
         clip, mask = clips.load_clip(store, "a", **sizes, rng=rng)
-        shown = (clip.mean((1, 2, 3)) - 10) / 11  # seconds
+        shown = (clip.mean((1, 2, 3)) - 10) / 10  # seconds
         assert mask.all()
         # The file has a frame every half second: nearer than a quarter one cannot be. What is
         # stored may be as far from what is wanted as from what it was stored for.

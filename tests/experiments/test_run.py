@@ -1,17 +1,23 @@
 """Evaluation of the embedded dataset's splits, controls included, on an untrained model."""
 
 import collections
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from rvllm_jax.config import resolve
 from rvllm_jax.data import shapes
+from rvllm_jax.data.frames import FrameStore
+from rvllm_jax.evaluation.asking import Asked
 from rvllm_jax.experiments import report
-from rvllm_jax.experiments.run import Experiment, asked_datasets, evaluate
+from rvllm_jax.experiments.run import Experiment, _unreadable, asked_datasets, evaluate
 from rvllm_jax.training.loop import Position, Result
+from rvllm_jax.training.unreadable import TrainingError
 
 SIZES = {"train": 4, "validation": 1, "test": 6, "heldout": 2}
 SETTINGS = {
@@ -113,3 +119,54 @@ def test_of_one_training_video_nothing_is_swapped(experiment, result):
         "shuffled",
     ]
     assert results["recurring"] == {"count": 0}
+
+
+@pytest.fixture(scope="module")
+def damaged(experiment, tmp_path_factory):
+    """The experiment with a store in which the first test video is damaged, that video's name, its
+    questions' number and the file; without controls."""
+    videos = [c.video for c in experiment.source.splits["test"][:2]]
+    folder = tmp_path_factory.mktemp("damaged") / "store"
+    shutil.copytree(experiment.source.store.folder, folder)
+    store = FrameStore(folder)
+    path = store.path(videos[0])
+    content = bytearray(path.read_bytes())
+    content[content.index(store.read(videos[0], np.array([0])).tobytes()[:64])] ^= 1
+    path.write_bytes(content)
+    recipe = experiment.recipe
+    recipe = dataclasses.replace(
+        recipe, evaluation=dataclasses.replace(recipe.evaluation, controls=False)
+    )
+    source = dataclasses.replace(experiment.source, store=FrameStore(folder))
+    own = dataclasses.replace(experiment, recipe=recipe, source=source)
+    asked = own.source.splits["test"][:2]
+    return own, {"test": own.dataset(asked)}, len(asked[0].turns), path
+
+
+def test_questions_about_a_damaged_first_clip_are_wrong_counted_and_not_shown(
+    damaged, result, tmp_path, caplog
+):
+    own, datasets, questions, _ = damaged
+    results, samples = evaluate(own, result, datasets)
+    assert results["unreadable_questions"] == {"test": questions}
+    assert results["counts"]["test"]["all"] == len(datasets["test"].questions) > questions
+    assert len(samples) == 1 and samples[0].question in {t.question for t in datasets["test"].turns}
+    folder = report.write(tmp_path, results, samples)
+    said = f"Questions whose frames could not be read, counted as wrong: test {questions}."
+    assert said in (folder / "accuracy.md").read_text()
+    video = own.source.splits["test"][0].video
+    assert f"counted as wrong: {questions} could not be read, of the videos {video}" in caplog.text
+
+
+def test_more_unreadable_questions_than_allowed_are_refused_with_their_files(damaged):
+    own, datasets, questions, path = damaged
+    dataset = datasets["test"]
+    asked = [
+        Asked(number, turn, "", unreadable=number == 0)
+        for (number, _), turn in zip(dataset.questions, dataset.turns, strict=True)
+    ]
+    assert _unreadable(dataset, asked, "test", questions) == questions
+    with pytest.raises(TrainingError) as error:
+        _unreadable(dataset, asked, "test", questions - 1)
+    assert f"{questions} questions of test could not be read, more than" in str(error.value)
+    assert f"in the files {path}. Delete these files" in str(error.value)

@@ -19,6 +19,7 @@ from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
 from rvllm_jax.training.loop import Position, Trainer
 from rvllm_jax.training.unreadable import TrainingError
+from rvllm_jax.training.validation import validation_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NEVER = 100  # updates between two validations: they would only take time
@@ -113,6 +114,27 @@ def test_damaged_frames_empty_their_rows_up_to_a_budget_then_end_the_run_with_th
     position = checkpoints.read_meta(4)["position"]
     checkpoints.close()
     assert position["unreadable"] == {"2.mp4": 4} and position["bad_rows"] == 4
+
+
+def test_damaged_frames_are_counted_in_the_validation_loss_and_refused_above_the_budget(
+    damaged, tmp_path, recipe, record, caplog
+):
+    where, path = damaged
+    held = [record(6), record(2, "2.mp4"), record(2, "2.mp4") | {"id": "again"}]  # a row each
+    (tmp_path / "held.json").write_text(json.dumps(held))
+    changes = {"data__store": str(where), "data__validation": str(tmp_path / "held.json")}
+    changes |= {"stages.visual.steps": 2, "stages.visual.warmup": 1, "evaluation__every": NEVER}
+    Experiment.open(recipe(**changes, max_unreadable=2), tmp_path / "a").train()
+    held = [r for r in metrics.read(tmp_path / "a" / "metrics.jsonl") if r["kind"] == "validation"]
+    assert [r["bad_rows"] for r in held] == [2] and np.isfinite(held[0]["loss"])
+    told = "validation rows of stage visual: 2 could not be read, of the videos 2.mp4"
+    assert told in caplog.text
+    experiment = Experiment.open(recipe(**changes), tmp_path / "b")
+    dataset = experiment.dataset(experiment.source.splits["validation"])
+    stage = experiment.recipe.stages[0]
+    with pytest.raises(TrainingError, match="2 validation rows of stage visual could not") as error:
+        validation_loss(lambda *_: (1.0, 1.0), {}, {}, dataset, experiment.layout, stage, most=1)
+    assert f"in the files {path}. Delete these files" in str(error.value)
 
 
 @pytest.fixture

@@ -1,0 +1,37 @@
+"""Which clips of a split are shown in the report, with a question and its answer each."""
+
+from collections.abc import Sequence
+
+from rvllm_jax.data.pipeline import READABLE, Dataset
+from rvllm_jax.evaluation.asking import Asked
+from rvllm_jax.experiments.sheet import Sample
+
+SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
+
+
+def answered_samples(dataset: Dataset, asked: Sequence[Asked], split: str) -> list[Sample]:
+    """The first clips of a split that can be read, a question each, going round the types."""
+    clips = {number: clip for clip, number in enumerate(dataset.clips)}
+    by_conversation: dict[int, list[Asked]] = {}
+    for a in asked:
+        if a.conversation in clips and not a.unreadable:
+            by_conversation.setdefault(a.conversation, []).append(a)
+    samples: list[Sample] = []
+    for number, own in by_conversation.items():
+        if len(samples) == SAMPLES_A_SPLIT:
+            break
+        row = dataset.load(clips[number], (), None)
+        if row.errors != READABLE:  # its test clips were, the one in the centre is not
+            continue
+        a = own[len(samples) % len(own)]
+        samples.append(
+            Sample(
+                frames=row.frames[row.frame_mask],
+                question=a.turn.question,
+                truth=a.turn.answer,
+                answer=a.answer,
+                split=split,
+                kind=a.turn.kind,
+            )
+        )
+    return samples
