@@ -4,9 +4,11 @@ On several hosts the same command is started on each: with --multihost on the wo
 slice and in a Slurm job, elsewhere with --coordinator=HOST:PORT --hosts=N --host=I.
 """
 
+import contextlib
 import logging as python_logging
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -59,6 +61,18 @@ def _worth_showing(record: python_logging.LogRecord) -> bool:
     return record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
 
 
+@contextlib.contextmanager
+def told_without_traceback() -> Iterator[None]:
+    """Ends with code 1 and the message alone, where the error is one that was foreseen."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("rvllm_jax."):
+            raise  # where it comes from is worth reading
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
 def parse(argv: list[str]) -> list[str]:
     """absl's parser; an override of a key that the recipe lacks is refused by its whole name."""
     try:
@@ -107,4 +121,4 @@ def start() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse)
+    app.run(told_without_traceback()(main), flags_parser=told_without_traceback()(parse))

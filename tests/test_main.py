@@ -37,6 +37,22 @@ def test_an_override_of_an_unknown_key_is_refused_by_its_whole_name(monkeypatch)
             parsed(monkeypatch, given)
 
 
+@pytest.mark.parametrize("given", ["--config.data.stride=4", "--config.data.strides=4"])
+def test_what_is_refused_is_told_in_words_alone(tmp_path, given):
+    command = [sys.executable, "-m", "rvllm_jax.main", f"--config={JOINT}", given]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "\nConfigError: " in f"\n{done.stderr}"
+    assert given[2:].partition("=")[0] in done.stderr
+
+
+def test_what_was_not_foreseen_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), main.told_without_traceback():
+        raise ZeroDivisionError
+
+
 def test_a_working_directory_keeps_all_that_changes_its_results(tmp_path, joint):
     config = joint().to_dict()
     claim(tmp_path, config, ignore=main.MAY_CHANGE)

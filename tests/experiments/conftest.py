@@ -33,10 +33,11 @@ def write_run(joint, workdir, seed=0):
     claim(workdir, config.to_dict())
     model = build_model(recipe)
     holding = Holding(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
-    arrays = dict(holding.draw(jax.random.key(seed)))
-    for path, x in arrays.items():
-        if path.startswith("params/decoder/") and x.ndim > 1:
-            arrays[path] = x * 10
+    arrays = holding.draw(jax.random.key(seed))
+    arrays["params"] = {
+        path: x * 10 if path.startswith("decoder/") and path.endswith("kernel") else x
+        for path, x in arrays["params"].items()
+    }
     text = ["what moves where? the red one, number 1 2 3"] * 9
     tokenizers.train(text, recipe.tokenizer.vocab_size).save(workdir / "tokenizer")
     checkpoints = Checkpoints(workdir)
