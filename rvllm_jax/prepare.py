@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     except (PreparationError, ConversationError, VideoFilesError, FrameStoreError) as error:
         print(f"refused: {error}", file=sys.stderr)
         sys.exit(REFUSED)
-    print(f"{prepared.verdict}\nreport: {OUT.value}/report.html")
+    print(f"{prepared.verdict}\nreport: {prepared.page}")
     sys.exit(prepared.code)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,7 +122,7 @@ class Findings:
             "rows_set_aside": len(self.annotations.set_aside),
             "rows_without_video": len(self.annotations.without_video),
             "options": {"store": self.options, "interval": interval},
-            "files": {name: str(path.resolve()) for name, path in self.found.files.items()},
+            "files": {name: os.path.realpath(path) for name, path in self.found.files.items()},
         }
         return write_llava(kept), info
 

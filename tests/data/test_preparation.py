@@ -65,10 +65,12 @@ def test_tfds_reads_the_frames(prepared, place):
 
 def test_a_check_reports_all_the_same_and_stores_no_frame(prepared, place):
     checked = prepared(_rows("a", "b"), check=True)
-    assert sorted(path.name for path in (place / "out").iterdir()) == ["report.html", "report.json"]
+    written = sorted(path.name for path in (place / "out").iterdir())
+    assert written == ["lock", "report.html", "report.json"]
     whole = prepared(_rows("a", "b"))
     assert checked.report["stored"] is None and whole.report["stored"]["videos"] == 2
-    assert checked.report | {"stored": 0} == whole.report | {"stored": 0}
+    own = {"stored": 0, "check": 0}
+    assert checked.report | own == whole.report | own
 
 
 def test_unusable_videos_are_named_and_their_share_decides(prepared, place):
@@ -172,6 +174,8 @@ def test_questions_of_another_split_are_refused_by_their_numbers(
         (dict(split="val"), "--split=val: expected validation"),
         (dict(split="../x"), "expected train, validation or test"),
         (dict(split="report"), "expected train"),
+        (dict(split="check"), "expected train"),
+        (dict(workers=-1), "--workers=-1: expected a number of processes, or 0"),
         (dict(max_bad=2), "--max_bad=2"),
         (dict(max_bad=float("nan")), "--max_bad=nan"),
     ],
