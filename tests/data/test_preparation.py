@@ -207,6 +207,21 @@ def test_a_video_that_fits_several_files_is_set_aside_and_counted(prepared, plac
     assert prepared(_rows("a"), max_bad=1.0).code == TOO_MANY_BAD  # none is left
 
 
+def test_a_link_that_leads_to_itself_a_lost_one_and_a_folder_are_set_aside(prepared, place):
+    videos = place / "videos"
+    (videos / "loop.mp4").symlink_to("loop.mp4")
+    (videos / "lost.mp4").symlink_to("nowhere")
+    (videos / "folder.mp4").mkdir()
+    found = prepared(_rows("a", "loop", "lost", "folder"), max_bad=0.7)
+    assert found.code == TOO_MANY_BAD and "3 of 4 videos" in found.verdict
+    assert "0 of them missing, 1 are folders" in found.verdict
+    found = prepared(_rows("a", "loop", "lost", "folder"), max_bad=0.8)
+    assert found.code == DONE and sorted(found.report["set_aside"]) == [
+        "folder", "loop.mp4", "lost.mp4",
+    ]  # fmt: skip
+    assert prepared(_rows("b"), split="test").code == DONE  # they had no frames to lose
+
+
 def test_names_that_are_no_utf8_survive(prepared, place):
     name = os.fsdecode(b"caf\xe9.mp4")
     try:
