@@ -13,6 +13,7 @@ With --runner, the shards are written by an Apache Beam pipeline, and arguments 
 here are its own: --runner=DirectRunner --direct_num_workers=2.
 """
 
+import functools
 import os
 import sys
 
@@ -73,6 +74,7 @@ def main(argv: list[str]) -> None:
             thumbnails=THUMBNAILS.value,
             run_tasks=pipeline,
             progress=bar,
+            say=functools.partial(print, flush=True),  # also where it goes to a file
         )
     except (PreparationError, ConversationError, VideoFilesError, FrameStoreError) as error:
         print(f"refused: {error}", file=sys.stderr)
