@@ -85,6 +85,21 @@ def test_a_killed_preparation_continues_and_ends_with_the_same_bytes(place):
     assert len(stored(place / "out")) == 2 * 16 + 4
 
 
+def _deaf(parent: int) -> list[bool]:
+    """Of each worker of a process, whether it takes no notice of Ctrl-C (Linux's SigBlk)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            worker = b"spawn_main" in (path / "cmdline").read_bytes()
+            lines = (path / "status").read_text().splitlines()
+        except OSError:
+            continue
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        if worker and int(status["PPid"]) == parent:
+            found.append(bool(int(status["SigBlk"], 16) >> (signal.SIGINT - 1) & 1))
+    return found
+
+
 @pytest.mark.parametrize("part", ["look", "decode"])
 def test_ctrl_c_ends_it_with_a_line_and_the_same_command_continues(part, place):
     """It reaches the workers too, in whatever they are at, as from a terminal."""
@@ -92,6 +107,8 @@ def test_ctrl_c_ends_it_with_a_line_and_the_same_command_continues(part, place):
     shown = ""
     while f"{part}:" not in shown and (read := os.read(process.stderr.fileno(), 1000)):
         shown += read.decode()
+    deaf = _deaf(process.pid)
+    assert all(deaf) and (deaf or part == "look")  # which may be over already
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in shown + stderr, stderr

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
@@ -33,6 +34,7 @@ def deaf_to_interrupts() -> Iterator[None]:
 
     A terminal sends it to them too; it is their parent's to answer, by ending them.
     """
+    resource_tracker.ensure_running()  # once: it would unblock the signal as it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they inherit it
     try:
         yield
