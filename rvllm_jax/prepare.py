@@ -7,12 +7,13 @@ OUT/report.html says what was found. Afterwards train with --config.data.videos=
 
 Exit codes: 0 done; 1 refused, nothing was stored; 3 more than --max_bad is unusable; 4 fewer than
 a benchmark has published, without --allow_partial. After 3 and 4 the report says what lacks, and
-OUT/SPLIT.json is not written.
+OUT/SPLIT.json is not written. 130: interrupted by Ctrl-C.
 
 With --runner, the shards are written by an Apache Beam pipeline, and arguments that are not known
 here are its own: --runner=DirectRunner --direct_num_workers=2.
 """
 
+import functools
 import os
 import sys
 
@@ -26,6 +27,7 @@ from rvllm_jax.data.progress import bar
 from rvllm_jax.data.shards import FrameStoreError
 from rvllm_jax.data.video_files import VideoFilesError
 
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 _OPTIONS = Options()
 
 VIDEOS = flags.DEFINE_string("videos", None, "Folder of the videos, also in folders below it.")
@@ -52,6 +54,7 @@ RUNNER = flags.DEFINE_string("runner", None, "Apache Beam's, such as DirectRunne
 def main(argv: list[str]) -> None:
     if len(argv) > 1 and RUNNER.value is None:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     options = Options(STRIDE.value, SHORT_SIDE.value, ENCODING.value, RECORD.value, INTERVAL.value)
     try:
         beam.check_folder(OUT.value)
@@ -71,11 +74,15 @@ def main(argv: list[str]) -> None:
             thumbnails=THUMBNAILS.value,
             run_tasks=pipeline,
             progress=bar,
+            say=functools.partial(print, flush=True),  # also where it goes to a file
         )
     except (PreparationError, ConversationError, VideoFilesError, FrameStoreError) as error:
         print(f"refused: {error}", file=sys.stderr)
         sys.exit(REFUSED)
-    print(f"{prepared.verdict}\nreport: {OUT.value}/report.html")
+    except KeyboardInterrupt:
+        print("\ninterrupted; start the same command again, it continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    print(f"{prepared.verdict}\nreport: {prepared.page}")
     sys.exit(prepared.code)
 
 

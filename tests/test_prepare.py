@@ -53,8 +53,9 @@ def end(place, *more, **how) -> tuple[int, str, str]:
 
 
 def stored(folder) -> dict[str, bytes]:
-    wanted = re.compile(r"frames-.*|times-.*|index\.json|train\.json")
+    wanted = re.compile(r"frames-.*|times-.*|(index|features|dataset_info|train)\.json")
     paths = [p for p in folder.rglob("*") if wanted.fullmatch(p.name)]
+    assert (folder / "tfds" / "frames" / "1.0.0" / "features.json").is_file()
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -81,7 +82,39 @@ def test_a_killed_preparation_continues_and_ends_with_the_same_bytes(place):
     assert kept == {path: path.stat().st_mtime_ns for path in kept}  # finished shards stand
     assert end(place, out="whole")[0] == 0
     assert stored(place / "out") == stored(place / "whole")
-    assert len(stored(place / "out")) == 2 * 16 + 2
+    assert len(stored(place / "out")) == 2 * 16 + 4
+
+
+def _deaf(parent: int) -> list[bool]:
+    """Of each worker of a process, whether it takes no notice of Ctrl-C (Linux's SigBlk)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            worker = b"spawn_main" in (path / "cmdline").read_bytes()
+            lines = (path / "status").read_text().splitlines()
+        except OSError:
+            continue
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        if worker and int(status["PPid"]) == parent:
+            found.append(bool(int(status["SigBlk"], 16) >> (signal.SIGINT - 1) & 1))
+    return found
+
+
+@pytest.mark.parametrize("part", ["look", "decode"])
+def test_ctrl_c_ends_it_with_a_line_and_the_same_command_continues(part, place):
+    """It reaches the workers too, in whatever they are at, as from a terminal."""
+    process = start(place, start_new_session=True)
+    shown = ""
+    while f"{part}:" not in shown and (read := os.read(process.stderr.fileno(), 1000)):
+        shown += read.decode()
+    deaf = _deaf(process.pid)
+    assert all(deaf) and (deaf or part == "look")  # which may be over already
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in shown + stderr, stderr
+    assert "\ninterrupted; start the same command again, it continues\n" in stderr
+    if part == "decode":
+        assert end(place)[0] == 0
 
 
 def test_a_disk_that_is_full_is_named_with_what_is_needed_and_nothing_half_is_left(place):
@@ -93,7 +126,9 @@ def test_a_disk_that_is_full_is_named_with_what_is_needed_and_nothing_half_is_le
     assert code == 1 and "cannot be written" in stderr and f"bytes free in {frames}" in stderr
     (needed,) = re.findall(r"the frames need about ([\d,]+) bytes in all; [\d,]+ are", stderr)
     assert int(needed.replace(",", "")) == 40 * 40 * 96 * 96 * 3
-    assert [path.name for path in frames.iterdir()] == ["lock"]
+    # The other worker's journal is no half shard: the next preparation goes on behind it.
+    left = [path.name for path in frames.iterdir() if not path.name.startswith("journal-")]
+    assert left == ["lock"]
 
 
 def test_exit_codes_tell_apart_what_is_refused_unusable_and_partial(place):

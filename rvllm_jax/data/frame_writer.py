@@ -1,8 +1,6 @@
 """Preparing a frame store: which videos go to which shard, what is there already, and the index."""
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -14,6 +12,7 @@ from pathlib import Path
 from absl import logging
 
 from rvllm_jax.data import records, supervised
+from rvllm_jax.data.folder_lock import locked
 from rvllm_jax.data.progress import VideosDone
 from rvllm_jax.data.shard_writer import write_shard
 from rvllm_jax.data.shards import (
@@ -108,7 +107,7 @@ def write_store(
     shards = min(shards, len(names))
     options = Options(stride, short_side, encoding, frames_per_record, shards, min_decoded)
     _check(options, len(names), time_limit)
-    with _locked(folder):
+    with locked(folder):
         tasks = _plan(folder, [(name, Path(videos[name])) for name in names], options, time_limit)
         done = _finished(folder, tasks)
         index = read_json(folder / INDEX)
@@ -134,21 +133,6 @@ def _check(options: Options, videos: int, time_limit: float) -> None:
             "a frame store takes time_limit > 0 seconds and min_decoded from 0 to 1; got "
             f"{time_limit=} and min_decoded={options.min_decoded}"
         )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second preparation of the folder waiting, until this process ends at the latest."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "w")
-    except OSError as error:
-        raise FrameStoreError(
-            f"{folder}: cannot be written ({error}); choose another folder"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _plan(
@@ -186,7 +170,10 @@ def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bo
     index = read_json(Path(folder) / INDEX)
     if index.get("layout") != records.LAYOUT or index.get("decoder") != _DECODER:
         return False
-    stamps = index["stamps"]
+    stamps, shards = index["stamps"], index["shards"]
+    files = [Path(folder) / record_file(shard, len(shards)) for shard in range(len(shards))]
+    if [_stamp(path)[0] for path in files] != [shard["bytes"] for shard in shards]:
+        return False
     return options.items() <= index["options"].items() and all(
         stamps.get(name) == _stamp(Path(path)) for name, path in videos.items()
     )
@@ -209,6 +196,17 @@ def _finished(folder: Path, tasks: list[Task]) -> dict[int, dict]:
     return found
 
 
+def check_foreign(folder: Path) -> None:
+    """Raises `FrameStoreError` where `folder` holds what is no part of a frame store."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    foreign = sorted(name for name in names if not _OURS.fullmatch(name))
+    if foreign:
+        raise FrameStoreError(
+            f"{folder}: holds other files than a frame store ({', '.join(foreign[:_NAMED])}); "
+            "choose another folder for the frames"
+        )
+
+
 def _write(
     folder: Path,
     tasks: list[Task],
@@ -217,13 +215,8 @@ def _write(
     progress: VideosDone,
 ) -> dict[int, dict]:
     """Writes the shards that are not `done` yet, after clearing away what is of no use."""
+    check_foreign(folder)
     present = [path for path in folder.iterdir() if path.name != LOCK]
-    foreign = sorted(path.name for path in present if not _OURS.fullmatch(path.name))
-    if foreign:
-        raise FrameStoreError(
-            f"{folder}: holds other files than a frame store ({', '.join(foreign[:_NAMED])}); "
-            "choose another folder for the frames"
-        )
     kept = {aside_file(task.shard, len(tasks)) for task in tasks if read_aside(task)}
     unfinished = [task for task in tasks if task.shard not in done]
     kept |= {journal_file(task.shard, len(tasks), task.fingerprint) for task in unfinished}

@@ -10,6 +10,7 @@ Two keys are ours and optional: "caption" of a record (text that says what the v
 "type" of a human turn (the question's type, by which accuracy is reported).
 """
 
+import difflib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -90,11 +91,25 @@ def write_llava(conversations: Iterable[Conversation]) -> bytes:
 def lacks_video(record: object) -> str:
     """What a record is about instead of a video: "a picture" or "text alone"; "" where it has one.
 
-    Only a record that has turns counts: any other one is broken, and is for the reader to refuse.
+    Only a record that has turns counts: any other one is broken, and is for the reader to refuse;
+    so is one that asks about a video and does not name it, or names it under a misspelt key.
     """
     if not isinstance(record, dict) or "conversations" not in record or record.get("video"):
         return ""
-    return "a picture" if record.get("image") else "text alone"
+    if record.get("image"):
+        return "a picture"
+    messages = record["conversations"] if isinstance(record["conversations"], list) else []
+    texts = [str(message.get("value")) for message in messages if isinstance(message, dict)]
+    asks = _misspelt(record) or any(VIDEO_MARK in text for text in texts)
+    return "" if asks else "text alone"
+
+
+def _misspelt(record: dict) -> str:
+    """The key that may be meant for "video"; "" where there is none."""
+    named = [key for key, value in record.items() if value and isinstance(value, str | list)]
+    keys = {key.lower(): key for key in named if key != "video"}
+    alike = difflib.get_close_matches("video", keys, 1, 0.75)
+    return keys[alike[0]] if alike else ""
 
 
 def llava_conversation(record: object, where: str) -> Conversation:
@@ -103,7 +118,9 @@ def llava_conversation(record: object, where: str) -> Conversation:
         raise ConversationError(f"{where}: expected an object, got {type(record).__name__}")
     absent = [key for key in ("id", "video", "conversations") if key not in record]
     if absent:
-        raise ConversationError(f"{where}: has no {', '.join(map(repr, absent))}; add it")
+        meant = _misspelt(record) if "video" in absent else ""
+        hint = f" ({meant!r} may be meant for 'video')" if meant else ""
+        raise ConversationError(f"{where}: has no {', '.join(map(repr, absent))}; add it{hint}")
     turns = _turns(record["conversations"], where)
     caption = record.get("caption") or " ".join(turn.answer for turn in turns)
     return Conversation(

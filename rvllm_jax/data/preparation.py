@@ -6,10 +6,12 @@ A prepared folder OUT holds
   SPLIT.json         the conversations in LLaVA's form, videos by their names in the store
   SPLIT.unusable.json  those whose video is missing or does not decode; absent where none
   SPLIT.info.json    where they come from: split, benchmark, counts, and whether they are partial
-  report.html, .json what the last preparation found
+  report.html, .json what the last preparation found; check.html where a later one only looks
+  SPLIT.report.html, .json  what the preparation of SPLIT.json found
 
 SPLIT.json and SPLIT.info.json are written last, and only where nothing speaks against training
-from them. Several splits may be prepared into one folder one after the other.
+from them. Several splits may be prepared into one folder one after the other; of two at the same
+time, the second waits.
 """
 
 import dataclasses
@@ -22,34 +24,40 @@ from pathlib import Path
 from rvllm_jax.data import annotations as formats
 from rvllm_jax.data import preparation_page, video_files
 from rvllm_jax.data.annotations import Annotations, splits
-from rvllm_jax.data.frame_writer import holds, read_report
+from rvllm_jax.data.frame_writer import check_foreign, holds, read_report
 from rvllm_jax.data.frames import StoreReport, write_store
-from rvllm_jax.data.llava import read_llava
+from rvllm_jax.data.preparation_folder import (
+    CHECK,
+    FOLLOWING,
+    FRAMES,
+    INFO,
+    REPORT,
+    TFDS,
+    UNUSABLE,
+    PreparationError,
+    alone,
+    check_folder,
+    check_other_splits,
+    left_over,
+    pages,
+    videos_of_other_splits,
+)
 from rvllm_jax.data.preparation_report import DONE, REFUSED, Findings
 from rvllm_jax.data.shards import (
     INDEX,
     StoreWriteError,
     Task,
-    read_json,
     write_atomically,
 )
-from rvllm_jax.data.store_metadata import write_metadata
-from rvllm_jax.data.video_files import VideoFiles
+from rvllm_jax.data.store_metadata import is_described, write_metadata
 from rvllm_jax.data.video_survey import survey
 
-FRAMES = "frames"  # in a prepared folder
-INFO, UNUSABLE = ".info.json", ".unusable.json"  # there too, behind a split's name
-FOLLOWING = "frames.following"  # a store that will take the place of FRAMES when it is finished
 _UNFINISHED = "the frames are not all stored yet; start the same command again, it continues"
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
 _MEANT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
 
 Progress = Callable[[str], Callable[[int, int], None]]
 RunTasks = Callable[[list[Task]], Iterator[dict]]
-
-
-class PreparationError(ValueError):
-    """A preparation that cannot be started as it was asked for; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +94,15 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """How a preparation ended: an exit code, why in words, and the content of report.json."""
+    """How a preparation ended: an exit code, why in words, and the content of report.json.
+
+    `page` is the report to be looked at.
+    """
 
     code: int
     verdict: str
     report: dict
+    page: Path
 
 
 def prepare(
@@ -133,38 +145,44 @@ def prepare(
     """
     options = options or Options()
     options.check()
-    _check(split, max_bad, thumbnails)
+    _check(split, max_bad, thumbnails, workers)
     out = Path(out)
     progress = progress or (lambda title: lambda done, total: None)
     read = _read(annotations, format, own, split)
-    _check_other_splits(out, read, split)
     found = video_files.find(videos, {c.video for c in read.conversations}, aliases=read.aliases)
-    stored = dict(found.files) | _videos_of_other_splits(out, split, found, options)
-    how = {"workers": workers, "progress": progress("look")}
-    looked = survey(found.files, thumbnails=thumbnails, short_side=options.short_side, **how)
-    findings = Findings(split, options.of_store, max_bad, allow_partial, read, found, looked)
-    _make(out)
-    say(findings.plan(out, others=len(stored) - len(found.files)))
-    code, verdict = findings.verdict(looked.bad)
-    if check or code != DONE:
+    check_folder(out, split, [*annotations, *found.files.values()])
+    with alone(out, say):
+        check_other_splits(out, read, split)
+        stored = videos_of_other_splits(out, split, found, options.of_store) | found.files
+        how = {"workers": workers, "progress": progress("look")}
+        looked = survey(found.files, thumbnails=thumbnails, short_side=options.short_side, **how)
+        findings = Findings(split, options.of_store, max_bad, allow_partial, read, found, looked)
+        say(findings.plan(out, others=len(stored) - len(found.files)))
+        if check:
+            return _reported(out, findings, None, *findings.verdict(looked.bad), check=True)
+        how |= {"run_tasks": run_tasks, "progress": progress("decode")}
+        return _finish(out, findings, stored, options, how)
+
+
+def _finish(
+    out: Path, findings: Findings, videos: Mapping[str, Path], options: Options, how: dict
+) -> Prepared:
+    """Stores the frames, and writes the split where nothing speaks against training from it."""
+    code, verdict = findings.verdict(findings.survey.bad)
+    if code != DONE:
         return _reported(out, findings, None, code, verdict)
     _reported(out, findings, None, REFUSED, _UNFINISHED)  # what is known is not lost
-    how |= {"run_tasks": run_tasks, "progress": progress("decode")}
-    store = _store(out, findings, stored, options, how)
-    return _finish(out, findings, store, options.interval)
-
-
-def _finish(out: Path, findings: Findings, store: StoreReport, interval: int) -> Prepared:
+    store = _store(out, findings, videos, options, how)
     code, verdict = findings.verdict(store.bad)
     if code == DONE:
-        conversations, info = findings.split_files(store, interval)
+        conversations, info = findings.split_files(store, options.interval)
         unusable = out / (findings.split + UNUSABLE)
         unusable.unlink(missing_ok=True)
         if lost := findings.unusable(store):
             write_atomically(unusable, lost)
         write_atomically(out / (findings.split + INFO), _json(info))
         write_atomically(out / f"{findings.split}.json", conversations)
-    return _reported(out, findings, store, code, verdict)
+    return _reported(out, findings, store, code, "; ".join(filter(None, [verdict, left_over(out)])))
 
 
 def _store(
@@ -173,40 +191,58 @@ def _store(
     """The frames of `videos` in OUT/frames; those that are there stay until all new ones are."""
     frames, following = out / FRAMES, out / FOLLOWING
     if holds(frames, videos, **options.of_store):
-        return read_report(frames)
-    replaces = any((folder / INDEX).is_file() for folder in (frames, following))
-    try:
-        store = write_store(following if replaces else frames, videos, **how, **options.of_store)
-    except StoreWriteError as error:
-        raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
-    # First: they never name frames that are gone.
-    for name in (f"{findings.split}.json", findings.split + INFO):
-        (out / name).unlink(missing_ok=True)
-    if replaces:
-        shutil.rmtree(frames, ignore_errors=True)
-        following.rename(frames)
-    write_metadata(frames, data_dir=out / "tfds")
+        store = read_report(frames)
+    else:
+        replaces = any((folder / INDEX).is_file() for folder in (frames, following))
+        if replaces:
+            check_foreign(frames)
+        try:
+            place = following if replaces else frames
+            store = write_store(place, videos, **how, **options.of_store)
+        except StoreWriteError as error:
+            raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
+        # First: they never name frames that are gone.
+        for name in (f"{findings.split}.json", findings.split + INFO):
+            (out / name).unlink(missing_ok=True)
+        if replaces:
+            (frames / INDEX).unlink(missing_ok=True)  # nor does an index
+            shutil.rmtree(frames, ignore_errors=True)
+            following.rename(frames)
+    if not is_described(frames, data_dir=out / TFDS):  # it may have been killed before
+        write_metadata(frames, data_dir=out / TFDS)
     return store
 
 
 def _reported(
-    out: Path, findings: Findings, store: StoreReport | None, code: int, verdict: str
+    out: Path,
+    findings: Findings,
+    store: StoreReport | None,
+    code: int,
+    verdict: str,
+    *,
+    check: bool = False,
 ) -> Prepared:
-    report = findings.report(store, code, verdict)
-    write_atomically(out / "report.json", _json(report))
-    page = preparation_page.render(report, findings)
-    write_atomically(out / "report.html", page.encode("utf-8", "backslashreplace"))
-    return Prepared(code, verdict, report)
+    report = findings.report(store, code, verdict) | {"check": check}
+    page = preparation_page.render(report, findings).encode("utf-8", "backslashreplace")
+    names = pages(out, findings.split, check=check, done=code == DONE)
+    for name in names:
+        write_atomically(out / f"{name}.json", _json(report))
+        write_atomically(out / f"{name}.html", page)
+    return Prepared(code, verdict, report, out / f"{names[0]}.html")
 
 
-def _check(split: str, max_bad: float, thumbnails: int) -> None:
-    if split in _MEANT or not _SPLIT.fullmatch(split) or split in (FRAMES, "report"):
+def _check(split: str, max_bad: float, thumbnails: int, workers: int) -> None:
+    if split in _MEANT or not _SPLIT.fullmatch(split) or split in (FRAMES, REPORT, CHECK):
         wanted = _MEANT.get(split, "train, validation or test")
         raise PreparationError(f"--split={split}: expected {wanted}")
     if not 0 <= max_bad <= 1 or thumbnails < 0:
         raise PreparationError(
             f"--max_bad={max_bad} --thumbnails={thumbnails}: expected a share from 0 to 1, and a "
             "number of at least 0"
+        )
+    if workers < 0:
+        raise PreparationError(
+            f"--workers={workers}: expected a number of processes, or 0 for this one alone"
         )
 
 
@@ -229,68 +265,6 @@ def _check_split(read: Annotations, split: str) -> None:
                 f"numbers differ in it. Give the split that the files hold, the files of {split}, "
                 "or --own, where the annotations are your own"
             )
-
-
-def _check_other_splits(out: Path, read: Annotations, split: str) -> None:
-    """No question of a benchmark is of two of its splits, whatever its owner may make of them."""
-    if split not in splits.SPLITS:
-        return
-    asked = {c.id for part in read.parts if part.benchmark for c in part.conversations}
-    benchmarks = {part.benchmark for part in read.parts if part.benchmark}
-    for path in sorted(out.glob(f"*{INFO}")) if asked else ():
-        info = read_json(path)
-        other = info.get("split")
-        rows = out / f"{other}.json"
-        own = {part.get("benchmark") for part in info.get("annotations", [])}
-        others = splits.SPLITS - {split}
-        if other not in others or benchmarks.isdisjoint(own) or not rows.is_file():
-            continue
-        both = sorted(asked & {c.id for c in read_llava(rows)})
-        if both:
-            raise PreparationError(
-                f"{out}: its split {other} has {len(both):,} of the questions that --split={split} "
-                f"was given for, the first {both[0]!r}; a question is of one split. Give the right "
-                "split, prepare into a folder of its own, or give --own"
-            )
-
-
-def _videos_of_other_splits(
-    out: Path, split: str, found: VideoFiles, options: Options
-) -> dict[str, Path]:
-    """The videos that other splits prepared into `out` need: they stay in its frames."""
-    videos: dict[str, Path] = {}
-    for path in sorted(out.glob(f"*{INFO}")):
-        if path.name == split + INFO:
-            continue
-        info = read_json(path)
-        for name, given in info.get("files", {}).items():
-            videos[name] = Path(given)
-            if name in found.files and found.files[name].resolve() != Path(given).resolve():
-                raise PreparationError(
-                    f"{out}: its split {info['split']} has another video {name!r}, {given}; "
-                    "prepare this split into a folder of its own"
-                )
-        gone = [given for given in info.get("files", {}).values() if not Path(given).is_file()]
-        if gone:  # they would be stored anew with those of this split
-            raise PreparationError(
-                f"{out}: {len(gone)} videos of its split {info['split']} are no longer there, the "
-                f"first {gone[0]}, and its frames would be lost; bring them back, or prepare this "
-                "split into a folder of its own"
-            )
-        if info.get("options", {}).get("store") not in (None, options.of_store):
-            raise PreparationError(
-                f"{out}: its split {info['split']} is stored with {info['options']['store']}, "
-                f"asked for is {options.of_store}; give the same, or prepare this split into a "
-                "folder of its own"
-            )
-    return videos
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PreparationError(f"--out={out}: cannot be made ({error.strerror})") from error
 
 
 def _json(value: dict) -> bytes:

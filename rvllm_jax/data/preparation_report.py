@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,11 +40,14 @@ class Findings:
         """Whether the split may be trained from where `bad` videos are unusable: code and words."""
         rows = sum(part.rows for part in self.annotations.parts)
         missing, ambiguous = len(self.found.missing), len(self.found.ambiguous)
-        asked = len(self.found.files) + missing + ambiguous
-        lost = len(self.found.files.keys() & bad.keys()) + missing + ambiguous
+        none = missing + len(self.found.set_aside)
+        asked = len(self.found.files) + none
+        lost = len(self.found.files.keys() & bad.keys()) + none
         of_them = f"{missing} of them missing"
         if ambiguous:
             of_them += f", {ambiguous} fit several files"
+        if self.found.folders:
+            of_them += f", {len(self.found.folders)} are folders"
         code, words = DONE, []
         for number, total, what in (
             (lost, asked, f"videos are unusable, {of_them}"),
@@ -117,11 +121,11 @@ class Findings:
             "questions": sum(len(c.turns) for c in kept),
             "videos": len({c.video for c in kept}),
             "missing": self.found.missing,
-            "set_aside": self._own(store.bad) | self.found.ambiguous,
+            "set_aside": self._own(store.bad) | self.found.set_aside,
             "rows_set_aside": len(self.annotations.set_aside),
             "rows_without_video": len(self.annotations.without_video),
             "options": {"store": self.options, "interval": interval},
-            "files": {name: str(path.resolve()) for name, path in self.found.files.items()},
+            "files": {name: os.path.realpath(path) for name, path in self.found.files.items()},
         }
         return write_llava(kept), info
 
@@ -160,7 +164,7 @@ class Findings:
             },
             "files": describe_videos(self.survey.info),
             "videos": {name: info._asdict() for name, info in self.survey.info.items()},
-            "set_aside": bad | self.found.ambiguous,
+            "set_aside": bad | self.found.set_aside,
             "notes": self._own(store.notes) if store else self._one_frame(),
             "missing": {video: asked[video] for video in self.found.missing},
             "unused": self.found.unused,

@@ -70,6 +70,13 @@ def write_metadata(folder: str | Path, *, data_dir: str | Path | None = None) ->
         ) from error
 
 
+def is_described(folder: str | Path, *, data_dir: str | Path) -> bool:
+    """Whether `write_metadata` has done its work, whole, for these arguments."""
+    texts = [read_json(Path(folder) / name) for name in ("features.json", "dataset_info.json")]
+    place = Path(data_dir) / NAME / VERSION
+    return all(texts) and place.is_symlink() and os.path.realpath(place) == os.path.realpath(folder)
+
+
 def _link(place: Path, folder: Path) -> None:
     """Makes `place` a link to `folder`, relative, so that both can be moved together."""
     if place.is_symlink():

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rvllm_jax.data import shard_writer, shards
-from rvllm_jax.data.processes import end_with_parent, killed_with_parent
+from rvllm_jax.data.processes import deaf_to_interrupts, end_with_parent, killed_with_parent
 from rvllm_jax.data.shards import FrameStoreError, Task
 from rvllm_jax.data.video_file import REPLACE
 
@@ -84,7 +84,8 @@ class _Worker:
         self._state = context.RawArray("q", [-1, 0])
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._state), daemon=True)
-        self._process.start()
+        with deaf_to_interrupts():
+            self._process.start()
         theirs.close()  # so that the pipe ends with the process
         self.give(task)
 
@@ -156,7 +157,6 @@ def _set_aside(
 
 def _work(pipe: multiprocessing.connection.Connection, state) -> None:
     """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     killed_with_parent()
     end_with_parent()
     _limit_memory()

@@ -7,7 +7,7 @@ files are v_NAME where ActivityNet-QA says NAME; MSVD's are named by YouTube or 
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from rvllm_jax.data.conversations import leaves_folder
 from rvllm_jax.data.video import VIDEO_SUFFIXES
 
 _YOUTUBE = r"[\w-]{11}"
+_FEATURES = ".pkl"  # Video-ChatGPT's, of a video
 
 
 class VideoFilesError(ValueError):
@@ -31,6 +32,7 @@ class VideoFiles:
         name_of: what the annotations call a video -> the name of its file.
         missing: what the annotations call the videos that have no file, sorted.
         ambiguous: what the annotations call a video that may be one of several files -> which.
+        folders: what the annotations call a video that is no file, but a folder -> which.
         unused: names of the folder's other videos, sorted.
     """
 
@@ -38,7 +40,13 @@ class VideoFiles:
     name_of: dict[str, str]
     missing: list[str]
     ambiguous: dict[str, str]
+    folders: dict[str, str]
     unused: list[str]
+
+    @property
+    def set_aside(self) -> dict[str, str]:
+        """What the annotations call the videos that are there and cannot be taken -> why."""
+        return self.ambiguous | self.folders
 
 
 class Matched(NamedTuple):
@@ -61,13 +69,14 @@ def find(
     video's, the video's with or without "v_" (of YouTube ids), or its alias; else the one of that
     name without the first of its folders. Of several, the one that has the suffix that the
     annotations name; where that leaves several, the video is ambiguous, and none is taken.
-    Video-ChatGPT's NAME.pkl, of features, means the video.
+    Video-ChatGPT's NAME.pkl, of features, means the video. A file without a suffix that is usual of
+    videos is taken where the annotations name it so and nothing else fits: the decoder decides.
 
     Raises:
         VideoFilesError: no such folder or no video in it; a name that leaves the folder.
     """
     folder = Path(folder)
-    names = _names(folder)
+    names, others, below = _names(folder)
     videos = sorted(set(videos))
     for video in videos:
         if leaves_folder(video):
@@ -76,11 +85,28 @@ def find(
                 "names relative to the folder, without '..'"
             )
     name_of, missing, several = match(names, videos, aliases or {})
+    exact = {video: _exact(video, others) for video in missing}
+    name_of |= {video: name for video, name in exact.items() if name}
+    if not names and not name_of:
+        raise VideoFilesError(
+            f"{folder}: holds no video, no file that ends in {', '.join(VIDEO_SUFFIXES)}"
+        )
+    missing = [video for video in missing if not exact[video]]
+    dirs = match([n for n in below if _suffix(n) or n in exact], missing, aliases or {}).name_of
     files = {name: folder / name for name in sorted(set(name_of.values()))}
     ambiguous = {video: describe_ambiguous(fitting) for video, fitting in several.items()}
     meant = files.keys() | {name for fitting in several.values() for name in fitting}
-    unused = [name for name in names if name not in meant]
-    return VideoFiles(files, name_of, missing, ambiguous, unused)
+    return VideoFiles(
+        files,
+        name_of,
+        [video for video in missing if video not in dirs],
+        ambiguous,
+        {
+            video: f"{folder / name}: a folder, and no file. Name the file in it, or move it here"
+            for video, name in dirs.items()
+        },
+        [name for name in names if name not in meant],
+    )
 
 
 def match(names: Iterable[str], videos: Iterable[str], aliases: Mapping[str, str]) -> Matched:
@@ -114,11 +140,14 @@ def describe_ambiguous(names: Iterable[str]) -> str:
     )
 
 
-def _names(folder: Path) -> list[str]:
-    """The files with a suffix of videos, below `folder`, links to folders followed once."""
+def _names(folder: Path) -> tuple[list[str], set[str], list[str]]:
+    """What is below `folder`: files with a suffix of videos, other files, and folders.
+
+    Links to folders are followed once.
+    """
     if not folder.is_dir():
         raise VideoFilesError(f"{folder}: no such folder of videos; correct its path")
-    names, seen = [], set()
+    names, others, below, seen = [], set(), [], set()
 
     def refuse(error: OSError) -> None:
         raise VideoFilesError(f"{error.filename}: cannot be read ({error.strerror})") from error
@@ -130,26 +159,33 @@ def _names(folder: Path) -> list[str]:
             continue
         seen.add(real)
         relative = PurePosixPath(Path(place).relative_to(folder))
-        names += [
-            str(relative / file) for file in files if Path(file).suffix.lower() in VIDEO_SUFFIXES
-        ]
-    if not names:
-        raise VideoFilesError(
-            f"{folder}: holds no video, no file that ends in {', '.join(VIDEO_SUFFIXES)}"
-        )
-    return sorted(names)
+        below += [str(relative / name) for name in folders]
+        for file in files:
+            if Path(file).suffix.lower() in VIDEO_SUFFIXES:
+                names.append(str(relative / file))
+            else:
+                others.add(str(relative / file))
+    return sorted(names), others, sorted(below)
 
 
 def _suffix(name: str) -> str:
     """The suffix of a video, or of its features; another dot belongs to the name."""
     suffix = PurePosixPath(name).suffix
-    return suffix.lower() if suffix.lower() in (*VIDEO_SUFFIXES, ".pkl") else ""
+    return suffix.lower() if suffix.lower() in (*VIDEO_SUFFIXES, _FEATURES) else ""
 
 
 def stem_of(name: str) -> str:
     """`name` without the suffix of a video, or of its features."""
     suffix = _suffix(name)
     return name[: -len(suffix)] if suffix else name
+
+
+def _exact(video: str, others: Set[str]) -> str:
+    """The file that is called so, or so without its first folders; "" where there is none."""
+    parts = PurePosixPath(video).parts
+    names = (str(PurePosixPath(*parts[first:])) for first in range(len(parts)))
+    features = video.lower().endswith(_FEATURES)
+    return "" if features else next((name for name in names if name in others), "")
 
 
 def _fitting(

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 
 from rvllm_jax.data import records, video
-from rvllm_jax.data.processes import end_with_parent, killed_with_parent
+from rvllm_jax.data.processes import deaf_to_interrupts, end_with_parent, killed_with_parent
 from rvllm_jax.data.video import VideoInfo
 
 _THUMBNAIL = 144  # pixels of the short side
@@ -151,7 +151,8 @@ def _supervised(
     def start() -> None:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        process.start()
+        with deaf_to_interrupts():
+            process.start()
         theirs.close()  # so that its end is seen here
         running[ours] = _Worker(process, None, time.monotonic() + _START)
 

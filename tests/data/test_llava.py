@@ -68,13 +68,16 @@ def test_other_forms_that_llava_files_come_in(tmp_path):
 
 def test_records_without_a_video_are_left_out_and_counted(tmp_path, caplog):
     """As LLaVA's mixed files have them: about a picture, or of text alone."""
-    text = {k: v for k, v in record(id="text", model="x").items() if k != "video"}
+    whole = record(id="text", model="x", conversations=pair("What is it?", "A word."))
+    text = {k: v for k, v in whole.items() if k != "video"}
     mixed = [text, record(), text | {"id": "p", "image": "p.jpg"}, text | {"video": None}]
     (one,) = read(tmp_path, mixed)
     assert one.id == "a"
     assert "file.json: 3 of 4 records have no video" in caplog.text
     with pytest.raises(ConversationError, match="none of its 2 records has a 'video'"):
         read(tmp_path, mixed[:1] * 2)
+    with pytest.raises(ConversationError, match="has no 'video'; add it .'vidoe' may be meant"):
+        read(tmp_path, [record(), text | {"vidoe": "b.mp4"}])
 
 
 def test_what_is_written_is_read_as_it_was(tmp_path):

@@ -65,10 +65,12 @@ def test_tfds_reads_the_frames(prepared, place):
 
 def test_a_check_reports_all_the_same_and_stores_no_frame(prepared, place):
     checked = prepared(_rows("a", "b"), check=True)
-    assert sorted(path.name for path in (place / "out").iterdir()) == ["report.html", "report.json"]
+    written = sorted(path.name for path in (place / "out").iterdir())
+    assert written == ["lock", "report.html", "report.json"]
     whole = prepared(_rows("a", "b"))
     assert checked.report["stored"] is None and whole.report["stored"]["videos"] == 2
-    assert checked.report | {"stored": 0} == whole.report | {"stored": 0}
+    own = {"stored": 0, "check": 0}
+    assert checked.report | own == whole.report | own
 
 
 def test_unusable_videos_are_named_and_their_share_decides(prepared, place):
@@ -172,6 +174,8 @@ def test_questions_of_another_split_are_refused_by_their_numbers(
         (dict(split="val"), "--split=val: expected validation"),
         (dict(split="../x"), "expected train, validation or test"),
         (dict(split="report"), "expected train"),
+        (dict(split="check"), "expected train"),
+        (dict(workers=-1), "--workers=-1: expected a number of processes, or 0"),
         (dict(max_bad=2), "--max_bad=2"),
         (dict(max_bad=float("nan")), "--max_bad=nan"),
     ],
@@ -201,6 +205,21 @@ def test_a_video_that_fits_several_files_is_set_aside_and_counted(prepared, plac
     info = json.loads((out / "train.info.json").read_text())
     assert info["set_aside"] == found.report["set_aside"] and info["missing"] == []
     assert prepared(_rows("a"), max_bad=1.0).code == TOO_MANY_BAD  # none is left
+
+
+def test_a_link_that_leads_to_itself_a_lost_one_and_a_folder_are_set_aside(prepared, place):
+    videos = place / "videos"
+    (videos / "loop.mp4").symlink_to("loop.mp4")
+    (videos / "lost.mp4").symlink_to("nowhere")
+    (videos / "folder.mp4").mkdir()
+    found = prepared(_rows("a", "loop", "lost", "folder"), max_bad=0.7)
+    assert found.code == TOO_MANY_BAD and "3 of 4 videos" in found.verdict
+    assert "0 of them missing, 1 are folders" in found.verdict
+    found = prepared(_rows("a", "loop", "lost", "folder"), max_bad=0.8)
+    assert found.code == DONE and sorted(found.report["set_aside"]) == [
+        "folder", "loop.mp4", "lost.mp4",
+    ]  # fmt: skip
+    assert prepared(_rows("b"), split="test").code == DONE  # they had no frames to lose
 
 
 def test_names_that_are_no_utf8_survive(prepared, place):

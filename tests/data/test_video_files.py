@@ -129,6 +129,33 @@ def test_a_folder_below_that_cannot_be_read_is_named(tmp_path):
             closed.chmod(0o755)
 
 
+UNUSUAL = ["a.m2v", "b.3g2", "c.qt", "d.mp4v", "e.divx", "f.ogg", "g.rm", "h.mxf", "part/none"]
+
+
+def test_a_file_that_is_named_exactly_is_taken_whatever_its_suffix(folder):
+    root = folder(*UNUSUAL, "notes.txt")
+    found = find(root, [*UNUSUAL, "tune/b.3g2", "a", "g.mp4"])
+    assert found.name_of == {name: name for name in UNUSUAL} | {"tune/b.3g2": "b.3g2"}
+    assert list(found.files) == UNUSUAL and all(path.is_file() for path in found.files.values())
+    assert found.missing == ["a", "g.mp4"] and not found.unused  # nothing is guessed of them
+
+
+def test_a_video_goes_before_another_file_of_its_name(folder):
+    root = folder("clip", "clip.mp4", "b.pkl", "part/b.mp4", "c.pkl")
+    found = find(root, ["clip", "b.pkl", "c.pkl"])
+    assert found.name_of == {"clip": "clip.mp4", "b.pkl": "part/b.mp4"}
+    assert found.missing == ["c.pkl"]
+
+
+def test_a_folder_called_as_a_video_is_named_as_what_it_is(folder):
+    root = folder("other.mp4", "clip.mp4/0.jpg", "part/frames/0.jpg", "c.mp4/0.jpg", "d/c.mp4")
+    found = find(root, ["clip.mp4", "clip", "part/frames", "frames", "c", "lost"])
+    assert sorted(found.folders) == ["clip", "clip.mp4", "frames", "part/frames"]
+    assert f"{root / 'clip.mp4'}: a folder, and no file" in found.folders["clip"]
+    assert found.set_aside == found.folders and found.missing == ["lost"]
+    assert found.name_of == {"c": "d/c.mp4"}
+
+
 def test_links_are_followed_once(folder):
     root = folder("real/clip.mp4")
     (root / "real" / "back").symlink_to(root)

@@ -1,9 +1,9 @@
-"""One row of each format -> a conversation, and the benchmark that rows are of, by their names."""
+"""One row of each format -> a conversation."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rvllm_jax.data.annotations.files import Source
+from rvllm_jax.data.annotations.which_benchmark import kind_of
 from rvllm_jax.data.conversations import (
     Conversation,
     ConversationError,
@@ -30,7 +30,7 @@ def rows(source: Source) -> Iterator[Row]:
         yield from _paired(source)
         return
     (path,), (records,) = source.paths, source.records
-    make = _MAKERS[source.format]
+    make, kind = _MAKERS[source.format], kind_of(source)
     for position, record in enumerate(records):
         where = place(path, position, record)
         if source.format == "llava" and (instead := lacks_video(record)):
@@ -39,36 +39,16 @@ def rows(source: Source) -> Iterator[Row]:
         try:
             if not isinstance(record, dict):
                 raise ConversationError(f"{where}: expected an object, got {record!r:.50}")
-            yield where, make(record, position, where, path.stem)
+            yield where, make(record, position, where, kind)
         except ConversationError as error:
             yield where, error
 
 
-def benchmark_of(source: Source, conversations: Sequence[Conversation]) -> str:
-    """The benchmark whose published counts apply (annotations/published.py); "": none known."""
-    if source.format == "activitynet":
-        return "activitynet_qa"
+def makes_ids(source: Source) -> bool:
+    """Whether the rows have no ids of their own, so that theirs are made of their positions."""
     if source.format == "tgif":
-        return "tgif_frameqa"
-    if source.format == "msvd_msrvtt_original":
-        return "msrvtt_qa" if conversations[0].video.startswith("video") else "msvd_qa"
-
-    def all_named(videos: str, ids: str = ".*") -> bool:
-        return all(re.fullmatch(videos, c.video) and re.fullmatch(ids, c.id) for c in conversations)
-
-    if source.format == "zero_shot":
-        if all_named(r"video\d+", r"\d+"):
-            return "msrvtt_qa"
-        if all_named(r".{11}_\d+_\d+", r"\d+_\d+"):
-            return "msvd_qa"
-        return "tgif_frameqa" if all_named(r"tumblr_.+") else ""
-    if source.format in ("generative", "consistency") and all_named(r"v_.{11}"):
-        kind = conversations[0].turns[0].kind
-        return f"video_text_generation/{kind}" if kind in _GENERATIVE else ""
-    return ""
-
-
-_GENERATIVE = ("generic", "temporal", "consistency")
+        return not any(row.get("vid_id") for row in source.records[0])
+    return source.format in ("video_instruct", "generative", "consistency")
 
 
 def _paired(source: Source) -> Iterator[Row]:
@@ -130,19 +110,18 @@ def _kind(value: object, where: str) -> str:
     return "" if value is None or value == "" else checked_id(value, "'type'", where)
 
 
-def _llava(row: dict, position: int, where: str, stem: str) -> Conversation:
+def _llava(row: dict, position: int, where: str, kind: str) -> Conversation:
     return llava_conversation(row, where)
 
 
-def _video_instruct(row: dict, position: int, where: str, stem: str) -> Conversation:
+def _video_instruct(row: dict, position: int, where: str, kind: str) -> Conversation:
     turn = Turn(_question(row.get("q"), where), checked_text(row.get("a"), "'a'", where))
     video = checked_video(row.get("video_id"), where)
     return _conversation(f"{readable(video)}:{position}", video, [turn])
 
 
-def _generative(row: dict, position: int, where: str, stem: str) -> Conversation:
+def _generative(row: dict, position: int, where: str, kind: str) -> Conversation:
     answer = checked_text(row.get("A"), "'A'", where)
-    kind = stem.removesuffix("_qa") if stem.removesuffix("_qa") in _GENERATIVE else "generative"
     asked = [row.get("Q")]
     if "Q" not in row:
         asked, kind = [row.get("Q1"), row.get("Q2")], "consistency"
@@ -150,7 +129,7 @@ def _generative(row: dict, position: int, where: str, stem: str) -> Conversation
     return _conversation(f"{kind}:{position}", checked_video(row.get("video_name"), where), turns)
 
 
-def _original(row: dict, position: int, where: str, stem: str) -> Conversation:
+def _original(row: dict, position: int, where: str, kind: str) -> Conversation:
     """MSVD-QA counts its videos from vid1, MSRVTT-QA, which has categories, from video0."""
     msrvtt = "category_id" in row
     turn = Turn(
@@ -165,7 +144,13 @@ def _original(row: dict, position: int, where: str, stem: str) -> Conversation:
     )
 
 
-def _tgif(row: dict, position: int, where: str, stem: str) -> Conversation:
+def _tgif(row: dict, position: int, where: str, kind: str) -> Conversation:
+    values = [value for key, value in row.items() if key is not None]
+    fields = sum(value is not None for value in values) + len(row.get(None, ()))
+    if fields != len(values):  # what stands behind a tab too many or too few is of another column
+        raise ConversationError(
+            f"{where}: has {fields} fields between tabs, and the table's head has {len(values)}"
+        )
     turn = Turn(
         _question(row.get("question"), where),
         checked_text(row.get("answer"), "'answer'", where),

@@ -3,11 +3,12 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rvllm_jax.data.conversations import ConversationError, decode_text, load_records
+from rvllm_jax.data.video_files import stem_of
 
 FORMATS = (
     "llava", "video_instruct", "zero_shot", "generative", "consistency", "msvd_msrvtt_original",
@@ -158,11 +159,24 @@ def _pairs(halves: dict[str, list[tuple[Path, list]]]) -> list[Source]:
 
 def _paired_format(questions: list) -> str:
     """ActivityNet-QA's own ids are v_NAME_NUMBER, where its names have no v_."""
-    for row in questions[:_LOOKED_AT]:
-        if isinstance(row, dict) and _KEYS[_QUESTIONS] <= row.keys():
-            pattern = rf"v_{re.escape(str(row['video_name']))}_\d+"
-            return "activitynet" if re.fullmatch(pattern, str(row["question_id"])) else "zero_shot"
-    return "zero_shot"
+
+    def fits(row: dict) -> bool:
+        name = PurePosixPath(stem_of(str(row["video_name"]))).name
+        names = "|".join(map(re.escape, {name, name.removeprefix("v_")}))
+        return re.fullmatch(rf"v_({names})_\d+", str(row["question_id"])) is not None
+
+    rows = [
+        row
+        for row in questions[:_LOOKED_AT]
+        if isinstance(row, dict) and _KEYS[_QUESTIONS] <= row.keys()
+    ]
+    return "activitynet" if most(map(fits, rows)) else "zero_shot"
+
+
+def most(values: Iterable[bool]) -> bool:
+    """Whether more than half of the values are true; not of none."""
+    values = list(values)
+    return 2 * sum(values) > len(values)
 
 
 def _named(paths) -> str:

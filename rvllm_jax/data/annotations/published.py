@@ -70,13 +70,19 @@ _ORDER = ("train", "validation", "test")  # in which MSVD-QA and MSRVTT-QA numbe
 NUMBERED = ("msvd_qa", "msrvtt_qa")
 
 
+def number_of(id: str) -> str:
+    """The number of a question in its id: MSRVTT-QA's whole id, MSVD-QA's behind the video's."""
+    return id.rpartition("_")[2]
+
+
 def numbered_split(benchmark: str, ids: Iterable[str]) -> str:
     """The split of questions of MSVD-QA or MSRVTT-QA, by the numbers that their ids end in.
 
     Video-ChatGPT's pairs keep the numbers of the original, in which they run through train,
-    validation and test. Returns "a to b" of the numbers where they are of no one split.
+    validation and test. Ids without a number tell nothing. Returns "a to b" of the numbers where
+    they are of no one split; at least one id has one.
     """
-    numbers = [int(id.rpartition("_")[2]) for id in ids]
+    numbers = [int(number) for number in map(number_of, ids) if number.isdecimal()]
     first, last, start = min(numbers), max(numbers), 0
     for split in _ORDER:
         end = start + PUBLISHED[benchmark][split].questions

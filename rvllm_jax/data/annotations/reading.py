@@ -1,11 +1,13 @@
 """Reading annotation files of any known format, with an account of every row."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations.benchmarks import benchmark_of, rows
-from rvllm_jax.data.annotations.files import load, name_of
+from rvllm_jax.data.annotations.benchmarks import Row, makes_ids, rows
+from rvllm_jax.data.annotations.files import Source, load, name_of
+from rvllm_jax.data.annotations.which_benchmark import benchmark_of
 from rvllm_jax.data.conversations import Conversation, ConversationError, with_own_id
 
 
@@ -56,8 +58,9 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
     """Reads annotation files of one or several formats, recognised by what they hold.
 
     A benchmark's row becomes a conversation whose id is the question's and whose turns' kind is
-    the benchmark's type. A youtube_mapping.txt among `paths`, or beside an original MSVD-QA file,
-    gives MSVD's videos their other names.
+    the benchmark's type. Where rows have no id, it is made of video or kind and position, with "#2"
+    behind it in a second such file. A youtube_mapping.txt among `paths`, or beside an original
+    MSVD-QA file, gives MSVD's videos their other names.
 
     Args:
         paths: the files; a pair (test_q.json and test_a.json) in either order.
@@ -69,7 +72,7 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
 
     Raises:
         ConversationError: files that cannot be read, are of no known format, or do not belong
-            together; a question id that comes twice; no row that can be used.
+            together; a question id or a file that comes twice; no row that can be used.
     """
     sources, aliases = load(paths, format)
     set_aside: dict[str, str] = {}
@@ -78,9 +81,12 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
     known: dict[str, Conversation] = {}
     place_of: dict[str, str] = {}
     parts = []
-    for source in sources:
+    for number, source in enumerate(sources):
         used = []
-        for where, row in rows(source):
+        found = list(rows(source))
+        if makes_ids(source):
+            found = _under_own_ids(found, source, sources[:number], known)
+        for where, row in found:
             if isinstance(row, str):
                 without_video[where] = row
             elif isinstance(row, ConversationError):
@@ -101,6 +107,31 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
     return Annotations(
         name_of(sources), tuple(parts), set_aside, without_video, renamed, asked, both_ways
     )
+
+
+def _under_own_ids(
+    found: list[Row], source: Source, earlier: Sequence[Source], known: dict[str, Conversation]
+) -> list[Row]:
+    """Rows whose ids are made of their positions, under such as no file before has.
+
+    Raises `ConversationError` where a file before holds the same rows.
+    """
+    for other in earlier:
+        if (other.format, other.records) == (source.format, source.records):
+            raise ConversationError(
+                f"{source.paths[0]}: holds the same rows as {other.paths[0]}; a file is given once"
+            )
+    ids = {row.id for _, row in found if isinstance(row, Conversation)}
+    if ids.isdisjoint(known):
+        return found
+    marks = (f"#{number}" for number in itertools.count(2))
+    mark = next(mark for mark in marks if known.keys().isdisjoint(id + mark for id in ids))
+    return [
+        (where, dataclasses.replace(row, id=row.id + mark))
+        if isinstance(row, Conversation)
+        else (where, row)
+        for where, row in found
+    ]
 
 
 def _owned(

@@ -9,9 +9,11 @@ split: of a part of one, only the file's name does.
 import re
 from pathlib import Path
 
+from rvllm_jax.data.annotations.files import most
 from rvllm_jax.data.annotations.published import (
     NUMBERED,
     PUBLISHED,
+    number_of,
     numbered_split,
     other_split,
 )
@@ -69,7 +71,7 @@ def contradiction(part: Part, split: str) -> str:
 
 
 def _numbered(part: Part) -> bool:
-    """Whether the questions' ids end in the numbers that run through the benchmark's splits.
+    """Whether most questions' ids end in the numbers that run through the benchmark's splits.
 
     What Video-ChatGPT calls test_q.json of MSVD-QA and MSRVTT-QA is their validation split: there
     the numbers are right, and the names are not.
@@ -77,7 +79,7 @@ def _numbered(part: Part) -> bool:
     return (
         part.benchmark in NUMBERED
         and part.format in _NUMBERED_FORMATS
-        and all(c.id.rpartition("_")[2].isdecimal() for c in part.conversations)
+        and most(number_of(c.id).isdecimal() for c in part.conversations)
     )
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations import read
+from rvllm_jax.data.annotations import Part, read, splits
 from rvllm_jax.data.annotations.published import (
     PUBLISHED,
     Counts,
@@ -34,7 +34,8 @@ class Source:
         formats: those of `annotations.FORMATS` that the files may be in.
         benchmarks: split -> (benchmark, split) of `PUBLISHED`; absent: no counts are published.
         numbered: the number that ends a question's id runs through train, validation and test, and
-            tells to which of them a pair of questions and answers belongs, whatever it is called.
+            tells to which of them a pair of questions and answers belongs, whatever it is called;
+            an original file that is called otherwise is refused.
     """
 
     dataset: str
@@ -79,26 +80,26 @@ def read_splits(folder: Path, source: Source, *, allow_partial: bool) -> dict[st
         ConversationError: no files; files of another format, dataset or split; fewer questions or
             videos than are published, unless `allow_partial`, or more; two files of one split.
     """
-    splits: dict[str, Split] = {}
+    found: dict[str, Split] = {}
     for named, alternatives in source.files.items():
         for names in alternatives:
             paths = [folder / name for name in names]
             if not any(path.is_file() for path in paths):
                 continue
             split, own = _read(folder, paths, source, named, allow_partial)
-            if split in splits:
+            if split in found:
                 raise ConversationError(
-                    f"{folder}: {', '.join(names)} and {', '.join(splits[split].facts['files'])} "
+                    f"{folder}: {', '.join(names)} and {', '.join(found[split].facts['files'])} "
                     f"hold the same split of {source.dataset}, {split!r}; leave one of them here"
                 )
-            splits[split] = own
-    if not splits:
+            found[split] = own
+    if not found:
         choices = [" + ".join(names) for several in source.files.values() for names in several]
         raise ConversationError(
             f"{folder}: holds no annotations of {source.dataset}; expected one or more of "
             f"{', '.join(choices)}"
         )
-    return {split: splits[split] for split in source.files if split in splits}
+    return {split: found[split] for split in source.files if split in found}
 
 
 def _read(
@@ -115,14 +116,7 @@ def _read(
             f"its names of videos and questions; these are {found}. Put its own files there"
         )
     conversations = annotations.conversations
-    split = named
-    if source.numbered and annotations.format == "zero_shot":
-        split = numbered_split(source.dataset, [c.id for c in conversations])
-        if split not in source.files:
-            raise ConversationError(
-                f"{where}: the questions are numbered {split}, which is no one split of "
-                f"{source.dataset}; give the files of one split"
-            )
+    split = _numbered(where, source, annotations.parts[0], named)
     asked = len(conversations)
     if (folder / "frames").is_dir():
         conversations = stored_names(folder / "frames", conversations, annotations.aliases)
@@ -148,6 +142,24 @@ def _read(
         "ids_renamed": len(annotations.renamed),
     }
     return split, Split(conversations, facts)
+
+
+def _numbered(where: str, source: Source, part: Part, named: str) -> str:
+    """The split of the rows of a file that is named as one of the split `named`."""
+    if not source.numbered or splits.told_by(part) != splits.NUMBERS:
+        return named
+    split = numbered_split(source.dataset, [c.id for c in part.conversations])
+    if split not in source.files:
+        raise ConversationError(
+            f"{where}: the questions are numbered {split}, which is no one split of "
+            f"{source.dataset}; give the files of one split"
+        )
+    if split != named and part.format != "zero_shot":  # Video-ChatGPT's names are known to be wrong
+        raise ConversationError(
+            f"{where}: named as {source.dataset}'s split {named}, but the questions' numbers are "
+            f"those of {split}; published numbers differ in it. Name the file as its split is"
+        )
+    return split
 
 
 def _lacking(

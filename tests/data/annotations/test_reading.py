@@ -1,6 +1,5 @@
 """Every row is used, set aside with its reason, or refused; none is lost."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -99,28 +98,9 @@ def test_msrvtts_own_rows_have_categories_and_name_video_numbers(msrvtt, write):
     assert found.parts[0].benchmark == "msrvtt_qa" and not found.aliases
 
 
-@pytest.mark.parametrize(
-    ("name", "identity", "benchmark"),
-    [
-        ("video6513", "158581", "msrvtt_qa"),
-        ("bQJQGoJF7_k_162_169", "1201_30933", "msvd_qa"),
-        ("tumblr_no73_250", "5", "tgif_frameqa"),
-        ("baby_reading", "baby_reading_0", ""),
-    ],
-)
-def test_a_pair_of_files_is_known_by_its_names(name, identity, benchmark, write):
-    question = {"video_name": name, "question": "who?", "question_id": identity}
-    answer = {"answer": "man", "type": "0", "question_id": identity}
-    assert read(write({"q": json.dumps([question]), "a": json.dumps([answer])})).parts[
-        0
-    ].benchmark == (benchmark)
-
-
-def test_own_rows_in_a_benchmarks_form_are_no_benchmark(samples, write):
+def test_own_rows_in_a_benchmarks_form_are_no_benchmark(write):
     rows = [{"video_name": "kitchen", "Q": "Then?", "A": "He."}]
     assert read(write({"generic_qa.json": rows})).parts[0].benchmark == ""
-    rows = samples["generative"]["temporal_qa.json"]
-    assert read(write({"mine.json": rows})).parts[0].benchmark == ""  # generic or temporal?
 
 
 def test_a_pair_that_does_not_fit_is_refused_both_ways(samples, write):
@@ -143,11 +123,32 @@ def test_a_question_id_twice_is_refused_with_both_places(name, samples, write):
         read(write(pair))
 
 
-@pytest.mark.parametrize("format", ["tgif", "msvd_msrvtt_original"])
+@pytest.mark.parametrize(
+    "format", ["tgif", "msvd_msrvtt_original", "video_instruct", "generative", "consistency"]
+)
 def test_a_file_given_twice_is_refused(format, samples, write):
     path = write(samples[format])[0]
-    with pytest.raises(ConversationError, match="record 0 .*as that of .*record 0.*given once"):
+    with pytest.raises(ConversationError, match="given once"):
         read([path, path])
+
+
+@pytest.mark.parametrize("format", ["video_instruct", "generative", "tgif"])
+def test_two_files_without_ids_of_their_own_go_together(format, samples, write):
+    (content,) = samples[format].values()
+    name = {"video_instruct": "a.json", "generative": "temporal.json", "tgif": "a.csv"}[format]
+    if format == "tgif":
+        content = content.replace("vid_id", "unused").replace("video", "")
+        more = content.replace("how many", "how few")
+    else:
+        more = [*content, content[0] | dict.fromkeys(content[0].keys() & {"q", "Q"}, "Else?")]
+    paths = [write({f"{part}{name}": text})[0] for part, text in (("", content), ("more_", more))]
+    found = read(paths)
+    alone = [c.id for c in read(paths[:1]).conversations]
+    ids = [c.id for c in found.conversations]
+    assert ids[: len(alone)] == alone and ids[len(alone)] == f"{alone[0]}#2"
+    assert len(set(ids)) == len(ids) == sum(part.rows for part in found.parts)
+    assert found.parts[0].rows < found.parts[1].rows or format == "tgif"
+    assert not found.set_aside and not found.renamed and found.duplicates
 
 
 def test_rows_that_cannot_be_used_are_set_aside_with_place_and_reason(samples, write):
@@ -184,6 +185,21 @@ def test_a_short_row_of_a_table_is_set_aside(samples, write):
     assert len(found.conversations) == 2 and "record 2" in next(iter(found.set_aside))
 
 
+@pytest.mark.parametrize(("old", "new", "fields"), [("how many", "how\tmany", 8),
+                                                    ("\thow many", " how many", 6)])  # fmt: skip
+def test_a_row_of_a_table_with_a_tab_too_many_or_too_few_is_set_aside(
+    old, new, fields, samples, write
+):
+    """Its question, answer and type would be those of other columns."""
+    table = samples["tgif"]["Test_frameqa_question.csv"].replace(old, new)
+    found = read(write({"t.csv": table}))
+    assert found.conversations == EXPECTED["tgif"][:1]
+    ((where, why),) = found.set_aside.items()
+    assert (
+        "record 1" in where and f"{fields} fields between tabs, and the table's head has 7" in why
+    )
+
+
 def test_mixed_llava_files_keep_what_is_about_videos_and_count_the_rest(samples, write):
     (record,) = samples["llava"]["mixed.json"]
     text = {key: value for key, value in record.items() if key != "video"} | {"id": "t"}
@@ -195,6 +211,19 @@ def test_mixed_llava_files_keep_what_is_about_videos_and_count_the_rest(samples,
     ((where, why),) = found.set_aside.items()
     assert "record 4" in where and "repeats" in why and "record 0" in why
     assert found.parts[0].rows == 5
+
+
+def test_a_record_that_asks_about_a_video_it_does_not_name_is_not_text_alone(samples, write):
+    (record,) = samples["llava"]["mixed.json"]
+    bare = {key: value for key, value in record.items() if key != "video"}
+    asked = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "It."}]
+    rows = [record, bare | {"vidoe": "a.mp4"}, bare | {"Video": ["a.mp4"]}]
+    rows += [bare | {"conversations": asked}, bare | {"videos": [], "video_fps": 2}]
+    found = read(write({"m.json": rows}))
+    assert list(found.without_video.values()) == ["text alone"]
+    reasons = list(found.set_aside.values())
+    assert len(reasons) == 3 and all("has no 'video'; add it" in reason for reason in reasons)
+    assert "'vidoe' may be meant" in reasons[0] and "'Video' may be meant" in reasons[1]
 
 
 def test_questions_asked_twice_about_a_video_are_told(samples, write):

@@ -77,6 +77,9 @@ def test_a_pair_belongs_to_the_split_of_its_question_numbers(dataset, starts, pa
 
     for split, start in starts.items():
         assert list(read(dataset, write(start, start + 1), allow_partial=True)) == [split]
+    if dataset == "msrvtt_qa":  # one id that is no number: the others tell the split
+        strange = write(*range(starts["validation"], starts["validation"] + 3), "x")
+        assert list(read(dataset, strange, allow_partial=True)) == ["validation"]
     for start in (starts["validation"], starts["test"]):
         with pytest.raises(ConversationError, match=f"{start - 1} to {start}, which is no one"):
             read(dataset, write(start, start - 1), allow_partial=True)
@@ -93,9 +96,21 @@ def test_two_files_of_one_split_are_refused(pair):
 
 
 def test_an_original_file_is_of_the_split_it_is_called(tmp_path):
-    rows = [{"id": 0, "video_id": 7010, "category_id": 1, "question": "q?", "answer": "a"}]
-    (tmp_path / "test_qa.json").write_text(json.dumps(rows))
+    def write(name, number):
+        row = {"id": number, "video_id": 7010, "question": "q?", "answer": "a"}
+        (tmp_path / name).write_text(json.dumps([row | {"category_id": 1}]))
+
+    write("test_qa.json", 170_859)
     assert list(read("msrvtt_qa", tmp_path, allow_partial=True)) == ["test"]
+    (tmp_path / "test_qa.json").unlink()
+    write("train_qa.json", 158_581)
+    with pytest.raises(
+        ConversationError, match="split train, but the .* numbers are .* validation"
+    ):
+        read("msrvtt_qa", tmp_path, allow_partial=True)
+    write("train_qa.json", 10**9)
+    with pytest.raises(ConversationError, match="which is no one split"):
+        read("msrvtt_qa", tmp_path, allow_partial=True)
 
 
 def test_files_of_another_dataset_or_format_are_refused(published, pair, tmp_path):
