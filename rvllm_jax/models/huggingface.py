@@ -133,8 +133,22 @@ def _text_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _rope(values: Mapping[str, Any], where: str):
-    """rope_theta, and the scaling; newer files hold both in `rope_parameters`."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    """rope_theta, and the scaling: older files hold it in `rope_scaling`, newer ones hold both in
+    `rope_parameters`. transformers takes the first where both stand, and here they must agree.
+    """
+    sets = {k: values[k] for k in ("rope_scaling", "rope_parameters") if values.get(k)} or {"": {}}
+    found = {key: _rope_set(rope, values, where) for key, rope in sets.items()}
+    first, *others = found.values()
+    if any(other != first for other in others):
+        raise HuggingFaceConfigError(
+            f"{where}: rope_scaling={sets['rope_scaling']!r} and rope_parameters="
+            f"{sets['rope_parameters']!r} are different rotary embeddings (the first has "
+            f"rope_theta={first[0]:g}); leave the one that the weights were trained with"
+        )
+    return first
+
+
+def _rope_set(rope: Any, values: Mapping[str, Any], where: str):
     if not isinstance(rope, Mapping) or any(isinstance(x, Mapping) for x in rope.values()):
         raise HuggingFaceConfigError(f"{where}: rotary parameters {rope!r}, expected one set")
     theta = rope.get("rope_theta", values.get("rope_theta"))

@@ -1,5 +1,6 @@
 """Sizes from config.json files, old and new, and back."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -22,8 +23,9 @@ def test_sizes_come_back(name):
     ):
         values = llama_values(config, "float32")
         assert llama_config(values, "x") == config
-        del values["rope_parameters"]  # as older files have it
-        assert llama_config(values, "x") == config
+        for key in ("rope_parameters", "rope_scaling"):  # as older files have it, and newer ones
+            left = {k: v for k, v in values.items() if k != key}
+            assert llama_config(left, "x") == config
 
 
 def test_old_keys_and_what_llava_leaves_out():
@@ -32,6 +34,45 @@ def test_old_keys_and_what_llava_leaves_out():
     assert config.rope_scaling == LinearScaling(4.0) and config.rope_theta == 5e4
     llava = {"text_config": {"vocab_size": 32064, "rms_norm_eps": 1e-5}}
     assert (found := llama_config(llava, "x")).vocab_size == 32064 and found.width == 4096
+
+
+LINEAR, DEFAULT = {"rope_type": "linear", "factor": 4.0}, {"rope_type": "default"}
+ROTARY = {  # by key of config.json; and whether the two sets of one file are different
+    "older": (dict(rope_scaling=LINEAR, rope_theta=5e5), False),
+    "newer": (dict(rope_parameters=LINEAR | {"rope_theta": 5e5}, rope_theta=3e4), False),
+    "newer without theta": (dict(rope_parameters=LINEAR, rope_theta=5e5), False),
+    "none": (dict(rope_scaling=None, rope_parameters={}, rope_theta=5e5), False),
+    "both, one theta above": (
+        dict(rope_scaling=LINEAR, rope_parameters=LINEAR | {"rope_theta": 5e5}, rope_theta=5e5),
+        False,
+    ),
+    "both, scaled in the older": (dict(rope_scaling=LINEAR, rope_parameters=DEFAULT), True),
+    "both, scaled in the newer": (dict(rope_scaling=DEFAULT, rope_parameters=LINEAR), True),
+    "both, two factors": (
+        dict(rope_scaling=LINEAR, rope_parameters=LINEAR | {"factor": 2.0}),
+        True,
+    ),
+    "both, two thetas": (
+        dict(rope_scaling=LINEAR, rope_parameters=LINEAR | {"rope_theta": 5e5}),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_the_rotary_embedding_is_that_of_transformers_or_refused(name):
+    transformers = pytest.importorskip("transformers", reason="a requirement of the package")
+    keys, differ = ROTARY[name]
+    values = {k: v for k, v in OLD.items() if k not in ("rope_scaling", "rope_theta")} | keys
+    theirs = transformers.LlamaConfig.from_dict(copy.deepcopy(values)).rope_parameters
+    if differ:
+        message = rf"x: rope_scaling=.* are different .*rope_theta={theirs['rope_theta']:g}\)"
+        with pytest.raises(HuggingFaceConfigError, match=message):
+            llama_config(values, "x")
+        return
+    ours = llama_config(values, "x")
+    scaling = LinearScaling(theirs["factor"]) if theirs["rope_type"] == "linear" else None
+    assert (ours.rope_theta, ours.rope_scaling) == (theirs["rope_theta"], scaling)
 
 
 @pytest.mark.parametrize("key", sorted(OLD.keys() - {"rope_scaling", "rope_theta"}))
