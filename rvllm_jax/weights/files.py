@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ OURS = "model.json"  # beside our own flat file
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 # weights_only: what is in the file is unpickled as tensors and not executed.
 TO_SAFETENSORS = (
-    'python -c "import sys, torch, safetensors.torch as s; f = sys.argv[1]; '
+    'python -c "import pathlib, sys, torch, safetensors.torch as s; f = pathlib.Path(sys.argv[1]); '
     "t = torch.load(f, map_location='cpu', weights_only=True); t = t.get('state_dict', t); "
     "s.save_file({k: v.clone().contiguous() for k, v in t.items()}, "
-    "f.rsplit('.', 1)[0].replace('pytorch_model', 'model') + '.safetensors')\""
+    "f.with_name(f.stem.replace('pytorch_model', 'model') + '.safetensors'))\""
 )
 
 # What the files of an architecture may be named like; the first whose rules have the names is it.
@@ -153,8 +154,8 @@ def find_tensors(path: Path) -> dict[str, FileTensor]:
         if twice := sorted(header.keys() & tensors.keys()):
             raise WeightsError(f"{file}: holds what another shard holds too: {_some(twice)}")
         tensors |= header
-    if len(files) > 1 and (path / INDEX).is_file():
-        named = _json(path / INDEX)["weight_map"]
+    named = _json(path / INDEX).get("weight_map") if (path / INDEX).is_file() else None
+    if isinstance(named, dict) and {*map(str, named.values())} == {file.name for file in files}:
         absent = [n for n, f in named.items() if n not in tensors or tensors[n].path.name != f]
         if absent:
             raise WeightsError(
@@ -198,19 +199,22 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _pickle(folder: Path, files: list[Path]) -> str:
-    names = " ".join(str(file) for file in files)
+    names = " ".join(shlex.quote(str(file)) for file in files)
     return (
         f"{folder}: {_some([file.name for file in files])}: pickle files can execute anything when "
         "they are read, and are not read here. In an environment with torch, convert them:\n"
-        f"  for f in {names}; do {TO_SAFETENSORS} $f; done"
+        f'  for f in {names}; do {TO_SAFETENSORS} "$f"; done'
     )
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:
     """As transformers names it, or timm."""
-    if names := config.get("architectures"):
-        return str(names[0])
-    return config.get("architecture")
+    if not (names := config.get("architectures")):
+        return config.get("architecture")
+    first = names[0] if isinstance(names, list) else names
+    if not isinstance(first, str):
+        raise WeightsError(f"config.json: architectures={names!r}, expected a list of names")
+    return first
 
 
 def _layout(path: Path, config: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> Layout:

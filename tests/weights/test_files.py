@@ -65,6 +65,17 @@ def test_an_index_that_is_not_of_its_shards_is_refused(llama):
             open_weights(folder)
 
 
+def test_an_index_of_one_shard_is_compared_with_it_too(llama, tensors):
+    folder = llama()
+    weight_map = dict.fromkeys([*tensors(), "model.layers.9.x"], "model.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    for file in ("model.safetensors", "model-00001-of-00001.safetensors"):
+        (folder / "model.safetensors").rename(folder / file)
+        (folder / INDEX).write_text((folder / INDEX).read_text().replace("model.safetensors", file))
+        with pytest.raises(WeightsError, match=r"names tensors that are not .*model\.layers\.9\.x"):
+            open_weights(folder)
+
+
 def test_a_whole_file_comes_before_an_index_as_in_transformers(llama, tensors):
     folder, own = llama(shards=2), tensors()
     own["model.norm.weight"] += 1
@@ -95,6 +106,10 @@ def test_a_gap_between_layers_and_another_shape_are_listed(llama, tensors):
 def test_unknown_architectures_and_names_are_refused(llama, tensors):
     with pytest.raises(WeightsError, match="'MistralForCausalLM' is not known"):
         open_weights(llama(architectures=["MistralForCausalLM"], name="a"))
+    for number, wrong in enumerate(([3], {"a": 1})):
+        with pytest.raises(WeightsError, match="architectures=.*expected a list of names"):
+            open_weights(llama(architectures=wrong, name=f"wrong {number}"))
+    assert open_weights(llama(architectures="LlamaForCausalLM", name="a string")).entries
     with pytest.raises(WeightsError, match="no config.json says"):
         open_weights(llama(architectures=None, name="b"))
     surplus = tensors() | {"model.layers.0.self_attn.q_norm.weight": np.ones(4, np.float32)}
@@ -120,5 +135,18 @@ def test_pickles_are_not_read_and_the_command_converts_them(llama, tensors):
     assert subprocess.run(["bash", "-c", command], capture_output=True, check=False).returncode
     assert not executed.exists()
     torch.save({n: torch.tensor(x) for n, x in tensors().items()}, folder / "pytorch_model.bin")
+    subprocess.run(["bash", "-c", command], check=True)
+    assert len(open_weights(folder).entries) == 12
+
+
+@pytest.mark.parametrize("name", ["a folder's $HOME", "pytorch_model.of mine"])
+def test_the_command_that_converts_pickles_runs_in_any_folder(llama, tensors, name):
+    torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
+    folder = llama(name=name)
+    (folder / "model.safetensors").unlink()
+    torch.save({n: torch.tensor(x) for n, x in tensors().items()}, folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError) as error:
+        open_weights(folder)
+    command = str(error.value).split("\n", 1)[1].replace("python -c", f"{sys.executable} -c")
     subprocess.run(["bash", "-c", command], check=True)
     assert len(open_weights(folder).entries) == 12
