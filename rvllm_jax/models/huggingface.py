@@ -73,6 +73,8 @@ def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
             attention_bias=bool(values.get("attention_bias", False)),
             mlp_bias=bool(values.get("mlp_bias", False)),
         )
+    except HuggingFaceConfigError:  # which names the file already
+        raise
     except ValueError as error:
         raise HuggingFaceConfigError(f"{where}: {error}") from error
 

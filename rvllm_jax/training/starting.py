@@ -1,5 +1,7 @@
 """What a run starts from: weights out of folders, and what of the model stays random."""
 
+import re
+
 from absl import logging
 
 from rvllm_jax.models.lora import without_adapters
@@ -16,6 +18,10 @@ def open_start(folders: str, random: str, model: PureModel) -> dict[str, Entry]:
     they lack must match the regex `random`, and are logged; adapters are always drawn. Raises
     WeightsError.
     """
+    try:
+        re.compile(random)
+    except re.error as error:
+        raise WeightsError(f"config.model.random={random!r} is no regex: {error}") from error
     names = [name.strip() for name in folders.split(",") if name.strip()]
     if not names:
         return {}

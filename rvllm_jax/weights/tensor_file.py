@@ -26,8 +26,6 @@ DTYPES = {
     **{f"I{n}": np.dtype(f"int{n}") for n in (8, 16, 32, 64)},
     **{f"U{n}": np.dtype(f"uint{n}") for n in (8, 16, 32, 64)},
     "BOOL": np.dtype(bool),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
@@ -100,7 +98,13 @@ def read_header(path: str | Path) -> dict[str, FileTensor]:
 
 def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     """The header, and the byte at which the tensors start."""
-    length = int.from_bytes(file.read(8), "little")
+    first = file.read(8)
+    if first == b"version ":
+        raise WeightsError(
+            f"{path}: is no safetensors file but, it seems, a Git LFS pointer: run `git lfs pull` "
+            "in its folder"
+        )
+    length = int.from_bytes(first, "little")
     if size < 8 or length > min(size - 8, LONGEST_HEADER):
         raise WeightsError(
             f"{path}: is no safetensors file, or cut short: of its {size:,} bytes the header "
@@ -134,6 +138,11 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> FileTensor:
         whole = False
     if not whole:
         raise WeightsError(f"{path}: the header's entry of {name!r} is {entry!r}. {AGAIN}")
+    if kind.startswith(("F8_", "F6_", "F4")):  # without their scales the numbers are others
+        raise WeightsError(
+            f"{path}: {name!r} is of dtype {kind!r}: quantised weights are not read here. "
+            "Dequantise them first, or get the ones in bfloat16 that they were made of"
+        )
     if kind not in DTYPES:
         raise WeightsError(f"{path}: {name!r} is of dtype {kind!r}; known are {', '.join(DTYPES)}")
     tensor = FileTensor(path, name, DTYPES[kind], tuple(shape), start + first)

@@ -79,7 +79,7 @@ def test_the_rotary_embedding_is_that_of_transformers_or_refused(name):
 def test_a_missing_key_is_named(key):
     values = {k: v for k, v in OLD.items() if k != key}
     key = "max_position_embeddings" if key == "max_sequence_length" else key
-    with pytest.raises(HuggingFaceConfigError, match=f"x: needs '{key}'"):
+    with pytest.raises(HuggingFaceConfigError, match=f"^x: needs '{key}'"):
         llama_config(values, "x")
 
 

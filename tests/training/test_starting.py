@@ -17,6 +17,7 @@ from rvllm_jax.experiments.run import Experiment, asked_datasets
 from rvllm_jax.experiments.tokenizing import open_tokenizer
 from rvllm_jax.training.checkpoint import claim
 from rvllm_jax.training.stages import StageError
+from rvllm_jax.weights.errors import WeightsError
 
 JOINT = {"schedule": "visual,joint", "stages__joint__batch": 8}
 
@@ -28,6 +29,7 @@ JOINT = {"schedule": "visual,joint", "stages__joint__batch": 8}
         (JOINT | {"stages__joint__batch": 4}, StageError, "joint.batch=4 .*multiple of 8 devices"),
         (JOINT | {"stages__joint__table": (("(enc", "visual"),)}, StageError, r"table: '\(enc'"),
         (JOINT | {"stages__joint__table": (("enc.*", "visual"),)}, StageError, "no row of its tab"),
+        ({"model__random": "(enc"}, WeightsError, r"config\.model\.random='\(enc' is no regex: "),
         ({"evaluation__batch": 4}, StageError, "evaluation.batch=4 .*multiple of the 8 devices"),
         ({"tokenizer__folder": "/nowhere"}, TokenizerError, "/nowhere: no such folder"),
     ],

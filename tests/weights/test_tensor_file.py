@@ -79,6 +79,8 @@ LIES = {
     "negative": (lambda h: h["a"].update(shape=[-2, -3]), "entry of 'a'"),
     "entry": (lambda h: h.update(a=[1]), "entry of 'a'"),
     "dtype": (lambda h: h["a"].update(dtype="Q4"), "'a' is of dtype 'Q4'"),
+    "fp8": (lambda h: h["a"].update(dtype="F8_E4M3"), "'a' is of .*: quantised.*Dequantise"),
+    "scales": (lambda h: h["a"].update(dtype="F8_E8M0"), "'a' is of .*: quantised.*Dequantise"),
     "dtype of a list": (lambda h: h["a"].update(dtype=["F32"]), "entry of 'a'"),
     "shape of a text": (lambda h: h["none"].update(shape=""), "entry of 'none'"),
     "negative offset": (lambda h: h["a"].update(data_offsets=[-24, 0]), "entry of 'a'"),
@@ -106,12 +108,15 @@ def test_bytes_behind_the_last_tensor_are_refused(file):
 
 
 def test_what_is_no_safetensors_file_is_refused(tmp_path):
-    for content in (
-        b"version https://git-lfs.github.com/spec/v1\noid",
-        b"\x03" + b"\0" * 7 + b"[1]",
+    for content, message in (
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "z: .*Git LFS pointer: .*git lfs pull",
+        ),
+        (b"\x03" + b"\0" * 7 + b"[1]", "z: its header is no JSON object"),
     ):
         (tmp_path / "z").write_bytes(content)
-        with pytest.raises(WeightsError, match="z: "):
+        with pytest.raises(WeightsError, match=message):
             read_header(tmp_path / "z")
     with pytest.raises(WeightsError, match="absent: cannot be read"):
         read_header(tmp_path / "absent")
