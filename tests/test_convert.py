@@ -188,7 +188,7 @@ def test_what_does_not_fit_leaves_nothing_behind(llama, run, joint, tmp_path):
     values = json.loads((llama / "config.json").read_text())
     for change, error, message in (
         ({"hidden_size": None}, HuggingFaceConfigError, "hidden_size"),
-        ({"num_hidden_layers": 3}, WeightsError, r"misshapen: decoder/layers/.*\[3, "),
+        ({"num_hidden_layers": 3}, WeightsError, r"missing: model\.layers\.2\.self_attn"),
         ({"hidden_act": "gelu"}, HuggingFaceConfigError, "hidden_act='gelu'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, HuggingFaceConfigError, "'yarn'"),
     ):

@@ -27,6 +27,7 @@ from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.training.checkpoint_part import read_model
 from rvllm_jax.weights import merge, rules
 from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.faults import PROJECTOR
 from rvllm_jax.weights.files import OURS, Entry, Weights, open_weights
 from rvllm_jax.weights.infer import resnet_shape
 from rvllm_jax.weights.save import save_flat, save_published
@@ -181,9 +182,9 @@ def describe_weights(weights: Weights) -> dict[str, Any]:
     if "projector" in rooms:
         two = "projector/linear_2/kernel" in weights.entries
         description["projector"] = "mlp2x_gelu" if two else "linear"
-        if merge.PROJECTOR not in weights.entries:
+        if PROJECTOR not in weights.entries:
             raise WeightsError(f"{weights.path}: its projector lacks the kernel of its first layer")
-        description["features"] = weights.entries[merge.PROJECTOR].shape[0]
+        description["features"] = weights.entries[PROJECTOR].shape[0]
         if (act := weights.config.get("projector_hidden_act", "gelu")) != "gelu":
             raise WeightsError(f"{weights.path}: projector_hidden_act={act!r}; here is only 'gelu'")
     return description

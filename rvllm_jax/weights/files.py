@@ -19,6 +19,7 @@ from rvllm_jax.weights.tensor_file import FileTensor, read_header
 INDEX = "model.safetensors.index.json"
 EMBEDDING, HEAD = "decoder/embed/embedding", "decoder/head/kernel"
 OURS = "model.json"  # beside our own flat file
+UNKNOWN = "unknown tensor"  # before a name that the architecture has not; no path of ours
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 # weights_only: what is in the file is unpickled as tensors and not executed.
 TO_SAFETENSORS = (
@@ -44,12 +45,15 @@ TIMM = re.compile(r"resnet(18|34|50|101|152)")
 class Entry:
     """An array of ours in their files: one tensor, or the layers that are stacked.
 
-    `axes` is the order in which a tensor's axes become ours; None: as they are.
+    `axes` is the order in which a tensor's axes become ours; None: as they are. `layers` are the
+    numbers of stacked tensors, ascending, and `theirs` is their name with "{n}" for the number.
     """
 
     tensors: tuple[FileTensor, ...]
     stacked: bool = False
     axes: tuple[int, ...] | None = None
+    layers: tuple[int, ...] = ()
+    theirs: str = ""
 
     @property
     def dtype(self) -> np.dtype:
@@ -97,7 +101,8 @@ def open_weights(path: str | Path) -> Weights:
     """Reads configuration and headers of a folder, or of one .safetensors file.
 
     Raises WeightsError: nothing there, pickles (with the command that converts them), a missing
-    shard, a damaged file, an architecture or names that are not known.
+    shard, a damaged file, an architecture that is not known. That the tensors are all there, known
+    and of the right shapes is for `merge.check` to say, which knows the model.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -107,13 +112,8 @@ def open_weights(path: str | Path) -> Weights:
         return Weights(path, _json(folder / OURS), entries, ours=True)
     config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
     layout = _layout(path, config, tensors)
-    if unknown := layout.unknown(tensors):
-        raise WeightsError(
-            f"{path}: {len(unknown)} of its {len(tensors)} tensors are not of the architecture "
-            f"{_architecture(config) or 'that the others are'}: {_some(unknown)}"
-        )
     ignored = [name for name in tensors if layout.ignores(name)]
-    entries = _entries(path, layout, {n: t for n, t in tensors.items() if n not in ignored})
+    entries = _entries(layout, {n: t for n, t in tensors.items() if n not in ignored})
     if is_tied(config) and EMBEDDING in entries and (head := entries.pop(HEAD, None)):
         _check_copy(head.tensors[0], entries[EMBEDDING].tensors[0])
         ignored.append(head.tensors[0].name)
@@ -207,18 +207,20 @@ def _pickle(folder: Path, files: list[Path]) -> str:
     )
 
 
-def _architecture(config: Mapping[str, Any]) -> str | None:
+def _architecture(path: Path, config: Mapping[str, Any]) -> str | None:
     """As transformers names it, or timm."""
     if not (names := config.get("architectures")):
         return config.get("architecture")
     first = names[0] if isinstance(names, list) else names
     if not isinstance(first, str):
-        raise WeightsError(f"config.json: architectures={names!r}, expected a list of names")
+        raise WeightsError(
+            f"{path}: architectures={names!r} in config.json, expected a list of names"
+        )
     return first
 
 
 def _layout(path: Path, config: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> Layout:
-    name = _architecture(config)
+    name = _architecture(path, config)
     if name in ARCHITECTURES:
         layouts = ARCHITECTURES[name]
     elif name is None and "conv1.weight" in tensors:  # a torchvision file has no configuration
@@ -238,27 +240,22 @@ def _layout(path: Path, config: Mapping[str, Any], tensors: Mapping[str, FileTen
     return min(layouts, key=lambda layout: len(layout.unknown(tensors)))
 
 
-def _entries(path: Path, layout: Layout, tensors: Mapping[str, FileTensor]) -> dict[str, Entry]:
+def _entries(layout: Layout, tensors: Mapping[str, FileTensor]) -> dict[str, Entry]:
+    """Layers may be missing or of other shapes, and names unknown: `merge.check` lists them all."""
     found: dict[str, dict[int, FileTensor]] = {}
     by_path: dict[str, rules.Rule] = {}
+    entries = {}
     for name, tensor in tensors.items():
-        rule, ours, layer = layout.find(name)
+        if (place := layout.find(name)) is None:
+            entries[f"{UNKNOWN} {name}"] = Entry((tensor,))
+            continue
+        rule, ours, layer = place
         by_path[ours] = rule
         found.setdefault(ours, {})[layer] = tensor
-    entries, faults = {}, []
     for ours, layers in found.items():
-        rule, first = by_path[ours], layers[min(layers)]
-        gaps = sorted(set(range(max(layers) + 1)) - set(layers))
-        faults += [f"missing: {rule.theirs.format(n=layer)}" for layer in gaps]
-        faults += [
-            f"misshapen: {t.name} is {list(t.shape)}, and {first.name} {list(first.shape)}"
-            for t in layers.values()
-            if t.shape != first.shape
-        ]
-        ordered = tuple(layers[layer] for layer in sorted(layers))
-        entries[ours] = Entry(ordered, rule.stacked, rule.axes)
-    if faults:
-        raise WeightsError(f"{path}: its layers do not fit together:\n  " + "\n  ".join(faults))
+        rule, numbers = by_path[ours], tuple(sorted(layers))
+        ordered = tuple(layers[number] for number in numbers)
+        entries[ours] = Entry(ordered, rule.stacked, rule.axes, numbers, rule.theirs)
     return entries
 
 

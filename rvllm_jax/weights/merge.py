@@ -13,12 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.weights import streaming
 from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.faults import find_faults, listed
 from rvllm_jax.weights.files import Entry, Weights
 from rvllm_jax.weights.rules import MATRIX
 from rvllm_jax.weights.streaming import Piece
-
-CLIP_FEATURES = {768: "CLIP ViT-B", 1024: "CLIP ViT-L", 1152: "SigLIP SO400M"}
-PROJECTOR = "projector/linear_1/kernel"  # [features, width]
 
 
 def combine(sources: list[Weights]) -> dict[str, Entry]:
@@ -40,40 +38,17 @@ def check(
     """The paths of `targets` that `entries` lacks, all of which the regex `random` must match.
 
     `targets` maps every path of the model to its shape and dtype. Raises one WeightsError that
-    lists what is missing, surplus, misshapen or of a wrong dtype. Nothing is read.
+    lists all that is missing, surplus, misshapen or of a wrong dtype. Nothing is read.
     """
     missing = [path for path in targets if path not in entries]
     allowed = [path for path in missing if random and re.fullmatch(random, path)]
-    faults = [f"missing: {path} {_spec(targets[path])}" for path in missing if path not in allowed]
-    for path, entry in entries.items():
-        if path not in targets:
-            faults.append(f"surplus: {path} {_spec(entry)}")
-        elif entry.shape != targets[path].shape:
-            expected = _spec(targets[path])
-            faults.append(f"misshapen: {path} is {_spec(entry)}, expected {expected}")
-            faults += _projector_hint(path, entry, targets[path])
-        elif wrong := [t for t in entry.tensors if not jnp.issubdtype(t.dtype, jnp.floating)]:
-            faults.append(f"wrong dtype: {path} is {_spec(wrong[0])}, expected floating point")
-    if faults:
+    absent = [path for path in missing if path not in allowed]
+    if faults := find_faults(entries, targets, absent):
         raise WeightsError(
             f"{where}: the weights are not those of this model. Choose the sizes that they were "
-            "made for; what is to stay random must be named:\n  " + "\n  ".join(faults)
+            f"made for; what is to stay random must be named:{listed(faults)}"
         )
     return allowed
-
-
-def _projector_hint(path: str, entry: Entry, target: Any) -> list[str]:
-    if path != PROJECTOR or entry.shape[0] == target.shape[0]:
-        return []
-    made_for = CLIP_FEATURES.get(entry.shape[0], "another encoder")
-    return [
-        f"  (this projector was made for the {entry.shape[0]} features of {made_for}; the "
-        f"encoder here has {target.shape[0]}: leave the projector out and train a new one)"
-    ]
-
-
-def _spec(leaf: Any) -> str:
-    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
 def load(

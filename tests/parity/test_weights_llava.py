@@ -16,6 +16,7 @@ from rvllm_jax.models.pure import PureModel
 from rvllm_jax.types import PREFIX
 from rvllm_jax.weights import merge, rules
 from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.faults import PROJECTOR
 from rvllm_jax.weights.files import open_weights
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
@@ -171,7 +172,7 @@ def test_a_projector_of_clip_is_named_where_the_encoder_is_a_resnet(llava, tmp_p
     saved_llava(llava, "hf", tmp_path / "llava")
     entries = open_weights(tmp_path / "llava").entries
     targets = {p: jax.ShapeDtypeStruct(e.shape, np.float32) for p, e in entries.items()}
-    targets[merge.PROJECTOR] = jax.ShapeDtypeStruct((2048, 32), np.float32)
+    targets[PROJECTOR] = jax.ShapeDtypeStruct((2048, 32), np.float32)
     with pytest.raises(
         WeightsError, match="1024 features of CLIP ViT-L; the encoder here has 2048"
     ):

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.weights import merge, streaming
 from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.faults import PROJECTOR
 from rvllm_jax.weights.files import open_weights
 
 
@@ -83,6 +84,40 @@ def test_one_error_lists_all_that_is_wrong_before_anything_is_read(llama, tensor
         assert f"\n  {line}" in str(error.value)
 
 
+def test_faults_of_layers_and_unknown_names_stand_in_the_same_error(llama, tensors):
+    targets = shapes(open_weights(llama(name="whole")).entries)
+    own, name = tensors(), "model.layers.{}.{}.weight".format
+    for layer, part in ((1, "mlp.up_proj"), (2, "self_attn.k_proj")):  # within, and at the end
+        del own[name(layer, part)]
+    del own["model.norm.weight"]
+    own[name(2, "mlp.down_proj")] = np.zeros((7, 12), np.float32)
+    own[name(3, "mlp.up_proj")] = np.zeros((12, 8), np.float32)
+    own[name(0, "self_attn.q_norm")] = own["decoder/norm/scale"] = np.zeros(8, np.float32)
+    with pytest.raises(WeightsError) as error:
+        merge.check(open_weights(llama(own)).entries, targets, where="theirs")
+    assert sorted(str(error.value).split("\n  ")[1:]) == [
+        "misshapen: model.layers.2.mlp.down_proj.weight is float32[7, 12], expected [8, 12]",
+        "missing: decoder/norm/scale float32[8]",
+        "missing: model.layers.1.mlp.up_proj.weight float32[12, 8]",
+        "missing: model.layers.2.self_attn.k_proj.weight float32[4, 8]",
+        "surplus: model.layers.3.mlp.up_proj.weight float32[12, 8], of layer 3; the model has 3 "
+        "layers",
+        "surplus: unknown tensor decoder/norm/scale float32[8]",
+        "surplus: unknown tensor model.layers.0.self_attn.q_norm.weight float32[8]",
+    ]
+
+
+def test_fifty_faults_are_listed_and_the_others_counted(llama, tensors):
+    targets = shapes(open_weights(llama(name="whole")).entries)
+    own = tensors() | {f"x.{n}": np.zeros(1, np.float32) for n in range(52)}
+    del own["model.norm.weight"]
+    with pytest.raises(WeightsError) as error:
+        merge.check(open_weights(llama(own)).entries, targets)
+    lines = str(error.value).split("\n  ")[1:]
+    assert len({*lines}) == 51 and lines[-1] == "and 3 more"
+    assert lines[0] == "missing: decoder/norm/scale float32[8]"
+
+
 def test_what_may_stay_random_is_returned_by_name(llama):
     entries = open_weights(llama()).entries
     targets = shapes(entries) | {"projector/x": jax.ShapeDtypeStruct((2,), np.float32)}
@@ -103,9 +138,9 @@ def test_a_projector_of_clip_is_recognised(features):
     target = jax.ShapeDtypeStruct((features, 8), np.float32)
 
     class Held:
-        shape, dtype, tensors = clip.shape, clip.dtype, ()
+        shape, dtype, tensors, stacked = clip.shape, clip.dtype, (), False
 
     with pytest.raises(
         WeightsError, match=f"1024 features of CLIP ViT-L; the encoder .* {features}"
     ):
-        merge.check({merge.PROJECTOR: Held}, {merge.PROJECTOR: target})
+        merge.check({PROJECTOR: Held}, {PROJECTOR: target})
