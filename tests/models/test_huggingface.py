@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from rvllm_jax.models.huggingface import HuggingFaceConfigError, llama_config, llama_values
-from rvllm_jax.models.llama_config import DECODERS, LinearScaling
+from rvllm_jax.models.llama_config import DECODERS, LinearScaling, RopeScaling
 
 OLD = {  # as Vicuna 1.5 16k and the first Llama files were published
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -73,6 +73,17 @@ def test_the_rotary_embedding_is_that_of_transformers_or_refused(name):
     ours = llama_config(values, "x")
     scaling = LinearScaling(theirs["factor"]) if theirs["rope_type"] == "linear" else None
     assert (ours.rope_theta, ours.rope_scaling) == (theirs["rope_theta"], scaling)
+
+
+def test_what_goes_out_says_the_same_rotary_embedding_in_every_key():
+    transformers = pytest.importorskip("transformers", reason="a requirement of the package")
+    for scaling in (None, LinearScaling(4.0), RopeScaling(8.0, 1.0, 4.0, 256)):
+        config = dataclasses.replace(DECODERS["tiny"], rope_theta=5e5, rope_scaling=scaling)
+        values = llama_values(config, "float32")
+        for dropped in ("", "rope_scaling", "rope_parameters"):
+            left = {k: v for k, v in copy.deepcopy(values).items() if k != dropped}
+            theirs = transformers.LlamaConfig.from_dict(left).rope_parameters
+            assert theirs == values["rope_parameters"], dropped
 
 
 @pytest.mark.parametrize("key", sorted(OLD.keys() - {"rope_scaling", "rope_theta"}))
