@@ -86,6 +86,7 @@ def test_controls_are_asked_of_a_drawn_part(whole):
         assert same.setdefault(id.rpartition("_")[2], answer) == answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "half a line"])
 def test_what_was_interrupted_ends_as_if_it_had_not_been(
     how, whole, run_folder, prepared, tmp_path, monkeypatch
@@ -133,6 +134,7 @@ evaluate(["own"], {str(prepared)!r}, {str(run_folder)!r}, {str(out)!r}, Options(
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.slow
 def test_answers_of_another_model_or_other_questions_are_not_continued(
     whole, joint, run_folder, prepared, tmp_path
 ):
@@ -156,6 +158,7 @@ def test_answers_of_another_model_or_other_questions_are_not_continued(
     assert (folder / "answers.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_export_continues_what_its_run_began(whole, run_folder, prepared, tmp_path):
     """It is the same model: what counts is the values of its arrays. It brings its videos along."""
     run = shutil.copytree(run_folder, tmp_path / "run")
@@ -170,6 +173,7 @@ def test_an_export_continues_what_its_run_began(whole, run_folder, prepared, tmp
     assert info["training_videos"] == ["elsewhere/a.mp4", "other.mp4"]
 
 
+@pytest.mark.slow
 def test_broken_answer_files_are_refused(whole, run_folder, prepared, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "own")
     path, content = folder / "answers.jsonl", (whole[0] / "answers.jsonl").read_bytes()
@@ -218,6 +222,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
     refused("3 of 6,415 questions.*--allow_partial", data=tmp_path / "data" / "msvd_qa")
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_how_many_questions_are_behind_a_prefix(
     whole, run_folder, prepared, tmp_path
 ):
@@ -226,6 +231,7 @@ def test_answers_do_not_depend_on_how_many_questions_are_behind_a_prefix(
     assert lines(tmp_path / "own") == lines(whole[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["lock_step", pytest.param("vote", marks=pytest.mark.slow)])
 def test_several_clips_give_one_answer(fusion, run_folder, prepared, tmp_path):
     options = Options(controls=0, clips="5x5", fusion=fusion)

@@ -56,6 +56,7 @@ def check(outputs):
     assert "visual tokens a clip: 24 -> 6" in swapped and "visual: frozen" in swapped
 
 
+@pytest.mark.slow
 def test_it_runs_with_short_stages(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     notebook = read()

@@ -116,6 +116,7 @@ def test_damaged_frames_empty_their_rows_up_to_a_budget_then_end_the_run_with_th
     assert position["unreadable"] == {"2.mp4": 4} and position["bad_rows"] == 4
 
 
+@pytest.mark.slow
 def test_damaged_frames_are_counted_in_the_validation_loss_and_refused_above_the_budget(
     damaged, tmp_path, recipe, record, caplog
 ):

@@ -17,6 +17,8 @@ from rvllm_jax.training.stages import OptimizerSpec, Stage
 from rvllm_jax.training.step import State, make_step
 from rvllm_jax.types import Batch, VisualLayout
 
+pytestmark = pytest.mark.slow  # compilations for eight devices, half a minute or more
+
 MB = 2**20
 B, T, SIDE, L = 8, 4, 512, 32
 RESNET = ResNetConfig((1, 1), False, (8, 16), stem="small", stem_stride=2)

@@ -17,7 +17,7 @@ from rvllm_jax.training.checkpoint_part import read_model
 from rvllm_jax.training.interrupt import INTERRUPTED
 from rvllm_jax.training.loop import Trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]  # trains for a minute
 LLAMA = LlamaConfig(300, 16, 2, 4, 2, 8, 24, context=96)
 STEPS = 3
 KEYS = {

@@ -128,6 +128,7 @@ def assert_same_run(workdir: Path, other: Path) -> None:
         assert results[0][key] == results[1][key]
 
 
+@pytest.mark.slow
 def test_two_hosts_train_and_answer_as_one_does(workplace, start, run_here):
     workdir = workplace / "two_short"
     processes = start(workdir, 2, **SHORT)
