@@ -77,7 +77,7 @@ def test_a_folder_goes_in_and_out_bit_for_bit(llama, tmp_path):
     assert_same(read(tmp_path / "ours"), read(llama))
     assert (tmp_path / "ours" / "tokenizer.json").is_file()
     weights = open_weights(tmp_path / "ours")
-    assert merge.check(weights.entries, expected(describe_weights(weights))) == []
+    assert merge.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
     convert([str(tmp_path / "ours")], tmp_path / "theirs", form="transformers")
     assert_same(read(tmp_path / "theirs"), read(llama))
 

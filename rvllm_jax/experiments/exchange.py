@@ -1,7 +1,6 @@
 """Published folders, our flat files and working directories, made into one another."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from rvllm_jax.config import resolve
 from rvllm_jax.data import tokenizer
 from rvllm_jax.data.tokenizer_files import TOKENIZER_FILES, TokenizerError
-from rvllm_jax.experiments import training_videos
+from rvllm_jax.experiments import stored_recipe, training_videos
 from rvllm_jax.experiments.opening import check_same
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import llama_config, llama_values
@@ -105,8 +104,8 @@ def describe(resnet, llama, projector, layout, recipe: Mapping[str, Any]) -> dic
 
 
 def _of_run(workdir: Path, best: str) -> Parts:
-    config = json.loads((workdir / "config.json").read_text())
-    recipe = resolve(config)
+    config = stored_recipe.read_json(workdir / "config.json")
+    recipe = resolve(stored_recipe.of_run(workdir))
     model = build_model(recipe)
     params, stats, step = read_model(workdir, best)
     check_same(params | stats, model.params | model.stats, workdir)
@@ -128,7 +127,7 @@ def _of_folders(sources: list[str]) -> Parts:
     entries, description, told, folder = merge.combine(opened), {}, [], None
     for weights in opened:
         own = describe_weights(weights)
-        merge.check(weights.entries, expected(own), where=str(weights.path))
+        merge.check(weights.entries, expected(own, weights.path), where=str(weights.path))
         told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(own)}")
         if "decoder" in own and weights.path.is_dir():
             folder = weights.path  # the tokenizer is the decoder's
@@ -189,10 +188,11 @@ def describe_weights(weights: Weights) -> dict[str, Any]:
     return description
 
 
-def expected(description: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The paths, shapes and dtypes of the parts that a model.json describes."""
+def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """The paths, shapes and dtypes of the parts that the model.json of `where` describes."""
     if "recipe" in description:
-        model = build_model(resolve(description["recipe"]))
+        folder = where if where.is_dir() else where.parent
+        model = build_model(resolve(stored_recipe.of_export(description["recipe"], folder)))
         return model.params | model.stats
     parts = {}
     if "encoder" in description:
