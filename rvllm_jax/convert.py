@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         told = convert(
             SOURCE.value, OUT.value, form=FORM.value, best=BEST.value, vocab_size=VOCAB_SIZE.value
         )
-    except (WeightsError, HuggingFaceConfigError, CheckpointError, ConfigError) as error:
+    except (WeightsError, HuggingFaceConfigError, CheckpointError, ConfigError, OSError) as error:
         print(f"refused: {error}", file=sys.stderr)
         sys.exit(1)
     print("\n".join(told))

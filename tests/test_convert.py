@@ -146,21 +146,43 @@ def test_the_tokenizer_goes_out_with_its_decoder_whatever_comes_first(talking, t
     sizes = dict(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic")
     transformers.ResNetModel(transformers.ResNetConfig(**sizes)).save_pretrained(tmp_path / "eyes")
     ids = dict.fromkeys(("bos_token_id", "eos_token_id"))
-    source = talking(400, **ids, pad_token_id=-1)
+    source = talking(400, **ids, pad_token_id=-1)  # as Llama's old files say none
     told = convert([str(tmp_path / "eyes"), str(source)], tmp_path / "ours")
     assert "tokenizer: 400 of the decoder's 512 tokens" in told
-    assert "  left out: pad_token_id=-1, outside the vocabulary of 512 tokens" in told
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "ours" / name).read_bytes() == (source / name).read_bytes()
     convert([str(tmp_path / "ours")], tmp_path / "theirs", form="transformers")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "theirs")
-    assert (config.bos_token_id, config.eos_token_id) == (3, 0)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (3, 0, None)
 
 
 def test_the_special_ids_of_a_config_stay(talking, tmp_path):
-    told = convert([str(talking(300, eos_token_id=[7, 9]))], tmp_path / "out", form="transformers")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [7, 9]
-    assert told[-1] == f"written: {tmp_path / 'out'}"
+    source = talking(300, bos_token_id=3, eos_token_id=[7, 0], pad_token_id=9)
+    told = convert([str(source)], tmp_path / "out", form="transformers")
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [values[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [3, [7, 0], 9]
+    assert told[-1] == f"written: {tmp_path / 'out'}" and "warning" not in "".join(told)
+
+
+def test_the_tokenizers_ids_go_out_where_a_config_contradicts_them(talking, tmp_path):
+    source, ids = talking(300, bos_token_id=3, eos_token_id=2), {"eos_token_id": [2]}
+    (source / "generation_config.json").write_text(json.dumps(ids | {"top_k": 5}))
+    told = convert([str(source)], tmp_path / "out", form="transformers")
+    line = "warning: the tokenizer ends answers by id 0, config.json says 2: 0 is written"
+    assert [x for x in told if "warning" in x] == [line]
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == 0, name
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["top_k"] == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("eos_token_id", 512), ("eos_token_id", [2, -1]), ("bos_token_id", "<s>")]
+)
+def test_special_ids_outside_the_vocabulary_are_refused(talking, tmp_path, key, value):
+    with pytest.raises(WeightsError) as error:
+        convert([str(talking(300, **{key: value}))], tmp_path / "out")
+    assert f"{key}={value!r} is outside the vocabulary of 512 tokens" in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_with_more_tokens_than_the_decoder_is_refused(talking, tmp_path):
@@ -180,6 +202,8 @@ def test_what_does_not_fit_leaves_nothing_behind(llama, run, joint, tmp_path):
     ):
         with pytest.raises(error, match=message):
             convert(sources, tmp_path / "out")
+    with pytest.raises(WeightsError, match="no best checkpoint of stage 'joint'.*--best"):
+        convert([str(llama)], tmp_path / "out", best="joint")
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         convert([str(workdir)], tmp_path / "out", best="joint")
     bad = tmp_path / "bad"
@@ -211,4 +235,9 @@ def test_the_command_tells_and_refuses(llama, tmp_path):
     assert f"written: {tmp_path / 'ours'}" in done.stdout
     done = call(f"--source={llama}", f"--out={tmp_path / 'ours'}")
     assert done.returncode == 1 and "is not an empty folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    (tmp_path / "file").write_text("")
+    done = call(f"--source={llama}", f"--out={tmp_path / 'file' / 'ours'}")
+    assert done.returncode == 1 and done.stderr.startswith("refused: "), done.stderr
+    assert "cannot be made" in done.stderr
     assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ import numpy as np
 from rvllm_jax.config import resolve
 from rvllm_jax.data import tokenizer
 from rvllm_jax.data.tokenizer_files import TOKENIZER_FILES, TokenizerError
-from rvllm_jax.experiments import stored_recipe, training_videos
+from rvllm_jax.experiments import special_ids, stored_recipe, training_videos
 from rvllm_jax.experiments.opening import check_same
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import llama_config, llama_values
@@ -42,6 +42,12 @@ class Parts:
     told: list[str]
     trained_on: dict[str, Any] | None = None  # of training_videos.json; None: not known
 
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What model.json says of the ids by which texts start and end."""
+        decoder = self.description.get("decoder", {})
+        return {key: decoder[key] for key in special_ids.DOES if key in decoder}
+
 
 def convert(
     sources: list[str], out: str, *, form: str = "ours", best: str = "", vocab_size: int = 0
@@ -51,6 +57,11 @@ def convert(
     Raises WeightsError, HuggingFaceConfigError, CheckpointError or ConfigError before it writes.
     """
     runs = [source for source in sources if is_bound(source)]
+    if best and not runs:
+        raise WeightsError(
+            f"{', '.join(sources)}: has no best checkpoint of stage {best!r}, which only a working "
+            "directory with checkpoints has; leave out --best"
+        )
     if runs and len(sources) > 1:
         raise WeightsError(
             f"{runs[0]}: is a working directory, which holds a whole model by itself"
@@ -66,9 +77,12 @@ def convert(
         if parts.trained_on is not None:
             training_videos.write(out, parts.trained_on)
     if parts.tokenizer is not None:
-        for name in (*TOKENIZER_FILES, "generation_config.json"):
+        for name in TOKENIZER_FILES:
             if (parts.tokenizer / name).is_file():
                 shutil.copyfile(parts.tokenizer / name, Path(out) / name)
+        if (generation := parts.tokenizer / special_ids.GENERATION).is_file():
+            copied = Path(out) / special_ids.GENERATION
+            special_ids.write_generation(generation, copied, parts.ids, parts.told)
     return [*parts.told, f"written: {out}"]
 
 
@@ -88,8 +102,7 @@ def _add_tokenizer(parts: Parts) -> None:
             f"the decoder's own tokenizer, or make room by --vocab_size={found.vocab_size}"
         )
     parts.told.append(f"tokenizer: {found.vocab_size} of the decoder's {size} tokens")
-    ids = {"bos_token_id": found.bos_id, "eos_token_id": found.eos_id}
-    parts.description["decoder"] = ids | decoder  # what the source's config.json says stays
+    parts.description["decoder"] = decoder | special_ids.agree(decoder, found, parts.told)
 
 
 def describe(resnet, llama, projector, layout, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +145,8 @@ def _of_folders(sources: list[str]) -> Parts:
         if "decoder" in own and weights.path.is_dir():
             folder = weights.path  # the tokenizer is the decoder's
             if not weights.ours:
-                own["decoder"] |= _special_ids(weights.config, own["decoder"]["vocab_size"], told)
+                size = own["decoder"]["vocab_size"]
+                own["decoder"] |= special_ids.read(weights.config, size, weights.path)
         description |= own
         if weights.ignored:
             told.append(f"  left out: {', '.join(weights.ignored)}")
@@ -148,20 +162,6 @@ def _trained_on(sources: list[str]) -> dict[str, Any] | None:
     unknown = {name for own in found.values() if own for name in own["unknown"]}
     unknown |= {source for source, own in found.items() if own is None}
     return {"videos": sorted(videos), "unknown": sorted(unknown)}
-
-
-def _special_ids(config: Mapping[str, Any], size: int, told: list[str]) -> dict[str, Any]:
-    """The ids by which transformers starts, ends and fills texts, as a config.json has them."""
-    found, values = {}, {**config, **(config.get("text_config") or {})}
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if (value := values.get(key)) is None:
-            continue
-        ids = value if isinstance(value, list) else [value]
-        if all(isinstance(number, int) and 0 <= number < size for number in ids):
-            found[key] = value
-        else:
-            told.append(f"  left out: {key}={value!r}, outside the vocabulary of {size} tokens")
-    return found
 
 
 def describe_weights(weights: Weights) -> dict[str, Any]:
