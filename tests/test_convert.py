@@ -185,6 +185,59 @@ def test_special_ids_outside_the_vocabulary_are_refused(talking, tmp_path, key, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def llava_and_eyes(llama, tmp_path):
+    """Folders of a LLaVA whose projector takes 1024 features, and of a ResNet that makes 8."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(llama / "model.safetensors")
+    for n, shape in ((0, (32, 1024)), (2, (32, 32))):
+        tensors[f"model.mm_projector.{n}.weight"] = torch.zeros(shape)
+        tensors[f"model.mm_projector.{n}.bias"] = torch.zeros(32)
+    llava = tmp_path / "llava"
+    llava.mkdir()
+    save_file(tensors, llava / "model.safetensors")
+    values = json.loads((llama / "config.json").read_text())
+    values["architectures"] = ["LlavaLlamaForCausalLM"]
+    (llava / "config.json").write_text(json.dumps(values))
+    sizes = dict(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic")
+    transformers.ResNetModel(transformers.ResNetConfig(**sizes)).save_pretrained(tmp_path / "eyes")
+    return [str(llava), str(tmp_path / "eyes")]
+
+
+def test_a_projector_of_another_encoder_is_refused_until_left_out(llava_and_eyes, tmp_path):
+    with pytest.raises(WeightsError, match=r"1024 features of CLIP.* has 8.*--leave_out='proj"):
+        convert(llava_and_eyes, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    told = convert(llava_and_eyes, tmp_path / "out", leave_out="projector/.*")
+    assert [
+        x for x in told if x.startswith("left out: projector/linear_1/bias, projector/linear_1")
+    ]
+    theirs = read(llava_and_eyes[0]) | read(llava_and_eyes[1])
+    kept = {path: x for path, x in theirs.items() if not path.startswith("projector")}
+    assert_same(read(tmp_path / "out"), kept)
+    convert([str(tmp_path / "out")], tmp_path / "again")  # its model.json knows what is in it
+    assert_same(read(tmp_path / "again"), kept)
+
+
+def test_parts_are_left_out_of_a_run_whole_or_not_at_all(run, tmp_path):
+    for regex, message in (
+        ("project", "matches no path; there are those of decoder, encoder, projector"),
+        ("decoder/head/.*", "leave out all of the decoder"),
+        ("(", "is no regex"),
+        (".*", "leaves nothing"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            convert([str(run[0])], tmp_path / "out", leave_out=regex)
+        assert not (tmp_path / "out").exists()
+    convert([str(run[0])], tmp_path / "out", leave_out="decoder/.*")
+    weights = open_weights(tmp_path / "out")
+    assert merge.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
+    assert {path.partition("/")[0] for path in weights.entries} == {"encoder", "projector"}
+
+
 def test_a_tokenizer_with_more_tokens_than_the_decoder_is_refused(talking, tmp_path):
     source = str(talking(600))
     with pytest.raises(WeightsError, match=r"600 tokens, and the decoder 512.*--vocab_size=600"):

@@ -14,6 +14,7 @@ from rvllm_jax.config import resolve
 from rvllm_jax.data import tokenizer
 from rvllm_jax.data.tokenizer_files import TOKENIZER_FILES, TokenizerError
 from rvllm_jax.experiments import special_ids, stored_recipe, training_videos
+from rvllm_jax.experiments.leaving_out import left_out, without
 from rvllm_jax.experiments.opening import check_same
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import llama_config, llama_values
@@ -24,6 +25,7 @@ from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.training.checkpoint_part import read_model
+from rvllm_jax.types import VisualLayout
 from rvllm_jax.weights import merge, rules
 from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.files import OURS, Entry, Weights, open_weights
@@ -50,7 +52,13 @@ class Parts:
 
 
 def convert(
-    sources: list[str], out: str, *, form: str = "ours", best: str = "", vocab_size: int = 0
+    sources: list[str],
+    out: str,
+    *,
+    form: str = "ours",
+    best: str = "",
+    vocab_size: int = 0,
+    leave_out: str = "",
 ) -> list[str]:
     """Writes `out` from `sources` (see convert.py), and returns lines that say what was done.
 
@@ -67,6 +75,9 @@ def convert(
             f"{runs[0]}: is a working directory, which holds a whole model by itself"
         )
     parts = _of_run(Path(runs[0]), best) if runs else _of_folders(sources)
+    if leave_out:
+        _leave_out(parts, leave_out)
+    _check_features(parts)
     if vocab_size:
         _grow(parts, vocab_size)
     _add_tokenizer(parts)
@@ -153,6 +164,30 @@ def _of_folders(sources: list[str]) -> Parts:
     return Parts(dict(entries), description, folder, told, _trained_on(sources))
 
 
+def _leave_out(parts: Parts, regex: str) -> None:
+    gone = left_out(parts.arrays, regex)
+    for path in gone:
+        del parts.arrays[path]
+    if not parts.arrays:
+        raise WeightsError(f"--leave_out={regex!r} leaves nothing")
+    if "decoder" not in {path.partition("/")[0] for path in parts.arrays}:
+        parts.tokenizer = None  # it is the decoder's
+    parts.description = without(parts.description, parts.arrays)
+    parts.told.append(f"left out: {', '.join(gone)}")
+
+
+def _check_features(parts: Parts) -> None:
+    """Refuses a projector that was made for another encoder than the one it goes out with."""
+    encoder, kernel = parts.description.get("encoder"), parts.arrays.get(merge.PROJECTOR)
+    if encoder is None or kernel is None:
+        return
+    features = _resnet(encoder).features
+    if kernel.shape[0] != features:
+        raise WeightsError(
+            f"the sources do not go together: {merge.projector_hint(kernel.shape[0], features)}"
+        )
+
+
 def _trained_on(sources: list[str]) -> dict[str, Any] | None:
     """What the sources were trained on together; None where none of them says so."""
     found = {source: training_videos.read(source) for source in sources}
@@ -182,7 +217,7 @@ def describe_weights(weights: Weights) -> dict[str, Any]:
         description["projector"] = "mlp2x_gelu" if two else "linear"
         if merge.PROJECTOR not in weights.entries:
             raise WeightsError(f"{weights.path}: its projector lacks the kernel of its first layer")
-        description["features"] = weights.entries[merge.PROJECTOR].shape[0]
+        description["features"], description["width"] = weights.entries[merge.PROJECTOR].shape
         if (act := weights.config.get("projector_hidden_act", "gelu")) != "gelu":
             raise WeightsError(f"{weights.path}: projector_hidden_act={act!r}; here is only 'gelu'")
     return description
@@ -196,21 +231,25 @@ def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.Shape
         return model.params | model.stats
     parts = {}
     if "encoder" in description:
-        values = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in description["encoder"].items()
-        }
-        parts["encoder"] = lambda rngs: ResNet(ResNetConfig(**values), rngs=rngs)
+        resnet = _resnet(description["encoder"])
+        parts["encoder"] = lambda rngs: ResNet(resnet, rngs=rngs)
     if "decoder" in description:
         llama = llama_config(description["decoder"], OURS)
         parts["decoder"] = lambda rngs: Llama(llama, rngs=rngs)
-        if "projector" in description:
-            kind, features = description["projector"], description["features"]
-            parts["projector"] = lambda rngs: Projector(features, llama.width, kind, rngs=rngs)
+    if "projector" in description:
+        kind, features = description["projector"], description["features"]
+        width = llama.width if "decoder" in description else description.get("width", 0)
+        layout = VisualLayout(**description["layout"]) if "layout" in description else None
+        parts["projector"] = lambda rngs: Projector(features, width, kind, layout, rngs=rngs)
     found = {}
     for name, make in parts.items():
         model = PureModel.of(make)
         found |= {f"{name}/{path}": x for path, x in (model.params | model.stats).items()}
     return found
+
+
+def _resnet(values: Mapping[str, Any]) -> ResNetConfig:
+    return ResNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _grow(parts: Parts, size: int) -> None:
