@@ -216,6 +216,7 @@ def test_a_projector_of_another_encoder_is_refused_until_left_out(llava_and_eyes
         x for x in told if x.startswith("left out: projector/linear_1/bias, projector/linear_1")
     ]
     theirs = read(llava_and_eyes[0]) | read(llava_and_eyes[1])
+    assert told[0].endswith("arrays of decoder, projector")
     kept = {path: x for path, x in theirs.items() if not path.startswith("projector")}
     assert_same(read(tmp_path / "out"), kept)
     convert([str(tmp_path / "out")], tmp_path / "again")  # its model.json knows what is in it

@@ -152,7 +152,8 @@ def _of_folders(sources: list[str]) -> Parts:
     for weights in opened:
         own = describe_weights(weights)
         merge.check(weights.entries, expected(own, weights.path), where=str(weights.path))
-        told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(own)}")
+        rooms = sorted({path.partition("/")[0] for path in weights.entries})
+        told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(rooms)}")
         if "decoder" in own and weights.path.is_dir():
             folder = weights.path  # the tokenizer is the decoder's
             if not weights.ours:
