@@ -144,6 +144,7 @@ def _choices(recipe: Recipe) -> list[str]:
             table.append((f"{own}.moments", spec.moments, ("float32", "bfloat16")))
     return [
         f"config.{key}={value!r} is not one of {', '.join(choices)}"
+        + (", and there is no such folder" if key == "model.decoder" else "")
         for key, value, choices in table
         if value not in choices
     ]

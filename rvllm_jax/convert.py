@@ -1,6 +1,7 @@
 """Weights in and out.
 
     python -m rvllm_jax.convert --source=FOLDER[,FOLDER] --out=OUT          # theirs -> ours
+    python -m rvllm_jax.convert --source=LLAVA,RESNET --leave_out='projector/.*' --out=OUT
     python -m rvllm_jax.convert --source=RUN --out=OUT                      # a run's whole model
     python -m rvllm_jax.convert --source=RUN --out=OUT --form=transformers  # its decoder alone
 
@@ -26,15 +27,24 @@ FORM = flags.DEFINE_enum("form", "ours", ("ours", "transformers"), "What OUT bec
 BEST = flags.DEFINE_string("best", "", "Of a run: the best of this stage; none: the newest.")
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 0, "Grow the vocabulary to it; 0: as it is.")
 
+LEAVE_OUT = flags.DEFINE_string(
+    "leave_out", "", "A regex over paths that are not taken over: 'projector/.*'; none: all are."
+)
+
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     try:
         told = convert(
-            SOURCE.value, OUT.value, form=FORM.value, best=BEST.value, vocab_size=VOCAB_SIZE.value
+            SOURCE.value,
+            OUT.value,
+            form=FORM.value,
+            best=BEST.value,
+            vocab_size=VOCAB_SIZE.value,
+            leave_out=LEAVE_OUT.value,
         )
-    except (WeightsError, HuggingFaceConfigError, CheckpointError, ConfigError) as error:
+    except (WeightsError, HuggingFaceConfigError, CheckpointError, ConfigError, OSError) as error:
         print(f"refused: {error}", file=sys.stderr)
         sys.exit(1)
     print("\n".join(told))

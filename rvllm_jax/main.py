@@ -18,6 +18,7 @@ from rvllm_jax.config import refuse_unknown, resolve
 from rvllm_jax.data.places import refuse_urls
 from rvllm_jax.experiments import report
 from rvllm_jax.experiments.run import run, show_prompt
+from rvllm_jax.experiments.stored_recipe import with_kept_decoder
 from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.hosts.joining import Cluster, joined
 from rvllm_jax.training.checkpoint import claim, flat
@@ -105,8 +106,8 @@ def start() -> None:
     if not HERE.is_first:
         logging.set_verbosity(logging.WARNING)
     end_on_sigterm()  # while training, loop.py saves first
-    recipe = resolve(CONFIG.value)
-    workdir = Path(WORKDIR.value or f"runs/{recipe.name}")
+    workdir = Path(WORKDIR.value or f"runs/{CONFIG.value.get('name')}")
+    recipe = resolve(with_kept_decoder(CONFIG.value.to_dict(), workdir))
     with HERE.first_then_others("claiming the working directory"):
         claim(workdir, CONFIG.value.to_dict(), ignore=MAY_CHANGE)
     HERE.check_shared(workdir)

@@ -77,7 +77,7 @@ def test_a_folder_goes_in_and_out_bit_for_bit(llama, tmp_path):
     assert_same(read(tmp_path / "ours"), read(llama))
     assert (tmp_path / "ours" / "tokenizer.json").is_file()
     weights = open_weights(tmp_path / "ours")
-    assert merge.check(weights.entries, expected(describe_weights(weights))) == []
+    assert merge.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
     convert([str(tmp_path / "ours")], tmp_path / "theirs", form="transformers")
     assert_same(read(tmp_path / "theirs"), read(llama))
 
@@ -146,21 +146,97 @@ def test_the_tokenizer_goes_out_with_its_decoder_whatever_comes_first(talking, t
     sizes = dict(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic")
     transformers.ResNetModel(transformers.ResNetConfig(**sizes)).save_pretrained(tmp_path / "eyes")
     ids = dict.fromkeys(("bos_token_id", "eos_token_id"))
-    source = talking(400, **ids, pad_token_id=-1)
+    source = talking(400, **ids, pad_token_id=-1)  # as Llama's old files say none
     told = convert([str(tmp_path / "eyes"), str(source)], tmp_path / "ours")
     assert "tokenizer: 400 of the decoder's 512 tokens" in told
-    assert "  left out: pad_token_id=-1, outside the vocabulary of 512 tokens" in told
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "ours" / name).read_bytes() == (source / name).read_bytes()
     convert([str(tmp_path / "ours")], tmp_path / "theirs", form="transformers")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "theirs")
-    assert (config.bos_token_id, config.eos_token_id) == (3, 0)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (3, 0, None)
 
 
 def test_the_special_ids_of_a_config_stay(talking, tmp_path):
-    told = convert([str(talking(300, eos_token_id=[7, 9]))], tmp_path / "out", form="transformers")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [7, 9]
-    assert told[-1] == f"written: {tmp_path / 'out'}"
+    source = talking(300, bos_token_id=3, eos_token_id=[7, 0], pad_token_id=9)
+    told = convert([str(source)], tmp_path / "out", form="transformers")
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [values[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [3, [7, 0], 9]
+    assert told[-1] == f"written: {tmp_path / 'out'}" and "warning" not in "".join(told)
+
+
+def test_the_tokenizers_ids_go_out_where_a_config_contradicts_them(talking, tmp_path):
+    source, ids = talking(300, bos_token_id=3, eos_token_id=2), {"eos_token_id": [2]}
+    (source / "generation_config.json").write_text(json.dumps(ids | {"top_k": 5}))
+    told = convert([str(source)], tmp_path / "out", form="transformers")
+    line = "warning: the tokenizer ends answers by id 0, config.json says 2: 0 is written"
+    assert [x for x in told if "warning" in x] == [line]
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == 0, name
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["top_k"] == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("eos_token_id", 512), ("eos_token_id", [2, -1]), ("bos_token_id", "<s>")]
+)
+def test_special_ids_outside_the_vocabulary_are_refused(talking, tmp_path, key, value):
+    with pytest.raises(WeightsError) as error:
+        convert([str(talking(300, **{key: value}))], tmp_path / "out")
+    assert f"{key}={value!r} is outside the vocabulary of 512 tokens" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def llava_and_eyes(llama, tmp_path):
+    """Folders of a LLaVA whose projector takes 1024 features, and of a ResNet that makes 8."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(llama / "model.safetensors")
+    for n, shape in ((0, (32, 1024)), (2, (32, 32))):
+        tensors[f"model.mm_projector.{n}.weight"] = torch.zeros(shape)
+        tensors[f"model.mm_projector.{n}.bias"] = torch.zeros(32)
+    llava = tmp_path / "llava"
+    llava.mkdir()
+    save_file(tensors, llava / "model.safetensors")
+    values = json.loads((llama / "config.json").read_text())
+    values["architectures"] = ["LlavaLlamaForCausalLM"]
+    (llava / "config.json").write_text(json.dumps(values))
+    sizes = dict(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic")
+    transformers.ResNetModel(transformers.ResNetConfig(**sizes)).save_pretrained(tmp_path / "eyes")
+    return [str(llava), str(tmp_path / "eyes")]
+
+
+def test_a_projector_of_another_encoder_is_refused_until_left_out(llava_and_eyes, tmp_path):
+    with pytest.raises(WeightsError, match=r"1024 features of CLIP.* has 8.*--leave_out='proj"):
+        convert(llava_and_eyes, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    told = convert(llava_and_eyes, tmp_path / "out", leave_out="projector/.*")
+    assert [
+        x for x in told if x.startswith("left out: projector/linear_1/bias, projector/linear_1")
+    ]
+    theirs = read(llava_and_eyes[0]) | read(llava_and_eyes[1])
+    assert told[0].endswith("arrays of decoder, projector")
+    kept = {path: x for path, x in theirs.items() if not path.startswith("projector")}
+    assert_same(read(tmp_path / "out"), kept)
+    convert([str(tmp_path / "out")], tmp_path / "again")  # its model.json knows what is in it
+    assert_same(read(tmp_path / "again"), kept)
+
+
+def test_parts_are_left_out_of_a_run_whole_or_not_at_all(run, tmp_path):
+    for regex, message in (
+        ("project", "matches no path; there are those of decoder, encoder, projector"),
+        ("decoder/head/.*", "leave out all of the decoder"),
+        ("(", "is no regex"),
+        (".*", "leaves nothing"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            convert([str(run[0])], tmp_path / "out", leave_out=regex)
+        assert not (tmp_path / "out").exists()
+    convert([str(run[0])], tmp_path / "out", leave_out="decoder/.*")
+    weights = open_weights(tmp_path / "out")
+    assert merge.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
+    assert {path.partition("/")[0] for path in weights.entries} == {"encoder", "projector"}
 
 
 def test_a_tokenizer_with_more_tokens_than_the_decoder_is_refused(talking, tmp_path):
@@ -180,6 +256,8 @@ def test_what_does_not_fit_leaves_nothing_behind(llama, run, joint, tmp_path):
     ):
         with pytest.raises(error, match=message):
             convert(sources, tmp_path / "out")
+    with pytest.raises(WeightsError, match="no best checkpoint of stage 'joint'.*--best"):
+        convert([str(llama)], tmp_path / "out", best="joint")
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         convert([str(workdir)], tmp_path / "out", best="joint")
     bad = tmp_path / "bad"
@@ -211,4 +289,9 @@ def test_the_command_tells_and_refuses(llama, tmp_path):
     assert f"written: {tmp_path / 'ours'}" in done.stdout
     done = call(f"--source={llama}", f"--out={tmp_path / 'ours'}")
     assert done.returncode == 1 and "is not an empty folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    (tmp_path / "file").write_text("")
+    done = call(f"--source={llama}", f"--out={tmp_path / 'file' / 'ours'}")
+    assert done.returncode == 1 and done.stderr.startswith("refused: "), done.stderr
+    assert "cannot be made" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,7 +1,6 @@
 """Published folders, our flat files and working directories, made into one another."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 from rvllm_jax.config import resolve
 from rvllm_jax.data import tokenizer
 from rvllm_jax.data.tokenizer_files import TOKENIZER_FILES, TokenizerError
-from rvllm_jax.experiments import training_videos
+from rvllm_jax.experiments import special_ids, stored_recipe, training_videos
+from rvllm_jax.experiments.leaving_out import left_out, without
 from rvllm_jax.experiments.opening import check_same
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import llama_config, llama_values
@@ -25,9 +25,10 @@ from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.training.checkpoint_part import read_model
+from rvllm_jax.types import VisualLayout
 from rvllm_jax.weights import merge, rules
 from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.faults import PROJECTOR
+from rvllm_jax.weights.faults import PROJECTOR, projector_hint
 from rvllm_jax.weights.files import OURS, Entry, Weights, open_weights
 from rvllm_jax.weights.infer import resnet_shape
 from rvllm_jax.weights.save import save_flat, save_published
@@ -44,20 +45,40 @@ class Parts:
     told: list[str]
     trained_on: dict[str, Any] | None = None  # of training_videos.json; None: not known
 
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What model.json says of the ids by which texts start and end."""
+        decoder = self.description.get("decoder", {})
+        return {key: decoder[key] for key in special_ids.DOES if key in decoder}
+
 
 def convert(
-    sources: list[str], out: str, *, form: str = "ours", best: str = "", vocab_size: int = 0
+    sources: list[str],
+    out: str,
+    *,
+    form: str = "ours",
+    best: str = "",
+    vocab_size: int = 0,
+    leave_out: str = "",
 ) -> list[str]:
     """Writes `out` from `sources` (see convert.py), and returns lines that say what was done.
 
     Raises WeightsError, HuggingFaceConfigError, CheckpointError or ConfigError before it writes.
     """
     runs = [source for source in sources if is_bound(source)]
+    if best and not runs:
+        raise WeightsError(
+            f"{', '.join(sources)}: has no best checkpoint of stage {best!r}, which only a working "
+            "directory with checkpoints has; leave out --best"
+        )
     if runs and len(sources) > 1:
         raise WeightsError(
             f"{runs[0]}: is a working directory, which holds a whole model by itself"
         )
     parts = _of_run(Path(runs[0]), best) if runs else _of_folders(sources)
+    if leave_out:
+        _leave_out(parts, leave_out)
+    _check_features(parts)
     if vocab_size:
         _grow(parts, vocab_size)
     _add_tokenizer(parts)
@@ -68,9 +89,12 @@ def convert(
         if parts.trained_on is not None:
             training_videos.write(out, parts.trained_on)
     if parts.tokenizer is not None:
-        for name in (*TOKENIZER_FILES, "generation_config.json"):
+        for name in TOKENIZER_FILES:
             if (parts.tokenizer / name).is_file():
                 shutil.copyfile(parts.tokenizer / name, Path(out) / name)
+        if (generation := parts.tokenizer / special_ids.GENERATION).is_file():
+            copied = Path(out) / special_ids.GENERATION
+            special_ids.write_generation(generation, copied, parts.ids, parts.told)
     return [*parts.told, f"written: {out}"]
 
 
@@ -90,8 +114,7 @@ def _add_tokenizer(parts: Parts) -> None:
             f"the decoder's own tokenizer, or make room by --vocab_size={found.vocab_size}"
         )
     parts.told.append(f"tokenizer: {found.vocab_size} of the decoder's {size} tokens")
-    ids = {"bos_token_id": found.bos_id, "eos_token_id": found.eos_id}
-    parts.description["decoder"] = ids | decoder  # what the source's config.json says stays
+    parts.description["decoder"] = decoder | special_ids.agree(decoder, found, parts.told)
 
 
 def describe(resnet, llama, projector, layout, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,8 +129,8 @@ def describe(resnet, llama, projector, layout, recipe: Mapping[str, Any]) -> dic
 
 
 def _of_run(workdir: Path, best: str) -> Parts:
-    config = json.loads((workdir / "config.json").read_text())
-    recipe = resolve(config)
+    config = stored_recipe.read_json(workdir / "config.json")
+    recipe = resolve(stored_recipe.of_run(workdir))
     model = build_model(recipe)
     params, stats, step = read_model(workdir, best)
     check_same(params | stats, model.params | model.stats, workdir)
@@ -129,16 +152,42 @@ def _of_folders(sources: list[str]) -> Parts:
     entries, description, told, folder = merge.combine(opened), {}, [], None
     for weights in opened:
         own = describe_weights(weights)
-        merge.check(weights.entries, expected(own), where=str(weights.path))
-        told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(own)}")
+        merge.check(weights.entries, expected(own, weights.path), where=str(weights.path))
+        rooms = sorted({path.partition("/")[0] for path in weights.entries})
+        told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(rooms)}")
         if "decoder" in own and weights.path.is_dir():
             folder = weights.path  # the tokenizer is the decoder's
             if not weights.ours:
-                own["decoder"] |= _special_ids(weights.config, own["decoder"]["vocab_size"], told)
+                size = own["decoder"]["vocab_size"]
+                own["decoder"] |= special_ids.read(weights.config, size, weights.path)
         description |= own
         if weights.ignored:
             told.append(f"  left out: {', '.join(weights.ignored)}")
     return Parts(dict(entries), description, folder, told, _trained_on(sources))
+
+
+def _leave_out(parts: Parts, regex: str) -> None:
+    gone = left_out(parts.arrays, regex)
+    for path in gone:
+        del parts.arrays[path]
+    if not parts.arrays:
+        raise WeightsError(f"--leave_out={regex!r} leaves nothing")
+    if "decoder" not in {path.partition("/")[0] for path in parts.arrays}:
+        parts.tokenizer = None  # it is the decoder's
+    parts.description = without(parts.description, parts.arrays)
+    parts.told.append(f"left out: {', '.join(gone)}")
+
+
+def _check_features(parts: Parts) -> None:
+    """Refuses a projector that was made for another encoder than the one it goes out with."""
+    encoder, kernel = parts.description.get("encoder"), parts.arrays.get(PROJECTOR)
+    if encoder is None or kernel is None:
+        return
+    features = _resnet(encoder).features
+    if kernel.shape[0] != features:
+        raise WeightsError(
+            f"the sources do not go together: {projector_hint(kernel.shape[0], features)}"
+        )
 
 
 def _trained_on(sources: list[str]) -> dict[str, Any] | None:
@@ -150,20 +199,6 @@ def _trained_on(sources: list[str]) -> dict[str, Any] | None:
     unknown = {name for own in found.values() if own for name in own["unknown"]}
     unknown |= {source for source, own in found.items() if own is None}
     return {"videos": sorted(videos), "unknown": sorted(unknown)}
-
-
-def _special_ids(config: Mapping[str, Any], size: int, told: list[str]) -> dict[str, Any]:
-    """The ids by which transformers starts, ends and fills texts, as a config.json has them."""
-    found, values = {}, {**config, **(config.get("text_config") or {})}
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if (value := values.get(key)) is None:
-            continue
-        ids = value if isinstance(value, list) else [value]
-        if all(isinstance(number, int) and 0 <= number < size for number in ids):
-            found[key] = value
-        else:
-            told.append(f"  left out: {key}={value!r}, outside the vocabulary of {size} tokens")
-    return found
 
 
 def describe_weights(weights: Weights) -> dict[str, Any]:
@@ -184,34 +219,39 @@ def describe_weights(weights: Weights) -> dict[str, Any]:
         description["projector"] = "mlp2x_gelu" if two else "linear"
         if PROJECTOR not in weights.entries:
             raise WeightsError(f"{weights.path}: its projector lacks the kernel of its first layer")
-        description["features"] = weights.entries[PROJECTOR].shape[0]
+        description["features"], description["width"] = weights.entries[PROJECTOR].shape
         if (act := weights.config.get("projector_hidden_act", "gelu")) != "gelu":
             raise WeightsError(f"{weights.path}: projector_hidden_act={act!r}; here is only 'gelu'")
     return description
 
 
-def expected(description: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The paths, shapes and dtypes of the parts that a model.json describes."""
+def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """The paths, shapes and dtypes of the parts that the model.json of `where` describes."""
     if "recipe" in description:
-        model = build_model(resolve(description["recipe"]))
+        folder = where if where.is_dir() else where.parent
+        model = build_model(resolve(stored_recipe.of_export(description["recipe"], folder)))
         return model.params | model.stats
     parts = {}
     if "encoder" in description:
-        values = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in description["encoder"].items()
-        }
-        parts["encoder"] = lambda rngs: ResNet(ResNetConfig(**values), rngs=rngs)
+        resnet = _resnet(description["encoder"])
+        parts["encoder"] = lambda rngs: ResNet(resnet, rngs=rngs)
     if "decoder" in description:
         llama = llama_config(description["decoder"], OURS)
         parts["decoder"] = lambda rngs: Llama(llama, rngs=rngs)
-        if "projector" in description:
-            kind, features = description["projector"], description["features"]
-            parts["projector"] = lambda rngs: Projector(features, llama.width, kind, rngs=rngs)
+    if "projector" in description:
+        kind, features = description["projector"], description["features"]
+        width = llama.width if "decoder" in description else description.get("width", 0)
+        layout = VisualLayout(**description["layout"]) if "layout" in description else None
+        parts["projector"] = lambda rngs: Projector(features, width, kind, layout, rngs=rngs)
     found = {}
     for name, make in parts.items():
         model = PureModel.of(make)
         found |= {f"{name}/{path}": x for path, x in (model.params | model.stats).items()}
     return found
+
+
+def _resnet(values: Mapping[str, Any]) -> ResNetConfig:
+    return ResNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _grow(parts: Parts, size: int) -> None:

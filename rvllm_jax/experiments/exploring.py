@@ -19,6 +19,7 @@ from rvllm_jax.data import chat, packing
 from rvllm_jax.data.conversations import Turn
 from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.experiments.run import Experiment
+from rvllm_jax.experiments.stored_recipe import with_kept_decoder
 from rvllm_jax.models.attention import Where, make_mask
 from rvllm_jax.models.llama import Attention, Llama, rope_angles, rotate
 from rvllm_jax.models.video_llm import VideoLLM, normalise
@@ -44,7 +45,7 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> Experiment:
     config: the keys of configs/joint.py as plain values (`ConfigDict.to_dict`). A model trained
     earlier in `workdir` with other values is refused, as WorkdirError.
     """
-    recipe = resolve(dict(config))
+    recipe = resolve(with_kept_decoder(config, Path(workdir)))
     claim(Path(workdir), dict(config))
     experiment = Experiment.open(recipe, Path(workdir))
     experiment.train()

@@ -1,9 +1,7 @@
 """A trained model opened for use: out of a run's working directory, or an exported folder."""
 
-import copy
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from rvllm_jax.config import ConfigError, Recipe, check_tokenizer, resolve
+from rvllm_jax.config import Recipe, check_tokenizer, resolve
 from rvllm_jax.data import chat
 from rvllm_jax.data import tokenizer as tokenizers
+from rvllm_jax.experiments import stored_recipe
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import VideoLLM
@@ -98,7 +97,7 @@ def describe_model(
     """
     path = Path(path)
     is_run = is_bound(path)
-    config = _config_of_run(path) if is_run else _config_of_export(path)
+    config = stored_recipe.of_run(path) if is_run else _config_of_export(path)
     if best and not is_run:
         raise WeightsError(f"{path}: an exported folder has no best checkpoint of stage {best!r}")
     if template:
@@ -133,35 +132,19 @@ def read_arrays(described: Described) -> Opened:
     return Opened(path, recipe, model, params, stats, described.tokenizer, layout, step, told)
 
 
-def _config_of_run(path: Path) -> dict[str, Any]:
-    return _read_json(path / "config.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}; restore the file") from error
-
-
 def _config_of_export(path: Path) -> dict[str, Any]:
-    """The configuration in model.json, which no longer needs the folders that its run started from:
-    the folder brings the decoder's sizes and the tokenizer itself."""
     if not (path / OURS).is_file():
         raise WeightsError(
             f"{path}: neither a working directory with a checkpoint nor an exported model "
             f"({OURS} is not there); train one, or `python -m rvllm_jax.convert --source=RUN`"
         )
-    description = _read_json(path / OURS)
+    description = stored_recipe.read_json(path / OURS)
     if "recipe" not in description:
         raise WeightsError(
             f"{path}: holds {', '.join(description) or 'nothing'}, not a whole video model; train "
             f"from it (--config.model.weights={path}), then convert the run"
         )
-    config = copy.deepcopy(description["recipe"])
-    config["model"] |= {"decoder": str(path), "weights": str(path), "random": ""}
-    config["tokenizer"]["folder"] = str(path)
-    return config
+    return stored_recipe.of_export(description["recipe"], path)
 
 
 def _dtype(path: str, leaf: Any, recipe: Recipe) -> np.dtype:

@@ -19,6 +19,7 @@ from rvllm_jax.evaluation import controls
 from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.experiments import report, training_videos
 from rvllm_jax.experiments.samples import answered_samples
+from rvllm_jax.experiments.stored_recipe import keep_decoder
 from rvllm_jax.experiments.tokenizing import find_tokenizer, open_tokenizer
 from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.models.pure import Arrays, PureModel
@@ -89,6 +90,7 @@ class Experiment:
                 progress=progress.bar if HERE.is_first else None,
             )
             tokenizer = open_tokenizer(recipe, source, workdir)
+            keep_decoder(recipe, workdir)
         return cls(recipe, workdir, source, tokenizer, model, layout)
 
     @functools.cached_property

@@ -66,10 +66,16 @@ def _misshapen(path: str, entry: Entry, target: Any) -> str:
     line = f"misshapen: {path} is {_spec(entry)}, expected {_spec(target)}"
     if path != PROJECTOR or entry.shape[0] == target.shape[0]:
         return line
-    made_for = CLIP_FEATURES.get(entry.shape[0], "another encoder")
+    return f"{line}\n    ({projector_hint(entry.shape[0], target.shape[0])})"
+
+
+def projector_hint(features: int, encoder: int) -> str:
+    """What to do where a projector of `features` inputs meets an encoder that makes others."""
+    made_for = CLIP_FEATURES.get(features, "another encoder")
     return (
-        f"{line}\n    (this projector was made for the {entry.shape[0]} features of {made_for}; "
-        f"the encoder here has {target.shape[0]}: leave the projector out and train a new one)"
+        f"this projector was made for the {features} features of {made_for}; the encoder here has "
+        f"{encoder}: leave the projector out, by rvllm_jax.convert --leave_out='projector/.*', "
+        "and train a new one, by --config.model.random='projector/.*'"
     )
 
 

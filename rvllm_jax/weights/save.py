@@ -101,9 +101,16 @@ def _shards(specs: Mapping[str, Any], most: int) -> dict[str, list[str]]:
 
 def _new_folder(folder: str | Path) -> Path:
     folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        pass  # a file, which is refused below
+    except OSError as error:
+        raise WeightsError(
+            f"{folder}: cannot be made ({error}); name a folder that can be written"
+        ) from error
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WeightsError(f"{folder}: exists and is not an empty folder; name a new one")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -1,5 +1,6 @@
 """A run, and what was exported of it, opened for use."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.config import resolve
+from rvllm_jax.config import ConfigError, resolve
 from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.experiments.exchange import convert
-from rvllm_jax.experiments.opening import open_model
+from rvllm_jax.experiments.opening import describe_model, open_model
 from rvllm_jax.experiments.run import build_model
+from rvllm_jax.experiments.stored_recipe import keep_decoder, with_kept_decoder
+from rvllm_jax.models.huggingface import llama_values
+from rvllm_jax.models.llama import DECODERS
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints, claim
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
@@ -21,9 +25,13 @@ from rvllm_jax.weights.errors import WeightsError
 
 @pytest.fixture(scope="module")
 def run(joint, tmp_path_factory):
-    """A working directory with a checkpoint, its parameters in float32, computed in bfloat16."""
-    workdir = tmp_path_factory.mktemp("run")
+    """A working directory with a checkpoint, its parameters in float32, computed in bfloat16; the
+    folder that its decoder's sizes came from is no longer there."""
+    workdir, sizes = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("sizes")
     config = joint()
+    decoder = dataclasses.replace(DECODERS["tiny"], vocab_size=config.tokenizer.vocab_size)
+    (sizes / "config.json").write_text(json.dumps(llama_values(decoder, "float32")))
+    config.model.decoder = str(sizes)
     config.model.dtype = "bfloat16"
     recipe = resolve(config)
     claim(workdir, config.to_dict())
@@ -36,6 +44,8 @@ def run(joint, tmp_path_factory):
     checkpoints = Checkpoints(workdir)
     checkpoints.save(3, arrays, {"position": {}})
     checkpoints.close()
+    keep_decoder(recipe, workdir)
+    shutil.rmtree(sizes)
     return workdir
 
 
@@ -61,6 +71,37 @@ def test_an_export_opens_as_the_run_it_is_of(run, tmp_path, mesh):
     assert kernel.dtype == jnp.bfloat16
     assert len(kernel.sharding.device_set) == 8
     assert kernel.addressable_shards[0].data.size * mesh["fsdp"] * mesh["tensor"] == kernel.size
+
+
+def test_neither_run_nor_export_needs_the_folder_of_the_decoder(run, tmp_path):
+    convert([str(run)], tmp_path / "ours")
+    convert([str(tmp_path / "ours")], tmp_path / "theirs", form="transformers")
+    convert([str(tmp_path / "ours")], tmp_path / "again")
+    config = json.loads((run / "config.json").read_text())
+    gone = config["model"]["decoder"]
+    with pytest.raises(ConfigError, match=f"decoder='{gone}'.*and there is no such folder"):
+        resolve(config)
+    continued = with_kept_decoder(config, run)
+    recipe = resolve(continued)
+    assert recipe.llama.vocab_size == config["tokenizer"]["vocab_size"]
+    assert config["model"]["decoder"] == gone  # what `claim` compares is as it was given
+    kept = (run / "decoder" / "config.json").read_bytes()
+    convert([str(run)], tmp_path / "grown", vocab_size=recipe.llama.vocab_size + 8)
+    other = config | {"model": config["model"] | {"decoder": str(tmp_path / "grown")}}
+    keep_decoder(resolve(other), run)
+    assert (run / "decoder" / "config.json").read_bytes() == kept
+    (tmp_path / "decoder").mkdir()
+    shutil.copyfile(run / "decoder" / "config.json", tmp_path / "decoder" / "config.json")
+    assert with_kept_decoder(config, tmp_path) == config  # no checkpoint depends on it
+
+
+def test_a_grown_export_is_taken_again(run, tmp_path):
+    size = json.loads((run / "config.json").read_text())["tokenizer"]["vocab_size"] + 8
+    convert([str(run)], tmp_path / "grown", vocab_size=size)
+    convert([str(tmp_path / "grown")], tmp_path / "theirs", form="transformers")
+    values = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert values["vocab_size"] == size
+    assert describe_model(tmp_path / "grown").recipe.llama.vocab_size == size
 
 
 def test_matrices_in_the_dtype_of_the_computation_change_nothing(run):

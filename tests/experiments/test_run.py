@@ -16,6 +16,8 @@ from rvllm_jax.data.frames import FrameStore
 from rvllm_jax.evaluation.asking import Asked
 from rvllm_jax.experiments import report
 from rvllm_jax.experiments.run import Experiment, _unreadable, asked_datasets, evaluate
+from rvllm_jax.models.huggingface import llama_values, read_llama_config
+from rvllm_jax.models.llama import DECODERS
 from rvllm_jax.training.loop import Position, Result
 from rvllm_jax.training.unreadable import TrainingError
 
@@ -35,11 +37,15 @@ def quick_compilation():
 
 @pytest.fixture(scope="module")
 def experiment(joint, tmp_path_factory):
-    """That of configs/joint.py, with few clips."""
+    """That of configs/joint.py, with few clips, its decoder's sizes out of a folder."""
     folder = tmp_path_factory.mktemp("run")
     config = joint()
     with config.unlocked():
         config.update_from_flattened_dict(SETTINGS | {"data.store": str(folder / "data")})
+    sizes = dataclasses.replace(DECODERS["tiny"], vocab_size=SETTINGS["tokenizer.vocab_size"])
+    config.model.decoder = str(tmp_path_factory.mktemp("decoder"))
+    values = json.dumps(llama_values(sizes, "float32"))
+    (Path(config.model.decoder) / "config.json").write_text(values)
     build = shapes.build
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -69,6 +75,10 @@ def written(experiment, split: str, clips: int) -> list[tuple[str, str, str]]:
     return [
         (q["type"], q["value"], a["value"]) for q, a in zip(turns[::2], turns[1::2], strict=True)
     ]
+
+
+def test_the_sizes_of_the_decoder_are_kept_beside_the_tokenizer(experiment):
+    assert read_llama_config(experiment.workdir / "decoder") == experiment.recipe.llama
 
 
 def test_every_split_is_answered_and_counted_by_question_type(experiment, evaluated):

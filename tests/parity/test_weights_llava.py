@@ -87,7 +87,7 @@ def test_llavas_language_path_and_projector_are_transformers(llava, form, tmp_pa
     assert weights.ignored and all("vision_tower" in name for name in weights.ignored)
     config = llama_config(weights.config, "config.json")
     assert config.vocab_size == 32064
-    assert merge.check(weights.entries, expected(describe_weights(weights))) == []
+    assert merge.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
     rng = np.random.default_rng(0)
     features, tokens = rng.normal(size=(2, 3, 1024)), rng.integers(0, 32064, (2, 7))
     with jax.enable_x64(True):

@@ -1,0 +1,78 @@
+"""The ids by which texts start and end: a config.json's, and those of the tokenizer beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rvllm_jax.data.tokenizer import Tokenizer
+from rvllm_jax.weights.errors import WeightsError
+
+DOES = {"bos_token_id": "begins texts", "eos_token_id": "ends answers"}
+GENERATION = "generation_config.json"  # what it says goes before config.json in transformers
+
+
+def read(config: Mapping[str, Any], size: int, where: Path) -> dict[str, Any]:
+    """The ids of the config.json in `where` by which transformers starts, ends and fills texts.
+
+    Raises WeightsError for one that a vocabulary of `size` tokens does not hold. Llama's old files
+    have pad_token_id=-1 for none, which counts as null.
+    """
+    found, values = {}, {**config, **(config.get("text_config") or {})}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = values.get(key)
+        if value is None or (key == "pad_token_id" and value == -1):
+            continue
+        for number in _listed(value):
+            if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < size:
+                raise WeightsError(
+                    f"{where / 'config.json'}: {key}={value!r} is outside the vocabulary of {size} "
+                    "tokens (vocab_size); correct it there, or set it to null"
+                )
+        found[key] = value
+    return found
+
+
+def agree(
+    decoder: Mapping[str, Any], tokenizer: Tokenizer, told: list[str]
+) -> dict[str, int | list[int] | None]:
+    """The ids to write beside `tokenizer`: those of `decoder` (a config.json's) where it has them
+    and the tokenizer's own is among them, else the tokenizer's, by which answers here end."""
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    for key, own in ids.items():
+        theirs = decoder.get(key)
+        if own is None or own in _listed(theirs):
+            ids[key] = theirs
+        elif theirs is not None:
+            told.append(
+                f"warning: the tokenizer {DOES[key]} by id {own}, config.json says {theirs}: "
+                f"{own} is written"
+            )
+    return ids
+
+
+def write_generation(source: Path, out: Path, ids: Mapping[str, Any], told: list[str]) -> None:
+    """Copies the generation_config.json of folder `source`, with `ids` where it says otherwise.
+
+    Byte for byte where it agrees. `ids` may be {}: nothing is known of a tokenizer.
+    """
+    content = source.read_bytes()
+    try:
+        values = json.loads(content)
+        wrong = {
+            key: own
+            for key, own in ids.items()
+            if own is not None and values.get(key) is not None
+            if not set(_listed(own)) & set(_listed(values[key]))
+        }
+    except (ValueError, AttributeError, TypeError):
+        told.append(f"{source}: copied as it is, and cannot be read")
+        wrong = {}
+    if wrong:
+        told.append(f"{GENERATION}: {', '.join(f'{k}={v}' for k, v in wrong.items())} is written")
+        content = (json.dumps(values | wrong, indent=1) + "\n").encode()
+    out.write_bytes(content)
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
