@@ -28,7 +28,11 @@ class JitParallel:
         self.rows = mesh.shape["data"] * mesh.shape["fsdp"]  # devices a batch is split over
         self.whole = NamedSharding(mesh, P())  # where what every device has whole lies
         self._batch = sharding.batch_sharding(mesh)
-        self.share = sharding.share_of_rows(self._batch, self.rows)
+
+    @functools.cached_property
+    def share(self):
+        """Which rows of a batch this host's devices take; a plan's mesh has no devices."""
+        return sharding.share_of_rows(self._batch, self.rows)
 
     def arrays(self, params: dict, stats: dict) -> tuple[dict, dict]:
         """Where each parameter and each statistic (arrays or their shapes) lies."""
@@ -177,4 +181,6 @@ def make(kind: str, mesh: dict[str, int]) -> JitParallel | PmapParallel:
                 "config.parallel='jit' (config.mesh with data=-1 is its layout)"
             )
         return PmapParallel(jax.local_devices())
-    return JitParallel(sharding.make_mesh(**mesh))
+    layout = JitParallel(sharding.make_mesh(**mesh))
+    _ = layout.share  # refused here where hosts cannot read rows of their own
+    return layout

@@ -39,6 +39,7 @@ def whole(run_folder, prepared, tmp_path_factory):
     return out / "own", told
 
 
+@pytest.mark.slow
 def test_every_question_is_answered_once_and_lost_ones_stay_in_the_denominator(whole):
     folder, told = whole
     found = AnswerFile.read(folder)
@@ -70,6 +71,7 @@ def _in_order(plain):
     return sorted(plain, key=lambda a: order.index(a["question_id"]))
 
 
+@pytest.mark.slow
 def test_controls_are_asked_of_a_drawn_part(whole):
     folder, _ = whole
     by_control = {}

@@ -20,6 +20,8 @@ from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import VisualLayout
 
+pytestmark = pytest.mark.slow  # compiles for half a minute and more
+
 MESSAGES = [{"role": "system", "content": "red?"}, {"role": "user", "content": "left or up?"}]
 TEMPLATE, CONTEXT, MAX_NEW = chat.TEMPLATES["short"], 128, 5
 

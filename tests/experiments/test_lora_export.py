@@ -19,6 +19,8 @@ from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
 from rvllm_jax.weights.files import open_weights
 
+pytestmark = pytest.mark.slow  # compiles for half a minute and more
+
 
 @pytest.fixture(scope="module")
 def run(joint, tmp_path_factory):

@@ -28,6 +28,7 @@ def placed(layout, params, stats):
     return jax.device_put((params, stats), layout.arrays(params, stats))
 
 
+@pytest.mark.slow
 def test_a_session_on_a_mesh(small_model, layout):
     tokenizer = train(["which way does the red circle go? it goes left and then up"] * 3, 300)
     llama = LlamaConfig(tokenizer.vocab_size, 16, 2, 4, 2, 8, 24, context=256)

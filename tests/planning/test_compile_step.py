@@ -10,6 +10,8 @@ from rvllm_jax.planning import compile_step, memory
 from rvllm_jax.training.parallel import JitParallel
 from rvllm_jax.training.sharding import AXES, make_mesh
 
+pytestmark = pytest.mark.slow  # compiles for half a minute and more
+
 
 @pytest.fixture(scope="module")
 def compiled(recipe):

@@ -31,6 +31,7 @@ def counted(jaxpr) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -149,6 +149,7 @@ def test_text_in_the_videos_place_agrees(run, on_one_device, layout):
     assert_same_updates(run(LAYOUTS[layout](), LANGUAGE), on_one_device["language", 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["data=2 fsdp=2 tensor=2", "pmap"])
 def test_adapters_of_a_frozen_decoder_agree(run, adapters_on_one_device, layout):
     (params, _), after = adapters_on_one_device
