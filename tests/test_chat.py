@@ -80,6 +80,7 @@ class Terminal:
         return bool(new)
 
 
+@pytest.mark.slow
 def test_a_conversation_at_a_terminal(talker, tmp_path):
     """Answers stream; Ctrl-C stops one and keeps it, and at the prompt it is the end."""
     video = talker / "videos" / "a.mp4"

@@ -1,5 +1,6 @@
 """The command `python -m rvllm_jax.prepare`: its arguments, its exit codes, and kills."""
 
+import functools
 import json
 import os
 import re
@@ -43,7 +44,9 @@ def command(place, *more, out="out") -> list[str]:
 
 def start(place, *more, out="out", **how):
     how = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) | how
-    return subprocess.Popen(command(place, *more, out=out), **how)
+    # Where the tests run in the background, Ctrl-C would be ignored.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command(place, *more, out=out), preexec_fn=heard, **how)
 
 
 def end(place, *more, **how) -> tuple[int, str, str]:

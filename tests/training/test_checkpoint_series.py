@@ -80,7 +80,7 @@ def test_saving_a_step_again_replaces_it_and_the_later_ones(tmp_path):
     assert_same(arrays, state(9))
     assert meta == {"run": "second"}
     checkpoints.close()
-    assert os.listdir(tmp_path) == ["checkpoints"]
+    assert set(os.listdir(tmp_path)) <= {"checkpoints", "frozen"}
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
 
 
@@ -202,7 +202,7 @@ def test_killed_while_saving_the_previous_checkpoint_stays(tmp_path, step, clear
     checkpoints.save(2, state(), {})
     checkpoints.close()
     assert os.listdir(folder) == ["2"]
-    assert os.listdir(tmp_path) == ["checkpoints"]
+    assert set(os.listdir(tmp_path)) <= {"checkpoints", "frozen"}
 
 
 def _bytes_of_half_written(folder):

@@ -63,7 +63,7 @@ def trainer(tiny_batch, monkeypatch):
         **dict(events=events, _stop_if_asked=lambda: None, lengths=[STEPS], _record=record),
         recipe=SimpleNamespace(seed=0, data=data),
         train_sets={"video": None},
-        parallel=SimpleNamespace(put=put),
+        parallel=SimpleNamespace(put=put, share=(0, 1)),
         _compile=lambda *_: step,
         _due=lambda *_: set(),
     )
