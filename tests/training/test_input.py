@@ -50,8 +50,8 @@ def trainer(tiny_batch, monkeypatch):
         events.append(("step", state))
         return state + 1, state
 
-    def record(stage, position, bar, rows, errors, metrics, *, behind):
-        assert isinstance(rows, np.ndarray) and isinstance(errors, np.ndarray)
+    def record(stage, position, bar, told, metrics, *, behind):
+        assert isinstance(told.rows, np.ndarray) and isinstance(told.errors, np.ndarray)
         events.append(("waits for step", metrics))
 
     def put(batch):
@@ -64,6 +64,8 @@ def trainer(tiny_batch, monkeypatch):
         recipe=SimpleNamespace(seed=0, data=data),
         train_sets={"video": None},
         parallel=SimpleNamespace(put=put, share=(0, 1)),
+        interrupt=SimpleNamespace(requested=False),
+        together=Together(None),
         _compile=lambda *_: step,
         _due=lambda *_: set(),
     )
