@@ -26,16 +26,8 @@ if [ $# -eq 0 ]; then
   exit 2
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-call() {
-  if "$dry_run"; then
-    printf '+'
-    printf ' %q' "$@"
-    printf '\n'
-  else
-    "$@"
-  fi
-}
+# shellcheck source=launch/dry_run.sh
+source launch/dry_run.sh
 
 devices=()
 if [ "$extra" = gpu ]; then devices=(--gpus all); fi

@@ -38,12 +38,6 @@ usage() {
 
 say() { printf '%s\n' "$*" >&2; }
 
-shown() {
-  printf '+'
-  printf ' %q' "$@"
-  printf '\n'
-}
-
 # tpu ASSUMED GROUP VERB...: runs gcloud for this zone; a dry run prints the command and answers
 # ASSUMED.
 tpu() {
@@ -270,6 +264,8 @@ done
 [ -n "$name" ] || usage "--name is missing"
 [ -n "$zone" ] || usage "--zone is missing"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/dry_run.sh
+source launch/dry_run.sh
 exec 3>&1 # what a dry run prints, also from within $(...)
 case "$command" in
   run | create | start | follow | status | stop | delete) "$command" ;;

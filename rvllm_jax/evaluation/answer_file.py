@@ -1,6 +1,5 @@
 """answers.jsonl of a benchmark: written as answers come, continued, never mixed."""
 
-import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from rvllm_jax.data.shards import write_atomically
 from rvllm_jax.evaluation.answered import ANSWERS, INFO
 from rvllm_jax.evaluation.asked_groups import Key
-from rvllm_jax.evaluation.lines import Lines, read_lines
+from rvllm_jax.evaluation.lines import Lines, now, read_lines, unlike
 from rvllm_jax.evaluation.questions import EvaluationError
 
 
@@ -40,7 +39,7 @@ class AnswerFile:
                     "it, or name another --out"
                 )
             if not known:
-                started = {"date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")}
+                started = {"date": now()}
                 content = json.dumps(dict(info) | {"complete": False} | started, indent=1)
                 write_atomically(folder / INFO, content.encode())
         except BaseException:
@@ -92,14 +91,8 @@ def _check_same(folder: Path, known: Mapping[str, Any], info: Mapping[str, Any])
     if not known:
         return
     there = known.get("made_with", {}) | {"benchmark": known.get("benchmark")}
-    now = info["made_with"] | {"benchmark": info["benchmark"]}
-    others = [
-        f"{name}: {there.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted(there.keys() | now.keys())
-        if there.get(name) != now.get(name)
-    ]
-    if others:
+    if others := unlike(there, info["made_with"] | {"benchmark": info["benchmark"]}):
         raise EvaluationError(
             f"{folder}: holds answers that were made otherwise, and answers are not mixed: "
-            f"{'; '.join(others)}. Continue with what they were made with, or name another --out"
+            f"{others}. Continue with what they were made with, or name another --out"
         )

@@ -1,11 +1,13 @@
 """Files of JSON lines that grow while the work goes on and outlive being killed."""
 
 import contextlib
+import datetime
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 
 class LinesError(ValueError):
@@ -79,6 +81,23 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
             if not isinstance(record, dict):
                 raise LinesError(f"{where}: expected an object, got {type(record).__name__}")
             yield where, record
+
+
+def unlike(there: Mapping[str, Any], now: Mapping[str, Any], longest: int | None = None) -> str:
+    """What a file was made with, that is not what it would be continued with; "" where all is.
+
+    longest: characters of a value that are shown; None: all.
+    """
+    return "; ".join(
+        f"{name}: {repr(there.get(name))[:longest]} there, {repr(now.get(name))[:longest]} now"
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name)
+    )
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _no_number(name: str) -> float:

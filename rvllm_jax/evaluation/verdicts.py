@@ -1,7 +1,6 @@
 """What judges say: the lines of judged.NAME.jsonl, and what they were made with beside it."""
 
 import dataclasses
-import datetime
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 
 from rvllm_jax.data.shards import write_atomically
 from rvllm_jax.evaluation.items import Item, Key
-from rvllm_jax.evaluation.lines import Lines, read_lines
+from rvllm_jax.evaluation.lines import Lines, now, read_lines, unlike
 
 LARGEST = 5.0  # of scores; the smallest is 0
 _TOLD = ("created", "base_url")  # an endpoint that moves is the same judge
@@ -179,18 +178,8 @@ def open_verdicts(
 
 def _check_same(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     wanted = {k: v for k, v in json.loads(json.dumps(wanted)).items() if k not in _TOLD}
-    differing = [
-        f"{name}: {known.get(name)!r:.80} there, {wanted.get(name)!r:.80} now"
-        for name in sorted(known.keys() | wanted.keys())
-        if known.get(name) != wanted.get(name)
-    ]
-    if differing:
+    if differing := unlike(known, wanted, longest=80):
         raise VerdictsError(
-            f"{path}: was judged otherwise, and verdicts are not mixed: {'; '.join(differing)}. "
+            f"{path}: was judged otherwise, and verdicts are not mixed: {differing}. "
             "Judge under another name (--name), or as before"
         )
-
-
-def now() -> str:
-    """The time, in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

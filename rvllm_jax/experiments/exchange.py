@@ -15,7 +15,7 @@ from rvllm_jax.data import tokenizer
 from rvllm_jax.data.tokenizer_files import TOKENIZER_FILES, TokenizerError
 from rvllm_jax.experiments import special_ids, stored_recipe, training_videos
 from rvllm_jax.experiments.leaving_out import left_out, without
-from rvllm_jax.experiments.opening import check_same
+from rvllm_jax.experiments.opening import read_run
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import llama_config, llama_values
 from rvllm_jax.models.llama import Llama
@@ -24,7 +24,6 @@ from rvllm_jax.models.projector import Projector
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.training.checkpoint import is_bound
-from rvllm_jax.training.checkpoint_part import read_model
 from rvllm_jax.types import VisualLayout
 from rvllm_jax.weights import merge, rules
 from rvllm_jax.weights.errors import WeightsError
@@ -132,9 +131,8 @@ def _of_run(workdir: Path, best: str) -> Parts:
     config = stored_recipe.read_json(workdir / "config.json")
     recipe = resolve(stored_recipe.of_run(workdir))
     model = build_model(recipe)
-    params, stats, step = read_model(workdir, best)
-    check_same(params | stats, model.params | model.stats, workdir)
-    told = [f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"]
+    params, stats, _, line = read_run(workdir, best, model)
+    told = [line]
     if recipe.lora is not None:
         params = merged(params, recipe.lora)
         told.append(f"  merged into the decoder: {recipe.lora}")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -121,9 +122,7 @@ def read_arrays(described: Described) -> Opened:
     model, layout = build_model(recipe), parallel.make("jit", recipe.mesh)
     places = layout.arrays(model.params, model.stats)
     if described.is_run:
-        params, stats, step = read_model(path, best, places[0] | places[1])
-        check_same(params | stats, model.params | model.stats, path)
-        told = f"{path}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"
+        params, stats, step, told = read_run(path, best, model, places[0] | places[1])
     else:
         arrays = _read_export(path, recipe, model, places[0] | places[1])
         params, stats = ({p: arrays[p] for p in part} for part in (model.params, model.stats))
@@ -165,8 +164,20 @@ def _read_export(path: Path, recipe: Recipe, model: PureModel, places: Mapping) 
     return merge.load(entries, targets, places)
 
 
-def check_same(arrays: Mapping[str, Any], targets: Mapping[str, Any], where: Path) -> None:
-    """Refuses a checkpoint whose arrays are not those of its configuration's model."""
+def read_run(
+    workdir: Path, best: str, model: PureModel, places: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Arrays, Arrays, int, str]:
+    """(params, stats, step, where they came from in words) of a run of `model`; see `read_model`.
+
+    Raises CheckpointError, and WeightsError where the arrays are not those of the model.
+    """
+    params, stats, step = read_model(workdir, best, places)
+    _check_same(params | stats, model.params | model.stats, workdir)
+    told = f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"
+    return params, stats, step, told
+
+
+def _check_same(arrays: Mapping[str, Any], targets: Mapping[str, Any], where: Path) -> None:
     wrong = sorted(arrays.keys() ^ targets.keys())
     wrong += [p for p in arrays.keys() & targets.keys() if arrays[p].shape != targets[p].shape]
     if wrong:

@@ -17,8 +17,8 @@ from rvllm_jax.config import resolve
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.planning import abstract, hlo
 from rvllm_jax.training import sharding
+from rvllm_jax.training.compiling import compile_update
 from rvllm_jax.training.parallel import JitParallel
-from rvllm_jax.training.step import make_step
 
 OVERFLOW = re.compile(r"Used ([0-9.]+)([KMGT]) of ([0-9.]+)([KMGT]) hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -27,14 +27,8 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def compile_step(recipe, stage, model, layout: JitParallel):
     """The compiled training step of `stage` over the layout's mesh."""
     tx, state = abstract.state(recipe, stage, model)
-    step = make_step(
-        model,
-        tx,
-        use_running=stage.uses_running_stats(stage.labels(model.params)),
-        accumulate=stage.accumulate,
-        loss_chunk=recipe.model.loss_chunk,
-    )
-    return layout.compile(step, tx, state, abstract.batch(recipe, stage))
+    labels, batch = stage.labels(model.params), abstract.batch(recipe, stage)
+    return compile_update(model, stage, labels, tx, layout, state, batch, recipe.model.loss_chunk)
 
 
 def measured(program, devices: int) -> dict:

@@ -51,8 +51,10 @@ def queued_resources_create(state, name, options):
 
 def queued_resources_delete(state, name, options):
     if state["queued"]:
-        shutil.rmtree(CLOUD / "worker0")
-        shutil.rmtree(CLOUD / "worker1")
+        for worker in ("worker0", "worker1"):
+            # Moved first: what was killed there may still be writing its exit code.
+            gone = (CLOUD / worker).rename(CLOUD / f"{worker}.gone{state['asked']}")
+            shutil.rmtree(gone, ignore_errors=True)
     state |= {"queued": "", "slice": ""}
     return 0
 

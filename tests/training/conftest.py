@@ -1,7 +1,10 @@
 """A video LLM of some ten thousand parameters, and batches of uneven rows for it."""
 
+import contextlib
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -89,6 +92,17 @@ def _tiny_arrays(model: PureModel, seed=0) -> tuple[dict, dict]:
 
     params = {path: draw(path, x) for path, x in model.params.items()}
     return params, {path: draw(path, x) for path, x in model.stats.items()}
+
+
+@pytest.fixture(scope="module")
+def process_groups():
+    """A list of processes, each the first of a group, which are ended when the tests are."""
+    started = []
+    yield started
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture(scope="session")

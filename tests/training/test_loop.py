@@ -1,6 +1,5 @@
 """The real command on eight small videos: stopped, killed, continued, finished."""
 
-import contextlib
 import json
 import os
 import signal
@@ -22,22 +21,20 @@ STEPS = 6  # of each of the two stages
 
 
 @pytest.fixture(scope="module")
-def start(workplace, settings):
+def start(workplace, settings, process_groups):
     """start(workdir, **keys) -> the command's process; its output goes to workdir.log."""
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(workplace / "compiled"),  # by all runs but the first
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    started = []
-
     def start(workdir: Path, **changes) -> subprocess.Popen:
         values = settings | {key.replace("__", "."): value for key, value in changes.items()}
         command = [sys.executable, "-m", "rvllm_jax.main", "--config=configs/joint.py"]
         command += [f"--workdir={workdir}"] + [f"--config.{k}={v}" for k, v in values.items()]
         with open(f"{workdir}.log", "w") as log:
             environment = os.environ | cache | {"JAX_PLATFORMS": "cpu"}
-            started.append(
+            process_groups.append(
                 subprocess.Popen(
                     command,
                     cwd=ROOT,
@@ -47,13 +44,9 @@ def start(workplace, settings):
                     start_new_session=True,  # a group of its own, with its workers
                 )
             )
-        return started[-1]
+        return process_groups[-1]
 
-    yield start
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    return start
 
 
 @pytest.fixture(scope="module")

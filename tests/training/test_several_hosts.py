@@ -1,6 +1,5 @@
 """The real command on several hosts, which are processes on loopback with eight devices in all."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -46,10 +45,8 @@ def store(workplace, recipe, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(workplace, settings, store):
+def start(workplace, settings, store, process_groups):
     """start(workdir, hosts, *numbers, **keys) -> the processes of these hosts (of all of them)."""
-    started = []
-
     def start(workdir: Path, hosts: int, *numbers: int, flags=(), **changes):
         values = settings | OWN | {"data.store": str(store)}
         values |= {key.replace("__", "."): v for key, v in changes.items()}
@@ -78,14 +75,10 @@ def start(workplace, settings, store):
                         start_new_session=True,
                     )
                 )  # fmt: skip
-        started.extend(group)
+        process_groups.extend(group)
         return group
 
-    yield start
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    return start
 
 
 @pytest.fixture(scope="module")
