@@ -1,6 +1,5 @@
 """The command `python -m rvllm_jax.prepare`: its arguments, its exit codes, and kills."""
 
-import functools
 import json
 import os
 import re
@@ -44,13 +43,18 @@ def command(place, *more, out="out") -> list[str]:
 
 def start(place, *more, out="out", **how):
     how = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) | how
-    # Where the tests run in the background, Ctrl-C would be ignored.
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command(place, *more, out=out), preexec_fn=heard, **how)
+    # Where the tests run in the background it would ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command(place, *more, out=out), **how)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def end(place, *more, **how) -> tuple[int, str, str]:
+def end(place, *more, largest_file=None, **how) -> tuple[int, str, str]:
     process = start(place, *more, **how)
+    if largest_file is not None:  # bytes, before it has imported anything
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
     stdout, stderr = process.communicate(timeout=120)
     return process.returncode, stdout, stderr
 
@@ -121,10 +125,8 @@ def test_ctrl_c_ends_it_with_a_line_and_the_same_command_continues(part, place):
 
 
 def test_a_disk_that_is_full_is_named_with_what_is_needed_and_nothing_half_is_left(place):
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # fails as a full disk does
-
-    code, _, stderr = end(place, "--workers=2", "--thumbnails=1", preexec_fn=limited)
+    # Fails as a full disk does.
+    code, _, stderr = end(place, "--workers=2", "--thumbnails=1", largest_file=300_000)
     frames = place / "out" / "frames"
     assert code == 1 and "cannot be written" in stderr and f"bytes free in {frames}" in stderr
     (needed,) = re.findall(r"the frames need about ([\d,]+) bytes in all; [\d,]+ are", stderr)

@@ -47,6 +47,9 @@ class Prefixed:
     def blocking_key_value_get(self, key, timeout):
         return self.client.blocking_key_value_get(self.prefix + key, timeout)
 
+    def key_value_try_get(self, key):
+        return self.client.key_value_try_get(self.prefix + key)
+
     def key_value_dir_get(self, key):
         found = self.client.key_value_dir_get(self.prefix + key)
         return [(name.removeprefix(self.prefix), value) for name, value in found]

@@ -1,3 +1,4 @@
+import threading
 import time
 
 import pytest
@@ -6,18 +7,30 @@ from rvllm_jax.hosts.exchange import Hosts, HostsError
 
 
 def test_all_get_what_each_one_says(each):
-    assert each(lambda host: host.gather({"n": host.index}, "n")) == [
-        [{"n": 0}, {"n": 1}, {"n": 2}]
-    ] * 3
+    assert (
+        each(lambda host: host.gather({"n": host.index}, "n"))
+        == [[{"n": 0}, {"n": 1}, {"n": 2}]] * 3
+    )
     assert each(lambda host: host.any(host.index == 2, "stop")) == [True] * 3
     assert each(lambda host: host.any(False, "stop")) == [False] * 3
     assert each(lambda host: host.from_first(host.names[host.index], "said")) == ["a"] * 3
 
 
 def test_who_does_not_come_in_time_is_named_to_the_others(each):
-    for error in each(lambda host: host.gather(0, "saving", seconds=0.5), 0, 2):
+    come = threading.Barrier(2)  # one whose thread starts late would be missing too
+
+    def gather(host):
+        come.wait()
+        return host.gather(0, "saving", seconds=1)
+
+    for error in each(gather, 0, 2):
         assert isinstance(error, HostsError)
-        assert str(error) == "saving: host 1 (b) did not come in 0.5 seconds"
+        assert str(error) == "saving: host 1 (b) did not come in 1 seconds"
+
+
+def test_a_value_that_is_there_is_found_when_all_time_is_over(hosts):
+    hosts[1].client.key_value_set("said", "1")
+    assert hosts[0]._get("said", 0.0) == "1" and hosts[0]._get("unsaid", 0.0) is None
 
 
 def test_host_0_does_it_first_and_the_others_when_it_has(each):

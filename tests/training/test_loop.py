@@ -28,6 +28,7 @@ def start(workplace, settings, process_groups):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+
     def start(workdir: Path, **changes) -> subprocess.Popen:
         values = settings | {key.replace("__", "."): value for key, value in changes.items()}
         command = [sys.executable, "-m", "rvllm_jax.main", "--config=configs/joint.py"]

@@ -47,6 +47,7 @@ def store(workplace, recipe, tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(workplace, settings, store, process_groups):
     """start(workdir, hosts, *numbers, **keys) -> the processes of these hosts (of all of them)."""
+
     def start(workdir: Path, hosts: int, *numbers: int, flags=(), **changes):
         values = settings | OWN | {"data.store": str(store)}
         values |= {key.replace("__", "."): v for key, v in changes.items()}
