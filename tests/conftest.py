@@ -1,12 +1,31 @@
-"""Eight virtual CPU devices for every test; a test in float64 asks for it itself."""
+"""Eight virtual CPU devices for every test; a test in float64 asks for it itself.
+
+Most of the tests' time is compilation, of programs that run for milliseconds: XLA is asked for the
+quick one here, and in the processes that tests start. `pytest --as_users_do` leaves it as it is.
+"""
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+
+_QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--as_users_do", action="store_true", help="compile with XLA's own settings")
+
+
+def pytest_configure(config):
+    if not config.getoption("--as_users_do"):
+        os.environ["XLA_FLAGS"] = f"{_QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
