@@ -154,8 +154,10 @@ def test_training_steps_equal_torch_in_float64(config, size):
 
 @pytest.mark.parametrize(
     "config",
-    [ResNetConfig((2, 2, 2, 2), bottleneck=False), ResNetConfig((3, 4, 6, 3))],
-    ids=["resnet18", "resnet50"],
+    [
+        pytest.param(ResNetConfig((2, 2, 2, 2), bottleneck=False), id="resnet18"),
+        pytest.param(ResNetConfig((3, 4, 6, 3)), id="resnet50", marks=pytest.mark.slow),
+    ],
 )
 def test_running_statistics_equal_torch_in_float32(config):
     theirs = their_model(config, torch.float32).train()

@@ -47,6 +47,7 @@ def test_pieces_of_any_size_join_to_the_arrays_in_every_dtype(
 ):
     """On one device; a piece of one byte is a row."""
     monkeypatch.setattr(streaming, "PIECE", size)
+    monkeypatch.setattr(streaming, "WHOLE", size)
     own = {name: x.astype(held) for name, x in tensors().items()}
     own["model.norm.weight"] = np.array([0, -0.0, 1, np.inf, -np.inf, np.nan, 3e4, 1e-7], held)
     entries = open_weights(llama(own)).entries

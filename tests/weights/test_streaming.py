@@ -35,6 +35,7 @@ def plan(tensors, *, turn, whole=False):
 @pytest.mark.parametrize("size", [1, 3000, 1 << 20])
 def test_the_pieces_are_the_tensors(tensors, size, turn, monkeypatch):
     monkeypatch.setattr(streaming, "PIECE", size)
+    monkeypatch.setattr(streaming, "WHOLE", size)
     found = {name: [] for name in ARRAYS}
     for piece, array in streaming.stream(plan(tensors, turn=turn)):
         assert array.nbytes <= max(size, array.nbytes // max(piece.rows, 1))
@@ -45,6 +46,26 @@ def test_the_pieces_are_the_tensors(tensors, size, turn, monkeypatch):
         joined = np.concatenate(parts) if parts[0].ndim else parts[0]
         assert joined.dtype == ARRAYS[name].dtype
         np.testing.assert_array_equal(joined, ARRAYS[name])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1026, 514), (1025, 514), (514, 513), (2, 2), (1, 7)])
+def test_matrices_of_any_size_are_turned(shape, dtype, tmp_path):
+    numbers = np.random.default_rng(0).integers(0, 256, (*shape, np.dtype(dtype).itemsize))
+    matrix = numbers.astype(np.uint8).view(dtype)[..., 0]  # any bits, those of no number too
+    save_file({"x": matrix}, tmp_path / "x.safetensors")
+    (tensor,) = read_header(tmp_path / "x.safetensors").values()
+    ((_, turned),) = streaming.stream(streaming.pieces("x", 0, tensor, turn=True, whole=False))
+    assert turned.tobytes() == np.ascontiguousarray(matrix.T).tobytes()
+
+
+def test_what_is_turned_is_no_piece_unless_it_is_large(tensors, monkeypatch):
+    matrix = tensors["matrix"]
+    monkeypatch.setattr(streaming, "PIECE", 1)
+    for most, count in ((matrix.size, 1), (matrix.size - 1, matrix.shape[0])):
+        monkeypatch.setattr(streaming, "WHOLE", most)
+        assert len(list(streaming.pieces("m", 0, matrix, turn=True, whole=False))) == count
+    assert len(list(streaming.pieces("m", 0, matrix, turn=False, whole=False))) > 1
 
 
 def test_what_is_split_over_devices_comes_whole(tensors, monkeypatch):
