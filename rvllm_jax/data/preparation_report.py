@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rvllm_jax.data.annotations import Annotations, Part, published, splits
@@ -182,9 +182,9 @@ class Findings:
         """The remark of files whose header says so; the others' remarks come with their frames."""
         return {name: ONE_FRAME for name, info in self.survey.info.items() if info.frames == 1}
 
-    def _usable(self, bad: Mapping[str, str]) -> set[str]:
-        """What the annotations call the videos that are there and not `bad`."""
-        return {video for video, name in self.found.name_of.items() if name not in bad}
+    def _usable(self, bad: Mapping[str, str]) -> dict[str, str]:
+        """What the annotations call the videos that are there and not `bad` -> their names."""
+        return {video: name for video, name in self.found.name_of.items() if name not in bad}
 
     def _parts(self, bad: Mapping[str, str]) -> list[dict]:
         return benchmark_parts(self.annotations.parts, self.split, self._usable(bad))
@@ -193,18 +193,18 @@ class Findings:
         return [part["lacks"] for part in self._parts(bad) if part["lacks"]]
 
 
-def benchmark_parts(parts: Sequence[Part], split: str, present: Iterable[str]) -> list[dict]:
+def benchmark_parts(parts: Sequence[Part], split: str, present: Mapping[str, str]) -> list[dict]:
     """One entry a file of annotations, with its counts beside the published ones.
 
-    present: what the annotations call the videos that can be used. "lacks" says in words what the
+    present: what the annotations call the videos that can be used -> the names of these, of which
+    one may be called in several ways and counts once. "lacks" says in words what the
     usable rows lack of the published counts, and is "" where nothing does or none is known;
     "split_told_by" what tells that they are of `split` (annotations/splits.py).
     """
-    present = set(present)
     entries = []
     for part in parts:
         usable = [c for c in part.conversations if c.video in present]
-        videos = len({c.video for c in usable})
+        videos = len({present[c.video] for c in usable})
         known = published.PUBLISHED.get(part.benchmark, {}).get(split)
         entries.append(
             {

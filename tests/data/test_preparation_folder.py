@@ -208,3 +208,10 @@ def test_a_folder_whose_name_is_no_utf8_is_refused(prepared, place):
     with pytest.raises(PreparationError, match=r"--out=.*/o\?: its name is not UTF-8"):
         prepared(_rows("a"), out=name)
     assert not (place / name).exists()
+
+
+def test_a_video_under_two_spellings_is_one_in_every_count(prepared):
+    found = prepared(_rows("a", "a.mp4"))
+    (part,) = found.report["parts"]
+    assert found.report["usable_videos"] == part["usable_videos"] == 1
+    assert part["usable_rows"] == 2
