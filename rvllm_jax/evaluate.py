@@ -8,12 +8,15 @@ FOLDER/BENCHMARK is what `rvllm_jax.prepare` wrote; "own" is a prepared folder o
 come; stopped at any moment, the same command continues. Then `python -m rvllm_jax.judge
 --results=OUT` and `python -m rvllm_jax.report --results=OUT`.
 
+On several hosts the same command is started on each: with --multihost on the workers of a Cloud TPU
+slice and in a Slurm job, elsewhere with --coordinator=HOST:PORT --hosts=N --host=I. Host 0 writes.
+
 Exit codes: 0 done; 1 refused.
 """
 
+import dataclasses
 import sys
 
-import jax
 from absl import app, flags, logging
 
 from rvllm_jax.config import ConfigError
@@ -29,6 +32,9 @@ from rvllm_jax.evaluation.answering import FUSIONS
 from rvllm_jax.evaluation.lines import LinesError
 from rvllm_jax.evaluation.questions import EvaluationError
 from rvllm_jax.experiments.evaluation import Options, evaluate
+from rvllm_jax.hosts import cluster_flags
+from rvllm_jax.hosts.exchange import HERE, HostsError
+from rvllm_jax.hosts.joining import joined
 from rvllm_jax.training.checkpoint import CheckpointError
 from rvllm_jax.weights.errors import WeightsError
 
@@ -54,27 +60,36 @@ SEED = flags.DEFINE_integer("seed", 0, "Draws the questions of the controls.")
 ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Accept fewer than are published.")
 FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that each array is split over; and")
 TENSOR = flags.DEFINE_integer("tensor", 1, "by the other dimension, for models too large for one.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of the first of several hosts.")
-HOSTS = flags.DEFINE_integer("hosts", 1, "How many processes share the work.")
-HOST = flags.DEFINE_integer("host", 0, "The number of this one.")
+flags.adopt_module_key_flags(cluster_flags)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of reading a checkpoint
-    if HOSTS.value > 1:
-        jax.distributed.initialize(COORDINATOR.value, HOSTS.value, HOST.value)
     options = Options(
         SPLIT.value, CLIPS.value, FUSION.value, MAX_NEW.value, VIDEOS.value, TOGETHER.value,
         CONTROLS.value, SEED.value, ALLOW_PARTIAL.value, FSDP.value, TENSOR.value,
     )  # fmt: skip
+    asked = {"benchmarks": ",".join(BENCHMARKS.value)} | dataclasses.asdict(options)
     try:
-        told = evaluate(BENCHMARKS.value, DATA.value, MODEL.value, OUT.value, options, progress=bar)
+        with joined(cluster_flags.cluster(), {f"--{k}": repr(v) for k, v in asked.items()}):
+            answer(options)
+    except HostsError as error:
+        sys.exit(f"refused: {error}")
+
+
+def answer(options: Options) -> None:
+    """On each of the hosts; one that refuses ends all, and tells the others why."""
+    progress = bar if HERE.is_first else None
+    try:
+        told = evaluate(
+            BENCHMARKS.value, DATA.value, MODEL.value, OUT.value, options, progress=progress
+        )
     except _REFUSED as error:
-        print(f"refused: {error}", file=sys.stderr)
-        sys.exit(1)
-    print("\n".join(told))
+        sys.exit(f"refused: {error}")
+    if HERE.is_first:
+        print("\n".join(told))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from rvllm_jax.data.places import refuse_urls
 from rvllm_jax.experiments import report
 from rvllm_jax.experiments.run import run, show_prompt
 from rvllm_jax.experiments.stored_recipe import with_kept_decoder
+from rvllm_jax.hosts import cluster_flags
 from rvllm_jax.hosts.exchange import HERE
-from rvllm_jax.hosts.joining import Cluster, joined
+from rvllm_jax.hosts.joining import joined
 from rvllm_jax.training.checkpoint import claim, flat
 from rvllm_jax.training.interrupt import end_on_sigterm
 
@@ -38,14 +39,7 @@ SHOW_PROMPT = flags.DEFINE_integer(
     "tokens that are not learned marked, and exits.",
     lower_bound=0,
 )
-MULTIHOST = flags.DEFINE_bool("multihost", False, "Runs on all hosts of the slice or the job.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of host 0, free for this run.")
-HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts there are.", lower_bound=1)
-HOST = flags.DEFINE_integer("host", None, "The number of this one, from 0.", lower_bound=0)
-WAIT = flags.DEFINE_float("wait", 300, "Seconds to wait for the other hosts at the start.")
-LOST_AFTER = flags.DEFINE_float(
-    "lost_after", 60, "Seconds without a sign of life of a host after which all others end."
-)
+flags.adopt_module_key_flags(cluster_flags)
 
 # Keys that may change when a working directory is continued: they change nothing that is trained,
 # and what other test questions make of it is asked anew.
@@ -95,10 +89,7 @@ def main(argv: list[str]) -> None:
     config = flat(CONFIG.value.to_dict())
     refuse_urls({"--workdir": WORKDIR.value} | {f"config.{k}": v for k, v in config.items()})
     told = {f"config.{k}": repr(v) for k, v in config.items() if k not in OF_A_HOST}
-    cluster = Cluster(
-        MULTIHOST.value, COORDINATOR.value, HOSTS.value, HOST.value, WAIT.value, LOST_AFTER.value
-    )
-    with joined(cluster, told):
+    with joined(cluster_flags.cluster(), told):
         start()
 
 

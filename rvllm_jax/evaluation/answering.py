@@ -1,6 +1,7 @@
 """Answers every question of a plan: a video's questions behind one prefix, about all its clips."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, groupby
@@ -16,6 +17,7 @@ from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.evaluation.asked_groups import Group, Plan
 from rvllm_jax.evaluation.questions import EvaluationError, Question
 from rvllm_jax.generation.decode import generate
+from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.types import Questions
 
@@ -40,7 +42,7 @@ class Machine:
     """A model on its devices: what `Opened` has, in parts that this room may see.
 
     put: a batch's own rows onto all devices. replicated: the sharding of what every host reads.
-    host, hosts: this process, and how many share the work.
+    share: (number, count): the block of every batch that this host reads, of so many.
     """
 
     model: PureModel
@@ -51,8 +53,7 @@ class Machine:
     context: int
     put: Callable = lambda batch: batch
     replicated: Any = None
-    host: int = 0
-    hosts: int = 1
+    share: tuple[int, int] = (0, 1)
 
 
 class Answering:
@@ -86,13 +87,16 @@ class Answering:
             )
         clips = plan.clips if fusion == LOCK_STEP else 1
 
-        def answer(params, stats, questions, blind):
+        def answer(blind, params, stats, questions):
             module = machine.model.merge(params, stats)
             how = dict(max_new=max_new, stop_ids=(end,), clips=clips, blind=blind)
             return generate(module, questions, **how), questions.ids
 
         shardings = {} if machine.replicated is None else {"out_shardings": machine.replicated}
-        self._answer = jax.jit(answer, static_argnums=3, **shardings)
+        self._answer = {
+            blind: compiled_together(jax.jit(functools.partial(answer, blind), **shardings))
+            for blind in (False, True)
+        }
 
     def run(self, batches: Sequence[list[Group]]) -> Iterator[list[Said]]:
         """The answers, batch by batch, in the order of the batches."""
@@ -103,7 +107,7 @@ class Answering:
         """The answers to a batch, int32[groups, Q, max_new] (of a vote [rows, Q, max_new]), and
         which question each place of its rows asked, int32[rows, Q], -1 for none; of all hosts."""
         machine = self.machine
-        return self._answer(machine.params, machine.stats, machine.put(questions), blind)
+        return self._answer[blind](machine.params, machine.stats, machine.put(questions))
 
     def _of_control(self, control: str, batches: list[list[Group]]) -> Iterator[list[Said]]:
         plan, machine = self.plan, self.machine
@@ -117,8 +121,8 @@ class Answering:
             batch=plan.videos * plan.clips,
             max_questions=plan.together,
             permute_seed=self.seed if control == "shuffled" else None,
-            host=machine.host,
-            hosts=machine.hosts,
+            host=machine.share[0],
+            hosts=machine.share[1],
         )
         last = time.perf_counter()
         for batch, questions in zip(batches, loaded, strict=True):

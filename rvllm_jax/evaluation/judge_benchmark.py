@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -69,6 +70,11 @@ def judge_benchmark(
     """
     info = read_info(folder)
     answered = check_answers(folder / ANSWERS)[""]
+    if not _ends_whole(folder / ANSWERS):
+        raise AnswersError(
+            f"{folder / ANSWERS}: its last line is not written to its end; start the same "
+            "`rvllm_jax.evaluate` again, it asks that question anew"
+        )
     if answered < info.get("questions", 0):
         raise AnswersError(
             f"{folder / ANSWERS}: has {answered} answers, and {INFO} says {info['questions']} "
@@ -109,6 +115,12 @@ def judge_benchmark(
     content = json.dumps(result, indent=1, allow_nan=False)
     write_atomically(folder / f"scores.{judging.name}.json", content.encode())
     return result, done
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _scored(path, beside, info, scoring: Scoring) -> dict[str, Any]:

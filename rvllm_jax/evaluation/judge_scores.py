@@ -156,8 +156,9 @@ def _controls(part: _Part, judged: Sequence[Judged]) -> dict[str, Any]:
     found = {}
     for control in sorted({j.control for j in judged} - {""}):
         group = [j for j in judged if j.control == control]
-        asked = {(j.asked, j.criterion) for j in group}
-        same = [j for j in judged if not j.control and (j.asked, j.criterion) in asked]
+        # By id: the same words are asked about many videos.
+        asked = {(j.key[0], j.criterion) for j in group}
+        same = [j for j in judged if not j.control and (j.key[0], j.criterion) in asked]
         found[control] = {"n": len({j.key[0] for j in group})} | part.values(group) | {
             "own": part.values(same)
         }  # fmt: skip

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rvllm_jax.data.sources import EMBEDDED
+from rvllm_jax.evaluation.answered import digest
 from rvllm_jax.evaluation.benchmarks import Benchmark, check_names, open_benchmark, open_shapes
 from rvllm_jax.evaluation.questions import EvaluationError
 from rvllm_jax.experiments import training_videos
 from rvllm_jax.experiments.asking_options import Options
 from rvllm_jax.experiments.benchmark_run import BenchmarkRun
-from rvllm_jax.experiments.opening import Opened, open_model
+from rvllm_jax.experiments.opening import Opened, describe_model, read_arrays
+from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.models.pure import checksum
 
 
@@ -27,12 +29,22 @@ def evaluate(
     data: the folder that holds one prepared folder a benchmark. model: a run or an exported folder.
     progress: as that of `data.sources.open_source`, for what `shapes` prepares.
 
-    Raises EvaluationError, and what opening the model and the data raises, before anything is
-    computed.
+    With several hosts each one calls it; host 0 writes, and returns lines about its benchmarks.
+
+    Raises EvaluationError, HostsError where hosts differ, and what opening the model and the data
+    raises, before anything is computed.
     """
     check_names(names)
     options.check()
-    opened = open_model(model, mesh={"data": -1, "fsdp": options.fsdp, "tensor": options.tensor})
+    mesh = {"data": -1, "fsdp": options.fsdp, "tensor": options.tensor}
+    described = describe_model(model, mesh=mesh)
+    of = {
+        "recipe": digest(repr(described.recipe)),
+        "tokenizer": described.tokenizer.fingerprint,
+        "template": repr(described.template),
+    }
+    HERE.same(of, f"--model={model}")
+    opened = read_arrays(described)
     training = training_videos.read(opened.path)
     told = [opened.told]
     if training is None:
@@ -40,7 +52,10 @@ def evaluate(
             f"{opened.path}: holds no {training_videos.FILE}: its training videos are not known, "
             "so that no score can be called zero-shot"
         )
-    opened_all = [_open(name, data, opened, options, progress) for name in names]
+    opened_all = []
+    for name in names:
+        with HERE.first_then_others(f"opening {name}"):  # host 0 renders `shapes`
+            opened_all.append(_open(name, data, opened, options, progress))
     runs = [BenchmarkRun(own, opened, training, Path(out), options) for own in opened_all]
     hash = checksum(opened.params | opened.stats)
     for run in runs:

@@ -24,6 +24,9 @@ def bars(title: str, rows: Sequence[Bar], *, largest: float, unit: str) -> bytes
         low, high = estimate.get("low"), estimate.get("high")
         if low is not None and high is not None:
             axis.plot([low, high], [place, place], color=_TEXT, linewidth=1.6, marker="|")
+        # Told in figures too: a bar of 0 cannot be seen.
+        right = dict(xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+        axis.annotate(f"{value:.1f}", (max(value, high or 0), place), color=_TEXT, **right)
     axis.set_yticks(range(len(rows)), [_short(name) for name, _, _ in rows])
     for label in axis.get_yticklabels():
         label.set_parse_math(False)

@@ -173,7 +173,15 @@ def controls(scored: Scored) -> list[Part]:
         rows.append((name, f"{values['n']:,}", _main(values), _main(own)))
     heads = ("control", "questions", "under the control", "the model, same questions")
     parts.append(Table(heads, rows))
-    if "blind" in found and solved_blind(found["blind"]):
+    if "blind" in found and nothing_right(found["blind"]):
+        parts.append(
+            Text(
+                "With the video none of these questions is answered right: the controls show "
+                "nothing.",
+                warning=True,
+            )
+        )
+    elif "blind" in found and solved_blind(found["blind"]):
         parts.append(
             Text(
                 f"Solved as well by a blind model: {_main(found['blind'])} without the video, "
@@ -191,6 +199,13 @@ def controls(scored: Scored) -> list[Part]:
             )
         )
     return parts
+
+
+def nothing_right(blind: Mapping[str, Any]) -> bool:
+    """Whether the full scores on the questions of a control are 0 throughout."""
+    estimates = (_estimate(blind.get("own", {}), name) for name in ("accuracy", *CRITERIA))
+    values = [estimate["value"] for estimate in estimates if estimate]
+    return bool(values) and not any(values)
 
 
 def solved_blind(blind: Mapping[str, Any]) -> bool:

@@ -124,7 +124,10 @@ def _exit(watch: Watch, word: LastWord, error: SystemExit) -> None:
         HERE.gather(None, "exit", seconds=_TOGETHER)
     except HostsError:
         code = error.code if isinstance(error.code, int) else 1 if error.code else 0
-        watch.fail(f"it exited with code {code}", code)
+        said = error.code if isinstance(error.code, str) else ""
+        if said:  # the interpreter, which would tell it, is not reached
+            print(said, file=sys.stderr, flush=True)
+        watch.fail(said or f"it exited with code {code}", code)
         _leave_now(word, code)
 
 

@@ -18,7 +18,7 @@ import jax
 from rvllm_jax.hosts.exchange import Hosts
 
 _ALIVE, _ENDED, _HEARD = "rvllm_jax/alive", "rvllm_jax/ended", "rvllm_jax/heard"
-_GO_ON = ". The last checkpoint is complete: start the same command again, on any number of hosts"
+_GO_ON = ". What was saved is complete: start the same command again, on any number of hosts"
 
 
 def _tell(line: str) -> None:

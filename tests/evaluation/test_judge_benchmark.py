@@ -146,3 +146,11 @@ def test_an_unfinished_evaluation_is_not_judged(many):
     (folder / "info.json").write_text(json.dumps(info))
     with pytest.raises(AnswersError, match="has 5 answers.*8 questions"):
         judge_benchmark(folder, judges.exact(), SCORING)
+
+
+def test_a_half_written_answer_is_not_left_out_in_silence(many):
+    folder = many(5)
+    path = folder / "answers.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"question_id": "q5", "control": "bli')
+    with pytest.raises(AnswersError, match="last line is not written to its end"):
+        judge_benchmark(folder, judges.exact(), SCORING)

@@ -87,8 +87,9 @@ def test_both_rules_of_exact():
 
 
 def test_controls_stand_beside_the_same_questions():
-    rows = [judged(f"q{n}", correct=n < 3, video=str(n)) for n in range(6)]
-    rows += [judged(f"q{n}'", control="blind", correct=n < 1, asked=f"q{n}") for n in range(3)]
+    """All ask the same words, and half of them are asked again blind."""
+    rows = [judged(f"q{n}", correct=n < 3, video=str(n), asked="same") for n in range(6)]
+    rows += [judged(f"q{n}", control="blind", correct=n < 1, asked="same") for n in range(3)]
     found = scores(rows, INFO)
     assert found["accuracy"]["value"] == 0.5 and found["n"] == 6
     blind = found["controls"]["blind"]

@@ -98,6 +98,10 @@ def test_what_a_blind_model_solves_is_said(tmp_path):
     write(tmp_path)
     text, _ = page(tmp_path)
     assert "blind model" not in text and "12.5 %" in text
+    zero = {"n": 20, "accuracy": estimate(0.0, 0.0, 0.0), "own": {"accuracy": estimate(0.0, 0.0)}}
+    write(tmp_path, controls={"blind": zero})
+    text, _ = page(tmp_path)
+    assert "blind model" not in text and "the controls show nothing" in text
     write(tmp_path, controls={})
     assert "No controls were asked" in page(tmp_path)[0]
     criteria = dict(criteria={"CI": estimate(2.0), "TU": estimate(1.0)})

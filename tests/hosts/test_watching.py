@@ -38,7 +38,7 @@ def test_a_host_that_gives_no_sign_of_life_ends_the_others(watch):
     assert ends.empty()  # all are heard of
     watches[2].leave()
     lines = {ends.get(timeout=20) for _ in range(2)}
-    said = "ends, because nothing was heard of host 2 (c) for 1.5 s. The last checkpoint is"
+    said = "ends, because nothing was heard of host 2 (c) for 1.5 s. What was saved is"
     assert {(i, code) for i, _, code in lines} == {(0, 1), (1, 1)}
     assert all(f"host {i} ({'ab'[i]}) {said}" in line for i, line, _ in lines)
 
