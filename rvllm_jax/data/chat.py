@@ -60,6 +60,11 @@ def end_id(tokenizer: Tokenizer, template: Template) -> int:
     return ids[0]
 
 
+def stop_ids(tokenizer: Tokenizer, template: Template) -> tuple[int, ...]:
+    """The ids that end an answer when answering: `end_id` first, and the model's own."""
+    return tuple(dict.fromkeys([end_id(tokenizer, template), *tokenizer.stop_ids]))
+
+
 def prefix_ids(tokenizer: Tokenizer, template: Template) -> tuple[list[int], list[int]]:
     """The ids before the video, bos first where the tokenizer has one, and those behind it."""
     bos = [tokenizer.bos_id] if template.bos and tokenizer.bos_id is not None else []

@@ -62,6 +62,11 @@ def open_source(
     root = Path(root)
     if videos == EMBEDDED:
         folder = root / EMBEDDED / "videos"
+        if not folder.is_dir():
+            logging.info(
+                "the embedded dataset is rendered to %s first, once (config.data.videos=%r; name a "
+                "folder of videos there to use your own)", folder.parent, EMBEDDED,
+            )  # fmt: skip
         paths = shapes.build(folder.parent, workers=workers, progress=progress("render"))
     else:
         folder = Path(videos)

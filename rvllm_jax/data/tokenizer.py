@@ -24,6 +24,7 @@ from rvllm_jax.data.tokenizer_files import (
     ADDED,
     CONFIG,
     FAST,
+    GENERATION,
     MAP,
     SENTENCEPIECE,
     TEMPLATE,
@@ -55,6 +56,8 @@ class Tokenizer:
 
     bos_id may be None, where a tokenizer knows no start of text. pad_id falls back to eos_id.
     chat_template: the folder's own, in Jinja, or None (data/jinja_template.py reads it).
+    stop_ids: eos_id, and the others by which the model's own files end an answer. A list without
+    eos is of another tokenizer, and does not count.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Tokenizer:
         model: FastModel | SentencePieceModel,
         specials: dict[str, str | None],
         chat_template: str | None = None,
+        ends: tuple[int, ...] = (),
     ):
         """From a model and the names of "bos", "eos" and "pad"; those left out are the model's."""
         own = model.own_specials
@@ -85,6 +89,8 @@ class Tokenizer:
         pad = self._id("pad")
         self.pad_id = self.eos_id if pad is None else pad
         self.vocab_size = model.vocab_size
+        others = ends if self.eos_id in ends else ()
+        self.stop_ids = tuple(dict.fromkeys([self.eos_id, *others]))
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
         """The ids of `text`, without special tokens, whatever the text says.
@@ -140,11 +146,16 @@ class Tokenizer:
         for other in {FAST, SENTENCEPIECE, MAP, ADDED, TEMPLATE} - files.keys():
             (folder / other).unlink(missing_ok=True)  # of another tokenizer
         replace(folder / CONFIG, (text + "\n").encode())
+        if len(self.stop_ids) > 1:
+            stops = json.dumps({"eos_token_id": list(self.stop_ids)})
+            replace(folder / GENERATION, (stops + "\n").encode())
+        else:
+            (folder / GENERATION).unlink(missing_ok=True)
         for name, data in files.items():  # last: where it stands the tokenizer is whole
             replace(folder / name, data)
 
     def __reduce__(self):
-        return Tokenizer, (self.model, self._specials, self.chat_template)
+        return Tokenizer, (self.model, self._specials, self.chat_template, self.stop_ids)
 
     def _encode(self, text: str, opens: bool) -> tuple[int, ...]:
         return tuple(self.model.encode(text, opens))
@@ -212,7 +223,7 @@ def load(folder: Path | str) -> Tokenizer:
     else:
         model = sentencepiece_model.read(folder / SENTENCEPIECE, beside.added)
     try:
-        return Tokenizer(model, beside.specials, beside.chat_template)
+        return Tokenizer(model, beside.specials, beside.chat_template, beside.ends)
     except TokenizerError as error:
         raise TokenizerError(f"{folder}: {error}") from error
 

@@ -12,6 +12,7 @@ from pathlib import Path
 FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 TEMPLATE = "chat_template.jinja"
+GENERATION = "generation_config.json"  # what it says goes before config.json in transformers
 TOKENIZER_FILES = (FAST, SENTENCEPIECE, CONFIG, MAP, ADDED, TEMPLATE)
 
 
@@ -34,11 +35,13 @@ class AddedToken:
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
-    """specials: the tokens named "bos", "eos" and "pad", or None. added: by their text."""
+    """specials: the tokens named "bos", "eos" and "pad", or None. added: by their text.
+    ends: the ids that end an answer, as the model's own files list them."""
 
     specials: dict[str, str | None]
     added: dict[str, AddedToken]
     chat_template: str | None
+    ends: tuple[int, ...] = ()
 
 
 def read_beside(folder: Path) -> Beside:
@@ -56,7 +59,8 @@ def read_beside(folder: Path) -> Beside:
         given = given.values() if isinstance(given, dict) else given
         others += [_content(token, where, key) for token in given]
     special = {*specials.values(), *others} - {None}
-    return Beside(specials, _added(folder, config, special), _template(folder, config))
+    added, template = _added(folder, config, special), _template(folder, config)
+    return Beside(specials, added, template, _ends(folder))
 
 
 def read_json(path: Path) -> dict:
@@ -82,6 +86,28 @@ def replace(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _ends(folder: Path) -> tuple[int, ...]:
+    """eos_token_id of generation_config.json, else of config.json, else of our model.json."""
+    config, ours = read_json(folder / "config.json"), read_json(folder / "model.json")
+    sources = {
+        GENERATION: read_json(folder / GENERATION),
+        "config.json": {**config, **(config.get("text_config") or {})},
+        "model.json": ours.get("decoder") or {},
+    }
+    for name, values in sources.items():
+        given = values.get("eos_token_id")
+        if given is None:
+            continue
+        ids = given if isinstance(given, list) else [given]
+        if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
+            raise TokenizerError(
+                f"{folder / name}: eos_token_id={given!r}, expected an id or a list of ids, of 0 "
+                "or more; correct it there, or set it to null"
+            )
+        return tuple(ids)
+    return ()
 
 
 def _added(folder: Path, config: dict, special: set[str]) -> dict[str, AddedToken]:

@@ -77,7 +77,7 @@ class Answering:
     ):
         self.machine, self.dataset, self.plan = machine, dataset, plan
         self.fusion, self.seed = fusion, seed
-        self.end = end = chat.end_id(machine.tokenizer, machine.template)
+        self.stops = stops = chat.stop_ids(machine.tokenizer, machine.template)
         needed = dataset.prefix_length + dataset.asked_length + max_new
         if needed > machine.context:
             raise EvaluationError(
@@ -89,7 +89,7 @@ class Answering:
 
         def answer(blind, params, stats, questions):
             module = machine.model.merge(params, stats)
-            how = dict(max_new=max_new, stop_ids=(end,), clips=clips, blind=blind)
+            how = dict(max_new=max_new, stop_ids=stops, clips=clips, blind=blind)
             return generate(module, questions, **how), questions.ids
 
         shardings = {} if machine.replicated is None else {"out_shardings": machine.replicated}
@@ -153,7 +153,7 @@ class Answering:
             yield Said(question, group.control, self._text(own), own, clips, seconds, "")
 
     def _cut(self, ids: np.ndarray) -> list[int]:
-        ended = np.flatnonzero(ids == self.end)
+        ended = np.flatnonzero(np.isin(ids, self.stops))
         return (ids[: ended[0]] if len(ended) else ids).tolist()
 
     def _text(self, ids: list[int]) -> str:

@@ -14,7 +14,7 @@ from rvllm_jax.data.conversations import Turn
 from rvllm_jax.data.pipeline import Dataset, eval_batches
 from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.evaluation.scores import accuracy_by_type
-from rvllm_jax.generation.decode import greedy
+from rvllm_jax.generation.decode import generate
 from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.models.pure import Arrays, PureModel
 
@@ -44,7 +44,7 @@ class Asker:
         stats: Arrays,
         tokenizer: Tokenizer,
         *,
-        end_id: int | None = None,
+        stop_ids: tuple[int, ...] = (),
         batch: int,
         max_new: int,
         max_questions: int,
@@ -56,11 +56,11 @@ class Asker:
         self.batch, self.max_questions = batch, max_questions
         self.put, self.fetch, self.share = put, fetch, share
         self.max_new = max_new
-        self._end = end = tokenizer.eos_id if end_id is None else end_id  # `chat.end_id`
+        self._stops = stops = stop_ids or tokenizer.stop_ids  # of a template: `chat.stop_ids`
 
         def answer(blind, params, stats, questions):
             module = model.merge(params, stats)
-            return greedy(module, questions, max_new=max_new, eos_id=end, blind=blind)
+            return generate(module, questions, max_new=max_new, stop_ids=stops, blind=blind)
 
         self._answer = {
             blind: compiled_together(jax.jit(functools.partial(answer, blind)))
@@ -133,7 +133,7 @@ class Asker:
             )  # fmt: skip
 
     def _text(self, ids: np.ndarray) -> str:
-        ended = np.flatnonzero(ids == self._end)
+        ended = np.flatnonzero(np.isin(ids, self._stops))
         return self.tokenizer.decode(ids[: ended[0]] if len(ended) else ids).strip()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rvllm_jax.config import resolve
 from rvllm_jax.data import tokenizer
-from rvllm_jax.data.tokenizer_files import TOKENIZER_FILES, TokenizerError
+from rvllm_jax.data.tokenizer_files import GENERATION, TOKENIZER_FILES, TokenizerError
 from rvllm_jax.experiments import special_ids, stored_recipe, training_videos
 from rvllm_jax.experiments.leaving_out import left_out, without
 from rvllm_jax.experiments.opening import read_run
@@ -91,8 +91,8 @@ def convert(
         for name in TOKENIZER_FILES:
             if (parts.tokenizer / name).is_file():
                 shutil.copyfile(parts.tokenizer / name, Path(out) / name)
-        if (generation := parts.tokenizer / special_ids.GENERATION).is_file():
-            copied = Path(out) / special_ids.GENERATION
+        if (generation := parts.tokenizer / GENERATION).is_file():
+            copied = Path(out) / GENERATION
             special_ids.write_generation(generation, copied, parts.ids, parts.told)
     return [*parts.told, f"written: {out}"]
 

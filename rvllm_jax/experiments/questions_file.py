@@ -2,8 +2,9 @@
 
 A line asks {"video": FILE, "question": TEXT} or {"video": FILE, "questions": [TEXT, ...]}, each a
 first turn without history. The line that comes out has all keys of the one that came in, and
-"answer", "answers" or "error". Lines about one video follow each other there, in the order in which
-the videos first appear: each is decoded and encoded once.
+"answer", "answers" or "error"; both of the last where some of its questions cannot be asked, whose
+answers are null. Lines about one video follow each other there, in the order in which the videos
+first appear: each is decoded and encoded once.
 """
 
 import collections
@@ -13,8 +14,9 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from rvllm_jax.data.conversations import decode_text, readable
@@ -35,13 +37,25 @@ class QuestionsError(ValueError):
 
 @dataclasses.dataclass
 class Line:
-    """One line of the file of questions; `error` says why it is not asked."""
+    """One line of the file of questions; `error` says why it, or a part of it, is not asked."""
 
     record: dict[str, Any]
     video: str = ""
     questions: tuple[str, ...] = ()
     first: int = 0  # how many questions stand before it in the file
     error: str = ""
+    wrong: dict[int, str] = dataclasses.field(default_factory=dict)  # questions not asked, and why
+
+    @property
+    def asked(self) -> list[int]:
+        """The places of the questions that can be asked."""
+        return [n for n in range(len(self.questions)) if n not in self.wrong]
+
+    def refuse_wrong(self) -> None:
+        """Says in `error` what is wrong with which question."""
+        several = len(self.questions) > 1
+        told = [f"question {n + 1}: {why}" * several or why for n, why in self.wrong.items()]
+        self.error = "; ".join(told)
 
 
 @dataclasses.dataclass
@@ -87,9 +101,12 @@ def _line(text: str, number: int, path: str | Path) -> Line:
         return Line(record, error=f"'video' must name a file, got {video!r}")
     if ("question" in record) == ("questions" in record):
         return Line(record, video, error="needs one of 'question' and 'questions'")
-    if not isinstance(asked, list) or not asked or not all(isinstance(q, str) for q in asked):
+    if not isinstance(asked, list) or not asked:
         return Line(record, video, error=f"expected text to ask, got {asked!r:.80}")
-    return Line(record, video, tuple(asked))
+    texts = tuple(q if isinstance(q, str) else "" for q in asked)
+    no_text = {n: q for n, q in enumerate(asked) if not isinstance(q, str)}
+    wrong = {n: f"expected text to ask, got {q!r:.80}" for n, q in no_text.items()}
+    return Line(record, video, texts, wrong=wrong)
 
 
 def answer_file(
@@ -159,42 +176,47 @@ class _Work:
         if not asked:
             return
         session = self.answerer.session(seen, readable(video))
-        flat = [
-            (q, self.how.seed + line.first + n)
-            for line in asked
-            for n, q in enumerate(line.questions)
-        ]
-        answers: list[str] = []
-        waiting = collections.deque(asked)
+        flat = [(line, n) for line in asked for n in line.asked]
+        said: dict[int, dict[int, str]] = collections.defaultdict(dict)
         options = {key: value for key, value in vars(self.how).items() if key != "seed"}
         for at in range(0, len(flat), self.batch):
-            texts, seeds = zip(*flat[at : at + self.batch], strict=True)
-            answers += session.answers(texts, seed=seeds, **options)
-            while waiting and len(answers) >= len(waiting[0].questions):
-                line = waiting.popleft()
-                own, answers = answers[: len(line.questions)], answers[len(line.questions) :]
-                key = {"answers": own} if "questions" in line.record else {"answer": own[0]}
-                self._write(line, **key)
+            batch = flat[at : at + self.batch]
+            seeds = [self.how.seed + line.first + n for line, n in batch]
+            texts = [line.questions[n] for line, n in batch]
+            answers = session.answers(texts, seed=seeds, **options)
+            for (line, n), answer in zip(batch, answers, strict=True):
+                own = said[id(line)]
+                own[n] = answer
+                if len(own) == len(line.asked):
+                    self._write(line, own)
 
     def stands(self, line: Line, seen: Seen | VideoError | None = None) -> bool:
-        """Whether a line can be asked, by itself or about a video; it is written where not."""
-        try:
-            if isinstance(seen, VideoError):
-                raise seen
-            for question in line.questions if seen is not None else ():
-                self.answerer.check(seen, question)
-        except (VideoError, PromptError, ChatError) as error:
-            line.error = str(error)
-        if line.error:
-            self._write(line, error=line.error)
-        return not line.error
+        """Whether a line has a question that can be asked, by itself or about a video; it is
+        written where not."""
+        if isinstance(seen, VideoError):
+            line.error = str(seen)
+        elif seen is not None:
+            for n in line.asked:
+                try:
+                    self.answerer.check(seen, line.questions[n])
+                except (PromptError, ChatError) as error:
+                    line.wrong[n] = str(error)
+            line.refuse_wrong()
+        stands = bool(line.asked) and (not line.error or bool(line.wrong))
+        if not stands:
+            self._write(line)
+        return stands
 
-    def _write(self, line: Line, **result) -> None:
-        count = len(line.questions)
-        if "error" in result:
-            self.tally.failed += max(1, count)
-        else:
-            self.tally.answered += count
+    def _write(self, line: Line, said: Mapping[int, str] = MappingProxyType({})) -> None:
+        """said: the answers by the place of their question."""
+        count, result = len(line.questions), {}
+        if said:
+            own = [said.get(n) for n in range(count)]
+            result = {"answers": own} if "questions" in line.record else {"answer": own[0]}
+        if line.error:
+            result["error"] = line.error
+        self.tally.answered += len(said)
+        self.tally.failed += max(1, count) - len(said)
         self.file.write(json.dumps({**line.record, **result}) + "\n")
         self.file.flush()
 

@@ -152,7 +152,7 @@ class Experiment:
             params,
             stats,
             self.tokenizer,
-            end_id=chat.end_id(self.tokenizer, self.template),
+            stop_ids=chat.stop_ids(self.tokenizer, self.template),
             batch=evaluation.batch,
             max_new=evaluation.max_new,
             max_questions=self.recipe.data.questions,

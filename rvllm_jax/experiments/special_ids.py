@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.tokenizer import Tokenizer
+from rvllm_jax.data.tokenizer_files import GENERATION
 from rvllm_jax.weights.errors import WeightsError
 
 DOES = {"bos_token_id": "begins texts", "eos_token_id": "ends answers"}
-GENERATION = "generation_config.json"  # what it says goes before config.json in transformers
 
 
 def read(config: Mapping[str, Any], size: int, where: Path) -> dict[str, Any]:

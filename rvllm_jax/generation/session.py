@@ -55,7 +55,7 @@ class Engine:
         self.tokenizer, self.template, self.layout = tokenizer, template, model.layout
         self.context = min(context or model.decoder.config.context, model.decoder.config.context)
         self.vocab_size = model.decoder.config.vocab_size
-        self.end_id = chat.end_id(tokenizer, template)
+        self.stop_ids = chat.stop_ids(tokenizer, template)
         graph, self._arrays = nnx.split(unroll(model))
         in_cache, self._in_answers = decode.places(mesh, model.decoder.config.kv_heads)
 
@@ -131,8 +131,7 @@ class Session:
     ) -> Iterator[str]:
         """The next turn's answer, piece by piece, in whole characters.
 
-        It ends with the template's last token or the tokenizer's eos, one of `stop_ids` or of the
-        strings `stop`, or after
+        It ends with one of `chat.stop_ids`, of `stop_ids` or of the strings `stop`, or after
         `max_new` tokens, fewer where the context ends. Closed or interrupted before, the turn keeps
         what was said. Raises PromptError, before anything is computed.
         """
@@ -210,8 +209,7 @@ class Session:
             answers = self.engine.placed(answers._replace(ended_A=jnp.asarray(ended)))
 
     def _stop_ids(self, given: Sequence[int]) -> tuple[int, ...]:
-        own = self.engine.end_id, self.engine.tokenizer.eos_id
-        return tuple(dict.fromkeys([*own, *given]))
+        return tuple(dict.fromkeys([*self.engine.stop_ids, *given]))
 
     def _text(self, ids: Sequence[int], stop, stop_ids) -> TextStream:
         """The text of an answer's ids up to the first that ends it."""
@@ -279,7 +277,7 @@ class Session:
         counts = jnp.asarray(self._questions.counts, jnp.float32)[None, :, None]
         return decode.Answers(
             step=jnp.int32(0),
-            tokens_AM=jnp.full((count, room), self.engine.end_id, jnp.int32),
+            tokens_AM=jnp.full((count, room), self.engine.stop_ids[0], jnp.int32),
             ended_A=jnp.zeros(count, bool),
             seeds_A=jnp.asarray(np.asarray(seeds).astype(np.uint32)),
             seen_AV=seen,

@@ -123,6 +123,28 @@ def _llama_folder(folder, *, metaspace: bool):
     return inner
 
 
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        ({}, (2,)),
+        ({"config.json": [1, 2, 5]}, (2, 1, 5)),
+        ({"config.json": [1, 2, 5], "generation_config.json": [2, 7]}, (2, 7)),
+        ({"generation_config.json": 7}, (2,)),  # another tokenizer's
+    ],
+)
+def test_a_model_s_files_list_what_ends_an_answer(tmp_path, files, wanted):
+    _llama_folder(tmp_path / "llama", metaspace=True)
+    for name, ids in files.items():
+        (tmp_path / "llama" / name).write_text(json.dumps({"eos_token_id": ids}))
+    loaded = tokenizer.load(tmp_path / "llama")
+    assert loaded.stop_ids == pickle.loads(pickle.dumps(loaded)).stop_ids == wanted
+    loaded.save(tmp_path / "kept")
+    assert tokenizer.load(tmp_path / "kept").stop_ids == wanted
+    (tmp_path / "llama" / "generation_config.json").write_text('{"eos_token_id": [-1]}')
+    with pytest.raises(TokenizerError, match=r"generation_config.json: eos_token_id=\[-1\]"):
+        tokenizer.load(tmp_path / "llama")
+
+
 @pytest.mark.parametrize("metaspace", [False, True])
 def test_a_llama_folder_gives_the_whole_text_s_ids_when_encoded_in_parts(tmp_path, metaspace):
     reference = _llama_folder(tmp_path / "llama", metaspace=metaspace)

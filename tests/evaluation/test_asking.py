@@ -238,7 +238,7 @@ def test_answers_end_where_the_template_says(make, asker, tk):
     assert any(" 1" in answer for answer in plain)
     how = dict(batch=2, max_new=5, max_questions=2)
     model, params, stats = model_and_arrays(tk.vocab_size)
-    other = Asker(model, params, stats, tk, end_id=end, **how)
+    other = Asker(model, params, stats, tk, stop_ids=(tk.eos_id, end), **how)
     cut = [a.answer for a in other.ask(dataset)]
     assert cut != plain
     for before, after in zip(plain, cut, strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config import ConfigError
-from rvllm_jax.data.chat import end_id
+from rvllm_jax.data.chat import stop_ids
 from rvllm_jax.data.conversations import Conversation, Turn
 from rvllm_jax.data.dataset import Dataset
 from rvllm_jax.data.frames import FrameStore, write_store
@@ -59,7 +59,7 @@ def test_a_session_about_a_file_says_what_the_asker_says_about_the_prepared_vide
         opened.params,
         opened.stats,
         opened.tokenizer,
-        end_id=end_id(opened.tokenizer, opened.template),
+        stop_ids=stop_ids(opened.tokenizer, opened.template),
         batch=4,
         max_new=opened.recipe.evaluation.max_new,
         max_questions=2,

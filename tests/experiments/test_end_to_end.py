@@ -36,10 +36,12 @@ pytestmark = pytest.mark.skipif(
 )
 OVERRIDES = {
     **{"schedule": "visual,joint", "model.encoder": "resnet18", "model.tokens": "global"},
-    **{"model.random": "projector/.*", "data.crop": 64, "data.short_side": 72},
+    **{"model.random": "projector/.*", "data.crop": 32, "data.short_side": 36},
     **{f"stages.{stage}.steps": 3 for stage in ("visual", "joint")},
     **{f"stages.{stage}.warmup": 1 for stage in ("visual", "joint")},
-    **{"evaluation.max_new": 4, "evaluation.controls": False},
+    **{f"stages.{stage}.batch": 8 for stage in ("visual", "joint")},
+    **{"evaluation.max_new": 4, "evaluation.controls": False, "evaluation.batch": 8},
+    **{"evaluation.clips": 8, "evaluation.probe_videos": 1, "evaluation.train_videos": 12},
 }
 
 
@@ -132,9 +134,7 @@ def test_weights_go_in_are_trained_on_real_videos_answer_and_go_out(
         | {f"model.{key}": str(start) for key in ("decoder", "weights")}
         | {"tokenizer.folder": str(start), "data.videos": str(VIDEOS)}
         | {"data.conversations": str(tmp_path / "two.json"), "data.store": str(tmp_path / "store")}
-        | {f"stages.{stage}.batch": 8 for stage in ("visual", "joint")}
-        | {"evaluation.probe_videos": 1, "evaluation.clips": 2}
-        | {"data.crop": 32, "data.short_side": 36}
+        | {"evaluation.clips": 2}
     )
     experiment = exploring.train(config.to_dict(), run)
     convert([str(run)], tmp_path / "whole")

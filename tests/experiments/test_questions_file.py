@@ -110,6 +110,19 @@ def test_what_fails_is_named_and_tried_again(ask, talker, tmp_path):
     assert len(lines) == 2 and len(lines[1]["answers"]) == 2
 
 
+def test_a_question_that_cannot_be_asked_leaves_its_line_s_others_alone(ask):
+    whole = {"video": "c.mp4", "questions": ["which way?", "what is left?", "and up?"]}
+    part = {"video": "c.mp4", "questions": ["which way?", " ", "and up?", None]}
+    _, (good,) = ask([whole])
+    tally, (line,) = ask([part], out="part.jsonl")
+    assert tally == Tally(answered=2, failed=2)
+    assert line["answers"] == [good["answers"][0], None, good["answers"][2], None]
+    for told in ("question 2: the question is empty", "question 4: expected text to ask, got None"):
+        assert told in line["error"]
+    again, lines = ask([part], out="part.jsonl")  # tried again, and not written twice
+    assert again == tally and lines == [line]
+
+
 def test_where_nothing_can_be_asked_the_model_is_not_read(ask, answerer, monkeypatch):
     monkeypatch.setattr(questions_file.Answerer, "engine", property(lambda self: 1 / 0))
     tally, _ = ask([{"video": "absent.mp4", "question": "what?"}, {"video": "a.mp4"}])
