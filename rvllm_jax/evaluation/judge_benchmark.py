@@ -69,17 +69,7 @@ def judge_benchmark(
     or LinesError.
     """
     info = read_info(folder)
-    answered = check_answers(folder / ANSWERS)[""]
-    if not _ends_whole(folder / ANSWERS):
-        raise AnswersError(
-            f"{folder / ANSWERS}: its last line is not written to its end; start the same "
-            "`rvllm_jax.evaluate` again, it asks that question anew"
-        )
-    if answered < info.get("questions", 0):
-        raise AnswersError(
-            f"{folder / ANSWERS}: has {answered} answers, and {INFO} says {info['questions']} "
-            "questions; continue the evaluation to its end: no question leaves the denominator"
-        )
+    _check_whole(folder / ANSWERS, info)
 
     def chosen() -> Iterator[Item]:
         every = items(read_answers(folder / ANSWERS), faithfulness=judging.faithfulness)
@@ -117,10 +107,22 @@ def judge_benchmark(
     return result, done
 
 
-def _ends_whole(path: Path) -> bool:
+def _check_whole(path: Path, info: dict[str, Any]) -> None:
+    """Raises AnswersError where answers are missing, or the last line's end."""
+    answered = check_answers(path)[""]
     with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
+        file.seek(-1 if path.stat().st_size else 0, os.SEEK_END)
+        ended = file.read() in (b"", b"\n")
+    if not ended:
+        raise AnswersError(
+            f"{path}: its last line is not written to its end; start the same "
+            "`rvllm_jax.evaluate` again, it asks that question anew"
+        )
+    if answered < info.get("questions", 0):
+        raise AnswersError(
+            f"{path}: has {answered} answers, and {INFO} says {info['questions']} "
+            "questions; continue the evaluation to its end: no question leaves the denominator"
+        )
 
 
 def _scored(path, beside, info, scoring: Scoring) -> dict[str, Any]:
