@@ -37,25 +37,26 @@ class QuestionsError(ValueError):
 
 @dataclasses.dataclass
 class Line:
-    """One line of the file of questions; `error` says why it, or a part of it, is not asked."""
+    """One line of the file of questions, and why it, or a part of it, is not asked."""
 
     record: dict[str, Any]
     video: str = ""
     questions: tuple[str, ...] = ()
     first: int = 0  # how many questions stand before it in the file
-    error: str = ""
-    wrong: dict[int, str] = dataclasses.field(default_factory=dict)  # questions not asked, and why
+    fault: str = ""  # of the whole line
+    wrong: dict[int, str] = dataclasses.field(default_factory=dict)  # by the place of a question
 
     @property
     def asked(self) -> list[int]:
         """The places of the questions that can be asked."""
-        return [n for n in range(len(self.questions)) if n not in self.wrong]
+        return [n for n in range(len(self.questions)) if not self.fault and n not in self.wrong]
 
-    def refuse_wrong(self) -> None:
-        """Says in `error` what is wrong with which question."""
+    @property
+    def error(self) -> str:
+        """What is wrong with the line, or with which of its questions; "" where nothing is."""
         several = len(self.questions) > 1
         told = [f"question {n + 1}: {why}" * several or why for n, why in self.wrong.items()]
-        self.error = "; ".join(told)
+        return self.fault or "; ".join(told)
 
 
 @dataclasses.dataclass
@@ -88,9 +89,9 @@ def _line(text: str, number: int, path: str | Path) -> Line:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Line({"line": number}, error=f"not JSON: {error}")
+        return Line({"line": number}, fault=f"not JSON: {error}")
     if not isinstance(record, dict):
-        return Line({"line": number}, error=f"expected an object, got {type(record).__name__}")
+        return Line({"line": number}, fault=f"expected an object, got {type(record).__name__}")
     taken = [key for key in _OURS if key in record]
     if taken:
         raise QuestionsError(
@@ -98,11 +99,11 @@ def _line(text: str, number: int, path: str | Path) -> Line:
         )
     video, asked = record.get("video"), record.get("questions", [record.get("question")])
     if not isinstance(video, str) or not video.strip():
-        return Line(record, error=f"'video' must name a file, got {video!r}")
+        return Line(record, fault=f"'video' must name a file, got {video!r}")
     if ("question" in record) == ("questions" in record):
-        return Line(record, video, error="needs one of 'question' and 'questions'")
+        return Line(record, video, fault="needs one of 'question' and 'questions'")
     if not isinstance(asked, list) or not asked:
-        return Line(record, video, error=f"expected text to ask, got {asked!r:.80}")
+        return Line(record, video, fault=f"expected text to ask, got {asked!r:.80}")
     texts = tuple(q if isinstance(q, str) else "" for q in asked)
     no_text = {n: q for n, q in enumerate(asked) if not isinstance(q, str)}
     wrong = {n: f"expected text to ask, got {q!r:.80}" for n, q in no_text.items()}
@@ -194,18 +195,16 @@ class _Work:
         """Whether a line has a question that can be asked, by itself or about a video; it is
         written where not."""
         if isinstance(seen, VideoError):
-            line.error = str(seen)
+            line.fault = str(seen)
         elif seen is not None:
             for n in line.asked:
                 try:
                     self.answerer.check(seen, line.questions[n])
                 except (PromptError, ChatError) as error:
                     line.wrong[n] = str(error)
-            line.refuse_wrong()
-        stands = bool(line.asked) and (not line.error or bool(line.wrong))
-        if not stands:
+        if not line.asked:
             self._write(line)
-        return stands
+        return bool(line.asked)
 
     def _write(self, line: Line, said: Mapping[int, str] = MappingProxyType({})) -> None:
         """said: the answers by the place of their question."""

@@ -123,6 +123,17 @@ def test_a_question_that_cannot_be_asked_leaves_its_line_s_others_alone(ask):
     assert again == tally and lines == [line]
 
 
+def test_no_line_comes_back_without_an_answer_or_a_reason(ask):
+    nothing = {"video": "c.mp4", "questions": [None, 3]}
+    absent = {"video": "absent.mp4", "questions": ["which way?", None]}
+    tally, lines = ask([nothing, absent])
+    assert tally == Tally(failed=4)
+    told = {line["video"]: line["error"] for line in lines}
+    assert told["c.mp4"].count("expected text to ask") == 2
+    assert "is not there" in told["absent.mp4"]
+    assert not any("answers" in line for line in lines)
+
+
 def test_where_nothing_can_be_asked_the_model_is_not_read(ask, answerer, monkeypatch):
     monkeypatch.setattr(questions_file.Answerer, "engine", property(lambda self: 1 / 0))
     tally, _ = ask([{"video": "absent.mp4", "question": "what?"}, {"video": "a.mp4"}])
