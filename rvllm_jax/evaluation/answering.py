@@ -16,7 +16,7 @@ from rvllm_jax.data.templates import Template
 from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.evaluation.asked_groups import Group, Plan
 from rvllm_jax.evaluation.questions import EvaluationError, Question
-from rvllm_jax.generation.decode import generate
+from rvllm_jax.generation.decode import before_stop, generate
 from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.types import Questions
@@ -153,8 +153,7 @@ class Answering:
             yield Said(question, group.control, self._text(own), own, clips, seconds, "")
 
     def _cut(self, ids: np.ndarray) -> list[int]:
-        ended = np.flatnonzero(np.isin(ids, self.stops))
-        return (ids[: ended[0]] if len(ended) else ids).tolist()
+        return before_stop(ids, self.stops).tolist()
 
     def _text(self, ids: list[int]) -> str:
         return self.machine.tokenizer.decode(ids).strip()

@@ -14,7 +14,7 @@ from rvllm_jax.data.conversations import Turn
 from rvllm_jax.data.pipeline import Dataset, eval_batches
 from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.evaluation.scores import accuracy_by_type
-from rvllm_jax.generation.decode import generate
+from rvllm_jax.generation.decode import before_stop, generate
 from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.models.pure import Arrays, PureModel
 
@@ -133,8 +133,7 @@ class Asker:
             )  # fmt: skip
 
     def _text(self, ids: np.ndarray) -> str:
-        ended = np.flatnonzero(np.isin(ids, self._stops))
-        return self.tokenizer.decode(ids[: ended[0]] if len(ended) else ids).strip()
+        return self.tokenizer.decode(before_stop(ids, self._stops)).strip()
 
 
 def score(asked: Iterable[Asked]) -> tuple[dict[str, float], dict[str, int]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from rvllm_jax.evaluation.items import QA, Item, items
 from rvllm_jax.evaluation.judge_scores import scores
 from rvllm_jax.evaluation.judges import Judging
 from rvllm_jax.evaluation.judging import Done, check_held, judge_items
+from rvllm_jax.evaluation.lines import ends_whole
 from rvllm_jax.evaluation.verdicts import VerdictsError
 
 
@@ -110,10 +110,7 @@ def judge_benchmark(
 def _check_whole(path: Path, info: dict[str, Any]) -> None:
     """Raises AnswersError where answers are missing, or the last line's end."""
     answered = check_answers(path)[""]
-    with path.open("rb") as file:
-        file.seek(-1 if path.stat().st_size else 0, os.SEEK_END)
-        ended = file.read() in (b"", b"\n")
-    if not ended:
+    if not ends_whole(path):
         raise AnswersError(
             f"{path}: its last line is not written to its end; start the same "
             "`rvllm_jax.evaluate` again, it asks that question anew"

@@ -83,6 +83,15 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
             yield where, record
 
 
+def ends_whole(path: str | Path) -> bool:
+    """Whether the last line, if there is one, is written to its end; `read_lines` leaves out one
+    that is not."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"", b"\n")
+
+
 def unlike(there: Mapping[str, Any], now: Mapping[str, Any], longest: int | None = None) -> str:
     """What a file was made with, that is not what it would be continued with; "" where all is.
 

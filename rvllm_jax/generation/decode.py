@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,11 +51,10 @@ def places(mesh: Mesh | None, kv_heads: int):
     return cache, Answers(**others | {"cache": cache})
 
 
-def greedy(
-    model: VideoLLM, questions: Questions, *, max_new: int, eos_id: int, blind: bool = False
-) -> jax.Array:
-    """The most likely next token, again and again, as int32[B, Q, max_new]; see `generate`."""
-    return generate(model, questions, max_new=max_new, stop_ids=(eos_id,), blind=blind)
+def before_stop(ids: np.ndarray, stop_ids: tuple[int, ...]) -> np.ndarray:
+    """The ids int32[M] of an answer that stand before the first of `stop_ids`."""
+    ended = np.flatnonzero(np.isin(ids, stop_ids))
+    return ids[: ended[0]] if len(ended) else ids
 
 
 def generate(

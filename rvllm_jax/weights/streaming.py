@@ -93,11 +93,11 @@ def _turned(read: Iterator[tuple[Piece, np.ndarray]]) -> Iterator[tuple[Piece, n
         for row in range(0, array.shape[0], _TILE):
             for column in range(0, array.shape[1], _TILE):
                 tile = array[row : row + _TILE, column : column + _TILE]
-                turn(tile, turned[column : column + _TILE, row : row + _TILE])
+                _turn(tile, turned[column : column + _TILE, row : row + _TILE])
         yield piece, turned
 
 
-def turn(tile: np.ndarray, turned: np.ndarray) -> None:
+def _turn(tile: np.ndarray, turned: np.ndarray) -> None:
     """Writes the transposed matrix [m, n] into one [n, m].
 
     Numbers of two bytes go as pairs, of one column and two rows: numpy moves a number in the time

@@ -21,7 +21,7 @@ def ask(model_and_arrays):
     @functools.partial(jax.jit, static_argnames=("eos_id", "blind"))
     def answers(questions, eos_id, blind):
         model = pure.merge(params, stats)
-        return decode.greedy(model, questions, max_new=MAX_NEW, eos_id=eos_id, blind=blind)
+        return decode.generate(model, questions, max_new=MAX_NEW, stop_ids=(eos_id,), blind=blind)
 
     def run(questions, eos_id=NEVER, blind=False) -> np.ndarray:
         return np.asarray(answers(questions, eos_id, blind))
@@ -83,7 +83,9 @@ def test_decoding_stops_when_all_answers_have_ended(
     end = int(np.flatnonzero(plainly[0, 0] == eos_id)[0])
     pure, params, stats = model_and_arrays
     run = jax.jit(
-        lambda: decode.greedy(pure.merge(params, stats), only, max_new=MAX_NEW, eos_id=eos_id)
+        lambda: decode.generate(
+            pure.merge(params, stats), only, max_new=MAX_NEW, stop_ids=(eos_id,)
+        )
     )
     jax.block_until_ready(run())
     jax.effects_barrier()
@@ -120,4 +122,4 @@ def test_text_in_the_videos_place(ask, some_questions):
 
 def test_no_room_for_an_answer_is_refused(some_questions):
     with pytest.raises(ValueError, match="max_new=0"):
-        decode.greedy(None, some_questions, max_new=0, eos_id=2)
+        decode.generate(None, some_questions, max_new=0, stop_ids=(2,))

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from rvllm_jax.generation.decode import greedy
+from rvllm_jax.generation.decode import generate
 from rvllm_jax.models.llama import Llama, LlamaConfig, RopeScaling
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM, token_loss_sum
@@ -244,7 +244,7 @@ def test_greedy_ids(name):
         param_dtype=jnp.float64,
     )
     model.decoder = ours.merge(as_ours(theirs.named_parameters(), config))
-    ids = jax.jit(lambda q: greedy(model, q, max_new=max_new, eos_id=eos_id))(
+    ids = jax.jit(lambda q: generate(model, q, max_new=max_new, stop_ids=(eos_id,)))(
         _asked_behind(prompts, split=5)
     )
     np.testing.assert_array_equal(ids[:, 0], expected)
