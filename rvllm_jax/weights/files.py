@@ -81,6 +81,11 @@ class Entry:
             shape = tuple(shape[axis] for axis in self.axes)
         return (len(self.tensors), *shape) if self.stacked else shape
 
+    @property
+    def piece_axis(self) -> int:
+        """Of a tensor as ours, the axis along which its rows in the file follow."""
+        return 0 if self.axes is None else self.axes.index(0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:

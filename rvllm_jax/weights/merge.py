@@ -1,22 +1,15 @@
 """Weights on disk into arrays on the devices: all of them, or an error that lists what is wrong."""
 
-import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.weights import streaming
+from rvllm_jax.weights import in_memory, on_devices
 from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.faults import find_faults, listed
 from rvllm_jax.weights.files import Entry, Weights
-from rvllm_jax.weights.rules import MATRIX
-from rvllm_jax.weights.streaming import Piece
 
 
 def combine(sources: list[Weights]) -> dict[str, Entry]:
@@ -59,93 +52,10 @@ def load(
     `check` comes first. Pieces of tensors are read and go straight to their places: host memory
     holds a few at a time, whatever the model's size.
     """
-    arrays: dict[str, jax.Array] = {}
-    for piece, x in streaming.stream(_plan(entries, shardings)):
-        path, entry = piece.path, entries[piece.path]
-        dtype, place = np.dtype(targets[path].dtype), shardings[path]
-        if path not in arrays:
-            arrays[path] = jnp.zeros(entry.shape, dtype, device=place)
-        one = _of_one_layer(place) if entry.stacked else place
-        left = None if piece.turn else entry.axes  # what is still to be turned on the devices
-        axis = entry.axes.index(0) if entry.axes else 0  # of ours, along which pieces follow
-        write = _write(left, place, entry.stacked, None if _is_whole(piece) else axis)
-        array = write(arrays[path], _send(x, left, dtype, one), piece.layer, piece.start)
-        arrays[path] = jax.block_until_ready(array)  # the memory of x is used again
-    return arrays
-
-
-def _plan(entries: Mapping[str, Entry], shardings: Mapping[str, Any]) -> Iterator[Piece]:
-    for path, entry in entries.items():
-        place = shardings[path]
-        turn = entry.axes == MATRIX and _on_cpu(place)
-        # A piece of what is split over devices would not be split as the whole is.
-        whole = len(place.device_set) > 1
-        for layer, tensor in enumerate(entry.tensors):
-            yield from streaming.pieces(path, layer, tensor, turn=turn, whole=whole)
-
-
-def _is_whole(piece: Piece) -> bool:
-    return piece.shape == piece.tensor.shape
-
-
-def _send(array: np.ndarray, axes, dtype: np.dtype, place) -> jax.Array:
-    """Theirs on the devices, split as it will be when its axes are turned.
-
-    Each device is given its part alone. 64 bits are rounded here: devices may not hold them.
-    """
-    if array.dtype.itemsize > dtype.itemsize and array.dtype == np.float64:
-        array = array.astype(dtype)
-    if _is_named(place) and axes is not None:
-        spec = [*place.spec, *[None] * array.ndim][: array.ndim]
-        place = NamedSharding(place.mesh, P(*(spec[axes.index(axis)] for axis in range(len(axes)))))
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
-
-
-def _of_one_layer(place):
-    return NamedSharding(place.mesh, P(*place.spec[1:])) if _is_named(place) else place
-
-
-def _is_named(place) -> bool:
-    return isinstance(place, NamedSharding)
-
-
-@functools.cache
-def _write(axes, place, stacked: bool, axis: int | None):
-    """(array of ours, theirs, layer, row) -> the array with it, in the same memory.
-
-    `axis` is where the row counts; None: theirs is a whole tensor, and what its parts on the
-    devices are need not be known at run time.
-    """
-
-    def write(array, x, layer, row):
-        dtype, x = array.dtype, _turned(x, axes)
-        if dtype == jnp.bfloat16:
-            # On CPU XLA updates bfloat16 by way of a float32 copy of all layers; but not bits.
-            array, x = jax.lax.bitcast_convert_type(array, jnp.uint16), _bfloat16_bits(x)
-        x, start = x.astype(array.dtype), [0] * x.ndim
-        if axis is not None:
-            start[axis] = row
-        if stacked:
-            x, start = x[None], [layer, *start]
-        array = jax.lax.dynamic_update_slice(array, x, start)
-        return jax.lax.bitcast_convert_type(array, dtype) if dtype == jnp.bfloat16 else array
-
-    return jax.jit(write, out_shardings=place, donate_argnums=0)
-
-
-def _bfloat16_bits(x: jax.Array) -> jax.Array:
-    """The numbers in bfloat16, as their `uint16`; no loop over scalars, unlike XLA's on CPU."""
-    if x.dtype == jnp.bfloat16:
-        return jax.lax.bitcast_convert_type(x, jnp.uint16)
-    x = x.astype(jnp.float32)
-    rounded = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-    bits = jax.lax.bitcast_convert_type(rounded, jnp.uint32) >> 16
-    return jnp.where(jnp.isnan(x), 0x7FC0, bits).astype(jnp.uint16)
+    cpu = {path: entry for path, entry in entries.items() if _on_cpu(shardings[path])}
+    others = {path: entry for path, entry in entries.items() if path not in cpu}
+    return on_devices.load(others, targets, shardings) | in_memory.load(cpu, targets, shardings)
 
 
 def _on_cpu(place) -> bool:
     return next(iter(place.device_set)).platform == "cpu"
-
-
-def _turned(x, axes):
-    return x if axes is None else x.transpose(axes)

@@ -8,18 +8,24 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.weights import merge, streaming
+from rvllm_jax.weights import in_memory, merge, on_devices, streaming
 from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.faults import PROJECTOR
 from rvllm_jax.weights.files import open_weights
+
+# What CPU takes, and what devices with memory of their own take; both work here.
+LOADS = pytest.mark.parametrize("load", [in_memory.load, on_devices.load])
 
 
 def shapes(entries, dtype=np.float32):
     return {path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in entries.items()}
 
 
+@LOADS
 @pytest.mark.parametrize("held", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
-def test_every_dtype_goes_to_its_shards_on_a_mesh(llama, tensors, held):
+@pytest.mark.parametrize("size", [20, 1 << 20])
+def test_every_dtype_goes_to_its_shards_on_a_mesh(load, llama, tensors, held, size, monkeypatch):
+    monkeypatch.setattr(streaming, "PIECE", size)
     own = tensors(np.float32)
     if held == ml_dtypes.bfloat16:  # which the library cannot write from numpy
         own = {name: x.astype(held) for name, x in own.items()}
@@ -32,7 +38,7 @@ def test_every_dtype_goes_to_its_shards_on_a_mesh(llama, tensors, held):
         else NamedSharding(mesh, P())
         for path, x in entries.items()
     }
-    arrays = merge.load(entries, shapes(entries), places)
+    arrays = load(entries, shapes(entries), places)
     assert arrays.keys() == entries.keys()
     for path, array in arrays.items():
         assert array.dtype == np.float32 and array.sharding == places[path], path
@@ -40,25 +46,54 @@ def test_every_dtype_goes_to_its_shards_on_a_mesh(llama, tensors, held):
     assert arrays["decoder/layers/mlp/up/kernel"].addressable_shards[0].data.shape == (3, 4, 6)
 
 
+@LOADS
 @pytest.mark.parametrize("size", [1, 100, 1 << 20])
 @pytest.mark.parametrize("held", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 def test_pieces_of_any_size_join_to_the_arrays_in_every_dtype(
-    llama, tensors, held, size, monkeypatch
+    load, llama, tensors, held, size, monkeypatch
 ):
     """On one device; a piece of one byte is a row."""
     monkeypatch.setattr(streaming, "PIECE", size)
-    monkeypatch.setattr(streaming, "WHOLE", size)
     own = {name: x.astype(held) for name, x in tensors().items()}
     own["model.norm.weight"] = np.array([0, -0.0, 1, np.inf, -np.inf, np.nan, 3e4, 1e-7], held)
     entries = open_weights(llama(own)).entries
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for dtype in (ml_dtypes.bfloat16, np.float16, np.float32):
-        arrays = merge.load(entries, shapes(entries, dtype), dict.fromkeys(entries, place))
+        arrays = load(entries, shapes(entries, dtype), dict.fromkeys(entries, place))
         assert arrays.keys() == entries.keys()
         for path, array in arrays.items():
             assert array.dtype == dtype and array.sharding == place
             read = entries[path].read().astype(dtype).astype(np.float32)
             np.testing.assert_array_equal(np.asarray(array).astype(np.float32), read, path)
+
+
+def test_on_cpu_the_arrays_stay_where_threads_wrote_them(llama, monkeypatch):
+    entries = open_weights(llama()).entries
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    written, aligned = set(), streaming.aligned
+
+    def noted(shape, dtype):
+        array = aligned(shape, dtype)
+        written.add(array.ctypes.data)
+        return array
+
+    monkeypatch.setattr(streaming, "aligned", noted)
+    arrays = merge.load(entries, shapes(entries), dict.fromkeys(entries, place))
+    assert {x.unsafe_buffer_pointer() for x in arrays.values()} <= written
+    before = {path: np.array(x) for path, x in arrays.items()}
+    given = jax.jit(lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0)(dict(arrays))
+    for path, x in before.items():
+        np.testing.assert_array_equal(given[path], x + 1)
+
+
+@pytest.mark.parametrize("cut", [100, -1])
+def test_a_file_that_became_shorter_ends_the_load(llama, cut):
+    entries = open_weights(llama()).entries
+    path = next(iter(entries.values())).tensors[0].path
+    path.write_bytes(path.read_bytes()[:cut])
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with pytest.raises(WeightsError, match="ends within"):
+        merge.load(entries, shapes(entries), dict.fromkeys(entries, place))
 
 
 def test_one_error_lists_all_that_is_wrong_before_anything_is_read(llama, tensors, monkeypatch):
