@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rvllm_jax.models import flash
 from rvllm_jax.types import PADDING, PREFIX
 
 
@@ -39,9 +40,20 @@ def attend(
     """Scaled dot-product attention -> `[B, T, N, H]` in the dtype of `q_BTNH`.
 
     Query head n reads key/value head n // (N / K), as Llama orders them; keys and values are not
-    repeated. The softmax is taken in float32, or in float64 where the inputs are float64. Keys and
-    values of another dtype, as of a cache in bfloat16 beside queries in float32, are rounded where
-    they are stored and nowhere else.
+    repeated. By cuDNN on GPUs and by splash on TPUs where they take the shapes, else by `products`.
+    """
+    kernel = flash.choose(q_BTNH, k_BSKH, v_BSKH)
+    return (kernel or products)(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+
+
+def products(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
+) -> jax.Array:
+    """`attend` in plain matrix products, on every device and for every shape and dtype.
+
+    The softmax is taken in float32, or in float64 where the inputs are float64. Keys and values of
+    another dtype, as of a cache in bfloat16 beside queries in float32, are rounded where they are
+    stored and nowhere else.
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]

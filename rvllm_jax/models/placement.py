@@ -7,7 +7,7 @@ where its activations lie; without a mesh, or with one device, it says nothing a
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import jax
@@ -39,11 +39,40 @@ _MESH: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 @contextlib.contextmanager
 def over(mesh: Mesh) -> Iterator[None]:
     """What is traced in here lies on `mesh`."""
-    token = _MESH.set(mesh if mesh.size > 1 else None)
+    token = _MESH.set(mesh)
     try:
         yield
     finally:
         _MESH.reset(token)
+
+
+def _mesh() -> Mesh | None:
+    """What is traced lies on; None: on one device."""
+    mesh = _MESH.get()
+    return None if mesh is None or mesh.size == 1 else mesh
+
+
+def platform() -> str:
+    """Of the devices that what is traced will run on: "cpu", "gpu" or "tpu"."""
+    mesh = _MESH.get()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def divides(rows: int, *heads: int) -> bool:
+    """Whether each device has the same number of rows, and of each kind of heads."""
+    mesh = _mesh()
+    if mesh is None:
+        return True
+    groups = math.prod(mesh.shape[name] for name in ROWS)
+    return rows % groups == 0 and all(n % mesh.shape["tensor"] == 0 for n in heads)
+
+
+def on_each_device(function: Callable, given: tuple[P, ...], returned: P) -> Callable:
+    """`function`, run by each device on its own part: what the compiler cannot split itself."""
+    mesh = _mesh()
+    if mesh is None:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=returned, check_vma=False)
 
 
 def param_spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> P:
@@ -64,7 +93,7 @@ def _that_divide(mesh: Mesh, axes, shape: tuple[int, ...]) -> P:
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     """`x`, its first dimensions split over `axes` and the others whole, as far as they divide."""
-    mesh = _MESH.get()
+    mesh = _mesh()
     if mesh is None:
         return x
     where = NamedSharding(mesh, _that_divide(mesh, axes, x.shape))
@@ -73,7 +102,7 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
 
 def constrain_params(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Parameters, or their gradients, by path, each where its parameter lies."""
-    mesh = _MESH.get()
+    mesh = _mesh()
     if mesh is None:
         return arrays
     return {
@@ -90,7 +119,7 @@ def constrain_layer(state, dtype):
     Its kernels are in `dtype` before they are gathered, and their gradients are split before they
     are added to the stack's: else every device would hold the gradient of all layers.
     """
-    mesh = _MESH.get()
+    mesh = _mesh()
     if mesh is None:
         return state
     found = []
@@ -105,7 +134,7 @@ def constrain_layer(state, dtype):
 
 def frame_parts(frames: int) -> int:
     """Over how many devices of `tensor` the frames of one clip are split; 1 without a mesh."""
-    mesh = _MESH.get()
+    mesh = _mesh()
     size = 1 if mesh is None else mesh.shape["tensor"]
     return size if frames % size == 0 else 1
 
@@ -116,7 +145,7 @@ def join_frames(x: jax.Array) -> jax.Array:
     The order of the frames is then such that each device keeps those that it has; `split_frames`
     is the way back.
     """
-    mesh, (B, T) = _MESH.get(), x.shape[:2]
+    mesh, (B, T) = _mesh(), x.shape[:2]
     parts, rest = frame_parts(T), x.shape[2:]
     if parts == 1:
         return constrain(x.reshape(B * T, *rest), ROWS)
@@ -130,7 +159,7 @@ def join_frames(x: jax.Array) -> jax.Array:
 
 def split_frames(x: jax.Array, B: int, T: int) -> jax.Array:
     """`[B * T, ...]` of `join_frames` -> `[B, T, ...]`."""
-    mesh, parts, rest = _MESH.get(), frame_parts(T), x.shape[1:]
+    mesh, parts, rest = _mesh(), frame_parts(T), x.shape[1:]
     if parts == 1:
         return constrain(x.reshape(B, T, *rest), ROWS)
     groups = mesh.size // parts

@@ -1,0 +1,103 @@
+"""Attention that never holds the scores of a whole row: cuDNN's on GPUs, splash on TPUs.
+
+Both take the mask as it is, since packing's is none that they could make themselves: a question
+sees the prefix and itself. Splash skips the tiles of it that are empty.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+from jax.sharding import PartitionSpec as P
+
+from rvllm_jax.models import placement
+
+TILES = (512, 256, 128)  # tokens of a splash tile; the first that divides the row is taken
+_INFOS = ("fwd_mask_info", "dq_mask_info", "dkv_mask_info")
+
+
+def choose(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> Callable | None:
+    """What `attention.attend` calls instead of the plain products here; None: nothing does.
+
+    Splash takes rows of a multiple of 128 tokens, heads of a multiple of 64 numbers, and heads and
+    rows that divide over the mesh; cuDNN takes 16-bit heads of 128 numbers at most. A step of
+    decoding, one token, is left to XLA: it is bound by reading the cache.
+    """
+    q, k = q_BTNH, k_BSKH
+    if q.shape[1] == 1 or not q.dtype == k.dtype == v_BSKH.dtype:
+        return None
+    platform = placement.platform()
+    if platform == "tpu" and q.dtype in (jnp.bfloat16, jnp.float32):
+        tokens, heads = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
+        fits = all(size % TILES[-1] == 0 for size in tokens) and q.shape[3] % 64 == 0
+        return splash if fits and placement.divides(len(q), *heads) else None
+    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        return cudnn if q.shape[3] % 8 == 0 and q.shape[3] <= 128 and _has_cudnn() else None
+    return None
+
+
+@functools.cache
+def _has_cudnn() -> bool:
+    """Whether cuDNN's attention can be had, by tracing the smallest one; tells once if not."""
+    one = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
+    mask = jax.ShapeDtypeStruct((1, 64, 64), jnp.bool_)
+    try:
+        jax.eval_shape(cudnn, one, one, one, mask)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        logging.warning("attention by XLA, which takes more memory: no cuDNN's (%s)", error)
+        return False
+    return True
+
+
+def cudnn(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
+) -> jax.Array:
+    """`attention.attend` by cuDNN; the mask becomes a bias of all its numbers."""
+    mask_B1TS = mask_BTS[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation="cudnn"
+    )
+
+
+def splash(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attention.attend` by Pallas' splash kernel, on a mesh each device with its rows and heads.
+
+    Every query must see a key. `interpret`: run it in JAX's own operations, as on CPU.
+    """
+    run = functools.partial(_splash, interpret=interpret)
+    heads, rows = P(placement.ROWS, None, "tensor"), P(placement.ROWS)
+    run = placement.on_each_device(run, (heads, heads, heads, rows), heads)
+    return run(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+
+
+def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, interpret: bool):
+    def tile(size: int) -> int:
+        return next(tile for tile in TILES if size % tile == 0)
+
+    query, key = (tile(size) for size in mask_BTS.shape[1:])
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=query, block_q_dq=query, block_q_dkv=query,
+        block_kv=key, block_kv_dq=key, block_kv_dkv=key,
+    )  # fmt: skip
+
+    def row(q_NTH, k_KSH, v_KSH, mask_TS):
+        kernel = splash_attention_kernel.make_splash_mha(
+            mask_TS[None], block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+        for name in _INFOS:  # JAX 0.10 makes an array of this flag, and then asks whether it is set
+            info = getattr(kernel, name)
+            setattr(kernel, name, info._replace(is_dynamic_mask=True))
+        return kernel(q_NTH, k_KSH, v_KSH)
+
+    scaled = (q_BTNH * q_BTNH.shape[-1] ** -0.5).astype(q_BTNH.dtype)
+    by_head = (x.swapaxes(1, 2) for x in (scaled, k_BSKH, v_BSKH))
+    return jax.vmap(row)(*by_head, mask_BTS).swapaxes(1, 2).astype(q_BTNH.dtype)
