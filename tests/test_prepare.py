@@ -85,7 +85,10 @@ def test_a_killed_preparation_continues_and_ends_with_the_same_bytes(place):
     kept = {path: path.stat().st_mtime_ns for path in done()}
     assert 3 <= len(kept) < 16, "it was to be killed in the middle"
     assert not (place / "out" / "train.json").exists()
+    seen = place / "out" / "look.journal"
+    assert seen.stat().st_size > 40 * 100
     assert end(place)[0] == 0
+    assert not seen.exists()
     assert kept == {path: path.stat().st_mtime_ns for path in kept}  # finished shards stand
     assert end(place, out="whole")[0] == 0
     assert stored(place / "out") == stored(place / "whole")

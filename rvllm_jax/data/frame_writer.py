@@ -28,6 +28,7 @@ from rvllm_jax.data.shards import (
     read_aside,
     read_json,
     record_file,
+    stamp,
     times_file,
     write_atomically,
 )
@@ -150,16 +151,8 @@ def _plan(
 def _fingerprint_of(videos: list[tuple[str, Path]], options: Options) -> str:
     """Of what decides the bytes of a shard; the content of a file stands in its size and time."""
     seen = [records.LAYOUT, _DECODER, dataclasses.asdict(options)]
-    seen += [[name, *_stamp(path)] for name, path in videos]
+    seen += [[name, *stamp(path)] for name, path in videos]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
-
-
-def _stamp(path: Path) -> list[int | None]:
-    try:
-        status = path.stat()
-    except OSError:
-        return [None, None]  # the decoder will say why
-    return [status.st_size, status.st_mtime_ns]
 
 
 def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bool:
@@ -172,10 +165,10 @@ def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bo
         return False
     stamps, shards = index["stamps"], index["shards"]
     files = [Path(folder) / record_file(shard, len(shards)) for shard in range(len(shards))]
-    if [_stamp(path)[0] for path in files] != [shard["bytes"] for shard in shards]:
+    if [stamp(path)[0] for path in files] != [shard["bytes"] for shard in shards]:
         return False
     return options.items() <= index["options"].items() and all(
-        stamps.get(name) == _stamp(Path(path)) for name, path in videos.items()
+        stamps.get(name) == stamp(Path(path)) for name, path in videos.items()
     )
 
 
@@ -261,7 +254,7 @@ def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict
         "decoder": _DECODER,
         "fingerprint": _fingerprint(tasks),
         "options": dataclasses.asdict(tasks[0].options),
-        "stamps": {name: _stamp(path) for task in tasks for name, path in task.videos},
+        "stamps": {name: stamp(path) for task in tasks for name, path in task.videos},
         "shards": [{key: summary[key] for key in ("bytes", "times_crc")} for summary in summaries],
         **{key: merged(key) for key in ("entries", "bad", "info", "notes")},
     }

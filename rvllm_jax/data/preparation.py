@@ -6,6 +6,7 @@ A prepared folder OUT holds
   SPLIT.json         the conversations in LLaVA's form, videos by their names in the store
   SPLIT.unusable.json  those whose video is missing or does not decode; absent where none
   SPLIT.info.json    where they come from: split, benchmark, counts, and whether they are partial
+  look.journal       what a preparation that is not done has seen of the videos
   report.html, .json what the last preparation found; check.html where a later one only looks
   SPLIT.report.html, .json  what the preparation of SPLIT.json found
 
@@ -31,6 +32,7 @@ from rvllm_jax.data.preparation_folder import (
     FOLLOWING,
     FRAMES,
     INFO,
+    LOOKED,
     REPORT,
     TFDS,
     UNUSABLE,
@@ -144,8 +146,7 @@ def prepare(
         FrameStoreError: the frames cannot be stored (disk full).
     """
     options = options or Options()
-    options.check()
-    _check(split, max_bad, thumbnails, workers)
+    _check(options, split, max_bad, thumbnails, workers)
     out = Path(out)
     progress = progress or (lambda title: lambda done, total: None)
     read = _read(annotations, format, own, split)
@@ -154,14 +155,17 @@ def prepare(
     with alone(out, say):
         check_other_splits(out, read, split)
         stored = videos_of_other_splits(out, split, found, options.of_store) | found.files
-        how = {"workers": workers, "progress": progress("look")}
-        looked = survey(found.files, thumbnails=thumbnails, short_side=options.short_side, **how)
+        how = {"thumbnails": thumbnails, "short_side": options.short_side, "journal": out / LOOKED}
+        looked = survey(found.files, workers=workers, progress=progress("look"), **how)
         findings = Findings(split, options.of_store, max_bad, allow_partial, read, found, looked)
         say(findings.plan(out, others=len(stored) - len(found.files)))
         if check:
-            return _reported(out, findings, None, *findings.verdict(looked.bad), check=True)
-        how |= {"run_tasks": run_tasks, "progress": progress("decode")}
-        return _finish(out, findings, stored, options, how)
+            done = _reported(out, findings, None, *findings.verdict(looked.bad), check=True)
+        else:
+            how = {"workers": workers, "run_tasks": run_tasks, "progress": progress("decode")}
+            done = _finish(out, findings, stored, options, how)
+        (out / LOOKED).unlink(missing_ok=True)
+        return done
 
 
 def _finish(
@@ -231,7 +235,8 @@ def _reported(
     return Prepared(code, verdict, report, out / f"{names[0]}.html")
 
 
-def _check(split: str, max_bad: float, thumbnails: int, workers: int) -> None:
+def _check(options: Options, split: str, max_bad: float, thumbnails: int, workers: int) -> None:
+    options.check()
     if split in _MEANT or not _SPLIT.fullmatch(split) or split in (FRAMES, REPORT, CHECK):
         wanted = _MEANT.get(split, "train, validation or test")
         raise PreparationError(f"--split={split}: expected {wanted}")

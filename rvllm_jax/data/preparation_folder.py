@@ -15,6 +15,7 @@ from rvllm_jax.data.video_files import VideoFiles
 FRAMES = "frames"
 FOLLOWING = "frames.following"  # a store that will take the place of FRAMES when it is finished
 TFDS = "tfds"
+LOOKED = "look.journal"  # of a preparation that is not done: what it has seen of the videos
 INFO, UNUSABLE = ".info.json", ".unusable.json"  # behind a split's name
 REPORT, CHECK = "report", "check"  # pages: NAME.html and NAME.json
 
@@ -61,7 +62,7 @@ def check_folder(out: Path, split: str, inputs: Iterable[str | Path]) -> None:
 
 def _outputs(split: str) -> list[str]:
     pages = [REPORT, CHECK, f"{split}.{REPORT}"]
-    names = [f"{split}.json", split + INFO, split + UNUSABLE]
+    names = [f"{split}.json", split + INFO, split + UNUSABLE, LOOKED]
     names += [f"{page}.{ending}" for page in pages for ending in ("html", "json")]
     return names + [name + TEMPORARY for name in names]
 

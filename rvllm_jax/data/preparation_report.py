@@ -37,7 +37,10 @@ class Findings:
     survey: Survey
 
     def verdict(self, bad: Mapping[str, str]) -> tuple[int, str]:
-        """Whether the split may be trained from where `bad` videos are unusable: code and words."""
+        """Whether the split may be trained from where `bad` videos are unusable: code and words.
+
+        The words are the command's last line: what is left out by permission stands in them too.
+        """
         rows = sum(part.rows for part in self.annotations.parts)
         missing, ambiguous = len(self.found.missing), len(self.found.ambiguous)
         none = missing + len(self.found.set_aside)
@@ -48,7 +51,7 @@ class Findings:
             of_them += f", {ambiguous} fit several files"
         if self.found.folders:
             of_them += f", {len(self.found.folders)} are folders"
-        code, words = DONE, []
+        code, words, allowed = DONE, [], []
         for number, total, what in (
             (lost, asked, f"videos are unusable, {of_them}"),
             (len(self.annotations.set_aside), rows, "rows of the annotations are unusable"),
@@ -59,17 +62,21 @@ class Findings:
                     f"{number:,} of {total:,} {what}: a share of {number / total:.4f}, where "
                     f"--max_bad={self.max_bad} is allowed"
                 )
+            elif number:
+                allowed.append(f"left out, as --max_bad allows: {number:,} of {total:,} {what}")
         benchmarks = {part.benchmark for part in self.annotations.parts}
         if code and self.found.missing and "msvd_qa" in benchmarks and not self.annotations.aliases:
             words.append(f"MSVD's videos have two names: add {MAPPING} to --annotations")
         lacks = self._lacks(bad)
-        if lacks and not self.allow_partial:
+        if lacks and self.allow_partial:
+            allowed.append(f"fewer than published, as --allow_partial allows: {', '.join(lacks)}")
+        elif lacks:
             code = code or PARTIAL
             words.append(
                 f"fewer than published, {'; '.join(lacks)}: numbers measured on these are not "
                 "comparable. Complete them, or give --allow_partial, which is recorded"
             )
-        return code, "; ".join(words or ["ready to train from", *self._unproven()])
+        return code, "; ".join(words or ["ready to train from", *allowed, *self._unproven()])
 
     def _unproven(self) -> Iterator[str]:
         """Of which files nothing tells the split."""

@@ -117,6 +117,15 @@ def remove_temporaries(task: Task) -> None:
         (task.folder / name).unlink(missing_ok=True)
 
 
+def stamp(path: Path) -> list[int | None]:
+    """Size and time of a file, which stand for its content; [None, None] where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [None, None]  # the decoder will say why
+    return [status.st_size, status.st_mtime_ns]
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Names the file that could not be written; ArrayRecord raises RuntimeError for a full disk."""

@@ -15,6 +15,7 @@ import numpy as np
 from rvllm_jax.data.video_encoder import write
 from rvllm_jax.data.video_file import (
     MAX_PIXELS,
+    MAX_SIDE,
     REPLACE,
     VIDEO_SUFFIXES,
     VideoError,
@@ -192,10 +193,10 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
         turn = Turn.of(frame)
         shown = shown_size(frame, pixel_aspect(stream), turn)
         size = target_size(*shown, self._short_side)
-        if size[0] * size[1] > MAX_PIXELS:
+        if size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE:
             raise VideoError(
                 f"{self._path}: a frame would have {size[0]} x {size[1]} pixels, at most "
-                f"{MAX_PIXELS:,} are possible. {REPLACE}"
+                f"{MAX_PIXELS:,} are possible, and {MAX_SIDE:,} a side. {REPLACE}"
             )
         said = rate, length.frames, length.seconds, self._path.stat().st_size
         self.info = VideoInfo(stream.codec_context.name, *target_size(*shown, None), *said)

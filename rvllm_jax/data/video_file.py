@@ -16,6 +16,7 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 
 MAX_PIXELS = 80_000_000  # a frame; 8K has 33 million, a square of 8192 67
+MAX_SIDE = 65_500  # pixels of a frame as stored: the most that a JPEG encoder takes
 REPLACE = "Replace or re-encode the file, or remove it from the conversations."
 
 # A header that declares more is not believed: a month at 30 frames a second, eleven days; nor one

@@ -9,27 +9,19 @@ import multiprocessing.connection
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 
 from rvllm_jax.data import records, video
 from rvllm_jax.data.processes import deaf_to_interrupts, end_with_parent, killed_with_parent
+from rvllm_jax.data.survey_journal import Job, SurveyJournal, Thumbnail
 from rvllm_jax.data.video import VideoInfo
 
 _THUMBNAIL = 144  # pixels of the short side
 _LATEST = 48  # a thumbnail is not looked for behind this frame, so that long videos cost no more
 _START = 60.0  # seconds that a process may take to start on a busy machine
 _BYTES_A_FRAME = 8  # a coded frame takes at least about this: a check on what headers declare
-
-
-class Thumbnail(NamedTuple):
-    """A frame from the first seconds of a video, as a JPEG, and what it takes in a store."""
-
-    jpeg: bytes
-    pixels: int  # of the frame at the store's size
-    stored_bytes: int  # of it as a JPEG of the store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +65,7 @@ def survey(
     workers: int = 0,
     time_limit: float = 60.0,
     progress: Callable[[int, int], None] | None = None,
+    journal: Path | None = None,
 ) -> Survey:
     """Reads the header and the first frame of every file, and takes a few thumbnails.
 
@@ -84,31 +77,40 @@ def survey(
             decoder hangs or crashes the caller.
         time_limit: seconds after which a worker that does not answer is ended, and its video bad.
         progress: called with (videos done, all videos).
+        journal: a file that keeps what is found, for a survey that goes on where this one is
+            stopped; the caller removes it. Raises `StoreWriteError` where it cannot be written.
     """
     names = sorted(files)
     chosen = set(np.linspace(0, len(names) - 1, min(thumbnails, len(names))).round().astype(int))
-    jobs = [
-        (name, files[name], short_side if number in chosen else None)
+    jobs = {
+        name: Job(name, files[name], short_side if number in chosen else None)
         for number, name in enumerate(names)
-    ]
-    here = (_look(job) for job in jobs)
-    info, bad, frames = {}, {}, {}
-    with contextlib.closing(_supervised(jobs, workers, time_limit) if workers else here) as results:
-        for done, (name, found, thumbnail) in enumerate(results, 1):
+    }
+    with contextlib.ExitStack() as stack:
+        kept = journal and stack.enter_context(contextlib.closing(SurveyJournal(journal, jobs)))
+        known = dict(kept.found) if kept else {}
+        left = [job for name, job in jobs.items() if name not in known]
+        looking = _supervised(left, workers, time_limit) if workers else map(_look, left)
+        if workers:
+            stack.enter_context(contextlib.closing(looking))
+        bad: dict[str, str] = {}
+        if known and progress is not None:
+            progress(len(known), len(names))
+        for done, (name, found, thumbnail) in enumerate(looking, len(known) + 1):
             if isinstance(found, str):
                 bad[name] = found
             else:
-                info[name] = found
-            if thumbnail is not None:
-                frames[name] = thumbnail
+                known[name] = found, thumbnail
+                if kept:
+                    kept.add(name, found, thumbnail)
             if progress is not None:
                 progress(done, len(names))
+    info = {name: found for name, (found, _) in known.items()}
+    frames = {name: thumbnail for name, (_, thumbnail) in known.items() if thumbnail}
     return Survey(*(dict(sorted(each.items())) for each in (info, bad, frames)))
 
 
-def _look(
-    job: tuple[str, Path, int | None],
-) -> tuple[str, VideoInfo | str, Thumbnail | None]:
+def _look(job: Job) -> tuple[str, VideoInfo | str, Thumbnail | None]:
     """A video's info, or why it has none; `short_side` asks for a thumbnail too."""
     name, path, short_side = job
     try:
@@ -136,12 +138,12 @@ class _Worker:
     """A process that looks at one video at a time; none before it has said that it is there."""
 
     process: multiprocessing.process.BaseProcess
-    job: tuple[str, Path, int | None] | None
+    job: Job | None
     until: float  # time.monotonic() at which it should have answered
 
 
 def _supervised(
-    jobs: Sequence[tuple[str, Path, int | None]], workers: int, time_limit: float
+    jobs: Sequence[Job], workers: int, time_limit: float
 ) -> Iterator[tuple[str, VideoInfo | str, Thumbnail | None]]:
     """`_look` at each job in other processes, of which one that hangs or dies is replaced."""
     context = multiprocessing.get_context("spawn")  # not forked: the parent may hold JAX's threads

@@ -29,8 +29,8 @@ def count_unreadable(
         raise TrainingError(
             f"{count} {what} could not be read, more than config.max_unreadable={most}. "
             f"The videos are {', '.join(sorted(found))}, in the files {', '.join(files)}. "
-            "Delete these files and start again: what they held is decoded anew. Or raise "
-            "config.max_unreadable to go on without"
+            "Delete these files and start again (of a prepared folder, rvllm_jax.prepare before "
+            "it): what they held is decoded anew. Or raise config.max_unreadable to go on without"
         )
 
 

@@ -81,6 +81,7 @@ def test_unusable_videos_are_named_and_their_share_decides(prepared, place):
     assert not (place / "out" / "train.json").exists()
     found = prepared(_rows("a", "b", "c", "bad", "lost", "lost"), max_bad=0.4)
     assert found.code == DONE and list(found.report["set_aside"]) == ["bad.avi"]
+    assert found.verdict.startswith("ready to train from; left out, as --max_bad allows: 2 of 5 v")
     assert [c.video for c in read_llava(place / "out" / "train.json")] == [
         *("a.mp4", "part/b.mp4", "c.mp4")
     ]
@@ -94,6 +95,7 @@ def test_unusable_rows_are_named_and_their_share_decides(prepared):
     assert found.code == TOO_MANY_BAD and "1 of 4 rows" in found.verdict
     found = prepared(rows, max_bad=0.25)
     assert found.code == DONE and len(found.report["annotations"]["rows_set_aside"]) == 1
+    assert "left out, as --max_bad allows: 1 of 4 rows" in found.verdict
 
 
 def test_no_usable_video_is_refused_whatever_is_allowed(prepared):
@@ -121,6 +123,9 @@ def test_fewer_than_published_are_refused_unless_that_is_recorded(prepared, plac
     assert not (place / "out" / "test.json").exists()
     found = prepared(*_activitynet(names), split="test", allow_partial=True)
     assert found.code == DONE and found.report["partial"] == [lack]
+    assert f"ready to train from; fewer than published, as --allow_partial allows: {lack}" in (
+        found.verdict
+    )
     info = json.loads((place / "out" / "test.info.json").read_text())
     assert info["allow_partial"] and info["partial"] == [lack] and info["split"] == "test"
     assert lack in (place / "out" / "report.html").read_text()

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data import video
+from rvllm_jax.data.frames import write_store
 from rvllm_jax.data.video_file import MAX_PIXELS
+from rvllm_jax.data.video_survey import survey
 
 FASTSTART = {"options": {"movflags": "+faststart"}}
 
@@ -162,6 +164,17 @@ def test_a_long_thin_picture_is_refused_before_memory_is_taken(tmp_path, write_w
     path = write_with(tmp_path / "a.mp4", np.zeros((1, 16, 4096, 3), np.uint8))
     with pytest.raises(video.VideoError, match="a frame would have 1048576 x 4096 pixels"):
         next(video.decode(path, short_side=4096))
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_a_picture_too_long_for_a_jpeg_is_set_aside_and_not_the_preparation(
+    tmp_path, write_with, encoding
+):
+    path = write_with(tmp_path / "a.mp4", np.zeros((2, 4608, 16, 3), np.uint8), codec="mpeg4")
+    looked = survey({"a.mp4": path}, thumbnails=1, short_side=256)
+    stored = write_store(tmp_path / "frames", {"a.mp4": path}, encoding=encoding)
+    for bad in (looked.bad, stored.bad):
+        assert "a frame would have 256 x 73728 pixels" in bad["a.mp4"]
 
 
 def test_8k_decodes(tmp_path, write_with):

@@ -108,6 +108,7 @@ def test_damaged_frames_empty_their_rows_up_to_a_budget_then_end_the_run_with_th
     message = str(error.value)
     assert "5 rows of stage visual could not be read, more than config.max_unreadable=4" in message
     assert f"The videos are 2.mp4, in the files {path}. Delete these files" in message
+    assert "of a prepared folder, rvllm_jax.prepare before" in message
     train = [r for r in metrics.read(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
     assert [r["bad_rows"] for r in train][:4] == [1, 2, 3, 4]  # one an epoch
     checkpoints = Checkpoints(tmp_path)

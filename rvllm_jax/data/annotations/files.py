@@ -88,7 +88,13 @@ def _mapping_beside(sources: Sequence[Source]) -> dict[str, str]:
     for source in sources:
         path = source.paths[0].with_name(MAPPING)
         if source.format == "msvd_msrvtt_original" and path.is_file():
-            return _mapping(decode_text(path))
+            mapping = _mapping(path, decode_text(path))
+            if not mapping:
+                raise ConversationError(
+                    f"{path}: lies beside {source.paths[0]} and is no list of lines such as "
+                    "'-4wsuPCjDBc_5_15 vid1'; give the published file, or take it away"
+                )
+            return mapping
     return {}
 
 
@@ -115,7 +121,7 @@ def _load(path: Path, format: str | None) -> tuple[str, list | dict[str, str]]:
                 return "tgif", list(table)
             except csv.Error as error:
                 raise ConversationError(f"{path}: line {table.line_num}: {error}") from error
-        mapping = _mapping(text)
+        mapping = _mapping(path, text)
         if mapping:
             return MAPPING, mapping
         if path.suffix != ".json":
@@ -131,12 +137,27 @@ def _load(path: Path, format: str | None) -> tuple[str, list | dict[str, str]]:
     raise ConversationError(f"{path}: of no known format, its first record has {keys}; {_EXPECTED}")
 
 
-def _mapping(text: str) -> dict[str, str]:
+def _mapping(path: Path, text: str) -> dict[str, str]:
     """YouTube's name -> "vidN"; nothing where `text` is no such list."""
-    rows = [line.split() for line in text.splitlines() if line.strip()]
-    if all(len(row) == 2 and re.fullmatch(r"vid\d+", row[1]) for row in rows):
-        return dict(rows)
-    return {}
+    rows = [line.split() for line in text.splitlines()]
+    fits = [len(row) == 2 and bool(re.fullmatch(r"vid\d+", row[1])) for row in rows]
+    if not most(fit for fit, row in zip(fits, rows, strict=True) if row):
+        return {}
+    seen: dict[str, int] = {}
+    for number, (row, fit) in enumerate(zip(rows, fits, strict=True), 1):
+        if row and not fit:
+            raise ConversationError(
+                f"{path}: line {number} is {' '.join(row)[:80]!r}, and no line such as "
+                "'-4wsuPCjDBc_5_15 vid1'; correct it"
+            )
+        for name in row:
+            if name in seen:
+                raise ConversationError(
+                    f"{path}: line {number} names {name!r}, which line {seen[name]} has named; "
+                    "each video has one pair of names. Remove the wrong line"
+                )
+        seen |= dict.fromkeys(row, number)
+    return dict(row for row in rows if row)
 
 
 def _pairs(halves: dict[str, list[tuple[Path, list]]]) -> list[Source]:

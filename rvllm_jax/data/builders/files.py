@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations import Part, read, splits
+from rvllm_jax.data.annotations import Annotations, Part, read, splits
 from rvllm_jax.data.annotations.published import (
     PUBLISHED,
     Counts,
@@ -78,7 +78,8 @@ def read_splits(folder: Path, source: Source, *, allow_partial: bool) -> dict[st
 
     Raises:
         ConversationError: no files; files of another format, dataset or split; fewer questions or
-            videos than are published, unless `allow_partial`, or more; two files of one split.
+            videos than are published, or broken rows where nothing is published, unless
+            `allow_partial`; more than are published; two files of one split.
     """
     found: dict[str, Split] = {}
     for named, alternatives in source.files.items():
@@ -121,6 +122,8 @@ def _read(
     if (folder / "frames").is_dir():
         conversations = stored_names(folder / "frames", conversations, annotations.aliases)
     own = _lacking(where, source, split, conversations, asked)
+    if annotations.set_aside and not own:
+        own = _without_broken_rows(source, split, annotations)
     lacking = "; ".join(filter(None, [own, *_known(paths)]))
     if lacking and not allow_partial:
         aside = [f"{place}: {why}" for place, why in annotations.set_aside.items()][:_NAMED]
@@ -181,6 +184,14 @@ def _lacking(
         gone = f"{asked - len(conversations):,} of {asked:,} are about videos that are not stored"
         lacking = f"{lacking}; {gone}" if lacking else f"{source.dataset} {split}: {gone}"
     return lacking
+
+
+def _without_broken_rows(source: Source, split: str, annotations: Annotations) -> str:
+    """What broken rows leave of a split, in words; "" of one that is whole all the same."""
+    if source.published(split):
+        return ""
+    rows = sum(part.rows for part in annotations.parts)
+    return f"{source.dataset} {split}: {rows - len(annotations.set_aside):,} of {rows:,} rows"
 
 
 def _known(paths: Sequence[Path]) -> list[str]:

@@ -56,3 +56,31 @@ def test_what_is_of_no_known_format_is_refused_with_the_reason(files, message, w
 def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(ConversationError, match="lost.json: cannot be read"):
         recognise([tmp_path / "lost.json"])
+
+
+_FOUR = "abc vid1\nabd vid2\nabe vid3\nabf vid4\n"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("abg\n", r"youtube_mapping.txt: line 5 is 'abg', and no line such as"),
+        ("abg vid2\n", "line 5 names 'vid2', which line 2 has named"),
+        ("\nabc vid5\n", "line 6 names 'abc', which line 1 has named"),
+    ],
+)
+def test_a_list_of_names_with_a_wrong_line_is_refused_by_the_line(
+    more, message, beside, samples, write
+):
+    rows = samples["msvd_msrvtt_original"]["val_qa.json"]
+    paths = write({"val_qa.json": rows, "youtube_mapping.txt": _FOUR + more})
+    with pytest.raises(ConversationError, match=message):
+        recognise(paths[:1] if beside else paths)
+
+
+def test_what_lies_beside_msvds_files_as_the_list_of_names_and_is_none_is_refused(samples, write):
+    rows = samples["msvd_msrvtt_original"]["val_qa.json"]
+    paths = write({"val_qa.json": rows, "youtube_mapping.txt": "404: Not Found\n"})
+    with pytest.raises(ConversationError, match="youtube_mapping.txt: lies beside .*val_qa.json"):
+        recognise(paths[:1])

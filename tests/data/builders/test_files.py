@@ -154,6 +154,16 @@ def test_the_instructions_of_video_chatgpt_are_the_train_split(tmp_path):
     assert (facts["questions"], facts["videos"], facts["published"]) == (3, 2, None)
 
 
+def test_broken_rows_make_a_part_where_no_count_is_published(tmp_path):
+    rows = [{"q": f"What {n}?", "a": "That." * (n > 0), "video_id": "v"} for n in range(3)]
+    (tmp_path / "VideoInstruct100K.json").write_text(json.dumps(rows))
+    lack = "video_instruct_100k train: 2 of 3 rows"
+    with pytest.raises(ConversationError, match=rf"only {lack} \(1 rows .*record 0 .*'a' must"):
+        read("video_instruct_100k", tmp_path)
+    facts = read("video_instruct_100k", tmp_path, allow_partial=True)["train"].facts
+    assert (facts["questions"], facts["partial"]) == (2, lack)
+
+
 def test_half_a_pair_is_refused(pair):
     folder = pair("test", ["video6513"], ["158581"])
     (folder / "test_a.json").unlink()
