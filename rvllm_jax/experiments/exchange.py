@@ -74,13 +74,13 @@ def convert(
         raise WeightsError(
             f"{runs[0]}: is a working directory, which holds a whole model by itself"
         )
-    parts = _of_run(Path(runs[0]), best) if runs else _of_folders(sources)
+    parts = _of_run(Path(runs[0]), best) if runs else _of_folders(sources, vocab_size)
     if leave_out:
         _leave_out(parts, leave_out)
     _check_features(parts)
+    _add_tokenizer(parts, vocab_size)
     if vocab_size:
         _grow(parts, vocab_size)
-    _add_tokenizer(parts)
     if form == "transformers":
         _save_decoder(parts, out)
     else:
@@ -97,17 +97,24 @@ def convert(
     return [*parts.told, f"written: {out}"]
 
 
-def _add_tokenizer(parts: Parts) -> None:
-    """Compares a tokenizer with the decoder that it goes out with, and notes its special tokens."""
+def _add_tokenizer(parts: Parts, vocab_size: int) -> None:
+    """Compares a tokenizer with the decoder that it goes out with, and notes its special tokens.
+
+    vocab_size: what the vocabulary will grow to; 0: it stays.
+    """
     decoder, where = parts.description.get("decoder"), parts.tokenizer
-    if decoder is None or where is None or not tokenizer.holds_tokenizer(where):
+    if decoder is None or where is None:
+        return
+    size = max(decoder["vocab_size"], vocab_size)
+    special_ids.check_generation(where, size)
+    if not tokenizer.holds_tokenizer(where):
         return
     try:
         found = tokenizer.load(where)
     except TokenizerError as error:  # the weights are whole all the same
         parts.told.append(f"the tokenizer is copied and cannot be used: {error}")
         return
-    if found.vocab_size > (size := decoder["vocab_size"]):
+    if found.vocab_size > size:
         raise WeightsError(
             f"{where}: its tokenizer has {found.vocab_size} tokens, and the decoder {size}: give "
             f"the decoder's own tokenizer, or make room by --vocab_size={found.vocab_size}"
@@ -145,7 +152,7 @@ def _of_run(workdir: Path, best: str) -> Parts:
     return Parts(params | stats, description, workdir / "tokenizer", told, trained_on)
 
 
-def _of_folders(sources: list[str]) -> Parts:
+def _of_folders(sources: list[str], vocab_size: int) -> Parts:
     opened = [open_weights(source) for source in sources]
     entries, description, told, folder = merge.combine(opened), {}, [], None
     for weights in opened:
@@ -155,9 +162,11 @@ def _of_folders(sources: list[str]) -> Parts:
         told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(rooms)}")
         if "decoder" in own and weights.path.is_dir():
             folder = weights.path  # the tokenizer is the decoder's
-            if not weights.ours:
-                size = own["decoder"]["vocab_size"]
-                own["decoder"] |= special_ids.read(weights.config, size, weights.path)
+            size = max(own["decoder"]["vocab_size"], vocab_size)
+            if weights.ours:
+                special_ids.read(own["decoder"], size, folder / OURS)
+            else:
+                own["decoder"] |= special_ids.read(weights.config, size, folder / "config.json")
         description |= own
         if weights.ignored:
             told.append(f"  left out: {', '.join(weights.ignored)}")
