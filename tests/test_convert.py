@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config import resolve
-from rvllm_jax.experiments.exchange import convert, describe_weights, expected
+from rvllm_jax.experiments.description import describe_weights, expected
+from rvllm_jax.experiments.exchange import convert
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import HuggingFaceConfigError
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints, claim
