@@ -283,13 +283,3 @@ def _fit_stages(recipe: Recipe) -> list[str]:
                     "one set of adapters; make them the same"
                 )
     return found
-
-
-def check_tokenizer(recipe: Recipe, vocab_size: int, folder: str) -> None:
-    """Refuses a tokenizer whose ids the decoder's vocabulary does not hold."""
-    if vocab_size > recipe.llama.vocab_size:
-        raise ConfigError(
-            f"the tokenizer at {folder} has {vocab_size} tokens, but config.model.decoder="
-            f"{recipe.model.decoder} holds {recipe.llama.vocab_size}; give the decoder's own "
-            "tokenizer by config.tokenizer.folder"
-        )

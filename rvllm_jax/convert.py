@@ -13,7 +13,7 @@ loads. Exit codes: 0 done; 1 refused, nothing was written.
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from rvllm_jax.config import ConfigError
 from rvllm_jax.experiments.exchange import convert
@@ -35,6 +35,7 @@ LEAVE_OUT = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file that it reads
     try:
         told = convert(
             SOURCE.value,

@@ -93,3 +93,19 @@ def talker(joint, tmp_path_factory):
         frames = colours.repeat(16, 1).repeat(16, 2)
         video.write(folder / "videos" / f"{name}.mp4", frames, fps=10)
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    """A folder of a small decoder as transformers saves it."""
+    torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("theirs") / "llama"
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder

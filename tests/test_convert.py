@@ -1,7 +1,6 @@
 """python -m rvllm_jax.convert: in, out, and in again."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config import resolve
-from rvllm_jax.data import tokenizer
-from rvllm_jax.experiments.exchange import convert, describe_weights, expected
+from rvllm_jax.experiments.description import describe_weights, expected
+from rvllm_jax.experiments.exchange import convert
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import HuggingFaceConfigError
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints, claim
@@ -24,22 +23,6 @@ from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.files import open_weights
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """A folder as transformers saves it."""
-    torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("theirs") / "llama"
-    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -122,70 +105,6 @@ def test_the_vocabulary_grows_when_asked(llama, tmp_path):
 
 
 @pytest.fixture
-def talking(llama, tmp_path):
-    """talking(vocab_size) -> a copy of `llama` with a tokenizer that begins and ends by 3 and 0."""
-
-    def talking(vocab_size, **config):
-        folder = tmp_path / f"talking {vocab_size}"
-        shutil.copytree(llama, folder)
-        values = json.loads((llama / "config.json").read_text()) | config
-        values = {key: value for key, value in values.items() if value is not None}
-        (folder / "config.json").write_text(json.dumps(values))
-        texts = ["the video shows a red circle and two blue squares " + chr(n) for n in range(999)]
-        tokenizer.train(texts, vocab_size).save(folder)
-        (folder / "tokenizer_config.json").write_text(
-            '{"bos_token": "<0x00>", "eos_token": "<pad>"}'
-        )
-        return folder
-
-    return talking
-
-
-def test_the_tokenizer_goes_out_with_its_decoder_whatever_comes_first(talking, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    sizes = dict(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, layer_type="basic")
-    transformers.ResNetModel(transformers.ResNetConfig(**sizes)).save_pretrained(tmp_path / "eyes")
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id"))
-    source = talking(400, **ids, pad_token_id=-1)  # as Llama's old files say none
-    told = convert([str(tmp_path / "eyes"), str(source)], tmp_path / "ours")
-    assert "tokenizer: 400 of the decoder's 512 tokens" in told
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / "ours" / name).read_bytes() == (source / name).read_bytes()
-    convert([str(tmp_path / "ours")], tmp_path / "theirs", form="transformers")
-    config = transformers.AutoConfig.from_pretrained(tmp_path / "theirs")
-    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (3, 0, None)
-
-
-def test_the_special_ids_of_a_config_stay(talking, tmp_path):
-    source = talking(300, bos_token_id=3, eos_token_id=[7, 0], pad_token_id=9)
-    told = convert([str(source)], tmp_path / "out", form="transformers")
-    values = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert [values[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [3, [7, 0], 9]
-    assert told[-1] == f"written: {tmp_path / 'out'}" and "warning" not in "".join(told)
-
-
-def test_the_tokenizers_ids_go_out_where_a_config_contradicts_them(talking, tmp_path):
-    source, ids = talking(300, bos_token_id=3, eos_token_id=2), {"eos_token_id": [2]}
-    (source / "generation_config.json").write_text(json.dumps(ids | {"top_k": 5}))
-    told = convert([str(source)], tmp_path / "out", form="transformers")
-    line = "warning: the tokenizer ends answers by id 0, config.json says 2: 0 is written"
-    assert [x for x in told if "warning" in x] == [line]
-    for name in ("config.json", "generation_config.json"):
-        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == 0, name
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["top_k"] == 5
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("eos_token_id", 512), ("eos_token_id", [2, -1]), ("bos_token_id", "<s>")]
-)
-def test_special_ids_outside_the_vocabulary_are_refused(talking, tmp_path, key, value):
-    with pytest.raises(WeightsError) as error:
-        convert([str(talking(300, **{key: value}))], tmp_path / "out")
-    assert f"{key}={value!r} is outside the vocabulary of 512 tokens" in str(error.value)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture
 def llava_and_eyes(llama, tmp_path):
     """Folders of a LLaVA whose projector takes 1024 features, and of a ResNet that makes 8."""
     import torch
@@ -237,14 +156,6 @@ def test_parts_are_left_out_of_a_run_whole_or_not_at_all(run, tmp_path):
     weights = open_weights(tmp_path / "out")
     assert merge.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
     assert {path.partition("/")[0] for path in weights.entries} == {"encoder", "projector"}
-
-
-def test_a_tokenizer_with_more_tokens_than_the_decoder_is_refused(talking, tmp_path):
-    source = str(talking(600))
-    with pytest.raises(WeightsError, match=r"600 tokens, and the decoder 512.*--vocab_size=600"):
-        convert([source], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    convert([source], tmp_path / "out", vocab_size=600)
 
 
 def test_what_does_not_fit_leaves_nothing_behind(llama, run, joint, tmp_path):

@@ -93,8 +93,8 @@ def _ends(folder: Path) -> tuple[int, ...]:
     config, ours = read_json(folder / "config.json"), read_json(folder / "model.json")
     sources = {
         GENERATION: read_json(folder / GENERATION),
-        "config.json": {**config, **(config.get("text_config") or {})},
-        "model.json": ours.get("decoder") or {},
+        "config.json": {**config, **_inner(config, "text_config", folder / "config.json")},
+        "model.json": _inner(ours, "decoder", folder / "model.json"),
     }
     for name, values in sources.items():
         given = values.get("eos_token_id")
@@ -108,6 +108,13 @@ def _ends(folder: Path) -> tuple[int, ...]:
             )
         return tuple(ids)
     return ()
+
+
+def _inner(values: dict, key: str, where: Path) -> dict:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise TokenizerError(f"{where}: {key}={found!r:.80}, expected an object")
+    return found
 
 
 def _added(folder: Path, config: dict, special: set[str]) -> dict[str, AddedToken]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,21 @@ from rvllm_jax.config import resolve
 from rvllm_jax.data import tokenizer
 from rvllm_jax.data.tokenizer_files import GENERATION, TOKENIZER_FILES, TokenizerError
 from rvllm_jax.experiments import special_ids, stored_recipe, training_videos
+from rvllm_jax.experiments.description import (
+    describe,
+    describe_weights,
+    expected,
+    resnet_config,
+)
 from rvllm_jax.experiments.leaving_out import left_out, without
 from rvllm_jax.experiments.opening import read_run
 from rvllm_jax.experiments.run import build_model
-from rvllm_jax.models.huggingface import llama_config, llama_values
-from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.lora import merged
-from rvllm_jax.models.projector import Projector
-from rvllm_jax.models.pure import PureModel
-from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.training.checkpoint import is_bound
-from rvllm_jax.types import VisualLayout
 from rvllm_jax.weights import merge, rules
 from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.faults import PROJECTOR, projector_hint
-from rvllm_jax.weights.files import OURS, Entry, Weights, open_weights
-from rvllm_jax.weights.infer import resnet_shape
+from rvllm_jax.weights.files import OURS, Entry, open_weights
 from rvllm_jax.weights.save import save_flat, save_published
 from rvllm_jax.weights.vocabulary import AXES, grow
 
@@ -74,13 +72,13 @@ def convert(
         raise WeightsError(
             f"{runs[0]}: is a working directory, which holds a whole model by itself"
         )
-    parts = _of_run(Path(runs[0]), best) if runs else _of_folders(sources)
+    parts = _of_run(Path(runs[0]), best) if runs else _of_folders(sources, vocab_size)
     if leave_out:
         _leave_out(parts, leave_out)
     _check_features(parts)
+    _add_tokenizer(parts, vocab_size)
     if vocab_size:
         _grow(parts, vocab_size)
-    _add_tokenizer(parts)
     if form == "transformers":
         _save_decoder(parts, out)
     else:
@@ -97,34 +95,30 @@ def convert(
     return [*parts.told, f"written: {out}"]
 
 
-def _add_tokenizer(parts: Parts) -> None:
-    """Compares a tokenizer with the decoder that it goes out with, and notes its special tokens."""
+def _add_tokenizer(parts: Parts, vocab_size: int) -> None:
+    """Compares a tokenizer with the decoder that it goes out with, and notes its special tokens.
+
+    vocab_size: what the vocabulary will grow to; 0: it stays.
+    """
     decoder, where = parts.description.get("decoder"), parts.tokenizer
-    if decoder is None or where is None or not tokenizer.holds_tokenizer(where):
+    if decoder is None or where is None:
+        return
+    size = max(decoder["vocab_size"], vocab_size)
+    special_ids.check_generation(where, size)
+    if not tokenizer.holds_tokenizer(where):
         return
     try:
         found = tokenizer.load(where)
     except TokenizerError as error:  # the weights are whole all the same
         parts.told.append(f"the tokenizer is copied and cannot be used: {error}")
         return
-    if found.vocab_size > (size := decoder["vocab_size"]):
+    if found.vocab_size > size:
         raise WeightsError(
             f"{where}: its tokenizer has {found.vocab_size} tokens, and the decoder {size}: give "
             f"the decoder's own tokenizer, or make room by --vocab_size={found.vocab_size}"
         )
     parts.told.append(f"tokenizer: {found.vocab_size} of the decoder's {size} tokens")
     parts.description["decoder"] = decoder | special_ids.agree(decoder, found, parts.told)
-
-
-def describe(resnet, llama, projector, layout, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The model.json of a whole video model; `recipe` is the run's configuration."""
-    return {
-        "encoder": dataclasses.asdict(resnet),
-        "decoder": llama_values(llama, "float32"),
-        "projector": projector,
-        "layout": dataclasses.asdict(layout),
-        "recipe": dict(recipe),
-    }
 
 
 def _of_run(workdir: Path, best: str) -> Parts:
@@ -145,7 +139,7 @@ def _of_run(workdir: Path, best: str) -> Parts:
     return Parts(params | stats, description, workdir / "tokenizer", told, trained_on)
 
 
-def _of_folders(sources: list[str]) -> Parts:
+def _of_folders(sources: list[str], vocab_size: int) -> Parts:
     opened = [open_weights(source) for source in sources]
     entries, description, told, folder = merge.combine(opened), {}, [], None
     for weights in opened:
@@ -155,9 +149,11 @@ def _of_folders(sources: list[str]) -> Parts:
         told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(rooms)}")
         if "decoder" in own and weights.path.is_dir():
             folder = weights.path  # the tokenizer is the decoder's
-            if not weights.ours:
-                size = own["decoder"]["vocab_size"]
-                own["decoder"] |= special_ids.read(weights.config, size, weights.path)
+            size = max(own["decoder"]["vocab_size"], vocab_size)
+            if weights.ours:
+                special_ids.read(own["decoder"], size, folder / OURS)
+            else:
+                own["decoder"] |= special_ids.read(weights.config, size, folder / "config.json")
         description |= own
         if weights.ignored:
             told.append(f"  left out: {', '.join(weights.ignored)}")
@@ -181,7 +177,7 @@ def _check_features(parts: Parts) -> None:
     encoder, kernel = parts.description.get("encoder"), parts.arrays.get(PROJECTOR)
     if encoder is None or kernel is None:
         return
-    features = _resnet(encoder).features
+    features = resnet_config(encoder).features
     if kernel.shape[0] != features:
         raise WeightsError(
             f"the sources do not go together: {projector_hint(kernel.shape[0], features)}"
@@ -197,59 +193,6 @@ def _trained_on(sources: list[str]) -> dict[str, Any] | None:
     unknown = {name for own in found.values() if own for name in own["unknown"]}
     unknown |= {source for source, own in found.items() if own is None}
     return {"videos": sorted(videos), "unknown": sorted(unknown)}
-
-
-def describe_weights(weights: Weights) -> dict[str, Any]:
-    """The model.json of a source: which parts it holds, and their sizes."""
-    if weights.ours:
-        return dict(weights.config)
-    description: dict[str, Any] = {}
-    rooms = {path.partition("/")[0] for path in weights.entries}
-    if "encoder" in rooms:
-        shape = resnet_shape(weights)
-        description["encoder"] = dataclasses.asdict(ResNetConfig(*shape))
-    if "decoder" in rooms:
-        llama = llama_config(weights.config, str(weights.path / "config.json"))
-        dtype = next(x for p, x in weights.entries.items() if p.startswith("decoder/")).dtype.name
-        description["decoder"] = llama_values(llama, dtype)
-    if "projector" in rooms:
-        two = "projector/linear_2/kernel" in weights.entries
-        description["projector"] = "mlp2x_gelu" if two else "linear"
-        if PROJECTOR not in weights.entries:
-            raise WeightsError(f"{weights.path}: its projector lacks the kernel of its first layer")
-        description["features"], description["width"] = weights.entries[PROJECTOR].shape
-        if (act := weights.config.get("projector_hidden_act", "gelu")) != "gelu":
-            raise WeightsError(f"{weights.path}: projector_hidden_act={act!r}; here is only 'gelu'")
-    return description
-
-
-def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """The paths, shapes and dtypes of the parts that the model.json of `where` describes."""
-    if "recipe" in description:
-        folder = where if where.is_dir() else where.parent
-        model = build_model(resolve(stored_recipe.of_export(description["recipe"], folder)))
-        return model.params | model.stats
-    parts = {}
-    if "encoder" in description:
-        resnet = _resnet(description["encoder"])
-        parts["encoder"] = lambda rngs: ResNet(resnet, rngs=rngs)
-    if "decoder" in description:
-        llama = llama_config(description["decoder"], OURS)
-        parts["decoder"] = lambda rngs: Llama(llama, rngs=rngs)
-    if "projector" in description:
-        kind, features = description["projector"], description["features"]
-        width = llama.width if "decoder" in description else description.get("width", 0)
-        layout = VisualLayout(**description["layout"]) if "layout" in description else None
-        parts["projector"] = lambda rngs: Projector(features, width, kind, layout, rngs=rngs)
-    found = {}
-    for name, make in parts.items():
-        model = PureModel.of(make)
-        found |= {f"{name}/{path}": x for path, x in (model.params | model.stats).items()}
-    return found
-
-
-def _resnet(values: Mapping[str, Any]) -> ResNetConfig:
-    return ResNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _grow(parts: Parts, size: int) -> None:

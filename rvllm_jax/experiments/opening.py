@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from rvllm_jax.config import Recipe, check_tokenizer, resolve
+from rvllm_jax.config import Recipe, resolve
 from rvllm_jax.data import chat
 from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.experiments import stored_recipe
 from rvllm_jax.experiments.run import build_model
+from rvllm_jax.experiments.tokenizing import check_tokenizer
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.training import parallel
@@ -104,8 +105,9 @@ def describe_model(
     if template:
         config["data"]["template"] = template
     recipe = dataclasses.replace(resolve(config), mesh=dict(mesh))
-    tokenizer = tokenizers.load(path / "tokenizer" if is_run else path)
-    check_tokenizer(recipe, tokenizer.vocab_size, str(path))
+    folder = path / "tokenizer" if is_run else path
+    tokenizer = tokenizers.load(folder)
+    check_tokenizer(recipe, tokenizer, str(folder))
     described = Described(path, is_run, best, recipe, tokenizer)
     _ = described.template, described.identity  # refused where they are not there
     return described

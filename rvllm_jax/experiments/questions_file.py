@@ -55,7 +55,9 @@ class Line:
     def error(self) -> str:
         """What is wrong with the line, or with which of its questions; "" where nothing is."""
         several = len(self.questions) > 1
-        told = [f"question {n + 1}: {why}" * several or why for n, why in self.wrong.items()]
+        told = [
+            f"question {n + 1}: {why}" * several or why for n, why in sorted(self.wrong.items())
+        ]
         return self.fault or "; ".join(told)
 
 

@@ -1,4 +1,4 @@
-"""The ids by which texts start and end: a config.json's, and those of the tokenizer beside it."""
+"""The ids by which texts start and end: those of a model, and of the tokenizer beside it."""
 
 import json
 from collections.abc import Mapping
@@ -6,31 +6,46 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.tokenizer import Tokenizer
-from rvllm_jax.data.tokenizer_files import GENERATION
+from rvllm_jax.data.tokenizer_files import GENERATION, TokenizerError, read_json
 from rvllm_jax.weights.errors import WeightsError
 
 DOES = {"bos_token_id": "begins texts", "eos_token_id": "ends answers"}
 
 
-def read(config: Mapping[str, Any], size: int, where: Path) -> dict[str, Any]:
-    """The ids of the config.json in `where` by which transformers starts, ends and fills texts.
+def read(config: Mapping[str, Any], size: int, file: Path) -> dict[str, Any]:
+    """The ids in `config`, which is `file`'s, by which transformers starts, ends and fills texts.
 
-    Raises WeightsError for one that a vocabulary of `size` tokens does not hold. Llama's old files
-    have pad_token_id=-1 for none, which counts as null.
+    Raises WeightsError for what is no id, and for one that a vocabulary of `size` tokens does not
+    hold. Llama's old files have pad_token_id=-1 for none, which counts as null.
     """
     found, values = {}, {**config, **(config.get("text_config") or {})}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = values.get(key)
         if value is None or (key == "pad_token_id" and value == -1):
             continue
-        for number in _listed(value):
-            if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < size:
-                raise WeightsError(
-                    f"{where / 'config.json'}: {key}={value!r} is outside the vocabulary of {size} "
-                    "tokens (vocab_size); correct it there, or set it to null"
-                )
+        several = key == "eos_token_id"
+        ids = _listed(value) if several else [value]
+        if any(not isinstance(number, int) or isinstance(number, bool) for number in ids):
+            raise WeightsError(
+                f"{file}: {key}={value!r}, expected an id{' or a list of ids' * several}; correct "
+                "it there, or set it to null"
+            )
+        if not all(0 <= number < size for number in ids):
+            raise WeightsError(
+                f"{file}: {key}={value!r}: special ids out of range, as the decoder's vocabulary "
+                f"has {size} tokens (vocab_size); correct it there, or set it to null"
+            )
         found[key] = value
     return found
+
+
+def check_generation(folder: Path, size: int) -> None:
+    """`read` of the generation_config.json in `folder`, if one is there; raises WeightsError."""
+    try:
+        values = read_json(folder / GENERATION)
+    except TokenizerError as error:
+        raise WeightsError(str(error)) from error
+    read(values, size, folder / GENERATION)
 
 
 def agree(
@@ -55,19 +70,16 @@ def write_generation(source: Path, out: Path, ids: Mapping[str, Any], told: list
     """Copies the generation_config.json of folder `source`, with `ids` where it says otherwise.
 
     Byte for byte where it agrees. `ids` may be {}: nothing is known of a tokenizer.
+    `check_generation` comes first.
     """
     content = source.read_bytes()
-    try:
-        values = json.loads(content)
-        wrong = {
-            key: own
-            for key, own in ids.items()
-            if own is not None and values.get(key) is not None
-            if not set(_listed(own)) & set(_listed(values[key]))
-        }
-    except (ValueError, AttributeError, TypeError):
-        told.append(f"{source}: copied as it is, and cannot be read")
-        wrong = {}
+    values = json.loads(content)
+    wrong = {
+        key: own
+        for key, own in ids.items()
+        if own is not None and values.get(key) is not None
+        if not set(_listed(own)) & set(_listed(values[key]))
+    }
     if wrong:
         told.append(f"{GENERATION}: {', '.join(f'{k}={v}' for k, v in wrong.items())} is written")
         content = (json.dumps(values | wrong, indent=1) + "\n").encode()

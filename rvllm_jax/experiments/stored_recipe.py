@@ -18,11 +18,14 @@ from rvllm_jax.training.checkpoint import is_bound
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; ConfigError where it cannot be read."""
+    """The object that a JSON file holds; ConfigError where it cannot be read."""
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}; restore the file") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no JSON object; restore the file")
+    return values
 
 
 def of_run(workdir: Path) -> dict[str, Any]:
@@ -36,7 +39,8 @@ def with_kept_decoder(config: Mapping[str, Any], workdir: Path) -> dict[str, Any
     Before, what `workdir` holds may be the rest of a start with another decoder.
     """
     config, kept = copy.deepcopy(dict(config)), workdir / "decoder"
-    named = config.get("model", {}).get("decoder") in DECODERS
+    model = config.get("model")
+    named = not isinstance(model, dict) or model.get("decoder") in DECODERS
     if not named and is_bound(workdir) and (kept / "config.json").is_file():
         config["model"]["decoder"] = str(kept)
     return config
@@ -55,8 +59,13 @@ def keep_decoder(recipe: Recipe, workdir: Path) -> None:
 
 def of_export(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration in the model.json of `folder`, which brings the decoder's sizes and the
-    tokenizer itself."""
-    config = copy.deepcopy(dict(recipe))
+    tokenizer itself. Raises ConfigError."""
+    parts = [recipe.get(key) for key in ("model", "tokenizer")] if isinstance(recipe, dict) else [0]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ConfigError(
+            f"{folder / 'model.json'}: its recipe is {recipe!r:.80}; restore the file"
+        )
+    config = copy.deepcopy(recipe)
     config["model"] |= {"decoder": str(folder), "weights": str(folder), "random": ""}
     config["tokenizer"]["folder"] = str(folder)
     return config

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rvllm_jax.config import Recipe, check_tokenizer
+from rvllm_jax.config import ConfigError, Recipe
 from rvllm_jax.data import chat
 from rvllm_jax.data import tokenizer as tokenizers
 from rvllm_jax.data.sources import Source
@@ -22,7 +22,7 @@ def find_tokenizer(recipe: Recipe, workdir: Path) -> tokenizers.Tokenizer | None
     tokenizer = tokenizers.load(folder) if folder else None
     chat.find_template(recipe.data.template, tokenizer)
     if tokenizer is not None:
-        check_tokenizer(recipe, tokenizer.vocab_size, str(folder))
+        check_tokenizer(recipe, tokenizer, str(folder))
     return tokenizer
 
 
@@ -33,6 +33,23 @@ def open_tokenizer(recipe: Recipe, source: Source, workdir: Path) -> tokenizers.
         template = chat.find_template(recipe.data.template, None)
         texts = chat.texts(template, source.splits["train"])
         tokenizer = tokenizers.train(texts, recipe.tokenizer.vocab_size)
-        check_tokenizer(recipe, tokenizer.vocab_size, "config.tokenizer.folder=''")
+        check_tokenizer(recipe, tokenizer, "config.tokenizer.folder=''")
     tokenizer.save(workdir / "tokenizer")
     return tokenizer
+
+
+def check_tokenizer(recipe: Recipe, tokenizer: tokenizers.Tokenizer, folder: str) -> None:
+    """Refuses a tokenizer whose ids the decoder's vocabulary does not hold, by ConfigError."""
+    size = recipe.llama.vocab_size
+    if tokenizer.vocab_size > size:
+        raise ConfigError(
+            f"the tokenizer at {folder} has {tokenizer.vocab_size} tokens, but config.model.decoder"
+            f"={recipe.model.decoder} holds {size}; give the decoder's own tokenizer by "
+            "config.tokenizer.folder"
+        )
+    if outside := [number for number in tokenizer.stop_ids if number >= size]:
+        raise ConfigError(
+            f"{folder}: special ids out of range: eos_token_id there lists {outside}, but "
+            f"config.model.decoder={recipe.model.decoder} holds {size} tokens; correct "
+            "generation_config.json or config.json"
+        )

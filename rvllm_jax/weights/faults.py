@@ -1,5 +1,6 @@
 """What is wrong with weights for a model, tensor by tensor, in lines for one error."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,11 +45,11 @@ def _of_layers(path: str, entry: Entry, target: Any) -> list[str]:
     if entry.axes is not None:
         shape = tuple(shape[entry.axes.index(axis)] for axis in range(len(shape)))
     found = dict(zip(entry.layers, entry.tensors, strict=True))
-    faults = [
-        f"missing: {entry.theirs.format(n=layer)} {np.dtype(target.dtype).name}{list(shape)}"
-        for layer in range(count)
-        if layer not in found
-    ]
+    name, kind = entry.theirs, f"{np.dtype(target.dtype).name}{list(shape)}"
+    absent = (layer for layer in range(count) if layer not in found)  # a config may say 10**12
+    faults = [f"missing: {name.format(n=n)} {kind}" for n in itertools.islice(absent, MOST)]
+    if (more := count - sum(layer < count for layer in found) - len(faults)) > 0:
+        faults.append(f"missing: {more:,} more of {name} {kind}")
     faults += [
         f"surplus: {tensor.name} {_spec(tensor)}, of layer {layer}; the model has {count} layers"
         for layer, tensor in found.items()

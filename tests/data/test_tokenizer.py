@@ -140,8 +140,24 @@ def test_a_model_s_files_list_what_ends_an_answer(tmp_path, files, wanted):
     assert loaded.stop_ids == pickle.loads(pickle.dumps(loaded)).stop_ids == wanted
     loaded.save(tmp_path / "kept")
     assert tokenizer.load(tmp_path / "kept").stop_ids == wanted
-    (tmp_path / "llama" / "generation_config.json").write_text('{"eos_token_id": [-1]}')
-    with pytest.raises(TokenizerError, match=r"generation_config.json: eos_token_id=\[-1\]"):
+
+
+@pytest.mark.parametrize("given", ["2", [[2]], {}, True, [2, None], [2, -1], 2.0])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_what_is_no_id_cannot_end_an_answer(tmp_path, name, given):
+    _llama_folder(tmp_path / "llama", metaspace=True)
+    (tmp_path / "llama" / name).write_text(json.dumps({"eos_token_id": given}))
+    with pytest.raises(TokenizerError, match=f"{name}: eos_token_id=.*expected an id"):
+        tokenizer.load(tmp_path / "llama")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("config.json", "text_config"), ("model.json", "decoder")]
+)
+def test_a_broken_part_of_a_model_s_files_is_refused(tmp_path, name, key):
+    _llama_folder(tmp_path / "llama", metaspace=True)
+    (tmp_path / "llama" / name).write_text(json.dumps({key: [1]}))
+    with pytest.raises(TokenizerError, match=rf"{name}: {key}=\[1\], expected an object"):
         tokenizer.load(tmp_path / "llama")
 
 

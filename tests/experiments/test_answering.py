@@ -1,6 +1,8 @@
 """A loose file is answered as a prepared one, and what cannot be asked is refused first."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,10 +15,14 @@ from rvllm_jax.data.dataset import Dataset
 from rvllm_jax.data.frames import FrameStore, write_store
 from rvllm_jax.data.templates import ChatError
 from rvllm_jax.data.video import VideoError
+from rvllm_jax.evaluation.answering import Answering
+from rvllm_jax.evaluation.asked_groups import plan
 from rvllm_jax.evaluation.asking import Asker
 from rvllm_jax.experiments.answering import Answerer, How
+from rvllm_jax.experiments.benchmark_run import _machine
 from rvllm_jax.experiments.opening import describe_model, read_arrays
 from rvllm_jax.generation.prompts import PromptError
+from tests.experiments.conftest import MESH
 
 QUESTIONS = ["what moves?", "and which way does it go? up"]
 
@@ -76,6 +82,29 @@ def test_a_session_about_a_file_says_what_the_asker_says_about_the_prepared_vide
         said += session.answers(QUESTIONS, max_new=opened.recipe.evaluation.max_new)
     assert said == asked
     assert len(set(said)) >= 5  # they depend on the video and on the question
+
+
+def test_each_stop_id_of_a_model_s_files_ends_answers(talker, answerer, prepared, tmp_path):
+    """In a chat, and in the evaluation of benchmarks: the second of the list too."""
+    session = answerer.session(answerer.look(talker / "videos" / "a.mp4"), "a")
+    session.ask(QUESTIONS[0], max_new=12)
+    said, eos_id = session.turns[0].answer, answerer.described.tokenizer.eos_id
+    second = next(token for n, token in enumerate(said) if n and token not in said[:n])
+    model = shutil.copytree(talker, tmp_path / "model")
+    ids = json.dumps({"eos_token_id": [eos_id, second]})
+    (model / "tokenizer" / "generation_config.json").write_text(ids)
+    other = Answerer(describe_model(model, mesh=MESH))
+    cut = other.session(other.look(talker / "videos" / "a.mp4"), "a")
+    cut.ask(QUESTIONS[0], max_new=12)
+    assert cut.turns[0].answer == said[: said.index(second)]
+    groups, machine = (
+        plan(prepared, {}, videos=8, together=2),
+        _machine(read_arrays(other.described)),
+    )
+    answering = Answering(machine, prepared, groups, max_new=12, fusion="lock_step", seed=0)
+    (answers,) = answering.run(groups.batches)
+    assert len(answers) == 6 and answers[0].ids == cut.turns[0].answer
+    assert not any(second in one.ids for one in answers)
 
 
 def test_the_cache_and_the_parameters_are_split_over_the_devices(talker, answerer):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.chat import TEMPLATES
-from rvllm_jax.data.tokenizer import train
+from rvllm_jax.data.tokenizer import Tokenizer, train
 from rvllm_jax.generation import decode
 from rvllm_jax.generation.sampling import GREEDY, Sampling
 from rvllm_jax.generation.session import Engine, PromptError, Turn
@@ -172,6 +172,25 @@ def test_an_answer_ends_as_the_template_says(parts):
     assert other.turns[0].answer == said[: said.index(said[at])]
     expected = text_of(tokenizer.decode, other.turns[0].answer).strip()
     assert other.answers(QUESTIONS[:1], max_new=MAX_NEW) == [expected]
+
+
+def test_each_of_several_stop_ids_ends_an_answer(parts):
+    """Where a model's files list several; the second one here, which the answer comes to."""
+    model, tokenizer, engine = parts
+    session = engine.session(*clip(0))
+    session.ask(QUESTIONS[0], max_new=MAX_NEW)
+    said = session.turns[0].answer
+    second = next(token for n, token in enumerate(said) if n and token not in said[:n])
+    several = Tokenizer(tokenizer.model, tokenizer.specials, None, (tokenizer.eos_id, second))
+    other = Engine(model, several, TEMPLATE).session(*clip(0))
+    other.ask(QUESTIONS[0], max_new=MAX_NEW)
+    assert other.turns == [Turn(QUESTIONS[0], said[: said.index(second)])]
+    text = text_of(tokenizer.decode, other.turns[0].answer).strip()
+    assert other.answers(QUESTIONS[:1], max_new=MAX_NEW) == [text]
+    session.turns = list(other.turns)
+    session.ask(QUESTIONS[1], max_new=MAX_NEW, stop_ids=(second,))
+    other.ask(QUESTIONS[1], max_new=MAX_NEW)  # the conversation goes on behind it
+    assert other.turns == session.turns
 
 
 def test_videos_of_other_lengths_are_not_compiled_anew(parts):

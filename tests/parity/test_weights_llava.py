@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.experiments.exchange import convert, describe_weights, expected
+from rvllm_jax.experiments.description import describe_weights, expected
+from rvllm_jax.experiments.exchange import convert
 from rvllm_jax.models.huggingface import llama_config
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.projector import Projector

@@ -55,6 +55,15 @@ def test_an_index_that_is_not_of_its_shards_is_refused(llama):
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(WeightsError, match=r"names tensors that are not .*model\.layers\.9\.x"):
         open_weights(folder)
+    del index["weight_map"]["model.layers.9.x"]
+    index["weight_map"]["model.norm.weight"] = next(  # it is in the other one
+        file
+        for file in {*index["weight_map"].values()}
+        if file != index["weight_map"]["model.norm.weight"]
+    )
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=r"not in the shards it says: model\.norm\.weight\."):
+        open_weights(folder)
     for content, message in (
         ("{", "JSON"),
         ("{}", "weight_map"),

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.weights import in_memory, merge, on_devices, streaming
 from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.faults import PROJECTOR
+from rvllm_jax.weights.faults import PROJECTOR, find_faults
 from rvllm_jax.weights.files import open_weights
 
 # What CPU takes, and what devices with memory of their own take; both work here.
@@ -152,6 +152,18 @@ def test_fifty_faults_are_listed_and_the_others_counted(llama, tensors):
     lines = str(error.value).split("\n  ")[1:]
     assert len({*lines}) == 51 and lines[-1] == "and 3 more"
     assert lines[0] == "missing: decoder/norm/scale float32[8]"
+
+
+@pytest.mark.parametrize("count", [63, 10**12])
+def test_of_missing_layers_few_are_listed_however_many_a_config_says(llama, count):
+    entries = open_weights(llama()).entries
+    path = "decoder/layers/norm1/scale"
+    faults = find_faults(
+        entries, shapes(entries) | {path: jax.ShapeDtypeStruct((count, 8), "f4")}, []
+    )
+    name = "model.layers.{}.input_layernorm.weight float32[8]"
+    assert faults[:50] == [f"missing: {name.format(n)}" for n in range(3, 53)]
+    assert faults[50:] == [f"missing: {count - 53:,} more of {name.format('{n}')}"]
 
 
 def test_what_may_stay_random_is_returned_by_name(llama):
