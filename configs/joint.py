@@ -12,8 +12,8 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(arg: str = "tiny") -> ConfigDict:
-    """The configuration `tiny` or `paper`."""
-    recipes = {"tiny": _tiny, "paper": _paper}
+    """The configuration `tiny`, `paper` or `bench`."""
+    recipes = {"tiny": _tiny, "paper": _paper, "bench": _bench}
     if arg not in recipes:
         raise ValueError(f"configs/joint.py:{arg} is unknown; choose one of {', '.join(recipes)}")
     return recipes[arg]()
@@ -93,8 +93,8 @@ def _tiny() -> ConfigDict:
         tokens="grid",  # or "global" (the paper), "spatiotemporal"
         grid=2,  # places a side
         projector="linear",  # or "mlp2x_gelu"
-        decoder="tiny",  # or vicuna-7b, vicuna-13b, llama-3.2-1b, tinyllama-1.1b, smollm2-135m;
-        # or a folder whose config.json has the sizes
+        decoder="tiny",  # or small, vicuna-7b, vicuna-13b, llama-3.2-1b, tinyllama-1.1b,
+        # smollm2-135m; or a folder whose config.json has the sizes
         dtype="float32",  # of computation, and of frozen parameters
         remat="none",  # recompute in the backward pass: "none", "dots", "full"
         loss_chunk=0,  # places of every row whose logits exist at once; 0: all
@@ -205,4 +205,16 @@ def _paper() -> ConfigDict:
         config.evaluation.update(every=1000, clips=512, batch=64, max_new=128)  # our choice
         config.evaluation.test_clips = "25x1"  # "25 clips"; that answers vote is our choice
         config.checkpoint.every = 1000  # changes no result
+    return config
+
+
+def _bench() -> ConfigDict:
+    """What `python -m rvllm_jax.bench step` measures: large enough to tell, for two CPU cores."""
+    config = _tiny()
+    config.name = "bench"
+    config.schedule = "visual,joint"
+    config.data.update(frames=16, short_side=128, crop=112, context=16 + 64, questions=1)
+    config.model.update(encoder="resnet18", tokens="global", decoder="small")
+    for name in ("visual", "joint"):
+        config.stages[name].batch = 4
     return config

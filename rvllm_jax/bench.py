@@ -1,9 +1,13 @@
-"""Measures this machine: python -m rvllm_jax.bench decode|evaluation|generation|input|load"""
+"""Measures this machine.
+
+python -m rvllm_jax.bench decode|evaluation|generation|input|load|step
+"""
 
 import argparse
 import sys
 
-from rvllm_jax.benchmarks import decoding, evaluation, generation, input, loading
+from rvllm_jax.benchmarks import decoding, evaluation, generation, input, loading, step
+from rvllm_jax.config import ConfigError
 from rvllm_jax.data.frames import FrameStoreError
 from rvllm_jax.weights.errors import WeightsError
 
@@ -14,6 +18,7 @@ COMMANDS = {
     "generation": generation,
     "input": input,
     "load": loading,
+    "step": step,
 }
 
 
@@ -32,7 +37,7 @@ def main(argv: list[str]) -> None:
         report = COMMANDS[arguments.command].run(arguments)
         for line in [report] if isinstance(report, str) else report:
             print(line, flush=True)
-    except (FrameStoreError, WeightsError, generation.MissingTorch) as error:
+    except (ConfigError, FrameStoreError, WeightsError, generation.MissingTorch) as error:
         parser.exit(1, f"{error}\n")
 
 

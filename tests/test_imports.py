@@ -27,6 +27,7 @@ MAY_SEE = {
     "training": {"types", "hosts", "models", "data", "weights", "config", "evaluation"},
     "benchmarks": {
         *("types", "data", "models", "training", "generation", "evaluation", "weights"),
+        *("recipe", "config", "planning", "experiments.run"),
     },
     "planning": {
         *("types", "recipe", "config", "models", "training", "experiments.run"),

@@ -63,11 +63,12 @@ class LlamaConfig:
         return self.init_std if self.tied else 0.5
 
 
-# From the published config.json files, except `tiny`, which is ours; its vocabulary is that of
-# the tokenizer in use, so replace it. In order: vocabulary, width, layers, heads, key/value heads,
-# head_dim, MLP width, context.
+# From the published config.json files, except `tiny` and `small`, which are ours; the vocabulary of
+# `tiny` is that of the tokenizer in use, so replace it. In order: vocabulary, width, layers, heads,
+# key/value heads, head_dim, MLP width, context.
 DECODERS = {
     "tiny": LlamaConfig(512, 128, 4, 4, 2, 32, 256, 512),
+    "small": LlamaConfig(32000, 512, 8, 8, 8, 64, 1376, 2048),
     "vicuna-7b": LlamaConfig(32000, 4096, 32, 32, 32, 128, 11008, 4096),
     "vicuna-13b": LlamaConfig(32000, 5120, 40, 40, 40, 128, 13824, 4096),
     "llama-3.2-1b": LlamaConfig(

@@ -93,6 +93,20 @@ class Topology:
         return self.chip.link if self.is_tpu or self.hosts == 1 else NETWORK
 
 
+# JAX's names of devices begin with these; of two that fit the longer one counts.
+DEVICES = {
+    **{"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5e": "v5e", "TPU v5 lite": "v5e"},
+    **{"TPU v6e": "v6e", "TPU v6 lite": "v6e"},
+    **{"NVIDIA A100": "a100", "NVIDIA H100": "h100", "NVIDIA H200": "h200"},
+}
+
+
+def of_device(kind: str) -> Chip | None:
+    """The chip of a device that JAX calls `kind` (`device_kind`); None where it is not known."""
+    fitting = [name for name in DEVICES if kind.startswith(name)]
+    return CHIPS[DEVICES[max(fitting, key=len)]] if fitting else None
+
+
 def known() -> str:
     """The topologies there are, in words."""
     tpus = [f"{kind}:{'|'.join(c.shapes)}" for kind, c in CHIPS.items() if c.shapes]

@@ -1,7 +1,7 @@
 import pytest
 
 from rvllm_jax.planning import topologies
-from rvllm_jax.planning.topologies import CHIPS, TopologyError, parse
+from rvllm_jax.planning.topologies import CHIPS, TopologyError, of_device, parse
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,19 @@ def test_units_are_those_of_the_fields():
         assert 1e14 < chip.flops < 1e16 and 5e11 < chip.bandwidth < 1e13
         assert 1e11 < chip.link < chip.bandwidth and chip.source
     assert topologies.NETWORK < min(chip.link for chip in CHIPS.values())
+
+
+@pytest.mark.parametrize(
+    "kind, chip",
+    [
+        ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"),
+        ("TPU v4", "v4"), ("NVIDIA H200", "h200"), ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+    ],
+)  # fmt: skip
+def test_a_device_is_known_by_the_name_that_jax_gives_it(kind, chip):
+    assert of_device(kind) is CHIPS[chip]
+
+
+def test_of_other_devices_no_peak_is_claimed():
+    assert of_device("cpu") is None and of_device("NVIDIA GeForce RTX 4090") is None
