@@ -47,7 +47,7 @@ def test_top_k_keeps_ties_with_the_last():
     ]
 
 
-@pytest.mark.parametrize("p", [1e-6, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("p", [1e-9, 1e-6, 0.3, 0.9, 0.999])  # 1 - 1e-9 is 1 in float32
 def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
     kept = np.isfinite(keep_top_p(LOGITS, p))
     for row, mask in zip(LOGITS.astype(np.float64), kept, strict=True):
@@ -65,6 +65,13 @@ def test_the_penalty_lowers_what_was_seen_and_nothing_else():
     lowered = np.asarray(penalise(logits, seen, 2.0))
     assert lowered[0, [3, 5]].tolist() == [2.0, -8.0]
     np.testing.assert_array_equal(lowered[~seen], logits[~seen])
+
+
+def test_the_temperature_divides_the_logits_before_the_likeliest_are_kept():
+    np.testing.assert_allclose(processed(LOGITS, None, Sampling(temperature=0.5)), LOGITS / 0.5)
+    kept = processed(LOGITS, None, Sampling(temperature=0.5, top_p=0.9))
+    np.testing.assert_array_equal(kept, keep_top_p(LOGITS / 0.5, 0.9))
+    assert (np.isfinite(kept) != np.isfinite(keep_top_p(LOGITS, 0.9))).any()
 
 
 def test_tokens_come_as_often_as_their_probability():

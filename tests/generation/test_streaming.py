@@ -55,6 +55,9 @@ def test_a_stop_string_ends_the_text_and_nothing_of_it_is_shown(stop):
 
 def test_the_first_of_several_stop_strings_counts():
     assert pieces("the red circle", ["circle", "red", "d c"])[1].text == "the "
+    assert len(TOKENIZER.encode(" the")) == 1  # which brings both at once
+    assert pieces("red the", ["e", "h"])[1].text == "r"
+    assert pieces(" the", ["e", "h"])[1].text == " t"
 
 
 def test_the_beginning_of_a_stop_string_comes_when_another_word_follows():
