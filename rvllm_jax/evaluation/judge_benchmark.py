@@ -108,7 +108,7 @@ def judge_benchmark(
 
 
 def _check_whole(path: Path, info: dict[str, Any]) -> None:
-    """Raises AnswersError where answers are missing, or the last line's end."""
+    """Raises AnswersError where answers are missing, a control's too, or the last line's end."""
     answered = check_answers(path)[""]
     if not ends_whole(path):
         raise AnswersError(
@@ -119,6 +119,12 @@ def _check_whole(path: Path, info: dict[str, Any]) -> None:
         raise AnswersError(
             f"{path}: has {answered} answers, and {INFO} says {info['questions']} "
             "questions; continue the evaluation to its end: no question leaves the denominator"
+        )
+    if info.get("complete") is False:
+        raise AnswersError(
+            f"{path}: every question has its answer, and {INFO} says that the evaluation was not "
+            "finished: controls are missing. Continue it to its end: a control's score over a part "
+            "of its questions is not comparable"
         )
 
 

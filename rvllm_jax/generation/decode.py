@@ -1,7 +1,8 @@
 """Answers, token by token: a video is read once, its questions share what was read.
 
-Static shapes throughout. Each row of the cache is one question behind its video's prefix; the
-slots are [prefix | question | answer], the first two padded on the right.
+Static shapes throughout. Each row of the cache is one question, its slots are [question | answer];
+those of a video's questions have its prefix in front of them, which is held once. (A conversation
+has one row of [prefix | question | answer] instead.) Prefix and question are padded on the right.
 """
 
 from typing import NamedTuple
@@ -91,7 +92,7 @@ def generate(
     _check(B, max_new, stop_ids, clips)
     G = B // clips
     model = unroll(model)
-    prefix = read_prefix(model, questions, Lq + max_new, blind=blind, cache_dtype=cache_dtype)
+    prefix = read_prefix(model, questions, 0, blind=blind, cache_dtype=cache_dtype)
     asked_GCQ = (questions.ids >= 0).reshape(G, clips, Q)
     weights_GCQ = asked_GCQ * jnp.asarray(questions.counts, jnp.float32).reshape(G, clips, 1)
     seeds = jnp.asarray(seed, jnp.uint32)
@@ -105,7 +106,7 @@ def generate(
         seen_AV=None if sampling.repetition_penalty == 1 else _seen(model, questions, clips),
         weights_GCQ=weights_GCQ,
         position_R=jnp.repeat(prefix_ends(questions), Q) - 1,
-        cache=kv_cache.repeat(prefix, Q),
+        cache=kv_cache.behind(prefix, Q, Lq + max_new),
     )
     asked_RL = questions.asked.reshape(B * Q, Lq)
     mask_RL = questions.asked_mask.reshape(B * Q, Lq)

@@ -13,6 +13,16 @@ from rvllm_jax.models import flash
 from rvllm_jax.types import PADDING, PREFIX
 
 
+class Shared(NamedTuple):
+    """Keys and values that several rows in succession see: of B rows, the first B / A read row 0 of
+    these A, the next ones row 1, and so on. So a video's prefix is held and read once, however
+    many questions stand behind it."""
+
+    k: jax.Array  # [A, P, K, H]
+    v: jax.Array  # [A, P, K, H]
+    seen: jax.Array  # bool[A, P]; by every query alike
+
+
 class Where(NamedTuple):
     """Where tokens stand in a row: their place in it, and what they belong to."""
 
@@ -35,19 +45,30 @@ def make_mask(query: Where, key: Where) -> jax.Array:
 
 
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array,
+    shared: Shared | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention -> `[B, T, N, H]` in the dtype of `q_BTNH`.
 
     Query head n reads key/value head n // (N / K), as Llama orders them; keys and values are not
-    repeated. By cuDNN on GPUs and by splash on TPUs where they take the shapes, else by `products`.
+    repeated. What is `shared` counts as further keys, in front of the own. By cuDNN on GPUs and by
+    splash on TPUs where they take the shapes and nothing is shared, else by `products`.
     """
-    kernel = flash.choose(q_BTNH, k_BSKH, v_BSKH)
-    return (kernel or products)(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+    kernel = None if shared is not None else flash.choose(q_BTNH, k_BSKH, v_BSKH)
+    if kernel is not None:
+        return kernel(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+    return products(q_BTNH, k_BSKH, v_BSKH, mask_BTS, shared)
 
 
 def products(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array,
+    shared: Shared | None = None,
 ) -> jax.Array:
     """`attend` in plain matrix products, on every device and for every shape and dtype.
 
@@ -62,12 +83,39 @@ def products(
     # The queries of a group are rows of one matrix product; on CPU XLA takes an einsum over the
     # unfolded axes twice as long.
     q_BKRH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    k_BKHS, v_BKSH = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 1, 3)
-    scores_BKRS = jnp.matmul(q_BKRH, k_BKHS, preferred_element_type=wide) * (H**-0.5)
+    scores_BKRS = _scores(q_BKRH, k_BSKH, wide)
+    if shared is not None:
+        together = _scores(_gathered(q_BKRH, len(shared.seen)), shared.k, wide)
+        scores_BKRS = jnp.concatenate([_apart(together, B), scores_BKRS], axis=-1)
+        seen_BTP = jnp.repeat(shared.seen, B // len(shared.seen), axis=0)[:, None]
+        seen_BTP = jnp.broadcast_to(seen_BTP, (B, T, shared.seen.shape[1]))
+        mask_BTS = jnp.concatenate([seen_BTP, mask_BTS], axis=-1)
     # A finite floor: an infinite one would turn a gradient through an empty row into NaN.
     scores_BKGTS = jnp.where(
-        mask_BTS[:, None, None], scores_BKRS.reshape(B, K, G, T, S), jnp.finfo(wide).min
+        mask_BTS[:, None, None], scores_BKRS.reshape(B, K, G, T, -1), jnp.finfo(wide).min
     )
     probs_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
-    out_BKRH = (probs_BKGTS.reshape(B, K, G * T, S) @ v_BKSH).astype(q_BTNH.dtype)
+    probs_BKRS = probs_BKGTS.reshape(B, K, G * T, -1)
+    out_BKRH = probs_BKRS[..., -S:] @ v_BSKH.transpose(0, 2, 1, 3)
+    if shared is not None:
+        of_shared = _gathered(probs_BKRS[..., :-S], len(shared.seen))
+        out_BKRH += _apart(of_shared @ shared.v.transpose(0, 2, 1, 3), B)
+    out_BKRH = out_BKRH.astype(q_BTNH.dtype)
     return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _scores(q_BKRH: jax.Array, k_BSKH: jax.Array, wide) -> jax.Array:
+    k_BKHS = k_BSKH.transpose(0, 2, 3, 1)
+    return jnp.matmul(q_BKRH, k_BKHS, preferred_element_type=wide) * (q_BKRH.shape[-1] ** -0.5)
+
+
+def _gathered(x_BKRx: jax.Array, rows: int) -> jax.Array:
+    """The rows that read the same of so many `rows` of `Shared`, as rows of one matrix product."""
+    B, K, R, last = x_BKRx.shape
+    return x_BKRx.reshape(rows, -1, K, R, last).swapaxes(1, 2).reshape(rows, K, -1, last)
+
+
+def _apart(x_AKMx: jax.Array, B: int) -> jax.Array:
+    """What `_gathered` put together, as the B rows that it was."""
+    A, K, _, last = x_AKMx.shape
+    return x_AKMx.reshape(A, K, B // A, -1, last).swapaxes(1, 2).reshape(B, K, -1, last)

@@ -23,6 +23,7 @@ class KVCache(NamedTuple):
     v: jax.Array | tuple[jax.Array, ...]
     segments: jax.Array  # int32[B, S]; PADDING also where no token was written yet
     length: jax.Array  # int32; the next free slot
+    shared: "KVCache | None" = None  # the prefixes that stand in front of rows (`behind`)
 
 
 def empty(
@@ -47,6 +48,17 @@ def empty(
     return KVCache(zeros(), zeros(), segments_BS, jnp.int32(0))
 
 
+def behind(prefix: KVCache, times: int, slots: int) -> KVCache:
+    """An empty cache of `slots` slots for `times` rows in succession behind each row of `prefix`.
+
+    The prefixes stay where they are and are read there. They must hold nothing but prefixes.
+    """
+    first, stacked = prefix.k[0], not isinstance(prefix.k, tuple)
+    batch, _, *heads = first.shape
+    own = empty(len(prefix.k), batch * times, slots, *heads, first.dtype, stacked=stacked)
+    return own._replace(shared=prefix)
+
+
 def repeat(cache: KVCache, times: int) -> KVCache:
     """Each row `times` times in succession: row b becomes rows b*times .. (b+1)*times - 1."""
     if times == 1:
@@ -55,11 +67,10 @@ def repeat(cache: KVCache, times: int) -> KVCache:
     def rows(x):
         return jnp.repeat(x, times, axis=x.ndim - 4)
 
-    return KVCache(
+    return cache._replace(
         k=jax.tree.map(rows, cache.k),
         v=jax.tree.map(rows, cache.v),
         segments=jnp.repeat(cache.segments, times, axis=0),
-        length=cache.length,
     )
 
 
@@ -78,11 +89,10 @@ def grow(cache: KVCache, slots: int) -> KVCache:
         widths = [(0, slots - old if axis == i else 0) for i in range(x.ndim)]
         return jnp.pad(x, widths, constant_values=value)
 
-    return KVCache(
+    return cache._replace(
         k=jax.tree.map(lambda x: longer(x, x.ndim - 3), cache.k),
         v=jax.tree.map(lambda x: longer(x, x.ndim - 3), cache.v),
         segments=longer(cache.segments, 1, PADDING),
-        length=cache.length,
     )
 
 

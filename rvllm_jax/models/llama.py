@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rvllm_jax.models import kv_cache
-from rvllm_jax.models.attention import Where, attend, make_mask
+from rvllm_jax.models.attention import Shared, Where, attend, make_mask
 from rvllm_jax.models.kv_cache import KVCache
 from rvllm_jax.models.llama_config import DECODERS, LlamaConfig, RopeScaling, rope_frequencies
 from rvllm_jax.models.lora import Linear, LoRA, adapt
 from rvllm_jax.models.placement import ROWS, constrain, constrain_layer
+from rvllm_jax.types import PREFIX
 
 __all__ = ["DECODERS", "Llama", "LlamaConfig", "RopeScaling"]
 REMAT_POLICIES = ("none", "full", "dots")
@@ -37,6 +38,11 @@ def rotate(x_BLNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     first, second = jnp.split(wide, 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, axis=-1).astype(x_BLNH.dtype)
+
+
+def shared_keys(cache: KVCache, of_layer: tuple[jax.Array, jax.Array] | None) -> Shared | None:
+    """One layer's (k, v) of the prefixes in front of a cache's rows, for `attend`."""
+    return of_layer and Shared(*of_layer, cache.shared.segments == PREFIX)
 
 
 class RMSNorm(nnx.Module):
@@ -81,7 +87,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BLD, rope, mask_BLS, past):
         """-> output `[B, L, D]` and the new (k, v), each `[B, L, K, H]`; `past` is one layer's
-        (k, v, length) of a cache that these are to follow, or None."""
+        (k, v, length, `Shared` or None) of a cache that these are to follow, or None."""
         x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])  # as in MLP
         heads = (*x_BLD.shape[:2], -1, self.head_dim)
         q_BLNH, k_BLKH, v_BLKH = (
@@ -90,11 +96,12 @@ class Attention(nnx.Module):
         )
         q_BLNH, k_BLKH = rotate(q_BLNH, rope), rotate(k_BLKH, rope)
         new = k_BSKH, v_BSKH = k_BLKH, v_BLKH
+        shared = None
         if past is not None:
-            k_past, v_past, length = past
+            k_past, v_past, length, shared = past
             k_BSKH = kv_cache.write_layer(k_past, k_BLKH, length)
             v_BSKH = kv_cache.write_layer(v_past, v_BLKH, length)
-        out_BLNH = attend(q_BLNH, k_BSKH, v_BSKH, mask_BLS)
+        out_BLNH = attend(q_BLNH, k_BSKH, v_BSKH, mask_BLS, shared)
         return self.o(out_BLNH.reshape(len(x_MD), -1)).reshape(x_BLD.shape), new
 
 
@@ -214,7 +221,8 @@ class Llama(nnx.Module):
         def body(x_BLD, own):
             params, past = own
             if past is not None:
-                past = (*past, cache.length)
+                *own, shared = past
+                past = (*own, cache.length, shared_keys(cache, shared))
             layer = nnx.merge(graph, constrain_layer(params, self.dtype))
             x_BLD, new = layer(x_BLD, rope, mask_BLS, past)
             return x_BLD, None if past is None else new
@@ -225,7 +233,9 @@ class Llama(nnx.Module):
             policy = dots if self.remat == "dots" else None
             # Outside a loop the compiler would find the recomputation to be common and undo it.
             body = jax.checkpoint(body, prevent_cse=unroll, policy=policy)
-        past = None if cache is None else (cache.k, cache.v)
+        past = None
+        if cache is not None:
+            past = cache.k, cache.v, cache.shared and (cache.shared.k, cache.shared.v)
         return jax.lax.scan(body, x_BLD, (params, past), unroll=unroll)
 
     def embed_rows(self, tokens_BL: jax.Array) -> jax.Array:

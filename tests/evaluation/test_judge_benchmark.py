@@ -148,6 +148,13 @@ def test_an_unfinished_evaluation_is_not_judged(many):
         judge_benchmark(folder, judges.exact(), SCORING)
 
 
+def test_controls_that_were_not_finished_are_not_judged_in_silence(many):
+    whole = many(20, complete=True)
+    judge_benchmark(whole, judges.exact(), SCORING)
+    with pytest.raises(AnswersError, match="controls are missing. Continue it"):
+        judge_benchmark(many(20, out="other", complete=False), judges.exact(), SCORING)
+
+
 def test_a_half_written_answer_is_not_left_out_in_silence(many):
     folder = many(5)
     path = folder / "answers.jsonl"

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.models.attention import Where, attend, make_mask
+from rvllm_jax.models.attention import Shared, Where, attend, make_mask
 from rvllm_jax.types import PADDING, PREFIX
 
 
@@ -51,6 +51,25 @@ def test_attend_is_softmax_of_scaled_products(kv_heads):
         expected[b, t, n] = weights @ v[b, :, head] / weights.sum()
     with jax.enable_x64(True):
         np.testing.assert_allclose(attend(q, k, v, mask), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows_of_one", [1, 3])
+def test_shared_keys_count_as_keys_of_each_row_that_reads_them(rows_of_one):
+    A, T, S, P, N, K, H = 2, 3, 5, 4, 4, 2, 6
+    B, rng = A * rows_of_one, np.random.default_rng(0)
+    q, own, before = (
+        rng.normal(size=shape) for shape in ((B, T, N, H), (2, B, S, K, H), (2, A, P, K, H))
+    )
+    mask, seen = rng.random((B, T, S)) < 0.6, rng.random((A, P)) < 0.6
+    mask[..., 0] = True
+    assert seen.any() and not seen.all()
+    repeated, seen_BP = (np.repeat(x, rows_of_one, axis) for x, axis in ((before, 1), (seen, 0)))
+    k, v = np.concatenate([repeated, own], axis=2)
+    both = np.concatenate([np.broadcast_to(seen_BP[:, None], (B, T, P)), mask], axis=-1)
+    with jax.enable_x64(True):
+        expected = attend(q, k, v, both)
+        shared = Shared(*map(jnp.asarray, (*before, seen)))
+        np.testing.assert_allclose(attend(q, *own, mask, shared), expected, rtol=1e-12)
 
 
 def test_scores_are_taken_in_float32():

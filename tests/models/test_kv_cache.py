@@ -45,6 +45,17 @@ def test_repeat_keeps_a_videos_questions_together():
         np.testing.assert_array_equal(twice.segments[row], cache.segments[row // 2])
 
 
+@pytest.mark.parametrize("stacked", [True, False])
+def test_rows_behind_a_prefix_leave_it_where_it_is(stacked):
+    prefix = kv_cache.empty(LAYERS, B, SLOTS, K, H, jnp.bfloat16, stacked=stacked)
+    cache = kv_cache.behind(prefix, 3, 4)
+    assert cache.shared is prefix and cache.length == 0 and len(cache.k) == LAYERS
+    for layer in (*cache.k, *cache.v):
+        assert layer.shape == (3 * B, 4, K, H) and layer.dtype == jnp.bfloat16
+    later = kv_cache.grow(kv_cache.repeat(cache, 2), 5)
+    assert later.shared is prefix and later.segments.shape == (6 * B, 5)
+
+
 def test_more_tokens_than_slots_are_refused():
     with pytest.raises(ValueError, match="7 tokens into a cache of 6 slots"):
         kv_cache.reserve(filled(), jnp.zeros((B, SLOTS + 1), jnp.int32))

@@ -64,8 +64,12 @@ def test_nobody_sees_later_tokens_or_another_question():
     np.testing.assert_array_equal(seen_ts, np.array(expected, bool))
 
 
-def test_cached_in_pieces_is_as_in_one_go():
-    """Read as prefix, question of two tokens and single tokens, with padding in between."""
+@pytest.mark.parametrize("apart", [False, True])
+def test_cached_in_pieces_is_as_in_one_go(apart):
+    """Read as prefix, question of two tokens and single tokens, with padding in between.
+
+    apart: the question stands in a cache of its own behind the prefix.
+    """
     model, x = decoder(), some_x(6)
     positions, segments = np.arange(6)[None], np.array([[PREFIX] * 3 + [1] * 3])
     whole, _ = model(x, positions, segments)
@@ -81,7 +85,9 @@ def test_cached_in_pieces_is_as_in_one_go():
             cache,
         )
         pieces.append(hidden[:, : stop - start])
-    assert cache.length == 9
+        if apart and start == 0:
+            cache = kv_cache.behind(cache, 1, 4)
+    assert cache.length == (4 if apart else 9)
     np.testing.assert_allclose(
         model.logits(jnp.concatenate(pieces, 1)), model.logits(whole), rtol=1e-6
     )
