@@ -1,18 +1,19 @@
 """Measures this machine.
 
-python -m rvllm_jax.bench decode|evaluation|generation|input|load|step
+python -m rvllm_jax.bench checkpoint|decode|evaluation|generation|input|load|step
 """
 
 import argparse
 import sys
 
-from rvllm_jax.benchmarks import decoding, evaluation, generation, input, loading, step
+from rvllm_jax.benchmarks import checkpoint, decoding, evaluation, generation, input, loading, step
 from rvllm_jax.config import ConfigError
 from rvllm_jax.data.frames import FrameStoreError
 from rvllm_jax.weights.errors import WeightsError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments) -> the report, or its lines.
 COMMANDS = {
+    "checkpoint": checkpoint,
     "decode": decoding,
     "evaluation": evaluation,
     "generation": generation,

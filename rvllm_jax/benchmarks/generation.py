@@ -132,17 +132,22 @@ def _questions(prompts: np.ndarray) -> Questions:
     )
 
 
-def best_of(rounds: int, **ways) -> dict[str, float]:
-    """Seconds of the best call of each function; the first calls, which compile, do not count."""
-    best = {}
+def times_of(rounds: int, **ways) -> dict[str, list[float]]:
+    """Seconds of every call of each function, in turns, without the first, which compiles."""
+    times = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
             seconds = time.perf_counter() - start
             if number:
-                best[name] = min(best.get(name, seconds), seconds)
-    return best
+                times[name].append(seconds)
+    return times
+
+
+def best_of(rounds: int, **ways) -> dict[str, float]:
+    """Seconds of the best call of each function; the first calls, which compile, do not count."""
+    return {name: min(times) for name, times in times_of(rounds, **ways).items()}
 
 
 def _ours(model: VideoLLM, new: int):

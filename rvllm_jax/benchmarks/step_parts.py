@@ -22,7 +22,7 @@ from rvllm_jax.planning import abstract, flops
 from rvllm_jax.recipe import Recipe
 from rvllm_jax.training import optimizer, parallel
 from rvllm_jax.training.compiling import compile_update
-from rvllm_jax.training.holding import Holding
+from rvllm_jax.training.holding import Held, Holding
 from rvllm_jax.training.stages import Stage
 from rvllm_jax.training.step import make_loss
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Batch
@@ -91,11 +91,14 @@ def draw_batch(recipe: Recipe, stage: Stage, seed: int = 0) -> Batch:
 def make_parts(recipe: Recipe) -> list[Part]:
     """All parts, in the order in which they are measured; nothing is allocated yet.
 
-    ValueError where the rows are too short for their questions.
+    ValueError where the rows are too short for their questions, or a batch does not divide over the
+    devices.
     """
     question_length(recipe)  # before anything is compiled
-    model = build_model(recipe)
-    found = []
+    model, found = build_model(recipe), []
+    rows = parallel.make(recipe.parallel, recipe.mesh).rows
+    for stage in recipe.stages:
+        stage.check(model.params, rows)
     for number, stage in enumerate(recipe.stages):
         work = flops.step(recipe, stage, model.params).values()
         count = stage.batch * sum(once for once, _ in work)
@@ -123,12 +126,31 @@ def draw_arrays(recipe: Recipe, model: PureModel, layout) -> dict:
     return holding.draw(jax.random.key(recipe.seed))
 
 
-def _start_stage(recipe: Recipe, model: PureModel, number: int) -> Started:
+class HeldStage(NamedTuple):
+    """A stage at its beginning, its arrays on the devices."""
+
+    layout: Any
+    labels: dict[str, str]
+    tx: Any
+    holding: Holding
+    held: Held
+    key: jax.Array
+
+
+def hold_stage(recipe: Recipe, model: PureModel, number: int) -> HeldStage:
+    """Draws and places the arrays of stage `number`, as training does."""
     stage, layout = recipe.stages[number], parallel.make(recipe.parallel, recipe.mesh)
     labels = stage.labels(model.params)
     tx = optimizer.build(stage, labels, steps=stage.steps or stage.warmup + 1)
     holding = Holding(model, recipe.stages, recipe.model.dtype, layout)
-    state = holding.place(draw_arrays(recipe, model, layout), number, labels, tx).state
+    arrays = draw_arrays(recipe, model, layout)
+    key = arrays["key"]
+    return HeldStage(layout, labels, tx, holding, holding.place(arrays, number, labels, tx), key)
+
+
+def _start_stage(recipe: Recipe, model: PureModel, number: int) -> Started:
+    layout, labels, tx, _, held, _ = hold_stage(recipe, model, number)
+    stage, state = recipe.stages[number], held.state
     batch = layout.put(draw_batch(recipe, stage))
     jax.block_until_ready((state, batch))
     start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,31 @@ def save_published(
     One file, or shards of at most `shard_bytes` with an index where that is too little. Raises
     WeightsError for an array that the layout has no name for.
     """
+    specs, read = _named(arrays, layout)
+    if unwritable := {str(d) for d, _ in specs.values() if d not in NAMES}:
+        raise WeightsError(f"safetensors holds no {', '.join(sorted(unwritable))}")
+    folder = _new_folder(folder)
+    shards = _shards(specs, shard_bytes)
+    for file, names in shards.items():
+        write(folder / file, {name: specs[name] for name in names}, read)
+    if len(shards) > 1:
+        total = sum(_bytes(spec) for spec in specs.values())
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(folder / "config.json", config)
+
+
+def published(arrays: Mapping[str, jax.Array], layout: Layout) -> dict[str, np.ndarray]:
+    """The arrays under the names of `layout`, with its axes, in this host's memory.
+
+    WeightsError for an array that the layout has no name for.
+    """
+    specs, read = _named(arrays, layout)
+    return {name: next(read(name)) for name in specs}
+
+
+def _named(arrays: Mapping[str, jax.Array], layout: Layout) -> tuple[dict, Callable]:
+    """(name of theirs -> dtype and shape, a function from such a name to its array in parts)."""
     specs, sources = {}, {}
     for path, x in arrays.items():
         found = layout.names(path, x.shape[0])
@@ -66,17 +91,7 @@ def save_published(
         array = np.asarray(arrays[path] if layer is None else arrays[path][layer])
         yield array if axes is None else array.transpose(np.argsort(axes))
 
-    if unwritable := {str(d) for d, _ in specs.values() if d not in NAMES}:
-        raise WeightsError(f"safetensors holds no {', '.join(sorted(unwritable))}")
-    folder = _new_folder(folder)
-    shards = _shards(specs, shard_bytes)
-    for file, names in shards.items():
-        write(folder / file, {name: specs[name] for name in names}, read)
-    if len(shards) > 1:
-        total = sum(_bytes(spec) for spec in specs.values())
-        weight_map = {name: file for file, names in shards.items() for name in names}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write_json(folder / "config.json", config)
+    return specs, read
 
 
 def _bytes(spec) -> int:

@@ -60,6 +60,7 @@ def test_the_peak_is_the_chips():
         ([f"--config={CONFIG}", "--set", "data.frames"], "expected KEY=VALUE"),
         ([f"--config={CONFIG}", "--set", "data.frames='x'"], "data.frames='x'"),
         ([f"--config={CONFIG}", "--set", "data.questions=99"], "too few for"),
+        ([f"--config={CONFIG}", "--set", *SMALL[:-1], "stages.joint.batch=3"], "multiple of 8"),
         ([f"--config={CONFIG}", "--rounds=0"], "--rounds=0"),
     ],
 )

@@ -1,0 +1,76 @@
+"""The rate of checkpoints: the arrays of the last stage, parameters and moments, out and back.
+
+"blocked" is what training waits for; the rest of a save goes on beside it. What was just written is
+read from the system's memory where it fits there, so that restoring shows the disk's rate only
+where it does not.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from rvllm_jax.benchmarks.step import describe, read_recipe
+from rvllm_jax.benchmarks.step_parts import hold_stage
+from rvllm_jax.config import ConfigError
+from rvllm_jax.experiments.run import build_model
+from rvllm_jax.recipe import Recipe
+from rvllm_jax.training.checkpoint import Checkpoints
+
+DESCRIPTION = "the rate at which checkpoints are saved and restored"
+
+
+class Rates(NamedTuple):
+    """Seconds of one save and one restore."""
+
+    blocked: float  # until the call has returned
+    saved: float  # until the checkpoint is complete
+    restored: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", default="configs/joint.py:bench", help="a recipe, as training takes it")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="its keys, as data.frames=8")
+    add("--rounds", type=int, default=3, help="measurements")
+    add("--folder", default="", help="where to write; none: the system's temporary folder")
+
+
+def run(arguments: argparse.Namespace) -> Iterator[str]:
+    """The report's lines, as they are known. Raises ConfigError."""
+    if arguments.rounds < 1:
+        raise ConfigError(f"--rounds={arguments.rounds}: at least one measurement is needed")
+    if arguments.folder and not Path(arguments.folder).is_dir():
+        raise ConfigError(f"--folder={arguments.folder}: there is no such folder; make it first")
+    recipe = read_recipe(arguments.config, arguments.set)
+    yield describe(recipe)
+    with tempfile.TemporaryDirectory(dir=arguments.folder or None) as folder:
+        size, rounds = measure(recipe, Path(folder), arguments.rounds)
+    yield f"{'':10}{'seconds':>10}{'MB/s':>10}   of {size / 1e6:.1f} MB"
+    for name in Rates._fields:
+        best = min(getattr(one, name) for one in rounds)
+        yield f"{name:10}{best:10.4f}{size / 1e6 / best:10.1f}"
+
+
+def measure(recipe: Recipe, folder: Path, rounds: int) -> tuple[int, list[Rates]]:
+    """Bytes of a checkpoint, and the seconds of each round."""
+    number, model = len(recipe.stages) - 1, build_model(recipe)
+    _, labels, tx, holding, held, key = hold_stage(recipe, model, number)
+    arrays = jax.block_until_ready(holding.saved(held, key))
+    like, found = holding.like(number, labels, tx), []
+    checkpoints = Checkpoints(folder, keep=1)
+    for step in range(1, rounds + 1):
+        times = [time.perf_counter()]
+        checkpoints.save(step, arrays, {})
+        times.append(time.perf_counter())
+        checkpoints.wait()
+        times.append(time.perf_counter())
+        jax.block_until_ready(checkpoints.restore(step, like)[0])
+        times.append(time.perf_counter())
+        found.append(Rates(times[1] - times[0], times[2] - times[0], times[3] - times[2]))
+    checkpoints.close()
+    return sum(x.nbytes for x in jax.tree.leaves(arrays)), found
