@@ -12,6 +12,7 @@ from flax import nnx
 
 from rvllm_jax.models.norms import BatchNorm, GroupNorm
 from rvllm_jax.models.placement import constrain
+from rvllm_jax.models.windows import convolve, max_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +89,7 @@ class Conv(nnx.Module):
             # The same sums as a matrix product: 15 % less time a step on CPU. Larger kernels as
             # products of patches or of shifted frames take twice the time at narrow widths.
             return x_NhwC[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-        return jax.lax.conv_general_dilated(
-            x_NhwC,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=((size // 2, size // 2),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return convolve(x_NhwC, kernel, self.stride)
 
 
 class ConvNorm(nnx.Module):
@@ -193,7 +188,7 @@ class ResNet(nnx.Module):
         def run_stem(stem, x_NHWC, mask_N):
             x_NhwC = jax.nn.relu(stem(x_NHWC, mask_N, use_running=use_running))
             if self.config.stem == "imagenet":
-                x_NhwC = nnx.max_pool(x_NhwC, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+                x_NhwC = max_pool(x_NhwC)
             return x_NhwC
 
         def run(block, x_NhwC, mask_N):
