@@ -6,7 +6,9 @@ cache, "cache" does it again at once. Linux.
 """
 
 import argparse
+import ctypes
 import functools
+import gc
 import json
 import os
 import statistics
@@ -99,11 +101,14 @@ def _rate(step: Callable[[], object], files: list[Path], size: int, cold: bool) 
 def _beyond(load: Callable[[], int]) -> int | None:
     """Bytes of the process at most while loading, without what it held before and the arrays."""
     try:
+        # What is free but kept, or freed meanwhile, would be taken again without being counted.
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _status("VmRSS")
         arrays = load()
         return max(0, _status("VmHWM") - before - arrays)
-    except OSError:
+    except (OSError, AttributeError):
         return None
 
 
