@@ -50,6 +50,30 @@ def joint():
     return module.get_config
 
 
+@pytest.fixture(scope="session")
+def with_double_norms():
+    """with_double_norms(model): a LlamaModel of transformers, its norms computed in the dtype of
+    their input. Its own drop float64 to float32."""
+    import torch
+
+    class DoubleNorm(torch.nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+        def forward(self, x):
+            return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+    def change(model):
+        for layer in model.layers:
+            layer.input_layernorm = DoubleNorm(layer.input_layernorm)
+            layer.post_attention_layernorm = DoubleNorm(layer.post_attention_layernorm)
+        model.norm = DoubleNorm(model.norm)
+        return model
+
+    return change
+
+
 SPECIAL_AND_BYTES = 259  # the first ids of a tokenizer of ours
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 
-from rvllm_jax.benchmarks.step import describe, read_recipe
+from rvllm_jax.benchmarks.step import add_recipe, describe, measured_recipe
 from rvllm_jax.benchmarks.step_parts import hold_stage
 from rvllm_jax.config import ConfigError
 from rvllm_jax.experiments.run import build_model
@@ -33,20 +33,16 @@ class Rates(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--config", default="configs/joint.py:bench", help="a recipe, as training takes it")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="its keys, as data.frames=8")
-    add("--rounds", type=int, default=3, help="measurements")
-    add("--folder", default="", help="where to write; none: the system's temporary folder")
+    add_recipe(parser, rounds=3)
+    where = "where to write; none: the system's temporary folder"
+    parser.add_argument("--folder", default="", help=where)
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """The report's lines, as they are known. Raises ConfigError."""
-    if arguments.rounds < 1:
-        raise ConfigError(f"--rounds={arguments.rounds}: at least one measurement is needed")
+    recipe = measured_recipe(arguments)
     if arguments.folder and not Path(arguments.folder).is_dir():
         raise ConfigError(f"--folder={arguments.folder}: there is no such folder; make it first")
-    recipe = read_recipe(arguments.config, arguments.set)
     yield describe(recipe)
     with tempfile.TemporaryDirectory(dir=arguments.folder or None) as folder:
         size, rounds = measure(recipe, Path(folder), arguments.rounds)

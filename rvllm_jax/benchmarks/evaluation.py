@@ -14,13 +14,13 @@ also fit no cache of a processor, as a real one's weights do not: a single row m
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rvllm_jax.benchmarks.generation import best_of
 from rvllm_jax.data import chat, video
 from rvllm_jax.data.chat import TEMPLATES
 from rvllm_jax.data.clips import VIEWS
@@ -155,15 +155,7 @@ def _beside(arguments, machine: Machine, dataset: Dataset) -> list[str]:
         for questions in question_batches(dataset, calls, batch=1, max_questions=1):
             np.asarray(alone.tokens(questions)[0])
 
-    our_way()  # compiles
-    their_way()
-    best: dict[str, float] = {}
-    for _ in range(arguments.rounds):
-        for name, way in (("ours", our_way), ("theirs", their_way)):
-            start = time.perf_counter()
-            way()
-            seconds = time.perf_counter() - start
-            best[name] = min(best.get(name, seconds), seconds)
+    best = best_of(arguments.rounds, ours=our_way, theirs=their_way)
     best["theirs"] *= len(rows) / len(calls)
     title = f"{len(rows) // count} clips a video" if len(rows) > count else "1 clip a video"
     ratio = best["theirs"] / best["ours"]

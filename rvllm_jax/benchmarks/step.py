@@ -26,18 +26,29 @@ DESCRIPTION = "each stage's step, encoder and decoder alone, compilation, share 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", default="configs/joint.py:bench", help="a recipe, as training takes it")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="its keys, as data.frames=8")
-    add("--rounds", type=int, default=5, help="measurements of each")
+    add_recipe(parser, rounds=5)
     add("--cache", default="", help="folder of compiled programs that stay; none: compile anew")
     add("--json", default="", help="file for the figures, too")
 
 
-def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """The report's lines, as they are known. Raises ConfigError."""
+def add_recipe(parser: argparse.ArgumentParser, *, rounds: int) -> None:
+    """The arguments of what measures a recipe."""
+    add = parser.add_argument
+    add("--config", default="configs/joint.py:bench", help="a recipe, as training takes it")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="its keys, as data.frames=8")
+    add("--rounds", type=int, default=rounds, help="measurements of each")
+
+
+def measured_recipe(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that `add_recipe`'s arguments name. Raises ConfigError, for no rounds too."""
     if arguments.rounds < 1:
         raise ConfigError(f"--rounds={arguments.rounds}: at least one measurement is needed")
-    recipe = read_recipe(arguments.config, arguments.set)
+    return read_recipe(arguments.config, arguments.set)
+
+
+def run(arguments: argparse.Namespace) -> Iterator[str]:
+    """The report's lines, as they are known. Raises ConfigError."""
+    recipe = measured_recipe(arguments)
     use_cache(arguments.cache)
     yield describe(recipe)
     heads = f"{'ms':>9}{'clips/s':>9}{'TFLOP/s':>9}{'MFU':>6}{'MB':>8}"
@@ -132,8 +143,8 @@ def measure(part: Part, rounds: int, dtype: str) -> dict[str, Any]:
 
 
 def peak_flops(chip: Chip | None, dtype: str) -> float | None:
-    """Of one chip, a second; None where it is not known. Other kinds than bfloat16 take twice."""
-    return None if chip is None else chip.flops / (1 if dtype == "bfloat16" else 2)
+    """Of one chip, a second; None where it is not known."""
+    return None if chip is None else chip.flops_in(dtype)
 
 
 def line(figures: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.models import placement
@@ -80,6 +79,9 @@ def splash(
 
 
 def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, interpret: bool):
+    # Pallas takes most of a second to import, which all but TPUs would spend for nothing.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
     def tile(size: int) -> int:
         return next(tile for tile in TILES if size % tile == 0)
 

@@ -55,7 +55,7 @@ def predict(
 ) -> Speed:
     """A step of `stage`; `efficiency` is the share of the peak that matrix products reach."""
     chip = topology.chip
-    peak = chip.flops * efficiency / (1 if recipe.model.dtype == "bfloat16" else 2)
+    peak = chip.flops_in(recipe.model.dtype) * efficiency
     work = flops.step(recipe, stage, model.params)
     clips = stage.batch / topology.chips
     rest = sum(executed for name, (_, executed) in work.items() if name != "encoder")

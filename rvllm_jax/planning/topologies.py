@@ -31,6 +31,10 @@ class Chip:
         """Bytes a program can have."""
         return self.memory - self.reserve
 
+    def flops_in(self, dtype: str) -> float:
+        """A second in a dtype of computation: others than bfloat16 take twice the time."""
+        return self.flops / (1 if dtype == "bfloat16" else 2)
+
 
 GIB = 2**30
 TWO_D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

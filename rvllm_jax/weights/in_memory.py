@@ -6,7 +6,7 @@ first; numpy's own memory comes in large pages.
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,19 +45,13 @@ def load(
         parts[piece.path].write(*piece.read(own.buffer), own.tiles)
 
     with ThreadPoolExecutor(threads, initializer=prepare) as pool:
-        placed = [pool.submit(place, piece) for piece in _plan(entries)]
+        placed = [pool.submit(place, piece) for piece in streaming.plan(entries)]
         try:
             for done in placed:
                 done.result()
         finally:
             pool.shutdown(cancel_futures=True)
     return {path: part.array() for path, part in parts.items()}
-
-
-def _plan(entries: Mapping[str, Entry]) -> Iterator[Piece]:
-    for path, entry in entries.items():
-        for layer, tensor in enumerate(entry.tensors):
-            yield from streaming.pieces(path, layer, tensor)
 
 
 class _Parts:

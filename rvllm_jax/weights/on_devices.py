@@ -1,7 +1,7 @@
 """Arrays of files on devices with memory of their own: sent in pieces, turned and joined there."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.weights import streaming
 from rvllm_jax.weights.files import Entry
-from rvllm_jax.weights.streaming import Piece
 
 
 def load(
@@ -20,7 +19,9 @@ def load(
 ) -> dict[str, jax.Array]:
     """The arrays of `entries`, as `merge.load` tells."""
     arrays: dict[str, jax.Array] = {}
-    for piece, x in streaming.stream(_plan(entries, shardings)):
+    # A piece of what is split over devices would not be split as the whole is.
+    split = {path for path in entries if len(shardings[path].device_set) > 1}
+    for piece, x in streaming.stream(streaming.plan(entries, whole=split)):
         path, entry = piece.path, entries[piece.path]
         dtype, place = np.dtype(targets[path].dtype), shardings[path]
         if path not in arrays:
@@ -31,14 +32,6 @@ def load(
         array = write(arrays[path], _send(x, entry.axes, dtype, one), piece.layer, piece.start)
         arrays[path] = jax.block_until_ready(array)  # the memory of x is used again
     return arrays
-
-
-def _plan(entries: Mapping[str, Entry], shardings: Mapping[str, Any]) -> Iterator[Piece]:
-    for path, entry in entries.items():
-        # A piece of what is split over devices would not be split as the whole is.
-        whole = len(shardings[path].device_set) > 1
-        for layer, tensor in enumerate(entry.tensors):
-            yield from streaming.pieces(path, layer, tensor, whole=whole)
 
 
 def _send(array: np.ndarray, axes, dtype: np.dtype, place) -> jax.Array:

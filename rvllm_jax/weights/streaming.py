@@ -5,11 +5,12 @@ Buffers are used again: touching new memory costs as much as reading it.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from rvllm_jax.weights.files import Entry
 from rvllm_jax.weights.tensor_file import FileTensor
 
 PIECE = 32 << 20  # bytes
@@ -47,6 +48,13 @@ def pieces(path: str, layer: int, tensor: FileTensor, *, whole: bool = False) ->
     most = max(rows, 1) if whole else max(1, PIECE // max(1, tensor.size // max(rows, 1)))
     for start in range(0, max(rows, 1), most):
         yield Piece(path, layer, tensor, start, min(most, rows - start))
+
+
+def plan(entries: Mapping[str, Entry], whole: Collection[str] = ()) -> Iterator[Piece]:
+    """The pieces of all arrays, of those whose paths are in `whole` a tensor each."""
+    for path, entry in entries.items():
+        for layer, tensor in enumerate(entry.tensors):
+            yield from pieces(path, layer, tensor, whole=path in whole)
 
 
 def stream(plan: Iterable[Piece]) -> Iterator[tuple[Piece, np.ndarray]]:

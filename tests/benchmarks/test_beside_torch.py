@@ -22,17 +22,6 @@ LLAMA = LlamaConfig(61, 32, 2, 4, 4, 8, 48, context=64)
 FRAMES, QUESTIONS, LENGTH = 2, 7, 4
 
 
-class DoubleNorm(torch.nn.Module):
-    """RMSNorm in the dtype of its input; transformers' own drops float64 to float32."""
-
-    def __init__(self, norm):
-        super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
-
-    def forward(self, x):
-        return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-
-
 @pytest.fixture(scope="module")
 def beside():
     path = Path(__file__).with_name("beside_torch.py")
@@ -63,7 +52,9 @@ def packed_rows() -> Batch:
     )
 
 
-def test_seven_packed_questions_give_the_gradients_of_seven_encoded_videos(beside):
+def test_seven_packed_questions_give_the_gradients_of_seven_encoded_videos(
+    beside, with_double_norms
+):
     """With the batch's own statistics, which a video counted seven times over does not change."""
     with jax.enable_x64(True):
         kinds = dict(dtype=jnp.float64, param_dtype=jnp.float64)
@@ -81,11 +72,7 @@ def test_seven_packed_questions_give_the_gradients_of_seven_encoded_videos(besid
         loss, grads = jax.jit(jax.value_and_grad(loss_of))(params)
         peer = beside.Peer(RESNET, LLAMA, torch.float64).load(params | stats)
         expected = beside.their_names(grads)
-    decoder = peer.decoder.model
-    for layer in decoder.layers:
-        layer.input_layernorm = DoubleNorm(layer.input_layernorm)
-        layer.post_attention_layernorm = DoubleNorm(layer.post_attention_layernorm)
-    decoder.norm = DoubleNorm(decoder.norm)
+    with_double_norms(peer.decoder.model)
     frames, tokens = beside.questions_of(batch)
     assert frames.shape[0] == tokens.shape[0] == 2 * QUESTIONS
     theirs = peer.train()(frames, tokens)

@@ -44,18 +44,7 @@ LAYER_PATHS = {
 }
 
 
-class DoubleNorm(torch.nn.Module):
-    """RMSNorm in the dtype of its input; transformers' own drops float64 to float32."""
-
-    def __init__(self, norm):
-        super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
-
-    def forward(self, x):
-        return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-
-
-def their_model(config: LlamaConfig, dtype):
+def their_model(config: LlamaConfig, dtype, with_double_norms):
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     if (scaling := config.rope_scaling) is not None:
         rope |= {
@@ -87,10 +76,7 @@ def their_model(config: LlamaConfig, dtype):
         if name.endswith("norm.weight"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     if dtype == torch.float64:
-        for layer in model.model.layers:
-            layer.input_layernorm = DoubleNorm(layer.input_layernorm)
-            layer.post_attention_layernorm = DoubleNorm(layer.post_attention_layernorm)
-        model.model.norm = DoubleNorm(model.model.norm)
+        with_double_norms(model.model)
     return model.to(dtype).eval()
 
 
@@ -169,9 +155,12 @@ LIMITS = {"float64": (1e-6, 1e-6), "float32": (1e-4, 1e-3)}  # of logits, of gra
 
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_and_gradients(name, dtype):
+def test_logits_and_gradients(name, dtype, with_double_norms):
     config, (logits_limit, gradient_limit) = CONFIGS[name], LIMITS[dtype]
-    theirs, ours = their_model(config, getattr(torch, dtype)), Ours(config, jnp.dtype(dtype))
+    theirs, ours = (
+        their_model(config, getattr(torch, dtype), with_double_norms),
+        Ours(config, jnp.dtype(dtype)),
+    )
     params, tokens = as_ours(theirs.named_parameters(), config), some_tokens(config)
     their_logits = theirs(torch.tensor(tokens)).logits.detach().numpy()
     both = jax.jit(lambda *at: (ours.logits(*at), jax.grad(ours.loss)(*at)))  # compiled once
@@ -185,9 +174,9 @@ def test_logits_and_gradients(name, dtype):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_optimizer_steps(optimizer):
+def test_optimizer_steps(optimizer, with_double_norms):
     config, steps = CONFIGS["grouped, tied"], 3
-    theirs, ours = their_model(config, torch.float64), Ours(config, jnp.float64)
+    theirs, ours = their_model(config, torch.float64, with_double_norms), Ours(config, jnp.float64)
     params, tokens = as_ours(theirs.named_parameters(), config), some_tokens(config)
     if optimizer == "sgd":
         spec = OptimizerSpec("sgd", lr=0.1, decay=1e-2, momentum=0.9)
@@ -219,9 +208,9 @@ def test_optimizer_steps(optimizer):
 
 
 @pytest.mark.parametrize("name", ["grouped, tied", "llama 3 scaling"])
-def test_greedy_ids(name):
+def test_greedy_ids(name, with_double_norms):
     config = CONFIGS[name]
-    theirs = their_model(config, torch.float64)
+    theirs = their_model(config, torch.float64, with_double_norms)
     prompts, eos_id, max_new = some_tokens(config, (3, 9)).astype(np.int32), 2, 12
     generated = theirs.generate(
         torch.tensor(prompts, dtype=torch.long),

@@ -52,17 +52,6 @@ SHAPES = {
 }
 
 
-class DoubleNorm(torch.nn.Module):
-    """RMSNorm in the dtype of its input; transformers' own drops float64 to float32."""
-
-    def __init__(self, norm):
-        super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
-
-    def forward(self, x):
-        return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-
-
 def their_model(**shape):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**(SMALL | shape), attn_implementation="sdpa")
@@ -71,15 +60,6 @@ def their_model(**shape):
         if name.endswith(("norm.weight", "bias")):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model.eval()
-
-
-def in_double(model):
-    model = model.double()
-    for layer in model.model.layers:
-        layer.input_layernorm = DoubleNorm(layer.input_layernorm)
-        layer.post_attention_layernorm = DoubleNorm(layer.post_attention_layernorm)
-    model.model.norm = DoubleNorm(model.model.norm)
-    return model
 
 
 class Decoder(nnx.Module):
@@ -127,7 +107,7 @@ QUICK = ("tied", "free head_dim", "linear scaling", "biases")  # what test_llama
 @pytest.mark.parametrize(
     "shape", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SHAPES]
 )
-def test_a_folder_gives_transformers_logits_and_gradients(shape, tmp_path):
+def test_a_folder_gives_transformers_logits_and_gradients(shape, tmp_path, with_double_norms):
     theirs = their_model(**SHAPES[shape])
     theirs.save_pretrained(tmp_path / "a")
     with jax.enable_x64(True):
@@ -135,7 +115,8 @@ def test_a_folder_gives_transformers_logits_and_gradients(shape, tmp_path):
         tokens = some_tokens(ours)
         mine = jax.jit(ours.logits)(ours.params, tokens)
         assert mine.dtype == np.float64
-    expected = in_double(theirs)(torch.tensor(tokens)).logits.detach().numpy()
+    with_double_norms(theirs.double().model)
+    expected = theirs(torch.tensor(tokens)).logits.detach().numpy()
     assert relative(np.asarray(mine), expected) < 1e-6
 
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "a")
