@@ -158,15 +158,17 @@ class FrameStore:
             out = np.empty((len(indices), height, width, 3), np.uint8)
         order = np.argsort(indices, kind="stable")
         numbers, offsets = np.divmod(indices[order], self.options.frames_per_record)
-        decode = None if self.options.encoding == "raw" else self._decode
+        decoded = None
+        if self.options.encoding == "jpeg":
+            decoded = np.empty((entry.height, entry.width, 3), np.uint8)
         opened, frames = -1, None
         places = zip(order.tolist(), numbers.tolist(), offsets.tolist(), strict=True)
         for position, number, offset in places:
             if number != opened:
                 opened, frames = number, self._frames(name, entry, number)
             frame = frames[offset]
-            if decode is not None:
-                frame = decode(frame, name, entry)
+            if decoded is not None:
+                frame = self._decode(frame, name, entry, decoded)
             out[position] = frame[y : y + height, x : x + width]
         return out
 
@@ -188,9 +190,11 @@ class FrameStore:
             return record.frames
         return np.frombuffer(record.frames[0], np.uint8).reshape(*record.shape, 3)
 
-    def _decode(self, frame: memoryview, name: str, entry: VideoEntry) -> np.ndarray:
+    def _decode(
+        self, frame: memoryview, name: str, entry: VideoEntry, out: np.ndarray
+    ) -> np.ndarray:
         try:
-            return records.decode_jpeg(frame, (entry.height, entry.width))
+            return records.decode_jpeg(frame, (entry.height, entry.width), out)
         except records.RecordError as error:
             what = f"a frame of video {name!r}: {error}"
             raise _damaged(self._path(entry.shard), what) from error
