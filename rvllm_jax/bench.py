@@ -9,6 +9,7 @@ import sys
 from rvllm_jax.benchmarks import checkpoint, decoding, evaluation, generation, input, loading, step
 from rvllm_jax.config import ConfigError
 from rvllm_jax.data.frames import FrameStoreError
+from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
 from rvllm_jax.weights.errors import WeightsError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments) -> the report, or its lines.
@@ -21,6 +22,7 @@ COMMANDS = {
     "load": loading,
     "step": step,
 }
+_AS_USED = ("evaluation", "generation", "step")  # by commands that keep their memory, as main does
 
 
 def main(argv: list[str]) -> None:
@@ -34,6 +36,8 @@ def main(argv: list[str]) -> None:
         )
         command.add_arguments(own)
     arguments = parser.parse_args(argv)
+    if arguments.command in _AS_USED:
+        keep_all_freed_memory_on_cpu()
     try:
         report = COMMANDS[arguments.command].run(arguments)
         for line in [report] if isinstance(report, str) else report:

@@ -20,6 +20,7 @@ from rvllm_jax.config import ConfigError
 from rvllm_jax.data.chat import TEMPLATE_NAMES
 from rvllm_jax.data.clips import VIEWS
 from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
 from rvllm_jax.data.tokenizer_files import TokenizerError
 from rvllm_jax.experiments.answering import REFUSALS, Answerer, How
 from rvllm_jax.experiments.conversation import Talk, lines_of
@@ -62,6 +63,7 @@ def say(line: str) -> None:
 def main(argv: list[str]) -> None:
     if len(argv) != (1 if QUESTIONS.value else 2) or bool(QUESTIONS.value) != bool(OUT.value):
         raise app.UsageError("give either one VIDEO, or --questions and --out")
+    keep_all_freed_memory_on_cpu()
     logging.set_verbosity(logging.WARNING)
     try:
         sys.exit(chat(*argv[1:]))

@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from rvllm_jax.config import ConfigError
 from rvllm_jax.data.clips import VIEWS
 from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
 from rvllm_jax.data.pipeline import PipelineError
 from rvllm_jax.data.progress import bar
 from rvllm_jax.data.shards import FrameStoreError
@@ -66,6 +67,7 @@ flags.adopt_module_key_flags(cluster_flags)
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
+    keep_all_freed_memory_on_cpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of reading a checkpoint
     options = Options(
         SPLIT.value, CLIPS.value, FUSION.value, MAX_NEW.value, VIDEOS.value, TOGETHER.value,

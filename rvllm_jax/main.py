@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rvllm_jax.config import refuse_unknown, resolve
+from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
 from rvllm_jax.data.places import refuse_urls
 from rvllm_jax.experiments import report
 from rvllm_jax.experiments.run import run, show_prompt
@@ -84,6 +85,7 @@ def parse(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
+    keep_all_freed_memory_on_cpu()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_worth_showing)
     config = flat(CONFIG.value.to_dict())

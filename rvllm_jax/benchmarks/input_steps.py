@@ -15,7 +15,7 @@ from array_record.python import array_record_module
 from rvllm_jax.data import chat, clips, pipeline, records, tokenizer
 from rvllm_jax.data.conversations import Conversation, Turn
 from rvllm_jax.data.frames import FrameStore, FrameStoreError
-from rvllm_jax.data.processes import keep_freed_memory
+from rvllm_jax.data.kept_memory import keep_freed_memory
 from rvllm_jax.types import Batch, VisualLayout
 
 # Each of the pipeline's with all that precede it; the last one with worker processes.

@@ -22,7 +22,8 @@ from rvllm_jax.data.batch_memory import BatchMemory
 from rvllm_jax.data.clips import View
 from rvllm_jax.data.dataset import ERRORS, READABLE, UNREADABLE, Dataset, PipelineError
 from rvllm_jax.data.frames import FrameStoreError
-from rvllm_jax.data.processes import end_with_parent, keep_freed_memory
+from rvllm_jax.data.kept_memory import keep_freed_memory
+from rvllm_jax.data.processes import end_with_parent
 from rvllm_jax.types import Batch, Questions
 
 __all__ = [

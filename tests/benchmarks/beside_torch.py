@@ -23,6 +23,7 @@ from rvllm_jax.benchmarks.generation import times_of
 from rvllm_jax.benchmarks.step import parts_of, read_recipe
 from rvllm_jax.benchmarks.step_parts import ENCODER, EVALUATION, draw_arrays, draw_batch
 from rvllm_jax.config import ConfigError
+from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.huggingface import llama_values
 from rvllm_jax.models.llama import LlamaConfig
@@ -234,4 +235,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    keep_all_freed_memory_on_cpu()  # as training does; the peer has it too
     main()
