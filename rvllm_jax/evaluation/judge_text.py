@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rvllm_jax.evaluation.judge_scores import unjudged_told
+
 
 def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """What scores.NAME.json holds, in short; always with benchmark, split and judge."""
@@ -15,7 +17,11 @@ def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
         f"{result['videos']} videos, {result['failed']['unanswered']} unanswered, "
         f"{result['failed']['unjudged']} without a verdict"
     )
+    if told := unjudged_told(result):
+        yield f"  {told}"
     yield from _values(result, "  ")
+    if result["failed"]["unjudged"]:
+        yield from _values(result["of_judged"], "  of those judged: ")
     for type, values in result["by_type"].items():
         yield from _values(values, f"  {type}: ")
     for control, values in result["controls"].items():

@@ -87,13 +87,16 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
 
 def failures(scored: Scored, most: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The wrong answers that are furthest off: (answer, verdict), the lowest scores first, then
-    the longest answers; at most one a video while there are enough."""
+    the longest answers; at most one a video while there are enough. Answers without a verdict are
+    not among them: nobody knows."""
     path = scored.folder / f"judged.{scored.judge_name}.jsonl"
     if not path.is_file():
         return []
     wrong: dict[str, dict[str, Any]] = {}
     for _, verdict in read_lines(path):
         if verdict["control"] or verdict.get("correct"):
+            continue
+        if verdict.get("failed") and verdict.get("answered"):
             continue
         if verdict.get("correct") is None and (verdict.get("score") or 0) >= 2.5:
             continue

@@ -120,11 +120,11 @@ def _chart(benchmark: str, own: Sequence[Scored]) -> list[Part]:
     for judge, split in dict.fromkeys((scored.judge, scored.split) for scored in own):
         rows = []
         for scored in own:
-            if (scored.judge, scored.split) != (judge, split) or not scored.scores.get("accuracy"):
+            if (scored.judge, scored.split) != (judge, split) or not _known(scored.scores):
                 continue
             rows.append((scored.model, scored.scores["accuracy"], False))
             for name, values in (scored.scores.get("controls") or {}).items():
-                if values.get("accuracy"):
+                if _known(values):
                     rows.append((f"{scored.model}, {name}", values["accuracy"], True))
         if rows:
             title = f"{benchmark} {split}, judged by {judge}"
@@ -134,11 +134,16 @@ def _chart(benchmark: str, own: Sequence[Scored]) -> list[Part]:
 
 def _types_chart(scored: Scored) -> list[Part]:
     types = scored.scores["by_type"].items()
-    rows = [(name, v["accuracy"], False) for name, v in types if v.get("accuracy")]
+    rows = [(name, v["accuracy"], False) for name, v in types if _known(v)]
     if len(rows) < 2:
         return []
     title = f"{scored.benchmark} {scored.split} by type, {scored.model}, judged by {scored.judge}"
     return [Picture(title, _percent_bars(title, rows))]
+
+
+def _known(values: dict[str, Any]) -> bool:
+    """Whether there is an accuracy to draw: none is where there are no questions or no verdicts."""
+    return (values.get("accuracy") or {}).get("value") is not None
 
 
 def _percent_bars(title: str, rows) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rvllm_jax.evaluation.judge_scores import unjudged_told
 from rvllm_jax.evaluation.questions import TEXT_GENERATION
 from rvllm_jax.experiments.document import Part, Table, Text
 from rvllm_jax.experiments.published_scores import QA
@@ -111,6 +112,8 @@ def _counts(scored: Scored) -> tuple[str, str, str]:
 
 def _warnings(scored: Scored) -> list[Part]:
     info, found = scored.info, []
+    if told := unjudged_told(scored.scores):
+        found.append(f"{scored.model}, judged by {scored.judge}: {told}.")
     if info.get("partial"):
         lacks = "; ".join(info.get("lacks") or ()) or "fewer questions than are published"
         found.append(f"{scored.model}: partial ({lacks}): not comparable with published numbers.")

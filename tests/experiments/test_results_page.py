@@ -83,6 +83,25 @@ def test_two_judges_are_never_in_one_chart_and_one_alone_is_not_warned_of(tmp_pa
     assert overall == [["run", "run, blind"]] * 2
 
 
+def test_where_nothing_was_judged_no_score_and_no_failure_of_the_model_is_shown(tmp_path):
+    failed = {"failed": {"unanswered": 0, "unjudged": 40}, "answered": 40}
+    types = {"what": {"accuracy": estimate(None)}, "who": {"accuracy": estimate(None)}}
+    none = dict(accuracy=estimate(None), by_type=types, controls={}, **failed)
+    folder = write(tmp_path, benchmark="own", **none)
+    answer = dict(question_id="q", control="", video="v", question="?", truth="t", answer="t",
+                  failed="")  # fmt: skip
+    verdict = dict(question_id="q", control="", correct=None, score=None, answered=True,
+                   failed="unreadable: no {")  # fmt: skip
+    for name, line in (("answers.jsonl", answer), ("judged.exact.jsonl", verdict)):
+        (folder / name).write_text(json.dumps(line) + "\n")
+    text, html = page(tmp_path)
+    assert "nothing was judged: no reply of the judge about any of the 40 answers" in text
+    assert "| run | - | - | 40 | 0 | 40 | exact |" in text
+    assert "failures" not in text and "image/png" not in html
+    write(tmp_path, benchmark="own", failed={"unanswered": 0, "unjudged": 2}, answered=40)
+    assert "2 of 40 verdicts failed" in page(tmp_path)[0]
+
+
 def test_two_models_are_told_apart(tmp_path):
     write(tmp_path / "a", benchmark="own")
     write(tmp_path / "b", benchmark="own", split="test")
