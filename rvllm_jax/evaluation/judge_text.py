@@ -35,8 +35,13 @@ def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
     seen = result["without_training_videos"]
     if seen is None:
         yield "  whether the model was trained on these videos: unknown"
+    elif seen["videos_left_out"]:
+        out = f"without {seen['videos_left_out']} training videos"
+        yield f"  {out}, {seen['n']} of {result['n']} questions are left"
+        if seen["n"]:
+            yield from _values(seen, f"  {out}: ")
     else:
-        yield from _values(seen, f"  without {seen['videos_left_out']} training videos: ")
+        yield "  none of these videos is a training video of the model, as far as they are known"
     if "cost" in result:
         yield f"  cost: {result['cost']:.2f}"
 

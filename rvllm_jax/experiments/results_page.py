@@ -62,16 +62,6 @@ def _details(scored: Scored, most: int) -> list[Part]:
     types = results_tables.by_type(scored)
     if types:
         parts += [Heading(f"{name}: by type"), *types, *_types_chart(scored)]
-    faithful = scored.scores.get("faithfulness")
-    if faithful:
-        parts.append(
-            Text(
-                f"Facts of the answers that the reference has: "
-                f"{results_tables.percent(faithful['overlap'])} %; answers with under "
-                f"{100 * faithful['below']:.0f} % of them, counted as hallucinated: "
-                f"{results_tables.percent(faithful['hallucinated'])} %."
-            )
-        )
     wrong = failures(scored, most)
     if wrong:
         parts += [Heading(f"{name}: {len(wrong)} failures"), *_failures(scored, wrong)]
@@ -89,7 +79,7 @@ def _failures(scored: Scored, wrong) -> list[Part]:
         if store and not answer["failed"] and (strip := _strip(store, answer["video"])):
             parts.append(Picture(f"frames of {answer['video']}", strip))
         said = answer["answer"] or f"(nothing: {answer['failed'] or 'an empty answer'})"
-        score = verdict.get("score")
+        score, overlap = verdict.get("score"), verdict.get("overlap")
         rows = [
             ("video", answer["video"]),
             ("question", answer["question"]),
@@ -97,6 +87,8 @@ def _failures(scored: Scored, wrong) -> list[Part]:
             ("answer", said),
         ]
         rows += [("score", f"{score:g}")] if score is not None else []
+        if overlap is not None:
+            rows.append(("facts in the reference", f"{100 * overlap:.0f} %"))
         parts.append(Table(("", answer["question_id"]), rows))
     return parts
 

@@ -73,6 +73,24 @@ def test_where_nothing_was_judged_there_is_no_score():
     assert not unjudged_told(scores([judged("c", correct=True), missing], INFO))
 
 
+@pytest.mark.parametrize(
+    "videos, told",
+    [
+        (None, "trained on these videos: unknown"),
+        ([], "none of these videos is a training video"),
+        (["1"], "without 1 training videos, 1 of 2 questions are left"),
+        (["1", "2"], "without 2 training videos, 0 of 2 questions are left"),
+    ],
+)
+def test_the_lines_always_say_how_it_stands_with_training_videos(videos, told):
+    rows = [judged("a", correct=True, video="1"), judged("b", correct=False, video="2")]
+    found = scores(rows, INFO | {"overlap": {"videos": videos}}, resamples=20)
+    lines = list(score_lines(found | {"benchmark": "b", "judge": JUDGE}))
+    assert any(told in line for line in lines), lines
+    rest = [line for line in lines if line.startswith("  without 1 training videos: accuracy 0.0")]
+    assert bool(rest) == (videos == ["1"])
+
+
 def test_the_order_of_the_lines_changes_nothing():
     """Not even the last digit of a sum."""
     rows = [

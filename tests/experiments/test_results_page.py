@@ -178,6 +178,41 @@ def test_failures_are_shown_the_furthest_off_first(tmp_path):
     assert "| answer | A1\\| |" in text and "frames are no longer there" in text
 
 
+def faithful(overlap, hallucinated):
+    found = dict(overlap=estimate(overlap, n=9), hallucinated=estimate(hallucinated, n=9))
+    return {"faithfulness": found | {"below": 0.5, "without_facts": 3}}
+
+
+def test_faithfulness_has_a_table_of_its_own_and_only_inventions_are_failures(tmp_path):
+    write(tmp_path, benchmark="own")
+    blind = {"blind": {"n": 20, **faithful(0.25, 0.75), "own": faithful(0.875, 0.125)}}
+    folder = write(tmp_path, benchmark="own", judge="facts", controls=blind, **faithful(0.9, 0.1),
+                   by_type={"what": faithful(0.4, 0.6)})  # fmt: skip
+    path = folder / "scores.facts.json"
+    scores = json.loads(path.read_text())
+    del scores["accuracy"]
+    path.write_text(json.dumps(scores))
+    answers, verdicts = [], []
+    for id, overlap in (("true", 1.0), ("half", 0.5), ("made_up", 0.25), ("stated_nothing", None)):
+        answers.append(dict(question_id=id, control="", video=id, question="?", truth="t",
+                            answer=id, failed=""))  # fmt: skip
+        verdicts.append(dict(question_id=id, control="", correct=None, score=None, overlap=overlap,
+                             failed="", answered=True))  # fmt: skip
+    for name, lines in (("answers.jsonl", answers), ("judged.facts.jsonl", verdicts)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, _ = page(tmp_path)
+    assert "| run | 90.0 [no interval] | 10.0 [no interval] (below 50 %) | 3 | facts | v" in text
+    assert len([line for line in text.splitlines() if line.startswith("| run | 62.1")]) == 1
+    assert "different judges" not in text  # they are in no table together
+    own = "facts 87.5 [no interval]; hallucinated 12.5 [no interval]"
+    assert (
+        f"| blind | 20 | facts 25.0 [no interval]; hallucinated 75.0 [no interval] | {own}" in text
+    )
+    assert "| what | 9 | facts 40.0 [no interval]; hallucinated 60.0 [no interval] | - |" in text
+    assert "facts, split validation: 1 failures" in text and "| answer | made_up |" in text
+    assert "| facts in the reference | 25 % |" in text
+
+
 @pytest.mark.parametrize(
     "change, match",
     [
