@@ -69,22 +69,33 @@ def _values(values: Mapping[str, Any], start: str) -> Iterator[str]:
 def comparison_lines(compared: Mapping[str, Any]) -> Iterator[str]:
     """What `agreement.compare` found, in short."""
     yield f"{compared['benchmark']} {compared['split']}"
+    for file in compared["files"]:
+        if file["unjudged"]:
+            yield (
+                f"{file['path']}: {file['unjudged']} of {file['answered']} verdicts failed; they "
+                "count as wrong in differences and spreads, and two judges are compared without "
+                "them"
+            )
     for pair in compared["pairs"]:
         yield f"{pair['a']}\n  against {pair['b']}"
         if "judges" in pair:
             found = pair["judges"]
-            yield f"  two judges: {found['n']} verdicts of both, {found['without_verdict']} not"
+            yield (
+                f"  two judges: {found['n']} answers judged by both, {found['without_verdict']} "
+                "not by both"
+            )
             if "confusion" in found:
                 kappa = "undefined" if found["kappa"] is None else f"{found['kappa']:.3f}"
                 table = ", ".join(f"{k} {n}" for k, n in found["confusion"].items())
-                yield f"  agree {100 * found['agree']:.1f} %, kappa {kappa} ({table})"
+                yield f"  agree {100 * found['agree']:.1f} %, kappa {kappa} (first/second: {table})"
             if "score_difference" in found:
                 yield (
-                    f"  scores: {found['score_difference']:+.2f}, "
+                    f"  scores, first minus second: {found['score_difference']:+.2f} on average, "
                     f"{found['absolute_score_difference']:.2f} without sign"
                 )
             continue
         found = pair["models"]
+        yield "  two models, first minus second on the same questions:"
         for name in ("accuracy", "score", "overlap"):
             if name in found:
                 yield f"  {name}: {_estimate(found[name], sign='+')}"
