@@ -112,7 +112,7 @@ def judge(stop: threading.Event) -> int:
         if result is not None:
             print("\n".join(score_lines(result)))
             continue
-        if not (done.judged or done.before or done.left):
+        if not done.total:
             print(f"{folder.name}: nothing for {BACKEND.value}: it judges other answers")
             continue
         code = UNFINISHED

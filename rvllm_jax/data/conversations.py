@@ -95,8 +95,10 @@ def load_records(path: str | Path) -> list:
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
+        by_line = "; make one list of its lines" if "Extra data" in str(error) else ""
         raise ConversationError(
-            f"{path}: not valid JSON ({error}); expected one list of records, as LLaVA writes it"
+            f"{path}: not valid JSON ({error}); expected one list of records, "
+            f"[{{...}}, {{...}}]{by_line}"
         ) from error
     if not isinstance(records, list) or not records:
         raise ConversationError(

@@ -36,6 +36,16 @@ class File:
         """The answers that were judged, by item."""
         return {key: j.of for key, j in self.judged.items()}
 
+    @property
+    def answered(self) -> int:
+        """Of how many answers a verdict was asked for."""
+        return sum(j.answered for j in self.judged.values())
+
+    @property
+    def unjudged(self) -> int:
+        """Of how many answers no reply of the judge could be read."""
+        return sum(j.answered and bool(j.failed) for j in self.judged.values())
+
 
 def read_file(path: str | Path) -> File:
     """A judged.NAME.jsonl with judged.NAME.json beside it. Raises VerdictsError, LinesError."""
@@ -52,7 +62,13 @@ def read_file(path: str | Path) -> File:
     if made_with is None or not own:
         lacking = path.with_suffix(".json").name if made_with is None else "a verdict"
         raise VerdictsError(f"{path}: {lacking} is not there; run `python -m rvllm_jax.judge`")
-    return File(path, made_with, own)
+    file = File(path, made_with, own)
+    if file.answered and file.unjudged == file.answered:
+        raise VerdictsError(
+            f"{path}: none of its {file.answered} verdicts could be read from the judge's replies: "
+            "there is nothing to compare. Judge again under another --name"
+        )
+    return file
 
 
 def compare(paths: Sequence[str | Path], *, resamples=bootstrap.RESAMPLES, seed=0) -> dict:
@@ -61,11 +77,14 @@ def compare(paths: Sequence[str | Path], *, resamples=bootstrap.RESAMPLES, seed=
     A pair of the same answers is two judges: agreement. A pair of the same judge is two models:
     the paired difference, first minus second, by video.
 
-    Raises VerdictsError for other benchmarks, splits or questions, and for a pair in which answers
-    and judges differ both: nothing tells the one from the other.
+    Raises VerdictsError for other benchmarks, splits or questions, a file named twice or without
+    any verdict, and for a pair in which answers and judges differ both: nothing tells the one from
+    the other.
     """
     if len(paths) < 2:
         raise VerdictsError(f"got {len(paths)} file to compare; name two or more")
+    if twice := [path for n, path in enumerate(paths) if Path(path) in map(Path, paths[:n])]:
+        raise VerdictsError(f"{twice[0]}: named twice; a file agrees with itself: name it once")
     files = [read_file(path) for path in paths]
     for other in files[1:]:
         _check_comparable(files[0], other)
@@ -83,7 +102,10 @@ def compare(paths: Sequence[str | Path], *, resamples=bootstrap.RESAMPLES, seed=
             )
     return {
         **{name: files[0].made_with.get(name) for name in _SAME},
-        "files": [{"path": str(f.path), "judge": f.judge} for f in files],
+        "files": [
+            {"path": str(f.path), "judge": f.judge, "answered": f.answered, "unjudged": f.unjudged}
+            for f in files
+        ],
         "pairs": pairs,
         "spread": spread(files),
     }

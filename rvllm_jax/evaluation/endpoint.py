@@ -24,7 +24,6 @@ from rvllm_jax.evaluation.chat_judge import Completion
 _LARGEST = 4 << 20  # bytes of a reply
 _PIECE = 1 << 16
 _SHOWN = 200  # characters of a reply that messages show
-_WRONG_HERE = (401, 403, 404, 405, 301, 302, 303, 307, 308)  # at the first contact
 _REFUSED = (400, 413, 422)  # this request, perhaps no other one
 
 
@@ -41,11 +40,14 @@ class Stopped(RuntimeError):
 
 
 class _Passing(Exception):
-    """What may go better next time; `after`: seconds that the endpoint asks for, or None."""
+    """What may go better next time; `after`: seconds that the endpoint asks for, or None.
 
-    def __init__(self, told: str, after: float | None = None):
+    advice: what to correct, where it will hardly go better by itself.
+    """
+
+    def __init__(self, told: str, after: float | None = None, advice: str = ""):
         super().__init__(told)
-        self.after = after
+        self.after, self.advice = after, advice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,18 +104,22 @@ class Endpoint:
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> Completion:
         """The reply to `messages`.
 
-        Raises NoReply where no attempt brought one, EndpointError where none can, Stopped.
+        Raises NoReply where no attempt brought one, EndpointError where none can, Stopped. What
+        needs correcting (a refused key, another protocol) is one at the first contact; of an
+        endpoint that has replied before, only after all attempts.
         """
         body = json.dumps({"model": self.model, "messages": list(messages)} | self.parameters)
-        told = ""
+        told = advice = ""
         for attempt in range(self._patience.attempts):
             self._wait(self._not_before - time.monotonic())
             try:
                 completion = self._once(body.encode())
             except _Passing as error:
-                told = str(error)
+                told, advice = str(error), error.advice
                 self._close()
                 if not self.reached:
+                    if advice:
+                        raise EndpointError(f"{self._at}: {told}. {advice}") from error
                     logging.warning("%s: attempt %d: %s", self.base_url, attempt + 1, told)
                 if error.after is not None:  # for all threads
                     self._not_before = time.monotonic() + min(error.after, self._patience.longest)
@@ -123,7 +129,13 @@ class Endpoint:
                 continue
             self.reached = True
             return completion
-        raise NoReply(f"{self._patience.attempts} attempts, the last: {told}")
+        told = f"{self._patience.attempts} attempts, the last: {told}"
+        if advice:
+            raise EndpointError(
+                f"{self._at} replied before, and no longer does: {told}. {advice}; what was judged "
+                "is kept: then repeat the command"
+            )
+        raise NoReply(told)
 
     def _wait(self, seconds: float) -> None:
         if self.stop.wait(seconds) if seconds > 0 else self.stop.is_set():
@@ -139,10 +151,6 @@ class Endpoint:
         except (OSError, http.client.HTTPException) as error:
             raise _Passing(f"{type(error).__name__}: {error}"[:_SHOWN]) from error
         shown = content[:_SHOWN].decode("utf-8", "replace")
-        if status in _WRONG_HERE and not self.reached:
-            to = f" to {headers['Location']}" if "Location" in headers else ""
-            told = f"HTTP {status}{to}: {shown!r}"
-            raise EndpointError(f"{self._at}: {told}. {_ADVICE[status // 100]}")
         if status in _REFUSED:
             if not self.reached:
                 raise EndpointError(
@@ -151,7 +159,13 @@ class Endpoint:
                 )
             raise NoReply(f"HTTP {status}: {shown!r}")
         if status != 200:
-            raise _Passing(f"HTTP {status}: {shown!r}", _seconds(headers.get("Retry-After")))
+            to = f" to {headers['Location']}" if "Location" in headers else ""
+            spent = status == 429 and b"insufficient_quota" in content  # no wait brings it back
+            raise _Passing(
+                f"HTTP {status}{to}: {shown!r}",
+                _seconds(headers.get("Retry-After")),
+                _SPENT if spent else _ADVICE.get(status, ""),
+            )
         return self._read(content, headers.get_content_type(), shown)
 
     def _exchange(self, body: bytes) -> tuple[int, Any, bytes]:
@@ -206,14 +220,17 @@ class Endpoint:
         return f"{self.base_url} ({self._path})"
 
     def _read(self, content: bytes, kind: str, shown: str) -> Completion:
+        reply = None
         try:
             reply = json.loads(content)
             text = reply["choices"][0]["message"].get("content")
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-            told = f"{kind} that is no chat completion: {shown!r}"
-            if not self.reached and kind == "text/html":
-                raise EndpointError(f"{self._at}: {told}. {_ADVICE[4]}") from error
-            raise _Passing(told) from error
+            told = (
+                f"{kind} that is no chat completion: {shown!r}; expected JSON with "
+                "choices[0].message.content"
+            )
+            advice = _ADDRESS if _of_another_protocol(kind, reply) else ""
+            raise _Passing(told, advice=advice) from error
         usage = reply.get("usage")
         tokens = {
             name: usage[name]
@@ -225,11 +242,35 @@ class Endpoint:
         return Completion(text if isinstance(text, str) else "", named, tokens)
 
 
+_ADDRESS = (
+    "Correct --base_url, which ends where /chat/completions begins (often in /v1), or --model"
+)
+_KEY = "Correct the key, in the variable that --key_env names, or --base_url"
+_SPENT = "The key's account has nothing left: add to it, or give another key by --key_env"
+_MOVED = "Give the address that it points to by --base_url"
 _ADVICE = {
-    3: "Give the address that it points to by --base_url",
-    4: "Correct --base_url, which ends where /chat/completions begins (often in /v1), --model, or "
-    "the key",
+    **dict.fromkeys((404, 405, 410, 501), _ADDRESS),
+    **dict.fromkeys((401, 403), _KEY),
+    **dict.fromkeys((301, 302, 303, 307, 308), _MOVED),
+    402: _SPENT,
 }
+
+
+def _of_another_protocol(kind: str, reply: Any) -> bool:
+    """Whether a whole reply of status 200 shows that something else is spoken at this address: no
+    JSON, or JSON without choices[0].message that tells no error either."""
+    if "json" not in kind:
+        return True
+    if reply is None:  # malformed, or cut off
+        return False
+    if not isinstance(reply, dict):
+        return True
+    if "error" in reply:
+        return False
+    choices = reply.get("choices")
+    if isinstance(choices, list) and choices:
+        return not isinstance(choices[0], dict) or "message" not in choices[0]
+    return "choices" not in reply
 
 
 def _seconds(value: str | None) -> float | None:

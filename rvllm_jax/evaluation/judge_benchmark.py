@@ -99,6 +99,7 @@ def judge_benchmark(
             stop=stop,
             progress=lambda judged: progress(judged, total),
         )
+        done.total = total
         if done.left or done.judged + done.before < total:
             return None, done
         result = _scored(path, beside, info, scoring)

@@ -3,7 +3,8 @@
 What counts. Every question is in every denominator. One that was not answered (its video is
 missing) or whose verdict failed (the judge's replies could not be read) is not right, and its score
 and its overlap are 0; `failed` says how many there are of each, and `of_judged` gives the values
-without them, never instead. Intervals are those of `bootstrap`.
+without them, never instead. Where every answer's verdict failed, a value is None: a 0 would be the
+judge's, and look like the model's. Intervals are those of `bootstrap`.
 """
 
 import math
@@ -49,6 +50,7 @@ def scores(
         "n": len({j.key[0] for j in own}),
         "videos": len({j.video for j in own}),
         "failed": _failed(own),
+        "answered": sum(j.answered for j in own),  # so many verdicts were asked for
         **part.values(own),
         "of_judged": part.values([j for j in own if not j.failed]),
         "by_type": part.by_type(own),
@@ -104,8 +106,9 @@ class _Part:
         by = {c: [j for j in judged if j.criterion == c] for c in CRITERIA}
         means = {c: self._mean(group, self._score) for c, group in by.items() if group}
         complete = len(means) == len(CRITERIA)
-        mean = sum(estimate["value"] for estimate in means.values()) / len(means)
-        return {"criteria": means, "mean_of_criteria": mean if complete else None}
+        values = [estimate["value"] for estimate in means.values()]
+        known = complete and None not in values
+        return {"criteria": means, "mean_of_criteria": sum(values) / len(values) if known else None}
 
     def _faithfulness(self, judged: Sequence[Judged]) -> dict[str, Any]:
         """An answer that states no fact has no overlap: counted apart, and not hallucinated."""
@@ -122,6 +125,9 @@ class _Part:
         return float(math.trunc(score)) if self.integer else score
 
     def _mean(self, judged: Sequence[Judged], value: Callable[[Judged], float]) -> dict[str, Any]:
+        answered = [j for j in judged if j.answered]
+        if answered and all(j.failed for j in answered):
+            return bootstrap.Estimate(None, None, None, len(judged))._asdict()
         ordered = sorted(judged, key=lambda j: j.key)  # draws do not depend on the order of lines
         values, videos = [value(j) for j in ordered], [j.video for j in ordered]
         return self.mean(values, videos)._asdict()
@@ -132,6 +138,23 @@ def _failed(own: Sequence[Judged]) -> dict[str, int]:
         "unanswered": len({j.key[0] for j in own if not j.answered}),
         "unjudged": sum(j.answered and bool(j.failed) for j in own),
     }
+
+
+def unjudged_told(result: Mapping[str, Any]) -> str:
+    """What failed verdicts mean for the scores, in words; "" where none failed."""
+    failed, of = result["failed"].get("unjudged", 0), result.get("answered", 0)
+    if not failed:
+        return ""
+    if failed == of:
+        return (
+            f"nothing was judged: no reply of the judge about any of the {of} answers could be "
+            "read, which says nothing of the model. Look at `raw` in the verdicts, correct the "
+            "judge or its prompts, and judge again under another --name"
+        )
+    return (
+        f"{failed}{f' of {of}' if of else ''} verdicts failed, as no reply of the judge could be "
+        "read: they count as wrong and score 0, which is the judge's doing, not the model's"
+    )
 
 
 def _seen(info: Mapping[str, Any]) -> set[str] | None:

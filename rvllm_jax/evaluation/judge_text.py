@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rvllm_jax.evaluation.judge_scores import unjudged_told
+
 
 def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """What scores.NAME.json holds, in short; always with benchmark, split and judge."""
@@ -15,7 +17,11 @@ def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
         f"{result['videos']} videos, {result['failed']['unanswered']} unanswered, "
         f"{result['failed']['unjudged']} without a verdict"
     )
+    if told := unjudged_told(result):
+        yield f"  {told}"
     yield from _values(result, "  ")
+    if result["failed"]["unjudged"]:
+        yield from _values(result["of_judged"], "  of those judged: ")
     for type, values in result["by_type"].items():
         yield from _values(values, f"  {type}: ")
     for control, values in result["controls"].items():
@@ -29,8 +35,13 @@ def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
     seen = result["without_training_videos"]
     if seen is None:
         yield "  whether the model was trained on these videos: unknown"
+    elif seen["videos_left_out"]:
+        out = f"without {seen['videos_left_out']} training videos"
+        yield f"  {out}, {seen['n']} of {result['n']} questions are left"
+        if seen["n"]:
+            yield from _values(seen, f"  {out}: ")
     else:
-        yield from _values(seen, f"  without {seen['videos_left_out']} training videos: ")
+        yield "  none of these videos is a training video of the model, as far as they are known"
     if "cost" in result:
         yield f"  cost: {result['cost']:.2f}"
 
@@ -58,22 +69,33 @@ def _values(values: Mapping[str, Any], start: str) -> Iterator[str]:
 def comparison_lines(compared: Mapping[str, Any]) -> Iterator[str]:
     """What `agreement.compare` found, in short."""
     yield f"{compared['benchmark']} {compared['split']}"
+    for file in compared["files"]:
+        if file["unjudged"]:
+            yield (
+                f"{file['path']}: {file['unjudged']} of {file['answered']} verdicts failed; they "
+                "count as wrong in differences and spreads, and two judges are compared without "
+                "them"
+            )
     for pair in compared["pairs"]:
         yield f"{pair['a']}\n  against {pair['b']}"
         if "judges" in pair:
             found = pair["judges"]
-            yield f"  two judges: {found['n']} verdicts of both, {found['without_verdict']} not"
+            yield (
+                f"  two judges: {found['n']} answers judged by both, {found['without_verdict']} "
+                "not by both"
+            )
             if "confusion" in found:
                 kappa = "undefined" if found["kappa"] is None else f"{found['kappa']:.3f}"
                 table = ", ".join(f"{k} {n}" for k, n in found["confusion"].items())
-                yield f"  agree {100 * found['agree']:.1f} %, kappa {kappa} ({table})"
+                yield f"  agree {100 * found['agree']:.1f} %, kappa {kappa} (first/second: {table})"
             if "score_difference" in found:
                 yield (
-                    f"  scores: {found['score_difference']:+.2f}, "
+                    f"  scores, first minus second: {found['score_difference']:+.2f} on average, "
                     f"{found['absolute_score_difference']:.2f} without sign"
                 )
             continue
         found = pair["models"]
+        yield "  two models, first minus second on the same questions:"
         for name in ("accuracy", "score", "overlap"):
             if name in found:
                 yield f"  {name}: {_estimate(found[name], sign='+')}"

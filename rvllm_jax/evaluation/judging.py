@@ -15,8 +15,12 @@ Judge = Callable[[Item], Verdict]
 
 @dataclass
 class Done:
-    """What became of the items: judged now, before, and without a reply (id and reason)."""
+    """What became of the items: judged now, before, and without a reply (id and reason).
 
+    total: how many of them are for this judge.
+    """
+
+    total: int = 0
     judged: int = 0
     before: int = 0
     left: list[tuple[str, str]] = field(default_factory=list)

@@ -9,8 +9,11 @@ from typing import Any
 
 from rvllm_jax.evaluation.answer_file import read_info_if_any
 from rvllm_jax.evaluation.answered import ANSWERS, INFO
+from rvllm_jax.evaluation.facts import UNSUPPORTED
 from rvllm_jax.evaluation.lines import read_lines
 from rvllm_jax.evaluation.questions import EvaluationError
+
+_LOW = 2.5  # a score below it, of 5, is a failure where no yes or no is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,28 +90,42 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
 
 def failures(scored: Scored, most: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The wrong answers that are furthest off: (answer, verdict), the lowest scores first, then
-    the longest answers; at most one a video while there are enough."""
+    the longest answers; at most one a video while there are enough. Answers without a verdict are
+    not among them: nobody knows."""
     path = scored.folder / f"judged.{scored.judge_name}.jsonl"
     if not path.is_file():
         return []
     wrong: dict[str, dict[str, Any]] = {}
     for _, verdict in read_lines(path):
-        if verdict["control"] or verdict.get("correct"):
-            continue
-        if verdict.get("correct") is None and (verdict.get("score") or 0) >= 2.5:
-            continue
-        wrong.setdefault(verdict["question_id"], verdict)
+        if not verdict["control"] and _is_failure(verdict):
+            wrong.setdefault(verdict["question_id"], verdict)
     pairs = [
         (answer, wrong[answer["question_id"]])
         for _, answer in read_lines(scored.folder / ANSWERS)
         if not answer["control"] and answer["question_id"] in wrong
     ]
-    pairs.sort(key=lambda pair: (pair[1].get("score") or 0, -len(pair[0]["answer"])))
+    pairs.sort(key=lambda pair: (_goodness(pair[1]), -len(pair[0]["answer"])))
     first, rest, seen = [], [], set()
     for pair in pairs:
         (rest if pair[0]["video"] in seen else first).append(pair)
         seen.add(pair[0]["video"])
     return (first + rest)[:most]
+
+
+def _is_failure(verdict: dict[str, Any]) -> bool:
+    """Whether a verdict finds fault with an answer: wrong, a low score, or mostly made up."""
+    if verdict.get("failed"):
+        return not verdict.get("answered")
+    if verdict.get("correct") is not None:
+        return not verdict["correct"]
+    if verdict.get("score") is not None:
+        return verdict["score"] < _LOW
+    return verdict.get("overlap") is not None and verdict["overlap"] < UNSUPPORTED
+
+
+def _goodness(verdict: dict[str, Any]) -> float:
+    """From 0: by the score, or by how much of it the reference has."""
+    return verdict.get("score") or 5 * (verdict.get("overlap") or 0.0)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -62,16 +62,6 @@ def _details(scored: Scored, most: int) -> list[Part]:
     types = results_tables.by_type(scored)
     if types:
         parts += [Heading(f"{name}: by type"), *types, *_types_chart(scored)]
-    faithful = scored.scores.get("faithfulness")
-    if faithful:
-        parts.append(
-            Text(
-                f"Facts of the answers that the reference has: "
-                f"{results_tables.percent(faithful['overlap'])} %; answers with under "
-                f"{100 * faithful['below']:.0f} % of them, counted as hallucinated: "
-                f"{results_tables.percent(faithful['hallucinated'])} %."
-            )
-        )
     wrong = failures(scored, most)
     if wrong:
         parts += [Heading(f"{name}: {len(wrong)} failures"), *_failures(scored, wrong)]
@@ -89,7 +79,7 @@ def _failures(scored: Scored, wrong) -> list[Part]:
         if store and not answer["failed"] and (strip := _strip(store, answer["video"])):
             parts.append(Picture(f"frames of {answer['video']}", strip))
         said = answer["answer"] or f"(nothing: {answer['failed'] or 'an empty answer'})"
-        score = verdict.get("score")
+        score, overlap = verdict.get("score"), verdict.get("overlap")
         rows = [
             ("video", answer["video"]),
             ("question", answer["question"]),
@@ -97,6 +87,8 @@ def _failures(scored: Scored, wrong) -> list[Part]:
             ("answer", said),
         ]
         rows += [("score", f"{score:g}")] if score is not None else []
+        if overlap is not None:
+            rows.append(("facts in the reference", f"{100 * overlap:.0f} %"))
         parts.append(Table(("", answer["question_id"]), rows))
     return parts
 
@@ -120,11 +112,11 @@ def _chart(benchmark: str, own: Sequence[Scored]) -> list[Part]:
     for judge, split in dict.fromkeys((scored.judge, scored.split) for scored in own):
         rows = []
         for scored in own:
-            if (scored.judge, scored.split) != (judge, split) or not scored.scores.get("accuracy"):
+            if (scored.judge, scored.split) != (judge, split) or not _known(scored.scores):
                 continue
             rows.append((scored.model, scored.scores["accuracy"], False))
             for name, values in (scored.scores.get("controls") or {}).items():
-                if values.get("accuracy"):
+                if _known(values):
                     rows.append((f"{scored.model}, {name}", values["accuracy"], True))
         if rows:
             title = f"{benchmark} {split}, judged by {judge}"
@@ -134,11 +126,16 @@ def _chart(benchmark: str, own: Sequence[Scored]) -> list[Part]:
 
 def _types_chart(scored: Scored) -> list[Part]:
     types = scored.scores["by_type"].items()
-    rows = [(name, v["accuracy"], False) for name, v in types if v.get("accuracy")]
+    rows = [(name, v["accuracy"], False) for name, v in types if _known(v)]
     if len(rows) < 2:
         return []
     title = f"{scored.benchmark} {scored.split} by type, {scored.model}, judged by {scored.judge}"
     return [Picture(title, _percent_bars(title, rows))]
+
+
+def _known(values: dict[str, Any]) -> bool:
+    """Whether there is an accuracy to draw: none is where there are no questions or no verdicts."""
+    return (values.get("accuracy") or {}).get("value") is not None
 
 
 def _percent_bars(title: str, rows) -> bytes:

@@ -19,7 +19,7 @@ def bars(title: str, rows: Sequence[Bar], *, largest: float, unit: str) -> bytes
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for place, (_, estimate, control) in enumerate(rows):
-        value = estimate["value"] or 0.0
+        value = estimate["value"]
         axis.barh(place, value, color=_CONTROL if control else _OURS, height=0.62)
         low, high = estimate.get("low"), estimate.get("high")
         if low is not None and high is not None:

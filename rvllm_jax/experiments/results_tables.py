@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rvllm_jax.evaluation.judge_scores import unjudged_told
 from rvllm_jax.evaluation.questions import TEXT_GENERATION
 from rvllm_jax.experiments.document import Part, Table, Text
 from rvllm_jax.experiments.published_scores import QA
@@ -35,11 +36,13 @@ def _with_interval(estimate: Estimate | None, times: float, digits: int) -> str:
 
 def comparison(benchmark: str, own: Sequence[Scored]) -> list[Part]:
     """Our rows and the published ones of a benchmark, and what keeps them from being compared."""
-    table = _generation(own) if benchmark == TEXT_GENERATION else _answers(benchmark, own)
+    scored_ones = [scored for scored in own if _is_scored(scored.scores)]
+    make = _generation if benchmark == TEXT_GENERATION else _answers
+    table = make(benchmark, scored_ones)
     judges, splits = ({row[at] for row in table.rows} for at in (-3, -2))
-    parts: list[Part] = [table]
+    parts: list[Part] = [table] if scored_ones else []
     for values, what in ((judges, "judges"), (splits, "splits")):
-        if len(values) > 1:
+        if scored_ones and len(values) > 1:
             parts.append(
                 Text(
                     f"This table has rows of {len(values)} different {what} "
@@ -48,9 +51,26 @@ def comparison(benchmark: str, own: Sequence[Scored]) -> list[Part]:
                     warning=True,
                 )
             )
+    parts += _faithfulness(own)
+    warnings = dict.fromkeys(text for scored in own for text in _warnings(scored))
+    return [*parts, *(Text(text, warning=True) for text in warnings)]
+
+
+def _is_scored(values: Mapping[str, Any]) -> bool:
+    """Whether a judge gave accuracy or criteria; one of faithfulness alone does not."""
+    return "accuracy" in values or bool(values.get("criteria"))
+
+
+def _faithfulness(own: Sequence[Scored]) -> list[Part]:
+    rows = []
     for scored in own:
-        parts += _warnings(scored)
-    return parts
+        if found := scored.scores.get("faithfulness"):
+            facts, none = percent(found["overlap"]), f"{found['without_facts']:,}"
+            invented = f"{percent(found['hallucinated'])} (below {100 * found['below']:.0f} %)"
+            rows.append((scored.model, facts, invented, none, scored.judge, scored.split))
+    heads = ("model", "facts in the reference, % [95 %]", "hallucinated answers, % [95 %]",
+             "answers without facts", "judge", "split")  # fmt: skip
+    return [Table(heads, rows)] if rows else []
 
 
 def _answers(benchmark: str, own: Sequence[Scored]) -> Table:
@@ -77,7 +97,7 @@ def _answers(benchmark: str, own: Sequence[Scored]) -> Table:
     return Table(heads, rows)
 
 
-def _generation(own: Sequence[Scored]) -> Table:
+def _generation(_: str, own: Sequence[Scored]) -> Table:
     heads = ("model", *(f"{name} ({key})" for key, name in CRITERIA.items()), "mean",
              "questions", "not answered", "not judged", "judge", "split", "source")  # fmt: skip
     rows = []
@@ -109,8 +129,10 @@ def _counts(scored: Scored) -> tuple[str, str, str]:
     return tuple(f"{count:,}" for count in counts)
 
 
-def _warnings(scored: Scored) -> list[Part]:
+def _warnings(scored: Scored) -> list[str]:
     info, found = scored.info, []
+    if told := unjudged_told(scored.scores):
+        found.append(f"{scored.model}, judged by {scored.judge}: {told}.")
     if info.get("partial"):
         lacks = "; ".join(info.get("lacks") or ()) or "fewer questions than are published"
         found.append(f"{scored.model}: partial ({lacks}): not comparable with published numbers.")
@@ -120,7 +142,7 @@ def _warnings(scored: Scored) -> list[Part]:
     if not overlap.get("known") or not overlap.get("complete") or overlap.get("videos"):
         told = overlap.get("told") or "the training videos of this model are not known"
         found.append(f"{scored.model}: {told}. This is not a zero-shot score.")
-    return [Text(text, warning=True) for text in found]
+    return found
 
 
 def without_overlap(own: Sequence[Scored]) -> list[Part]:
@@ -133,12 +155,17 @@ def without_overlap(own: Sequence[Scored]) -> list[Part]:
             continue
         same = not rest.get("videos_left_out")
         values = scored.scores if same else rest
-        value = percent(values["accuracy"]) if "accuracy" in values else _number(
-            values.get("mean_of_criteria"), 2
-        )  # fmt: skip
+        mean = values.get("mean_of_criteria")
+        value = _number(mean, 2) if "criteria" in values else _main(values)
         left = f"{rest.get('videos_left_out', 0):,}"
         rows.append((scored.model, left, f"{rest.get('n', 0):,}", value, scored.judge))
-    heads = ("model", "training videos left out", "questions left", "accuracy or mean", "judge")
+    heads = (
+        "model",
+        "training videos left out",
+        "questions left",
+        "accuracy, mean or facts",
+        "judge",
+    )
     return [Table(heads, rows)]
 
 
@@ -149,14 +176,11 @@ def by_type(scored: Scored) -> list[Part]:
     for name, values in types.items():
         main = values.get("accuracy")
         prior = own.get(name)
-        given = "-" if prior is None else f"{100 * prior:.1f}"
-        text = percent(main) if main else "; ".join(
-            f"{key} {points(value)}" for key, value in values.get("criteria", {}).items()
-        )  # fmt: skip
-        count = main["n"] if main else max(
-            (value["n"] for value in values.get("criteria", {}).values()), default=0
-        )  # fmt: skip
-        rows.append((name, f"{count:,}", text or "-", given))
+        given = "-" if prior is None or not main else f"{100 * prior:.1f}"
+        estimates = [main, values.get("faithfulness", {}).get("overlap")]
+        estimates += values.get("criteria", {}).values()
+        count = max((estimate["n"] for estimate in estimates if estimate), default=0)
+        rows.append((name, f"{count:,}", _main(values), given))
     if not rows:
         return []
     return [Table(("type", "questions", "accuracy, % [95 %], or scores", "commonest answer"), rows)]
@@ -191,7 +215,7 @@ def controls(scored: Scored) -> list[Part]:
             )
         )
     prior = scored.info.get("prior")
-    if prior:
+    if prior and "accuracy" in scored.scores:
         parts.append(
             Text(
                 f"Without a model, by {prior['how']}: {100 * prior['accuracy']['all']:.1f} % "
@@ -224,8 +248,11 @@ def _estimate(values: Mapping[str, Any], name: str) -> Estimate | None:
 def _main(values: Mapping[str, Any]) -> str:
     if "accuracy" in values:
         return percent(values["accuracy"])
-    criteria = values.get("criteria", {})
-    return "; ".join(f"{key} {points(value)}" for key, value in criteria.items()) or "-"
+    words = [f"{key} {points(value)}" for key, value in values.get("criteria", {}).items()]
+    if not words and (found := values.get("faithfulness")):
+        words = [f"facts {percent(found['overlap'])}",
+                 f"hallucinated {percent(found['hallucinated'])}"]  # fmt: skip
+    return "; ".join(words) or "-"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -34,9 +34,10 @@ class LastWord:
     """
 
     def __init__(self, hosts: Hosts):
+        gone = "" if hosts.is_first else f"host {hosts.named(0)} is gone, or "
         line = (
-            f"error: host {hosts.named(hosts.index)} ends, because host {hosts.named(0)} is gone, "
-            f"or what runs here was ended from outside{_GO_ON}"
+            f"error: host {hosts.named(hosts.index)} ends, because {gone}what runs here was ended "
+            f"from outside{_GO_ON}"
         )
         script = "trap '' TERM INT HUP; read -r kept || printf '%s\\n' \"$0\" >&2"
         self._shell = subprocess.Popen(["/bin/sh", "-c", script, line], stdin=subprocess.PIPE)

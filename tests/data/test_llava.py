@@ -149,8 +149,11 @@ def test_an_id_of_several_records_is_numbered_and_repeated_records_are_counted(t
     [
         (b'[{"id": "\xe9"}]', "not UTF-8 .byte 9"),
         ("[]".encode("utf-16"), "not UTF-8"),
-        (b'[{"id": 1,]', "not valid JSON"),
-        (b'{"id": 1}\n{"id": 2}', "not valid JSON"),
+        (b'[{"id": 1,]', r"not valid JSON.*expected one list of records, \[{...}, {...}\]$"),
+        (
+            b'{"id": 1}\n{"id": 2}',
+            "not valid JSON.*one list of records.*make one list of its lines",
+        ),
         (b"[" * 100_000, "not valid JSON"),
         (b"", "not valid JSON"),
         (b"{}", "expected a list of at least one record, got dict"),

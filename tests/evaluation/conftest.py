@@ -195,8 +195,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_page(self, id):
         self.send(b"<!doctype html><title>Welcome</title>", kind="text/html")
 
+    def do_plain(self, id):
+        self.send(b"OK", kind="text/plain")
 
-PASSING = ("429", "429_after", "500", "502_page", "cut", "cut_inside", "malformed", "no_choices")
+    def do_other_json(self, id):
+        self.send(b'{"type": "message", "content": [{"type": "text", "text": "{}"}]}')
+
+    def do_list(self, id):
+        self.send(b"[]")
+
+    def do_old_completion(self, id):
+        self.send(b'{"choices": [{"text": "{}"}]}')
+
+    def do_no_choice_yet(self, id):
+        self.send(b'{"choices": []}')
+
+    def do_quota(self, id):
+        self.send(b'{"error": {"code": "insufficient_quota"}}', 429)
+
+
+PASSING = (
+    *("429", "429_after", "500", "502_page", "cut", "cut_inside", "malformed", "no_choices"),
+    "no_choice_yet",
+)
 UNREADABLE = ("prose", "truncated", "wrong_keys", "not_a_number", "another", "nothing")
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from rvllm_jax.evaluation.agreement import compare, kappa
 from rvllm_jax.evaluation.items import items
+from rvllm_jax.evaluation.judge_text import comparison_lines
 from rvllm_jax.evaluation.verdicts import Verdict, VerdictsError, line, open_verdicts
 
 
@@ -78,6 +79,25 @@ def test_two_judges_of_one_model(write):
     assert spread["values"] == [3 / 6, 3 / 6] and spread["standard_deviation"] == 0
 
 
+def test_failed_verdicts_are_told_and_a_file_of_them_alone_is_refused(write):
+    a, b = write("a", "j", RIGHT_A, failed=(1, 2)), write("a", "k", RIGHT_B)
+    found = compare([a, b])
+    assert [(f["answered"], f["unjudged"]) for f in found["files"]] == [(6, 2), (6, 0)]
+    lines = list(comparison_lines(found))
+    assert [line for line in lines if "2 of 6 verdicts failed; they count as wrong" in line]
+    assert [line for line in lines if "4 answers judged by both, 2 not by both" in line]
+    assert not [line for line in comparison_lines(compare([write("b", "k", RIGHT_B, said="b"), b]))
+                if "verdicts failed" in line]  # fmt: skip
+    with pytest.raises(VerdictsError, match="none of its 6 verdicts could be read"):
+        compare([write("c", "j", RIGHT_A, failed=range(6)), b])
+
+
+def test_a_file_named_twice_is_refused(write):
+    a = write("a", "j", RIGHT_A)
+    with pytest.raises(VerdictsError, match="named twice"):
+        compare([a, str(a)])
+
+
 def test_the_spread_over_seeds(write):
     paths = [write("a", f"j.seed{n}", [n > 0, n > 1, True, False]) for n in range(3)]
     found = compare(paths)
@@ -130,4 +150,4 @@ def test_files_that_are_none(write, tmp_path):
         compare([a, tmp_path / "scores.j.json"])
     a.with_suffix(".json").unlink()
     with pytest.raises(VerdictsError, match="judged.j.json is not there"):
-        compare([a, a])
+        compare([a, write("b", "j", RIGHT_A)])

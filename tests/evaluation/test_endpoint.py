@@ -179,6 +179,38 @@ def test_nobody_there():
         endpoint(f"http://127.0.0.1:{port}/v1")(MESSAGES)
 
 
+ADDRESS = "--base_url, which ends where /chat/completions begins"
+
+
+@pytest.mark.parametrize(
+    "fault, told",
+    [
+        ("401", "HTTP 401.*Correct the key.*--key_env"),
+        ("404", f"HTTP 404.*{ADDRESS}"),
+        ("page", f"text/html that is no chat completion.*expected JSON.*{ADDRESS}"),
+        ("plain", f"text/plain that is no chat completion: 'OK'.*{ADDRESS}"),
+        ("other_json", f'application/json that is no.*"type": "message".*{ADDRESS}'),
+        ("list", rf"no chat completion: '\[\]'.*{ADDRESS}"),
+        ("old_completion", f'no chat completion.*"text".*{ADDRESS}'),
+        ("quota", "HTTP 429.*insufficient_quota.*nothing left"),
+        ("400", "HTTP 400.*--extra changes them"),
+    ],
+)
+def test_what_no_wait_mends_is_refused_by_the_first_request(serve, fault, told):
+    server = serve(lambda id, number: fault)
+    with pytest.raises(EndpointError, match=told):
+        endpoint(server.url)(MESSAGES)
+    assert list(server.asked.values()) == [1]
+
+
+@pytest.mark.parametrize("fault", ["401", "404", "page", "quota"])
+def test_of_an_endpoint_that_replied_before_it_is_tried_again(serve, fault):
+    server = serve(lambda id, number: fault if number in (1, 2) else "")
+    asks = endpoint(server.url)
+    assert asks(MESSAGES).text == asks(MESSAGES).text
+    assert server.asked["12ab"] == 4
+
+
 def test_called_off_it_stops_waiting(serve):
     server = serve(lambda id, number: "500")
     stop = threading.Event()

@@ -5,10 +5,13 @@ import random
 
 import pytest
 
-from rvllm_jax.evaluation.judge_scores import scores
+from rvllm_jax.evaluation.answered import CRITERIA
+from rvllm_jax.evaluation.judge_scores import scores, unjudged_told
+from rvllm_jax.evaluation.judge_text import score_lines
 from rvllm_jax.evaluation.verdicts import Judged
 
 INFO = {"benchmark": "activitynet_qa", "split": "test"}
+JUDGE = {"models": {"m": 1}, "model": "m", "parameters": None}
 
 
 def judged(id, *, criterion="", control="", video="v", pair="", **changes):
@@ -44,6 +47,48 @@ def test_accuracy_and_score_over_all_questions():
     published = scores(rows, INFO, integer=True)
     assert published["score"]["value"] == pytest.approx((4 + 3 + 0) / 5)
     assert published["accuracy"] == found["accuracy"] and published["integer_scores"]
+
+
+def test_where_nothing_was_judged_there_is_no_score():
+    missing = judged("e", failed="not answered: no video", answered=False, type="7")
+    rows = [judged(id, failed="unreadable", video=id, type="3") for id in "ab"]
+    found = scores([*rows, missing], INFO)
+    assert found["accuracy"] == {"value": None, "low": None, "high": None, "n": 3}
+    assert found["by_type"]["yes/no"]["accuracy"]["value"] is None
+    assert found["by_type"]["number"]["accuracy"]["value"] == 0  # the model's own: no answer
+    assert found["answered"] == 2 and "nothing was judged" in unjudged_told(found)
+    lines = "\n".join(score_lines(found | {"benchmark": "b", "judge": JUDGE}))
+    assert "nothing was judged" in lines and "accuracy none" in lines and "0.0 %\n" not in lines
+    text = [judged(c, criterion=c, failed="unreadable", pair="p") for c in CRITERIA]
+    found = scores(text, INFO | {"benchmark": "video_text_generation"})
+    assert found["mean_of_criteria"] is None and found["criteria"]["CI"]["value"] is None
+    facts = scores([judged("f", criterion="F", failed="unreadable")], INFO)["faithfulness"]
+    assert facts["hallucinated"]["value"] is None
+    # One verdict, and the question stays in the denominator.
+    found = scores([*rows, judged("c", correct=True, video="c", type="3")], INFO)
+    assert found["accuracy"]["value"] == 1 / 3
+    assert unjudged_told(found).startswith("2 of 3 verdicts failed")
+    lines = "\n".join(score_lines(found | {"benchmark": "b", "judge": JUDGE}))
+    assert "accuracy 33.3 %" in lines and "of those judged: accuracy 100.0 %" in lines
+    assert not unjudged_told(scores([judged("c", correct=True), missing], INFO))
+
+
+@pytest.mark.parametrize(
+    "videos, told",
+    [
+        (None, "trained on these videos: unknown"),
+        ([], "none of these videos is a training video"),
+        (["1"], "without 1 training videos, 1 of 2 questions are left"),
+        (["1", "2"], "without 2 training videos, 0 of 2 questions are left"),
+    ],
+)
+def test_the_lines_always_say_how_it_stands_with_training_videos(videos, told):
+    rows = [judged("a", correct=True, video="1"), judged("b", correct=False, video="2")]
+    found = scores(rows, INFO | {"overlap": {"videos": videos}}, resamples=20)
+    lines = list(score_lines(found | {"benchmark": "b", "judge": JUDGE}))
+    assert any(told in line for line in lines), lines
+    rest = [line for line in lines if line.startswith("  without 1 training videos: accuracy 0.0")]
+    assert bool(rest) == (videos == ["1"])
 
 
 def test_the_order_of_the_lines_changes_nothing():

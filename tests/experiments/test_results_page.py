@@ -83,6 +83,25 @@ def test_two_judges_are_never_in_one_chart_and_one_alone_is_not_warned_of(tmp_pa
     assert overall == [["run", "run, blind"]] * 2
 
 
+def test_where_nothing_was_judged_no_score_and_no_failure_of_the_model_is_shown(tmp_path):
+    failed = {"failed": {"unanswered": 0, "unjudged": 40}, "answered": 40}
+    types = {"what": {"accuracy": estimate(None)}, "who": {"accuracy": estimate(None)}}
+    none = dict(accuracy=estimate(None), by_type=types, controls={}, **failed)
+    folder = write(tmp_path, benchmark="own", **none)
+    answer = dict(question_id="q", control="", video="v", question="?", truth="t", answer="t",
+                  failed="")  # fmt: skip
+    verdict = dict(question_id="q", control="", correct=None, score=None, answered=True,
+                   failed="unreadable: no {")  # fmt: skip
+    for name, line in (("answers.jsonl", answer), ("judged.exact.jsonl", verdict)):
+        (folder / name).write_text(json.dumps(line) + "\n")
+    text, html = page(tmp_path)
+    assert "nothing was judged: no reply of the judge about any of the 40 answers" in text
+    assert "| run | - | - | 40 | 0 | 40 | exact |" in text
+    assert "failures" not in text and "image/png" not in html
+    write(tmp_path, benchmark="own", failed={"unanswered": 0, "unjudged": 2}, answered=40)
+    assert "2 of 40 verdicts failed" in page(tmp_path)[0]
+
+
 def test_two_models_are_told_apart(tmp_path):
     write(tmp_path / "a", benchmark="own")
     write(tmp_path / "b", benchmark="own", split="test")
@@ -157,6 +176,41 @@ def test_failures_are_shown_the_furthest_off_first(tmp_path):
     shown = [line for line in text.splitlines() if line.startswith("| question |")]
     assert shown == ["| question | Q1? |", "| question | Q2? |", "| question | Q0? |"]
     assert "| answer | A1\\| |" in text and "frames are no longer there" in text
+
+
+def faithful(overlap, hallucinated):
+    found = dict(overlap=estimate(overlap, n=9), hallucinated=estimate(hallucinated, n=9))
+    return {"faithfulness": found | {"below": 0.5, "without_facts": 3}}
+
+
+def test_faithfulness_has_a_table_of_its_own_and_only_inventions_are_failures(tmp_path):
+    write(tmp_path, benchmark="own")
+    blind = {"blind": {"n": 20, **faithful(0.25, 0.75), "own": faithful(0.875, 0.125)}}
+    folder = write(tmp_path, benchmark="own", judge="facts", controls=blind, **faithful(0.9, 0.1),
+                   by_type={"what": faithful(0.4, 0.6)})  # fmt: skip
+    path = folder / "scores.facts.json"
+    scores = json.loads(path.read_text())
+    del scores["accuracy"]
+    path.write_text(json.dumps(scores))
+    answers, verdicts = [], []
+    for id, overlap in (("true", 1.0), ("half", 0.5), ("made_up", 0.25), ("stated_nothing", None)):
+        answers.append(dict(question_id=id, control="", video=id, question="?", truth="t",
+                            answer=id, failed=""))  # fmt: skip
+        verdicts.append(dict(question_id=id, control="", correct=None, score=None, overlap=overlap,
+                             failed="", answered=True))  # fmt: skip
+    for name, lines in (("answers.jsonl", answers), ("judged.facts.jsonl", verdicts)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, _ = page(tmp_path)
+    assert "| run | 90.0 [no interval] | 10.0 [no interval] (below 50 %) | 3 | facts | v" in text
+    assert len([line for line in text.splitlines() if line.startswith("| run | 62.1")]) == 1
+    assert "different judges" not in text  # they are in no table together
+    own = "facts 87.5 [no interval]; hallucinated 12.5 [no interval]"
+    assert (
+        f"| blind | 20 | facts 25.0 [no interval]; hallucinated 75.0 [no interval] | {own}" in text
+    )
+    assert "| what | 9 | facts 40.0 [no interval]; hallucinated 60.0 [no interval] | - |" in text
+    assert "facts, split validation: 1 failures" in text and "| answer | made_up |" in text
+    assert "| facts in the reference | 25 % |" in text
 
 
 @pytest.mark.parametrize(

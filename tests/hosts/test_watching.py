@@ -62,18 +62,20 @@ def test_host_0_stays_until_the_others_have_heard_why_it_ends(watch):
     assert ends.qsize() == 2
 
 
+@pytest.mark.parametrize("host, why", [(0, ""), (1, "host 0 (a) is gone, or ")])
 @pytest.mark.parametrize(("end", "said"), [("os.abort()", 1), ("word.keep()", 0)])
-def test_a_host_that_is_ended_from_outside_leaves_a_line(end, said):
+def test_a_host_that_is_ended_from_outside_leaves_a_line(end, said, host, why):
     program = f"""
 import os
 from rvllm_jax.hosts.exchange import Hosts
 from rvllm_jax.hosts.watching import LastWord
-word = LastWord(Hosts(None, 1, ("a", "b")))
+word = LastWord(Hosts(None, {host}, ("a", "b")))
 {end}
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    line = "error: host 1 (b) ends, because host 0 (a) is gone, or what runs here was ended from"
+    name = ("0 (a)", "1 (b)")[host]
+    line = f"error: host {name} ends, because {why}what runs here was ended from outside"
     assert done.stderr.count(line) == said
     assert done.returncode == (-signal.SIGABRT if said else 0)
