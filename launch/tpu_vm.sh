@@ -118,14 +118,15 @@ mountpoint -q ~/bucket || gcsfuse --implicit-dirs --rename-dir-limit=200000 $(pr
 }
 
 install_program() {
-  local archive
+  local archive copied=0
   archive=$(mktemp -d)/rvllm_jax.tar.gz
   if ! "$dry_run"; then
     git ls-files -z --cached --others --exclude-standard |
       tar --null --files-from=- --ignore-failed-read -czf "$archive"
   fi
-  tpu '' tpu-vm scp "$archive" "$name:rvllm_jax.tar.gz" --worker=all
+  tpu '' tpu-vm scp "$archive" "$name:rvllm_jax.tar.gz" --worker=all || copied=$?
   rm -r "$(dirname "$archive")"
+  [ "$copied" = 0 ] || return "$copied" # an older archive there would be unpacked instead
   on_workers all "set -e
 mkdir -p $REMOTE && tar -xzf rvllm_jax.tar.gz -C $REMOTE && cd $REMOTE
 if ! command -v python3.12 >/dev/null && ! command -v python3.11 >/dev/null && [ ! -x .venv/bin/python ]; then
@@ -140,7 +141,6 @@ install tpu --constraint requirements.lock -e '.[tpu]'"
 
 start() {
   local program
-  [ ${#arguments[@]} -gt 0 ] || usage "nothing follows --: give at least --config"
   program=$(printf '%q ' .venv/bin/python -m rvllm_jax.main --multihost "${arguments[@]}")
   on_workers all "set -e
 cd $REMOTE
@@ -214,7 +214,7 @@ status() {
 }
 
 run() {
-  local round ended
+  local round ended unmade=0
   for ((round = 0; round <= restarts; round++)); do
     create
     # Behind a preemption the slice may be gone while its order is still ACTIVE.
@@ -224,7 +224,18 @@ run() {
       continue
     fi
     ended=0
-    if mount_bucket && install_program && start; then follow || ended=$?; else ended=$ENDED; fi
+    if mount_bucket && install_program && start; then
+      unmade=0
+      follow || ended=$?
+    else
+      ended=$ENDED unmade=$((unmade + 1))
+      # Once or twice ssh may not answer yet; what fails thrice on machines that are there is no
+      # preemption.
+      if [ "$unmade" = 3 ] && [ "$(slice_state)" = READY ]; then
+        say "installing or starting failed three times on $name, which is there: see above why"
+        return 1
+      fi
+    fi
     case "$ended" in
       0) return 0 ;;
       "$ENDED") say "interrupted; going on from the last checkpoint ($((round + 1)) of $restarts)" ;;
@@ -263,6 +274,11 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$name" ] || usage "--name is missing"
 [ -n "$zone" ] || usage "--zone is missing"
+[[ "$restarts" =~ ^[0-9]+$ ]] || usage "--restarts=$restarts: expected a whole number"
+[[ "$poll" =~ ^[0-9]+([.][0-9]+)?$ ]] || usage "--poll=$poll: expected seconds"
+if [[ "$command" = run || "$command" = start ]] && [ ${#arguments[@]} -eq 0 ]; then
+  usage "nothing follows --: give at least --config" # before machines are ordered and paid for
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/dry_run.sh
 source launch/dry_run.sh

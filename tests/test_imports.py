@@ -121,14 +121,15 @@ def test_tensorflow_and_torch_are_named_nowhere_in_the_package():
         assert not roots & {"tensorflow", "torch", "transformers"}, path
 
 
-def test_main_needs_neither_tensorflow_nor_torch(tmp_path):
-    """Both are made impossible to import. Importing the command asks for neither: torch takes
-    seconds, in every data worker too. tensorboardX asks where records are written; it goes on."""
+def test_main_starts_without_tensorflow_torch_and_matplotlib(tmp_path):
+    """They are made impossible to import. Importing the command asks for none: torch takes
+    seconds, in every data worker too, and matplotlib is for the end. tensorboardX asks where
+    records are written; it goes on."""
     program = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("tensorflow", "torch"):
+        if name.split(".")[0] in ("tensorflow", "torch", "matplotlib"):
             frame = sys._getframe(1)
             while "importlib" in frame.f_code.co_filename:
                 frame = frame.f_back

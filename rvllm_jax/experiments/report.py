@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.experiments import curves, sheet
-from rvllm_jax.experiments.sheet import Sample
+from rvllm_jax.experiments.samples import Sample
 from rvllm_jax.training import metrics
 
 __all__ = ["Sample", "format_table", "write"]
@@ -43,6 +42,9 @@ def write(
     Raises:
       ValueError: `results` lacks a part, or a table in it lacks "all".
     """
+    # Matplotlib takes a fifth of all that is imported, which training would wait for at its start.
+    from rvllm_jax.experiments import curves, sheet
+
     _check(results)
     folder = Path(workdir) / "report"
     folder.mkdir(parents=True, exist_ok=True)

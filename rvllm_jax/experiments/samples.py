@@ -1,12 +1,40 @@
 """Which clips of a split are shown in the report, with a question and its answer each."""
 
+import dataclasses
 from collections.abc import Sequence
+
+import numpy as np
 
 from rvllm_jax.data.pipeline import READABLE, Dataset
 from rvllm_jax.evaluation.asking import Asked
-from rvllm_jax.experiments.sheet import Sample
 
 SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One clip with one question and what the model said.
+
+    Attributes:
+      frames: uint8[T, H, W, 3], T >= 1.
+      question: the question's text.
+      truth: the right answer.
+      answer: the model's.
+      split: "train", "test", ...
+      kind: the question type, or "".
+    """
+
+    frames: np.ndarray
+    question: str
+    truth: str
+    answer: str
+    split: str
+    kind: str = ""
+
+    def __post_init__(self):
+        f = self.frames
+        if f.ndim != 4 or f.shape[-1] != 3 or f.dtype != np.uint8 or 0 in f.shape:
+            raise ValueError(f"frames: expected uint8[T, H, W, 3], got {f.dtype}{list(f.shape)}")
 
 
 def answered_samples(dataset: Dataset, asked: Sequence[Asked], split: str) -> list[Sample]:

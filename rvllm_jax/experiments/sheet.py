@@ -1,6 +1,5 @@
 """A sheet of clips with question, truth and answer."""
 
-import dataclasses
 import io
 import textwrap
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rvllm_jax.evaluation.answers import exact
+from rvllm_jax.experiments.samples import Sample
 
 _RIGHT, _WRONG, _TEXT, _PALE = "#2e7d46", "#c0392b", "#22292f", "#6c757d"
 _SHOWN = 8  # frames of a clip
@@ -18,32 +18,6 @@ _WIDTH = 8.4  # inches of one clip's row
 _LINE = 0.2  # inches of one line of text
 _LETTERS = 92  # that fit on a line
 _MOST_LINES = 4  # of one text; what is longer is cut, with an ellipsis
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One clip with one question and what the model said.
-
-    Attributes:
-      frames: uint8[T, H, W, 3], T >= 1.
-      question: the question's text.
-      truth: the right answer.
-      answer: the model's.
-      split: "train", "test", ...
-      kind: the question type, or "".
-    """
-
-    frames: np.ndarray
-    question: str
-    truth: str
-    answer: str
-    split: str
-    kind: str = ""
-
-    def __post_init__(self):
-        f = self.frames
-        if f.ndim != 4 or f.shape[-1] != 3 or f.dtype != np.uint8 or 0 in f.shape:
-            raise ValueError(f"frames: expected uint8[T, H, W, 3], got {f.dtype}{list(f.shape)}")
 
 
 def draw(samples: Sequence[Sample]) -> bytes:

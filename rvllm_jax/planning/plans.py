@@ -12,7 +12,7 @@ from rvllm_jax.experiments.run import build_model
 from rvllm_jax.planning import estimate, speed
 from rvllm_jax.planning.compiled import compile_on
 from rvllm_jax.planning.estimate import Plan
-from rvllm_jax.planning.topologies import Topology
+from rvllm_jax.planning.topologies import Topology, known
 from rvllm_jax.recipe import Recipe
 
 
@@ -32,6 +32,8 @@ def make_all(
     Raises ValueError for what does not divide or has no such name, NoCompiler where a step does
     not compile. All formulas come first: what is refused is refused before anything is compiled.
     """
+    if not topologies:
+        raise ValueError(f"--topology= names no chips; known are {known()}")
     names = [stage.name for stage in recipe.stages]
     if unknown := sorted(set(stages) - set(names)):
         raise ValueError(f"--stages={','.join(stages)}: config.schedule has {names}, not {unknown}")

@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from rvllm_jax.experiments import sheet
-from rvllm_jax.experiments.sheet import Sample
+from rvllm_jax.experiments.samples import Sample
 
 
 def sample(answer="red", *, frames=None, question="What colour?", truth="red"):

@@ -3,7 +3,7 @@
 CLOUD names the folder with all of it: calls.jsonl, state.json and worker0/, worker1/, the home
 folders in which what is sent by ssh is run by bash. `plan.json` holds what happens: "preempt_at":
 the number of the question for exit codes at which the slice is lost, once; "codes": exit codes of
-the program by start and worker.
+the program by start and worker; "fails": "scp" or "pip", which then always does.
 """
 
 import json
@@ -16,11 +16,16 @@ from pathlib import Path
 CLOUD = Path(os.environ["CLOUD"])
 # The environment is there already: what is under test is the way to it.
 PYTHON = """#!/usr/bin/env bash
+[ "$2 $3" = "pip install" ] && exit {pip}
 [ "$2" = pip ] && exit 0
 printf '%s\\n' "$@" > ~/arguments.txt
 echo "start on $(basename ~)"
 exec "{python}" "{program}" ~
 """
+
+
+def plan():
+    return json.loads((CLOUD / "plan.json").read_text())
 
 
 def main(arguments):
@@ -44,7 +49,9 @@ def queued_resources_create(state, name, options):
         folder = CLOUD / f"worker{worker}" / "rvllm_jax" / ".venv" / "bin"
         folder.mkdir(parents=True)
         program = Path(__file__).with_name("program_stand_in.py")
-        (folder / "python").write_text(PYTHON.format(python=sys.executable, program=program))
+        pip = int(plan().get("fails") == "pip")
+        text = PYTHON.format(python=sys.executable, program=program, pip=pip)
+        (folder / "python").write_text(text)
         (folder / "python").chmod(0o755)
     return 0
 
@@ -65,6 +72,8 @@ def tpu_vm_describe(state, name, options):
 
 
 def tpu_vm_scp(state, name, options):
+    if plan().get("fails") == "scp":
+        return 1
     for worker in (0, 1):
         shutil.copy(name, CLOUD / f"worker{worker}" / options[0].partition(":")[2])
     return 0
@@ -75,8 +84,7 @@ def tpu_vm_ssh(state, name, options):
     command = values["command"]
     if "kill -0" in command:
         state["asked"] += 1
-        plan = json.loads((CLOUD / "plan.json").read_text())
-        if state["asked"] == plan.get("preempt_at"):
+        if state["asked"] == plan().get("preempt_at"):
             state["slice"] = "PREEMPTED"
             subprocess.run(["pkill", "-KILL", "-f", f"program_stand_in.py {CLOUD}"], check=False)
     if state["slice"] != "READY":

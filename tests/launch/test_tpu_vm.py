@@ -80,6 +80,18 @@ def test_one_failing_worker_ends_the_job_and_its_log_is_shown(cloud, tmp_path):
     assert "slice: READY" in done.stdout and "75 3" in done.stdout
 
 
+@pytest.mark.parametrize("fails", ["scp", "pip"])
+def test_machines_that_are_there_but_cannot_be_prepared_are_given_up(cloud, tmp_path, fails):
+    given = (*OPTIONS, "--restarts=3", *ARGUMENTS)
+    done, calls = cloud("run", *given, codes=[both(0)], fails=fails)
+    assert done.returncode == 1
+    assert "installing or starting failed three times on job" in done.stderr
+    assert calls.count("create job") == 1 and "delete job" not in calls
+    assert sum("rvllm_jax.tar.gz" in call for call in calls) == 3
+    unpacked = (tmp_path / "worker1" / "rvllm_jax" / "launch").exists()
+    assert unpacked == (fails == "pip")  # behind a failed copy nothing is
+
+
 def test_a_dry_run_calls_nothing_and_prints_every_command(cloud, tmp_path):
     done, calls = cloud("run", *OPTIONS, "--bucket=b", "--dry_run", *ARGUMENTS)
     assert done.returncode == 0, done.stderr
@@ -103,6 +115,9 @@ def test_wrong_usage_is_refused_before_anything_is_called(cloud):
         (("create", "--name=job", "--zone=here"), "--type is missing"),
         (("create", "--name=job", "--zone=here", "--type=gpu"), "--type=gpu is unknown"),
         (("start", *OPTIONS), "nothing follows --"),
+        (("run", *OPTIONS), "nothing follows --"),
+        (("run", *OPTIONS, "--restarts=x", *ARGUMENTS), "--restarts=x: expected a whole number"),
+        (("run", *OPTIONS, "--poll=often", *ARGUMENTS), "--poll=often: expected seconds"),
     ):
         done, calls = cloud(*arguments)
         assert done.returncode == 2 and message in done.stderr, arguments
