@@ -7,7 +7,9 @@ what older folders have instead of `added_tokens_decoder`.
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -88,29 +90,48 @@ def replace(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+def decoder_values(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """What a config.json says of the decoder's ids: a LLaVA's `text_config` goes before the top."""
+    return {**config, **_inner(config, "text_config", where)}
+
+
+def token_ids(values: Mapping[str, Any], key: str, where: Path, size: int = 0) -> tuple[int, ...]:
+    """The ids of `key` in `values`, which are the file `where`'s; () where it is absent or null.
+
+    size: tokens of the decoder's vocabulary; 0: not known. Raises TokenizerError for what is no id,
+    or no list of ids where answers may end by several, and for an id outside the vocabulary.
+    """
+    given = values.get(key)
+    if given is None:
+        return ()
+    several = key == "eos_token_id"
+    ids = given if several and isinstance(given, list) else [given]
+    kind = f"an id{' or a list of ids' * several}"
+    if any(not isinstance(number, int) or isinstance(number, bool) for number in ids):
+        wrong = f", expected {kind}"
+    elif not all(0 <= number < (size or number + 1) for number in ids):
+        held = f"as the decoder's vocabulary has {size} tokens (vocab_size)"
+        wrong = f": special ids out of range, {held if size else f'expected {kind} of 0 or more'}"
+    else:
+        return tuple(ids)
+    raise TokenizerError(f"{where}: {key}={given!r}{wrong}; correct it there, or set it to null")
+
+
 def _ends(folder: Path) -> tuple[int, ...]:
     """eos_token_id of generation_config.json, else of config.json, else of our model.json."""
-    config, ours = read_json(folder / "config.json"), read_json(folder / "model.json")
+    theirs, ours = folder / "config.json", folder / "model.json"
     sources = {
-        GENERATION: read_json(folder / GENERATION),
-        "config.json": {**config, **_inner(config, "text_config", folder / "config.json")},
-        "model.json": _inner(ours, "decoder", folder / "model.json"),
+        folder / GENERATION: read_json(folder / GENERATION),
+        theirs: decoder_values(read_json(theirs), theirs),
+        ours: _inner(read_json(ours), "decoder", ours),
     }
-    for name, values in sources.items():
-        given = values.get("eos_token_id")
-        if given is None:
-            continue
-        ids = given if isinstance(given, list) else [given]
-        if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-            raise TokenizerError(
-                f"{folder / name}: eos_token_id={given!r}, expected an id or a list of ids, of 0 "
-                "or more; correct it there, or set it to null"
-            )
-        return tuple(ids)
+    for where, values in sources.items():
+        if values.get("eos_token_id") is not None:
+            return token_ids(values, "eos_token_id", where)
     return ()
 
 
-def _inner(values: dict, key: str, where: Path) -> dict:
+def _inner(values: Mapping[str, Any], key: str, where: Path) -> dict:
     found = values.get(key) or {}
     if not isinstance(found, dict):
         raise TokenizerError(f"{where}: {key}={found!r:.80}, expected an object")

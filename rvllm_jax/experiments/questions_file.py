@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
 
+from rvllm_jax.data import chat
 from rvllm_jax.data.conversations import decode_text, readable
 from rvllm_jax.data.shards import read_json
 from rvllm_jax.data.templates import ChatError
@@ -135,10 +136,11 @@ def answer_file(
     Raises:
         QuestionsError, ConversationError: before anything is computed.
     """
-    lines, out = read(questions), Path(out)
+    lines, out, described = read(questions), Path(out), answerer.described
     settings = {
-        "model": answerer.described.identity,
-        "template": answerer.described.recipe.data.template,
+        "model": described.identity,
+        "template": described.recipe.data.template,
+        "stop_ids": list(chat.stop_ids(described.tokenizer, described.template)),
         "clips": answerer.clips,
         **json.loads(json.dumps(dataclasses.asdict(how))),
     }

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.tokenizer import Tokenizer
-from rvllm_jax.data.tokenizer_files import GENERATION, TokenizerError, read_json
+from rvllm_jax.data.tokenizer_files import (
+    GENERATION,
+    TokenizerError,
+    decoder_values,
+    read_json,
+    token_ids,
+)
 from rvllm_jax.weights.errors import WeightsError
 
 DOES = {"bos_token_id": "begins texts", "eos_token_id": "ends answers"}
@@ -18,24 +24,16 @@ def read(config: Mapping[str, Any], size: int, file: Path) -> dict[str, Any]:
     Raises WeightsError for what is no id, and for one that a vocabulary of `size` tokens does not
     hold. Llama's old files have pad_token_id=-1 for none, which counts as null.
     """
-    found, values = {}, {**config, **(config.get("text_config") or {})}
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = values.get(key)
-        if value is None or (key == "pad_token_id" and value == -1):
-            continue
-        several = key == "eos_token_id"
-        ids = _listed(value) if several else [value]
-        if any(not isinstance(number, int) or isinstance(number, bool) for number in ids):
-            raise WeightsError(
-                f"{file}: {key}={value!r}, expected an id{' or a list of ids' * several}; correct "
-                "it there, or set it to null"
-            )
-        if not all(0 <= number < size for number in ids):
-            raise WeightsError(
-                f"{file}: {key}={value!r}: special ids out of range, as the decoder's vocabulary "
-                f"has {size} tokens (vocab_size); correct it there, or set it to null"
-            )
-        found[key] = value
+    found = {}
+    try:
+        values = decoder_values(config, file)
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = values.get(key)
+            if value is not None and (key, value) != ("pad_token_id", -1):
+                token_ids(values, key, file, size)
+                found[key] = value
+    except TokenizerError as error:
+        raise WeightsError(str(error)) from error
     return found
 
 

@@ -44,7 +44,8 @@ def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
     """The decoder of a config.json (its `text_config`, where it has one).
 
     Raises HuggingFaceConfigError, naming the file `where`: a size is missing or no positive
-    number, the activation is not SiLU, or the rotary scaling is neither linear nor Llama 3's.
+    number, a choice is neither true nor false, the activation is not SiLU, or the rotary scaling is
+    neither linear nor Llama 3's.
     """
     if "text_config" in values:
         values = _text_values(values, where)
@@ -69,9 +70,9 @@ def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
             rope_theta=theta,
             rope_scaling=scaling,
             norm_eps=float(_number(values, "rms_norm_eps", where)),
-            tied=bool(values.get("tie_word_embeddings", False)),
-            attention_bias=bool(values.get("attention_bias", False)),
-            mlp_bias=bool(values.get("mlp_bias", False)),
+            tied=_flag(values, "tie_word_embeddings", where),
+            attention_bias=_flag(values, "attention_bias", where),
+            mlp_bias=_flag(values, "mlp_bias", where),
         )
     except HuggingFaceConfigError:  # which names the file already
         raise
@@ -130,8 +131,8 @@ def _text_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: the decoder in text_config is a {kind!r}; this one is a 'llama'"
         )
     # transformers writes at the top what it does, and may leave False below.
-    tied = bool(text.get("tie_word_embeddings")) or bool(values.get("tie_word_embeddings"))
-    return {**LLAVA_DEFAULTS, **text, "tie_word_embeddings": tied}
+    tied = [_flag(level, "tie_word_embeddings", where) for level in (text, values)]
+    return {**LLAVA_DEFAULTS, **text, "tie_word_embeddings": any(tied)}
 
 
 def _rope(values: Mapping[str, Any], where: str):
@@ -198,3 +199,14 @@ def _size(values: Mapping[str, Any], key: str, where: str) -> int:
 def _size_or(default: int, values: Mapping[str, Any], key: str, where: str) -> int:
     """As `_size`; `default` where the key is absent or null."""
     return default if values.get(key) is None else _size(values, key, where)
+
+
+def _flag(values: Mapping[str, Any], key: str, where: str) -> bool:
+    """False where the key is absent or null. A text would count as true, "false" too."""
+    value = values.get(key)
+    if not isinstance(value, bool | None):
+        raise HuggingFaceConfigError(
+            f"{where}: {key}={value!r}, expected true or false, without quotes; take the "
+            "config.json that was published with the weights"
+        )
+    return bool(value)

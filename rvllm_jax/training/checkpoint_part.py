@@ -51,8 +51,9 @@ def _read(folder: Path, places: Mapping[str, Any], without: Set[str]) -> dict[st
     folder = folder / "arrays"
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            saved = dict(reader.metadata(folder).item_metadata.tree)
+        with ocp.Checkpointer(handler := ocp.PyTreeCheckpointHandler()) as reader:
+            # The reader's own looks for a file that a part of a checkpoint has not, and warns.
+            saved = dict(handler.metadata(folder).tree)
             like = {
                 name: jax.ShapeDtypeStruct(
                     leaf.shape,

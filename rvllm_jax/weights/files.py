@@ -126,9 +126,13 @@ def open_weights(path: str | Path) -> Weights:
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
-    """Whether logits are taken with the embedding; LLaVA's files say it at either level."""
+    """Whether logits are taken with the embedding; LLaVA's files say it at either level.
+
+    What is neither true nor false is for the reader of sizes to refuse: here no head is left out
+    because of it.
+    """
     levels = (config, config.get("text_config"))
-    return any(isinstance(c, Mapping) and bool(c.get("tie_word_embeddings")) for c in levels)
+    return any(isinstance(c, Mapping) and c.get("tie_word_embeddings") is True for c in levels)
 
 
 def _check_copy(head: FileTensor, embedding: FileTensor) -> None:

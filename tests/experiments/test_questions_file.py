@@ -1,14 +1,16 @@
 """JSON lines in, JSON lines out: everything has an answer or a reason, once, wherever it stops."""
 
+import dataclasses
 import fcntl
 import json
 import shutil
 
 import pytest
 
+from rvllm_jax.data import tokenizer
 from rvllm_jax.data.conversations import ConversationError
 from rvllm_jax.experiments import questions_file
-from rvllm_jax.experiments.answering import How
+from rvllm_jax.experiments.answering import Answerer, How
 from rvllm_jax.experiments.questions_file import QuestionsError, Tally, answer_file, read
 from rvllm_jax.generation.sampling import Sampling
 
@@ -154,6 +156,20 @@ def test_other_answers_are_not_mixed_with_these(ask, tmp_path):
         ask([{"video": "a.mp4", "question": "q", "answer": "truth"}])
     with pytest.raises(QuestionsError, match="No such file"):
         ask(ASKED[:1], out="absent/out.jsonl")
+
+
+def test_a_model_that_ends_its_answers_otherwise_does_not_go_on(ask, answerer, talker, tmp_path):
+    """One in the same folder, whose generation_config.json lists another id now."""
+    ask(ASKED[:1])
+    before = (tmp_path / "out.jsonl").read_bytes()
+    changed = shutil.copytree(talker / "tokenizer", tmp_path / "changed")
+    ends = {"eos_token_id": [answerer.described.tokenizer.eos_id, 9]}
+    (changed / "generation_config.json").write_text(json.dumps(ends))
+    described = dataclasses.replace(answerer.described, tokenizer=tokenizer.load(changed))
+    other = Answerer(described)
+    with pytest.raises(QuestionsError, match=r"stop_ids: \[.*\] -> \[.*9\]"):
+        answer_file(other, tmp_path / "in.jsonl", tmp_path / "out.jsonl", HOW)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
 def test_two_works_do_not_write_one_file(ask, tmp_path):

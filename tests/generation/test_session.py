@@ -235,26 +235,31 @@ def test_pieces_come_token_by_token_and_a_closed_stream_keeps_what_was_said(part
     assert session.ask(QUESTIONS[1], **options) == fresh.ask(QUESTIONS[1], **options)
 
 
-def test_an_interrupted_step_costs_the_cache_and_nothing_else(parts, monkeypatch):
-    """Ctrl-C while the cache is given away."""
+@pytest.mark.parametrize(("step", "number", "kept"), [("read_asked", 2, 0), ("advance", 7, 2)])
+def test_an_interrupted_step_costs_the_cache_and_nothing_else(
+    parts, monkeypatch, step, number, kept
+):
+    """Ctrl-C while the second turn's cache is given away, before its answer and within it."""
     _, _, engine = parts
     session, other = engine.session(*clip(0)), engine.session(*clip(0))
-    real, calls = engine.advance, []
+    real, calls = getattr(engine, step), []
 
     def interrupted(*args):
         calls.append(0)
         result = real(*args)
-        if len(calls) == 2:
+        if len(calls) == number:
             raise KeyboardInterrupt
         return result
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "advance", interrupted)
-        session.ask(QUESTIONS[0], max_new=MAX_NEW)
-    assert len(session.turns[0].answer) == 2
-    other.turns = list(session.turns)
     options = dict(max_new=MAX_NEW)
-    assert session.ask(QUESTIONS[1], **options) == other.ask(QUESTIONS[1], **options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, step, interrupted)
+        session.ask(QUESTIONS[0], **options)
+        session.ask(QUESTIONS[1], **options)
+    answers = [len(turn.answer) for turn in session.turns]
+    assert answers == [MAX_NEW, kept][: 1 + bool(kept)]  # a turn that was not begun is none
+    other.turns = list(session.turns)
+    assert session.ask(QUESTIONS[2], **options) == other.ask(QUESTIONS[2], **options)
 
 
 def test_bad_questions_are_refused_before_anything_is_computed(parts, monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 
 import pytest
 
@@ -120,3 +121,17 @@ IMPOSSIBLE = [
 def test_impossible_sizes_are_refused(key, value):
     with pytest.raises(HuggingFaceConfigError, match="x: "):
         llama_config(OLD | {key: value}, "x")
+
+
+@pytest.mark.parametrize("key", ["tie_word_embeddings", "attention_bias", "mlp_bias"])
+def test_a_choice_is_true_or_false_and_nothing_else(key):
+    assert llama_config(OLD | {key: None}, "x") == llama_config(OLD | {key: False}, "x")
+    for value in ("no", "false", "", 0, 1, []):
+        message = rf"^x: {key}={re.escape(repr(value))}, expected true or false"
+        with pytest.raises(HuggingFaceConfigError, match=message):
+            llama_config(OLD | {key: value}, "x")
+        if key == "tie_word_embeddings":  # of a LLaVA, at either level
+            for top, inner in ((value, False), (True, value)):
+                llava = {"text_config": {"vocab_size": 32064, key: inner}, key: top}
+                with pytest.raises(HuggingFaceConfigError, match=message):
+                    llama_config(llava, "x")
