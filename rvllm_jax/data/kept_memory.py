@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
@@ -31,9 +32,12 @@ def keep_all_freed_memory_on_cpu() -> None:
     On CPU, XLA takes the temporaries of every call as one new block. A step of the tiny recipe has
     200 MB of them: 51,000 page faults, which were a fifth of its processor time. It must come
     before JAX makes its threads, since blocks of threads with an arena of their own are never kept.
+    In exchange the process grows larger, by 0.15 GB of 1.1 there and by a third at 3.3 GB. A
+    variable of malloc's in the environment (MALLOC_ARENA_MAX, ...) leaves all as it says.
     """
     global _all_is_kept
-    if not _all_is_kept and not _accelerated():
+    told = any(name.startswith("MALLOC_") for name in os.environ)
+    if not _all_is_kept and not told and not _accelerated():
         _mallopt((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
         _all_is_kept = True
 

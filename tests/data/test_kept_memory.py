@@ -46,3 +46,7 @@ def test_nothing_is_changed_where_jax_may_find_an_accelerator():
     accelerated = "import jax; jax.config.update('jax_platforms', 'cuda,cpu'); " + told
     back = "; jax.config.update('jax_platforms', 'cpu')"
     assert faults(accelerated + back) > 4000
+
+
+def test_what_the_environment_says_of_malloc_stays():
+    assert faults("keep_all_freed_memory_on_cpu()", MALLOC_MMAP_THRESHOLD_="65536") > 4000
