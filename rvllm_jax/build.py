@@ -26,6 +26,8 @@ def parse(argv: list[str]):
     """The command that `tfds build` makes of the arguments behind argv[0]."""
     from tensorflow_datasets.scripts.cli import build, cli_utils
 
+    if {"shapes", "--allow_partial"} <= set(argv[1:]):  # TFDS says that it "does not have config"
+        sys.exit("error: --allow_partial: shapes is made here, always whole; leave this out")
     own = ["--config=partial" if each == "--allow_partial" else each for each in argv[1:]]
     parser = cli_utils.make_flags_parser(build.Args, description=__doc__)
     return parser([argv[0], *own, f"--imports={builders.__name__}"])

@@ -30,6 +30,12 @@ def test_a_part_is_refused_then_built_where_allowed(tmp_path):
     assert facts["questions"] == 3 and "3 of 499" in facts["partial"]
 
 
+def test_no_part_of_what_is_made_here_is_allowed(tmp_path):
+    refused = build("shapes", tmp_path, "--allow_partial")
+    assert refused.returncode == 1 and "always whole; leave this out" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_missing_folder_shows_what_to_download(tmp_path):
     refused = build("msvd_qa", tmp_path)
     assert refused.returncode == 1

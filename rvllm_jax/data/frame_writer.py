@@ -161,15 +161,33 @@ def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bo
     options: those of `write_store` that must be the store's.
     """
     index = read_json(Path(folder) / INDEX)
-    if index.get("layout") != records.LAYOUT or index.get("decoder") != _DECODER:
+    if not _is_of(index, options):
         return False
     stamps, shards = index["stamps"], index["shards"]
     files = [Path(folder) / record_file(shard, len(shards)) for shard in range(len(shards))]
+    times = [Path(folder) / times_file(shard, len(shards)) for shard in range(len(shards))]
     if [stamp(path)[0] for path in files] != [shard["bytes"] for shard in shards]:
         return False
-    return options.items() <= index["options"].items() and all(
+    return all(path.is_file() for path in times) and all(
         stamps.get(name) == stamp(Path(path)) for name, path in videos.items()
     )
+
+
+def is_of(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bool:
+    """Whether a store is of these videos alone, as their files are now; shards may lack.
+
+    `write_store` then writes what lacks in its place, and the other shards stay.
+    options: as of `holds`.
+    """
+    index = read_json(Path(folder) / INDEX)
+    stamps = {name: stamp(Path(path)) for name, path in videos.items()}
+    return _is_of(index, options) and index["stamps"] == stamps
+
+
+def _is_of(index: dict, options: dict) -> bool:
+    """Whether this version writes such an index, and with these options."""
+    own = index.get("layout") == records.LAYOUT and index.get("decoder") == _DECODER
+    return own and options.items() <= index["options"].items()
 
 
 def _fingerprint(tasks: list[Task]) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 from rvllm_jax.data import annotations as formats
 from rvllm_jax.data import preparation_page, video_files
 from rvllm_jax.data.annotations import Annotations, splits
-from rvllm_jax.data.frame_writer import check_foreign, holds, read_report
+from rvllm_jax.data.frame_writer import check_foreign, holds, is_of, read_report
 from rvllm_jax.data.frames import StoreReport, write_store
 from rvllm_jax.data.preparation_folder import (
     CHECK,
@@ -197,7 +197,8 @@ def _store(
     if holds(frames, videos, **options.of_store):
         store = read_report(frames)
     else:
-        replaces = any((folder / INDEX).is_file() for folder in (frames, following))
+        mends = is_of(frames, videos, **options.of_store)  # a damaged shard was deleted
+        replaces = not mends and any((f / INDEX).is_file() for f in (frames, following))
         if replaces:
             check_foreign(frames)
         try:

@@ -45,9 +45,9 @@ _KNOWN = {"entry": "entries", "bad": "bad", "info": "info", "notes": "notes"}
 def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None) -> dict:
     """Writes the records and times of a shard in this process; returns, and stores, its summary.
 
-    `beat` is called with the position of the video in work before it and after each of its frames,
-    and with -1 behind the last video. A process that is stopped leaves a journal, from which the
-    next one takes the videos that are done.
+    `beat` is called with the position of the video in work before it, after each of its frames and
+    each megabyte of its checksum, and with -1 behind the last video. A process that is stopped
+    leaves a journal, from which the next one takes the videos that are done.
     """
     names = [name(task.shard, task.options.shards) for name in (record_file, times_file, done_file)]
     shard_path, times_path, done_path = (task.folder / name for name in names)
@@ -155,7 +155,7 @@ class _Shard:
                 stride=options.stride,
                 fps=(len(shown) - 1) / span if span > 0 else 0.0,
                 first_time=first_time,
-                file_crc=_crc(path),
+                file_crc=_crc(path, on_frame),
             )
             if decoding.note:
                 self.notes[name] = decoding.note
@@ -198,11 +198,12 @@ class _Shard:
         self._records += 1
 
 
-def _crc(path: Path) -> int:
+def _crc(path: Path, on_block: Callable[[], None]) -> int:
     crc = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             crc = zlib.crc32(block, crc)
+            on_block()  # a large file on a slow disk takes minutes, and is not set aside for it
     return crc
 
 

@@ -58,12 +58,12 @@ class VideoInfo(NamedTuple):
     bytes: int
 
 
-def probe(path: str | os.PathLike) -> VideoInfo:
+def probe(path: str | os.PathLike, *, on_frame: Callable[[], None] = lambda: None) -> VideoInfo:
     """What a file says of itself; its first frame is decoded, to see that it is a video.
 
-    Raises `VideoError` where no frame comes out.
+    on_frame: as of `Decoding`. Raises `VideoError` where no frame comes out.
     """
-    decoding = Decoding(path)
+    decoding = Decoding(path, on_frame=on_frame)
     try:
         next(decoding)
     finally:
@@ -72,7 +72,11 @@ def probe(path: str | os.PathLike) -> VideoInfo:
 
 
 def decode(
-    path: str | os.PathLike, *, stride: int = 1, short_side: int | None = None
+    path: str | os.PathLike,
+    *,
+    stride: int = 1,
+    short_side: int | None = None,
+    on_frame: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Yields every `stride`-th frame in presentation order with its time.
 
@@ -85,14 +89,15 @@ def decode(
     or down) until the short side is `short_side`, to the nearest pixel. Times are in seconds and
     strictly increase, whatever the file says.
 
-    A damaged or cut file yields what still decodes, and a warning names it.
+    A damaged or cut file yields what still decodes, and a warning names it. on_frame: as of
+    `Decoding`.
 
     Raises:
       VideoError: on the first `next`, when no frame at all comes out of the file, or its frames are
         too large.
       ValueError: at once, for a stride or a short side below 1.
     """
-    decoding = Decoding(path, stride=stride, short_side=short_side)
+    decoding = Decoding(path, stride=stride, short_side=short_side, on_frame=on_frame)
     return ((np.ascontiguousarray(frame), seconds) for frame, seconds in decoding)
 
 

@@ -20,6 +20,7 @@ from rvllm_jax.data.video import VideoInfo
 
 _THUMBNAIL = 144  # pixels of the short side
 _LATEST = 48  # a thumbnail is not looked for behind this frame, so that long videos cost no more
+_SAY = 0.1  # seconds from one sign of life to the next
 _START = 60.0  # seconds that a process may take to start on a busy machine
 _BYTES_A_FRAME = 8  # a coded frame takes at least about this: a check on what headers declare
 
@@ -75,7 +76,8 @@ def survey(
         short_side: pixels of the store's frames.
         workers: processes that look; 0 looks in this one, where a video that hangs or crashes the
             decoder hangs or crashes the caller.
-        time_limit: seconds after which a worker that does not answer is ended, and its video bad.
+        time_limit: seconds without a sign of life (a packet read, a frame decoded) after which a
+            worker is ended, and its video bad.
         progress: called with (videos done, all videos).
         journal: a file that keeps what is found, for a survey that goes on where this one is
             stopped; the caller removes it. Raises `StoreWriteError` where it cannot be written.
@@ -110,19 +112,28 @@ def survey(
     return Survey(*(dict(sorted(each.items())) for each in (info, bad, frames)))
 
 
-def _look(job: Job) -> tuple[str, VideoInfo | str, Thumbnail | None]:
-    """A video's info, or why it has none; `short_side` asks for a thumbnail too."""
+def _look(
+    job: Job, alive: Callable[[], None] = lambda: None
+) -> tuple[str, VideoInfo | str, Thumbnail | None]:
+    """A video's info, or why it has none; `short_side` asks for a thumbnail too.
+
+    alive: called at each sign of life. Of mkv, webm, ts and flv all packets are read for their
+    times, which takes minutes of a large file on a slow disk.
+    """
     name, path, short_side = job
     try:
-        info = video.probe(path)
-        return name, info, short_side and _thumbnail(path, info, short_side)
+        info = video.probe(path, on_frame=alive)
+        return name, info, short_side and _thumbnail(path, info, short_side, alive)
     except video.VideoError as error:
         return name, str(error), None
 
 
-def _thumbnail(path: Path, info: VideoInfo, short_side: int) -> Thumbnail:
+def _thumbnail(
+    path: Path, info: VideoInfo, short_side: int, alive: Callable[[], None]
+) -> Thumbnail:
     wanted = min(info.frames // 2, _LATEST)
-    for frame, _ in itertools.islice(video.decode(path, short_side=short_side), wanted + 1):
+    frames = video.decode(path, short_side=short_side, on_frame=alive)
+    for frame, _ in itertools.islice(frames, wanted + 1):
         last = frame  # the header may promise more
     step = max(1, min(last.shape[:2]) // _THUMBNAIL)
     height, width = (side // step for side in last.shape[:2])
@@ -178,6 +189,10 @@ def _supervised(
             for connection in ready or [c for c in running if running[c].until <= time.monotonic()]:
                 worker = running.pop(connection)
                 answer = _answer(connection, worker, connection in ready, time_limit)
+                if answer is None and worker.job:
+                    until = time.monotonic() + time_limit
+                    running[connection] = dataclasses.replace(worker, until=until)
+                    continue
                 go_on(connection, worker)
                 if answer:  # last: the caller may fail, and no worker is forgotten then
                     yield answer
@@ -187,12 +202,12 @@ def _supervised(
 
 
 def _answer(connection, worker: _Worker, ready: bool, time_limit: float):
-    """What a worker says, or why it says nothing; it is ended then."""
+    """What a worker says (None: that it lives), or why it says nothing; it is ended then."""
     try:
         if ready:
             return connection.recv()
         worker.process.kill()
-        why = f"hangs (its first frame takes more than {time_limit:g} s)"
+        why = f"hangs (no new frame for {time_limit:g} s)"
     except (EOFError, OSError):
         worker.process.join()
         why = f"crashes (exit code {worker.process.exitcode})"
@@ -217,10 +232,18 @@ def _serve(connection) -> None:
     """A worker: says that it is there, and looks at what it is sent until nobody sends more."""
     killed_with_parent()
     end_with_parent()
-    connection.send(None)
+    said = 0.0
+
+    def alive() -> None:
+        nonlocal said
+        if time.monotonic() - said > _SAY:
+            said = time.monotonic()
+            connection.send(None)
+
+    alive()
     while True:
         try:
             job = connection.recv()
         except EOFError:
             return
-        connection.send(_look(job))
+        connection.send(_look(job, alive))

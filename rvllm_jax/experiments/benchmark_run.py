@@ -34,6 +34,8 @@ from rvllm_jax.experiments.asking_options import Options
 from rvllm_jax.experiments.opening import Opened
 from rvllm_jax.hosts.exchange import HERE
 
+_AGAIN = "; answers that are there are kept: to ask again what was mended since, give another --out"
+
 
 class BenchmarkRun:
     """One benchmark: everything is checked when it is made, and answered by `run`."""
@@ -158,7 +160,7 @@ class BenchmarkRun:
         write_atomically(self.folder / "info.json", json.dumps(info, indent=1).encode())
         lines = [
             f"{name} {self.benchmark.split}: {len(ordered)} questions answered, {failed} of them "
-            f"failed and counted as wrong; {self.folder}"
+            f"failed and counted as wrong; {self.folder}{_AGAIN if failed else ''}"
         ]
         if self.benchmark.partial:
             lines.append(f"  partial: {'; '.join(self.benchmark.partial)}")

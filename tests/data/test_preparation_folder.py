@@ -122,11 +122,17 @@ def test_any_part_of_the_description_that_lacks_is_written_again(part, prepared,
     assert lost.exists() and (content is None or lost.read_bytes() == content)
 
 
-def test_frames_whose_shard_was_deleted_are_stored_again(prepared, place):
-    prepared(_rows("a"))
-    next((place / "out" / "frames").glob("frames-videos*")).unlink()
-    assert prepared(_rows("a")).code == DONE
-    assert FrameStore(place / "out" / "frames").read("a.mp4", [0]).shape[0] == 1
+@pytest.mark.parametrize("lost", ["frames-videos.array_record-00000-of-00002",
+                                  "times-00000-of-00002.f64"])  # fmt: skip
+def test_a_deleted_file_of_the_frames_is_written_again_and_it_alone(lost, prepared, place):
+    prepared(_rows("a", "b"))
+    frames = place / "out" / "frames"
+    before, other = _tree(frames), frames / "frames-videos.array_record-00001-of-00002"
+    (frames / lost).unlink()
+    written = other.stat().st_mtime_ns
+    assert prepared(_rows("a", "b")).code == DONE
+    assert _tree(frames) == before and other.stat().st_mtime_ns == written
+    assert not (place / "out" / "frames.following").exists()
 
 
 def test_a_second_preparation_waits_for_the_first_and_says_so(prepared, place):

@@ -99,3 +99,18 @@ def test_a_stopped_shard_goes_on_without_decoding_again(videos, tmp_path, stop_a
         a, b = (each.folder / make(0, 1) for each in (whole, stopped))
         assert a.read_bytes() == b.read_bytes()
     assert not list(stopped.folder.glob("journal-*"))
+
+
+def test_the_checksum_of_a_large_file_gives_signs_of_life(videos, tmp_path):
+    def beats(megabytes):
+        folder = tmp_path / str(megabytes)
+        folder.mkdir()
+        path = folder / "a.mp4"
+        path.write_bytes(videos["v2.mp4"].read_bytes())
+        os.truncate(path, path.stat().st_size + (megabytes << 20))
+        task = Task(folder, 0, [("a.mp4", path)], Options(1, 36, "raw", 4, 1), "f" * 64, 60.0)
+        seen = []
+        assert not shard_writer.write_shard(task, seen.append)["bad"]
+        return seen.count(0)
+
+    assert beats(9) == beats(0) + 9

@@ -13,8 +13,9 @@ import simplejpeg
 
 from rvllm_jax.data import video
 from rvllm_jax.data.frames import write_store
+from rvllm_jax.data.survey_journal import Job
 from rvllm_jax.data.video import VideoInfo
-from rvllm_jax.data.video_survey import Survey, Thumbnail, survey
+from rvllm_jax.data.video_survey import Survey, Thumbnail, _look, survey
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +65,11 @@ from pathlib import Path
 from rvllm_jax.data import video_survey
 from rvllm_jax.data.video import VideoInfo
 
-def look(job):
+def look(job, alive):
+    if "slow" in job[0]:  # four times the limit, with signs of life
+        for _ in range(200):
+            time.sleep(0.01)
+            alive()
     if "orphan" in job[0]:
         job[1].touch()
     if "lock" in job[0]:  # a hang that never gives up Python's lock
@@ -90,7 +95,7 @@ if __name__ == "__main__":
     video_survey._serve = serve
     if len(sys.argv) > 1:
         survey(sys.argv[1:], time_limit=600)
-    found = survey(["a", "b crash", "c", "d hang", "e crash", "f", "g hang", "h"])
+    found = survey(["a", "b crash", "c", "d hang", "e crash", "f slow", "g hang", "h"])
     left = len(multiprocessing.active_children())
     def fail(done, total):
         raise OSError("as a closed terminal does")
@@ -110,10 +115,10 @@ def test_videos_that_hang_or_crash_the_decoder_are_set_aside_and_no_worker_is_le
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     seen, bad, error, left = json.loads(process.stdout)
-    assert seen == ["a", "c", "f", "h"]
+    assert seen == ["a", "c", "f slow", "h"]
     assert list(bad) == ["b crash", "d hang", "e crash", "g hang"]
     assert "the decoder crashes (exit code -9)" in bad["b crash"]
-    assert "the decoder hangs (its first frame takes more than 0.5 s)" in bad["d hang"]
+    assert "the decoder hangs (no new frame for 0.5 s)" in bad["d hang"]
     assert error == "as a closed terminal does" and left == 0
 
 
@@ -132,6 +137,15 @@ def test_workers_that_hang_end_with_a_parent_that_was_killed(tmp_path, session_e
     process.kill()
     process.wait()
     session_ends(process.pid)
+
+
+@pytest.mark.parametrize("thumbnails", [0, 1])
+def test_every_packet_that_is_read_is_a_sign_of_life(thumbnails, tmp_path, write_with):
+    path = write_with(tmp_path / "a.mkv", np.zeros((9, 32, 64, 3), np.uint8))
+    calls = []
+    _, info, thumbnail = _look(Job("a", path, 32 if thumbnails else None), lambda: calls.append(0))
+    assert info.fps == 8 and bool(thumbnail) == bool(thumbnails)
+    assert len(calls) >= 9 * (1 + thumbnails)
 
 
 def test_a_thumbnail_is_the_last_frame_that_there_is(tmp_path):

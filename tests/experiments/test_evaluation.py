@@ -50,6 +50,7 @@ def test_every_question_is_answered_once_and_lost_ones_stay_in_the_denominator(w
     (lost,) = [a for a in plain if a["failed"]]
     assert lost["question_id"] == "gone_0" and lost["answer"] == ""
     assert "11 questions answered, 1 of them failed" in "\n".join(told)
+    assert "answers that are there are kept" in "\n".join(told)
     info = json.loads((folder / "info.json").read_text())
     assert info["questions"] == 11 and info["failed"] == 1 and info["split"] == "test"
     assert info["complete"] and info["training_videos"] is None

@@ -68,7 +68,7 @@ def _paired(source: Source) -> Iterator[Row]:
         answer_where, answer = answers[identity]
         try:
             turn = Turn(
-                _question(question.get("question"), where),
+                _question(question, "question", where),
                 checked_text(answer.get("answer"), "'answer'", answer_where),
                 _kind(answer.get("type"), answer_where),
             )
@@ -99,10 +99,10 @@ def _conversation(identity: str, video: str, turns: list[Turn], caption="") -> C
     return Conversation(identity, video, tuple(turns), caption)
 
 
-def _question(value: object, where: str) -> str:
-    question = checked_text(value, "the question", where)
+def _question(row: dict, key: str, where: str) -> str:
+    question = checked_text(row.get(key), f"{key!r}", where)
     if any(mark in question for mark in MARKS):
-        raise ConversationError(f"{where}: the question holds {' or '.join(MARKS)}: {question!r}")
+        raise ConversationError(f"{where}: {key!r} holds {' or '.join(MARKS)}: {question!r}")
     return question
 
 
@@ -115,17 +115,17 @@ def _llava(row: dict, position: int, where: str, kind: str) -> Conversation:
 
 
 def _video_instruct(row: dict, position: int, where: str, kind: str) -> Conversation:
-    turn = Turn(_question(row.get("q"), where), checked_text(row.get("a"), "'a'", where))
+    turn = Turn(_question(row, "q", where), checked_text(row.get("a"), "'a'", where))
     video = checked_video(row.get("video_id"), where)
     return _conversation(f"{readable(video)}:{position}", video, [turn])
 
 
 def _generative(row: dict, position: int, where: str, kind: str) -> Conversation:
     answer = checked_text(row.get("A"), "'A'", where)
-    asked = [row.get("Q")]
+    asked = ["Q"]
     if "Q" not in row:
-        asked, kind = [row.get("Q1"), row.get("Q2")], "consistency"
-    turns = [Turn(_question(question, where), answer, kind) for question in asked]
+        asked, kind = ["Q1", "Q2"], "consistency"
+    turns = [Turn(_question(row, key, where), answer, kind) for key in asked]
     return _conversation(f"{kind}:{position}", checked_video(row.get("video_name"), where), turns)
 
 
@@ -133,7 +133,7 @@ def _original(row: dict, position: int, where: str, kind: str) -> Conversation:
     """MSVD-QA counts its videos from vid1, MSRVTT-QA, which has categories, from video0."""
     msrvtt = "category_id" in row
     turn = Turn(
-        _question(row.get("question"), where),
+        _question(row, "question", where),
         checked_text(row.get("answer"), "'answer'", where),
         _kind(row.get("category_id"), where),
     )
@@ -152,7 +152,7 @@ def _tgif(row: dict, position: int, where: str, kind: str) -> Conversation:
             f"{where}: has {fields} fields between tabs, and the table's head has {len(values)}"
         )
     turn = Turn(
-        _question(row.get("question"), where),
+        _question(row, "question", where),
         checked_text(row.get("answer"), "'answer'", where),
         _kind(row.get("type"), where),
     )

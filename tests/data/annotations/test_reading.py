@@ -151,6 +151,15 @@ def test_two_files_without_ids_of_their_own_go_together(format, samples, write):
     assert not found.set_aside and not found.renamed and found.duplicates
 
 
+@pytest.mark.parametrize("key", ["Q1", "Q2", "A"])
+def test_a_text_that_lacks_is_named_as_the_file_names_it(key, samples, write):
+    (row,) = samples["consistency"]["consistency_qa.json"]
+    lacking = {name: text for name, text in row.items() if name != key}
+    found = read(write({"consistency_qa.json": [row, lacking]}))
+    (why,) = found.set_aside.values()
+    assert f"'{key}' must be a text, got None" in why
+
+
 def test_rows_that_cannot_be_used_are_set_aside_with_place_and_reason(samples, write):
     rows = [
         {"q": "What?", "a": "It.", "video_id": "a"},
@@ -164,10 +173,10 @@ def test_rows_that_cannot_be_used_are_set_aside_with_place_and_reason(samples, w
     found = read(write({"vi.json": rows}))
     assert [c.id for c in found.conversations] == ["a:0"]
     reasons = [
-        "question must be",
+        "'q' must be",
         "'a' must be",
         "not inside",
-        "holds <video>",
+        "'q' holds <video>",
         "'video'",
         "object",
     ]
