@@ -22,34 +22,44 @@ def gradients(function, *given):
     return jax.grad(loss, tuple(range(len(given))))(*given)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("size", "stride", "channels"), [(3, 1, 16), (3, 2, 16), (7, 2, 3)])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 5), (1, 2)])
-def test_the_kernel_s_gradient_is_that_of_the_convolution(height, width, stride, monkeypatch):
+def test_the_kernel_s_gradient_is_that_of_the_convolution(
+    height, width, size, stride, channels, monkeypatch
+):
     monkeypatch.setattr(windows, "MANY", 1)
     with jax.enable_x64(True):
-        x = maps(3, height, width, 4, jnp.float64)
-        kernel = maps(3, 3, 4, 5, jnp.float64)
+        x = maps(3, height, width, channels, jnp.float64)
+        kernel = maps(size, size, channels, 5, jnp.float64)
+        assert shifted(x, kernel, stride)
         ours = gradients(lambda *given: windows.convolve(*given, stride), x, kernel)
         theirs = gradients(lambda *given: windows._convolve(*given, stride), x, kernel)
         for mine, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-10, atol=1e-10)
 
 
+def shifted(x, kernel, stride) -> bool:
+    traced = jax.make_jaxpr(lambda *given: windows.convolve(*given, stride))(x, kernel)
+    return "custom_vjp" in str(traced)
+
+
 @pytest.mark.parametrize(
-    ("platform", "shape", "shifted"),
+    ("platform", "shape", "kernel", "expected"),
     [
-        ("cpu", (64, 28, 28, 64), True),
-        ("cpu", (16, 28, 28, 64), False),
-        ("tpu", (64, 28, 28, 64), False),
-        ("gpu", (64, 28, 28, 64), False),
+        ("cpu", (4, 28, 28, 64), (3, 3, 64, 8), True),
+        ("cpu", (4, 28, 28, 8), (3, 3, 8, 8), False),
+        ("cpu", (3, 28, 28, 3), (7, 7, 3, 8), True),
+        ("cpu", (1, 20, 20, 64), (3, 3, 64, 8), False),
+        ("tpu", (4, 28, 28, 64), (3, 3, 64, 8), False),
+        ("gpu", (4, 28, 28, 64), (3, 3, 64, 8), False),
+        ("gpu", (4, 28, 28, 3), (7, 7, 3, 8), False),
     ],
 )
-def test_it_is_taken_on_cpu_where_places_are_many(platform, shape, shifted, monkeypatch):
+def test_it_is_taken_on_cpu_where_it_is_worth_it(platform, shape, kernel, expected, monkeypatch):
     monkeypatch.setattr(placement, "platform", lambda: platform)
-    given = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((3, 3, 64, 8), float)
-    traced = jax.make_jaxpr(lambda *given: windows.convolve(*given, 1))(*given)
-    assert ("custom_vjp" in str(traced)) == shifted
-    traced = jax.make_jaxpr(jax.grad(lambda x: windows.max_pool(x).sum()))(given[0])
+    x, kernel = (jax.ShapeDtypeStruct(each, jnp.float32) for each in (shape, kernel))
+    assert shifted(x, kernel, 2 if kernel.shape[0] == 7 else 1) == expected
+    traced = jax.make_jaxpr(jax.grad(lambda x: windows.max_pool(x).sum()))(x)
     assert ("select_and_scatter" in str(traced)) == (platform != "cpu")
 
 
