@@ -50,7 +50,7 @@ class Findings:
         if ambiguous:
             of_them += f", {ambiguous} fit several files"
         if self.found.folders:
-            of_them += f", {len(self.found.folders)} are folders"
+            of_them += f", folders: {len(self.found.folders)}"
         code, words, allowed = DONE, [], []
         for number, total, what in (
             (lost, asked, f"videos are unusable, {of_them}"),

@@ -70,11 +70,14 @@ def _details(scored: Scored, most: int) -> list[Part]:
 
 def _failures(scored: Scored, wrong) -> list[Part]:
     parts: list[Part] = []
-    try:
-        store = FrameStore(scored.info["frames"])
-    except (KeyError, FrameStoreError):
-        store = None
-        parts.append(Text("The stored frames are no longer there: no pictures.", warning=True))
+    store = None
+    if "frames" not in scored.info:  # predictions of another program
+        parts.append(Text("The answers come without frames: no pictures."))
+    else:
+        try:
+            store = FrameStore(scored.info["frames"])
+        except FrameStoreError:
+            parts.append(Text("The stored frames are no longer there: no pictures.", warning=True))
     for answer, verdict in wrong:
         if store and not answer["failed"] and (strip := _strip(store, answer["video"])):
             parts.append(Picture(f"frames of {answer['video']}", strip))

@@ -219,7 +219,7 @@ def test_a_link_that_leads_to_itself_a_lost_one_and_a_folder_are_set_aside(prepa
     (videos / "folder.mp4").mkdir()
     found = prepared(_rows("a", "loop", "lost", "folder"), max_bad=0.7)
     assert found.code == TOO_MANY_BAD and "3 of 4 videos" in found.verdict
-    assert "0 of them missing, 1 are folders" in found.verdict
+    assert "0 of them missing, folders: 1" in found.verdict
     found = prepared(_rows("a", "loop", "lost", "folder"), max_bad=0.8)
     assert found.code == DONE and sorted(found.report["set_aside"]) == [
         "folder", "loop.mp4", "lost.mp4",

@@ -176,6 +176,11 @@ def test_failures_are_shown_the_furthest_off_first(tmp_path):
     shown = [line for line in text.splitlines() if line.startswith("| question |")]
     assert shown == ["| question | Q1? |", "| question | Q2? |", "| question | Q0? |"]
     assert "| answer | A1\\| |" in text and "frames are no longer there" in text
+    info = json.loads((folder / "info.json").read_text())
+    info.pop("frames")  # as of predictions of another program
+    (folder / "info.json").write_text(json.dumps(info))
+    text, _ = page(tmp_path)
+    assert "come without frames" in text and "no longer there" not in text
 
 
 def faithful(overlap, hallucinated):

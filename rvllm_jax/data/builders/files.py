@@ -131,7 +131,8 @@ def _read(
         raise ConversationError(
             f"{where}: only {lacking}{rows if aside else ''}. Results on fewer are not comparable "
             f"with published ones: get the whole files and videos, or build {source.dataset}"
-            "/partial (--config=partial), which says so in every result"
+            "/partial (--allow_partial, of tfds build --config=partial), which says so in every "
+            "result"
         )
     counts = source.published(split)
     facts = {
