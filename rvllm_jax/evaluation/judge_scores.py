@@ -19,6 +19,7 @@ from rvllm_jax.evaluation.facts import UNSUPPORTED
 from rvllm_jax.evaluation.items import FAITHFULNESS, QA
 from rvllm_jax.evaluation.verdicts import Judged
 
+_TOLD_OTHERWISE = ("rule", "max_tokens", "tries", "step")  # in the judge's name, or of no weight
 Mean = Callable[[Sequence[float], Sequence[str]], bootstrap.Estimate]
 
 
@@ -155,6 +156,21 @@ def unjudged_told(result: Mapping[str, Any]) -> str:
         f"{failed}{f' of {of}' if of else ''} verdicts failed, as no reply of the judge could be "
         "read: they count as wrong and score 0, which is the judge's doing, not the model's"
     )
+
+
+def asked_how(result: Mapping[str, Any]) -> list[str]:
+    """What makes one judge two beside its model and prompts: parameters, and the whole-number rule.
+
+    >>> asked_how({"judge": {"parameters": {"temperature": 0.7, "tries": 3}}})
+    ['temperature 0.7']
+    """
+    parameters = result["judge"].get("parameters") or {}
+    words = [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in parameters.items()
+        if name not in _TOLD_OTHERWISE
+    ]
+    return [*words, "scores cut to whole numbers"] if result.get("integer_scores") else words
 
 
 def _seen(info: Mapping[str, Any]) -> set[str] | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rvllm_jax.evaluation.judge_scores import unjudged_told
+from rvllm_jax.evaluation.judge_scores import asked_how, unjudged_told
 
 
 def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -11,9 +11,10 @@ def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
     judge = result["judge"]
     models = ", ".join(judge["models"]) or judge["model"]
     rule = (judge["parameters"] or {}).get("rule")
+    how = ", ".join([*([f"{rule} rule"] if rule else []), *asked_how(result)])
     yield (
         f"{result['benchmark']} {result['split']}{' (partial)' if result['partial'] else ''}, "
-        f"judged by {models}{f' ({rule} rule)' if rule else ''}: {result['n']} questions of "
+        f"judged by {models}{f' ({how})' if how else ''}: {result['n']} questions of "
         f"{result['videos']} videos, {result['failed']['unanswered']} unanswered, "
         f"{result['failed']['unjudged']} without a verdict"
     )

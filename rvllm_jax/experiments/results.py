@@ -10,6 +10,7 @@ from typing import Any
 from rvllm_jax.evaluation.answer_file import read_info_if_any
 from rvllm_jax.evaluation.answered import ANSWERS, INFO
 from rvllm_jax.evaluation.facts import UNSUPPORTED
+from rvllm_jax.evaluation.judge_scores import asked_how
 from rvllm_jax.evaluation.lines import read_lines
 from rvllm_jax.evaluation.questions import EvaluationError
 
@@ -40,7 +41,7 @@ class Scored:
 
     @property
     def judge(self) -> str:
-        """The judge's exact model, and by what prompts."""
+        """The judge's exact model, and by what prompts and parameters."""
         judge = self.scores["judge"]
         models = ", ".join(judge.get("models") or ()) or judge.get("model") or judge["backend"]
         prompts = judge.get("prompts_sha256")
@@ -50,6 +51,7 @@ class Scored:
             models,
             f"rule {rule}" if rule else "",
             f"prompts {prompts[:8]}" if prompts else "",
+            *asked_how(self.scores),
         ]
         return ", ".join(filter(None, words))
 

@@ -175,7 +175,7 @@ def by_type(scored: Scored) -> list[Part]:
     rows = []
     for name, values in types.items():
         main = values.get("accuracy")
-        prior = own.get(name)
+        prior = _prior(own, types, name)
         given = "-" if prior is None or not main else f"{100 * prior:.1f}"
         estimates = [main, values.get("faithfulness", {}).get("overlap")]
         estimates += values.get("criteria", {}).values()
@@ -184,6 +184,27 @@ def by_type(scored: Scored) -> list[Part]:
     if not rows:
         return []
     return [Table(("type", "questions", "accuracy, % [95 %], or scores", "commonest answer"), rows)]
+
+
+def _prior(
+    prior: Mapping[str, float], types: Mapping[str, Mapping[str, Any]], name: str
+) -> float | None:
+    """The commonest answers' share of a type, or over the types that it is made of.
+
+    prior: by the annotations' own types, which may be numbers. types: by name.
+    """
+    counts = {
+        own: values["accuracy"]["n"]
+        for values in types.values()
+        if "accuracy" in values and len(values.get("types", ())) == 1
+        for own in values["types"]
+    }
+    of = types[name].get("types", [name])
+    if len(of) == 1:
+        return prior.get(of[0])
+    if not set(of) <= prior.keys() & counts.keys():
+        return None
+    return sum(prior[own] * counts[own] for own in of) / sum(counts[own] for own in of)
 
 
 def controls(scored: Scored) -> list[Part]:

@@ -47,6 +47,12 @@ def test_accuracy_and_score_over_all_questions():
     published = scores(rows, INFO, integer=True)
     assert published["score"]["value"] == pytest.approx((4 + 3 + 0) / 5)
     assert published["accuracy"] == found["accuracy"] and published["integer_scores"]
+    judge = JUDGE | {"parameters": {"temperature": 0.0, "tries": 3}}
+    told = [
+        next(iter(score_lines(f | {"benchmark": "b", "judge": judge}))) for f in (found, published)
+    ]
+    assert "judged by m (temperature 0):" in told[0]
+    assert "judged by m (temperature 0, scores cut to whole numbers):" in told[1]
 
 
 def test_where_nothing_was_judged_there_is_no_score():

@@ -83,6 +83,44 @@ def test_two_judges_are_never_in_one_chart_and_one_alone_is_not_warned_of(tmp_pa
     assert overall == [["run", "run, blind"]] * 2
 
 
+def test_one_model_asked_in_two_ways_is_two_judges(tmp_path):
+    judge = {"backend": "openai", "model": "j", "models": {"j": 40}, "prompts_sha256": "ab" * 32}
+    for out, parameters, integer in (
+        ("a", {"temperature": 0.0, "max_tokens": 256, "tries": 3}, False),
+        ("b", {"temperature": 0.7, "seed": 3, "max_tokens": 256, "tries": 3}, False),
+        ("c", {"temperature": 0.0, "max_tokens": 256, "tries": 3}, True),
+    ):
+        folder = write(tmp_path / out, benchmark="own", integer_scores=integer)
+        path = folder / "scores.exact.json"
+        told = json.loads(path.read_text()) | {"judge": judge | {"parameters": parameters}}
+        path.write_text(json.dumps(told))
+    text, _ = page(*(tmp_path / out for out in "abc"))
+    named = "j, prompts abababab, temperature"
+    assert f"| {named} 0 | validation |" in text
+    assert (
+        f"3 different judges ({named} 0; {named} 0, scores cut to whole numbers; "
+        f"{named} 0.7, seed 3)" in text
+    )
+
+
+def test_the_commonest_answers_of_numbered_types_stand_beside_their_names(tmp_path):
+    types = {
+        name: {"types": own, "accuracy": estimate(0.5, 0.4, 0.6, n=n)}
+        for name, own, n in (
+            *(("motion", ["0"], 9), ("yes/no", ["3"], 30), ("color", ["4"], 10)),
+            ("free", ["3", "4"], 40),
+        )
+    }
+    folder = write(tmp_path, benchmark="activitynet_qa", split="test", by_type=types)
+    path = folder / "info.json"
+    prior = {"how": "h", "rule": "r", "accuracy": {"all": 0.4, "3": 0.6, "4": 0.2}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prior": prior}))
+    text, _ = page(tmp_path)
+    assert "| yes/no | 30 | 50.0 [40.0, 60.0] | 60.0 |" in text
+    assert "| free | 40 | 50.0 [40.0, 60.0] | 50.0 |" in text
+    assert "| motion | 9 | 50.0 [40.0, 60.0] | - |" in text  # none is known
+
+
 def test_where_nothing_was_judged_no_score_and_no_failure_of_the_model_is_shown(tmp_path):
     failed = {"failed": {"unanswered": 0, "unjudged": 40}, "answered": 40}
     types = {"what": {"accuracy": estimate(None)}, "who": {"accuracy": estimate(None)}}
