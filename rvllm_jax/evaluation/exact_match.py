@@ -13,7 +13,7 @@ space are taken off, and by the type of the answer:
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rvllm_jax.evaluation.answers import normalise
 from rvllm_jax.evaluation.items import Item
@@ -84,12 +84,18 @@ def same(answer: str, truth: str, type: str = "") -> dict[str, bool]:
 
 
 def official(
-    predictions: Sequence[tuple[str, str]], truths: Mapping[str, tuple[str, str]]
+    predictions: Sequence[tuple[str, str]],
+    truths: Mapping[str, tuple[str, str]],
+    free: Collection[str] = (),
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Accuracy of predictions (question id, answer) by ActivityNet-QA's evaluator, and questions.
 
     truths: question id -> (type, answer), of every question. Returns `{"all": share, TYPE: share}`
     and counts likewise; duplicated predictions count as often as they come, missing ones as wrong.
+    free: types that are told together too, as "free". The evaluator's own "Free" has the right ones
+    of these over the questions of whichever types stand behind the first three in the annotations
+    (its dictionary was ordered by type before Python 3.6): 62.7 % in place of 45.0 %, for instance.
+    Here it is over their own questions.
     Raises KeyError, as the evaluator does, for a prediction about no question of `truths`.
     """
     counts = Counter(type for type, _ in truths.values())
@@ -98,7 +104,12 @@ def official(
         type, truth = truths[id]
         right[type] += answer == truth
     shares = {type: right[type] / counts[type] for type in sorted(counts)}
-    return {"all": right.total() / counts.total()} | shares, {"all": counts.total()} | dict(counts)
+    if own := counts.keys() & set(free):
+        counted = sum(counts[type] for type in own)
+        shares["free"] = sum(right[type] for type in own) / counted
+        counts["free"] = counted
+    total = len(truths)
+    return {"all": right.total() / total} | shares, {"all": total} | dict(counts)
 
 
 def _plain(text: str, type: str) -> str:

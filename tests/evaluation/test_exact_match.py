@@ -98,5 +98,9 @@ def test_the_official_rule_counts_duplicates_and_misses_nothing():
     accuracy, counts = official([("a", "yes"), ("a", "yes"), ("b", "yes")], truths)
     assert accuracy == {"all": 0.5, "3": 1.0, "7": 0.0}
     assert counts == {"all": 4, "3": 2, "7": 2}
+    truths |= {"e": ("0", "run"), "f": ("0", "swim")}
+    accuracy, counts = official([("a", "yes"), ("c", "1"), ("e", "run")], truths, ("3", "7", "8"))
+    assert (accuracy["free"], counts["free"]) == (0.5, 4)
+    assert (accuracy["all"], counts["all"]) == (0.5, 6)
     with pytest.raises(KeyError):
-        official([("e", "yes")], truths)
+        official([("none", "yes")], truths)
