@@ -15,6 +15,7 @@ from rvllm_jax.data.pipeline import ERRORS, UNREADABLE, Dataset, question_batche
 from rvllm_jax.data.templates import Template
 from rvllm_jax.data.tokenizer import Tokenizer
 from rvllm_jax.evaluation.asked_groups import Group, Plan
+from rvllm_jax.evaluation.controls import SWAPPED
 from rvllm_jax.evaluation.questions import EvaluationError, Question
 from rvllm_jax.generation.decode import before_stop, generate
 from rvllm_jax.hosts.compiling import compiled_together
@@ -149,7 +150,7 @@ class Answering:
                 own = self._voted(
                     [(self._cut(tokens[first + r, place]), group.views[r].count) for r in read]
                 )
-            clips = self._clips(group.clip, [group.views[row] for row in read])
+            clips = self._clips(group, [group.views[row] for row in read])
             yield Said(question, group.control, self._text(own), own, clips, seconds, "")
 
     def _cut(self, ids: np.ndarray) -> list[int]:
@@ -167,14 +168,17 @@ class Answering:
             ids.setdefault(text, own)
         return ids[max(votes, key=votes.__getitem__)]
 
-    def _clips(self, clip: int, views) -> list[dict[str, Any]]:
+    def _clips(self, group: Group, views) -> list[dict[str, Any]]:
         dataset = self.dataset
-        times = dataset.store.timestamps(dataset.conversations[dataset.clips[clip]].video)
+        video = dataset.conversations[dataset.clips[group.clip]].video
+        times = dataset.store.timestamps(video)
+        shown = {"video": video} if group.control == SWAPPED else {}  # not the question's own
         return [
             {
                 "start_s": round(float(times[view.indices[0]]), 3),
                 "crop": "y={} x={} size={}".format(*view.box),
                 "count": view.count,
+                **shown,
             }
             for view in views
         ]

@@ -82,6 +82,9 @@ def test_controls_are_asked_of_a_drawn_part(whole):
     drawn = by_control["blind"].keys()
     assert len(drawn) == 4
     assert drawn == by_control["shuffled"].keys() == by_control["swapped"].keys()
+    for answer in AnswerFile.read(folder):
+        named = {clip.get("video", answer["video"]) for clip in answer["clips"]}
+        assert (answer["video"] in named) is (answer["control"] != "swapped" and bool(named))
     plain = {id: by_control[""][id] for id in drawn}
     assert any(by_control[control] != plain for control in ("blind", "swapped"))
     same = {}
