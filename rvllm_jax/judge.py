@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 from rvllm_jax.data.conversations import ConversationError
@@ -129,6 +129,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("name either --results=OUT or --compare=FILE,FILE")
     if bool(PREDICTIONS.value) != bool(ANNOTATIONS.value):
         raise app.UsageError("--predictions and --annotations go together")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of reading a checkpoint
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

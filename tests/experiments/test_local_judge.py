@@ -1,5 +1,11 @@
 """A model of ours as judge: it reads the text alone, and replies like any other judge."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +26,7 @@ from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import VisualLayout
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow  # compiles for half a minute and more
 
 MESSAGES = [{"role": "system", "content": "red?"}, {"role": "user", "content": "left or up?"}]
@@ -71,18 +78,41 @@ def test_too_long_a_prompt_is_no_reply(parts):
         parts[2]([{"role": "user", "content": "which way? " * 200}])
 
 
-def test_a_judge_of_nonsense_fails_every_item_and_keeps_what_it_said(parts, tmp_path):
-    (tmp_path / "info.json").write_text('{"benchmark": "own", "split": "test"}')
+@pytest.fixture
+def answered(tmp_path):
+    """OUT/own with two answers."""
+    folder = tmp_path / "out/own"
+    folder.mkdir(parents=True)
+    (folder / "info.json").write_text('{"benchmark": "own", "split": "test"}')
     line = (
         '{"question_id": "q%d", "video": "v", "question": "?", "truth": "a", "type": "", '
         '"criteria": [], "pair": "", "control": "", "answer": "b", "failed": ""}\n'
     )
-    (tmp_path / "answers.jsonl").write_text(line % 1 + line % 2)
+    (folder / "answers.jsonl").write_text(line % 1 + line % 2)
+    return folder
+
+
+def test_a_judge_of_nonsense_fails_every_item_and_keeps_what_it_said(parts, answered):
     prompts = Prompts({"QA": {"user": "{answer} {prediction}?"}})
     by = judges.chat(parts[2], "run", prompts, backend="local", parameters={}, tries=1)
-    result, done = judge_benchmark(tmp_path, by, Scoring())
+    result, done = judge_benchmark(answered, by, Scoring())
     assert done.judged == 2 and result["failed"]["unjudged"] == 2
-    assert result["accuracy"]["value"] == 0 and result["judge"]["models"] == {"run, step 3": 2}
+    assert result["accuracy"]["value"] is None  # what nobody could read says nothing
+    assert result["judge"]["models"] == {"run, step 3": 2}
+
+
+def test_the_command_tells_its_verdicts_and_nothing_of_reading_the_model(
+    run_folder, answered, tmp_path
+):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"QA": {"user": "{answer} {prediction}?"}}')
+    done = subprocess.run(
+        [sys.executable, "-m", "rvllm_jax.judge", f"--results={answered.parent}", "--tries=1",
+         "--backend=local", f"--model={run_folder}", f"--prompts={prompts}", "--max_tokens=4"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "own test, judged by" in done.stdout, done.stderr
+    assert not re.search(r"^I\d{4} ", done.stderr, re.MULTILINE), done.stderr
 
 
 def test_no_such_model(tmp_path):
