@@ -112,7 +112,10 @@ class _Part:
         return {"criteria": means, "mean_of_criteria": sum(values) / len(values) if known else None}
 
     def _faithfulness(self, judged: Sequence[Judged]) -> dict[str, Any]:
-        """An answer that states no fact has no overlap: counted apart, and not hallucinated."""
+        """An answer that states no fact has no overlap: counted apart, and not hallucinated.
+
+        A question without an answer or a verdict stays in both denominators, with no fact right.
+        """
         stating = [j for j in judged if j.failed or j.overlap is not None]
         return {
             "overlap": self._mean(stating, lambda j: j.overlap or 0.0),

@@ -50,8 +50,8 @@ def _explained() -> list[Part]:
     return [
         Text(
             "Every question is in every denominator: one that was not answered, since its video is "
-            "missing or unreadable, or not judged, is wrong and scores 0. Intervals are 95 %, by "
-            "drawing videos."
+            "missing or unreadable, or not judged, is wrong and scores 0; where facts are counted "
+            "it is among the hallucinated. Intervals are 95 %, by drawing videos."
         )
     ]
 

@@ -247,6 +247,7 @@ def test_faithfulness_has_a_table_of_its_own_and_only_inventions_are_failures(tm
     assert "| run | 90.0 [no interval] | 10.0 [no interval] (below 50 %) | 3 | facts | v" in text
     assert len([line for line in text.splitlines() if line.startswith("| run | 62.1")]) == 1
     assert "different judges" not in text  # they are in no table together
+    assert "where facts are counted it is among the hallucinated" in text
     own = "facts 87.5 [no interval]; hallucinated 12.5 [no interval]"
     assert (
         f"| blind | 20 | facts 25.0 [no interval]; hallucinated 75.0 [no interval] | {own}" in text
