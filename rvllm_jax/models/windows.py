@@ -24,10 +24,9 @@ def convolve(x_NhwC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """The convolution with `kernel` [k, k, C, O], padded by k // 2 on every side, as torch's."""
     size, _, inputs, _ = kernel.shape
     places = x_NhwC.size // (inputs * stride**2)
-    shifted = placement.platform() == "cpu" and places >= MANY
-    if shifted and size == 3 and inputs >= 16 or shifted and (size, stride) == (7, 2):
-        return _convolve_shifted(x_NhwC, kernel, stride)
-    return _convolve(x_NhwC, kernel, stride)
+    worth_it = places >= MANY and (size == 3 and inputs >= 16 or (size, stride) == (7, 2))
+    shifted = worth_it and placement.platform() == "cpu"
+    return (_convolve_shifted if shifted else _convolve)(x_NhwC, kernel, stride)
 
 
 def _convolve(x_NhwC, kernel, stride):

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 
+from rvllm_jax.models.placement import platform
 from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.training.parallel import JitParallel, PmapParallel
 from rvllm_jax.training.stages import FROZEN, Stage
@@ -81,7 +82,7 @@ class Holding:
         places = self.layout.arrays(self.model.params, self.model.stats)
         where = tuple({p: x for p, x in part.items() if p not in start} for part in places)
         # On CPU the same bits, compiled in half the time: a program that runs once.
-        quick = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        quick = {"xla_backend_optimization_level": 1} if platform() == "cpu" else None
         params, stats = jax.jit(init, out_shardings=where, compiler_options=quick)(key)
         if start:
             # Rounded for good, as what is drawn, where no stage trains it.
