@@ -70,7 +70,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
                 name = match[1]
                 found[name] = []
                 entry = name if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # not the "}}," that ends a kernel's own lines
             name = None
         else:
             found[name].append(line)

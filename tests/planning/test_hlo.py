@@ -106,3 +106,18 @@ ENTRY %main (a: bf16[8,4]) -> bf16[8,4] {
     (reduce,) = hlo.collectives(text, 8)
     assert (reduce.devices, reduce.times, reduce.shape) == (4, 32, (8, 4))
     assert reduce.received == 32 * 2 * (64 + 8) * 3 / 4
+
+
+def test_a_kernel_of_several_lines_does_not_end_its_computation():
+    text = """HloModule step
+
+ENTRY %main (a: bf16[8,128]) -> bf16[512,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  %k = bf16[8,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="splash"}
+  ROOT %g = bf16[512,128]{1,0} all-gather(%k), replica_groups=[1,64]<=[64], dimensions={0}
+}
+"""  # noqa: E501
+    (gather,) = hlo.collectives(text, 64)
+    assert gather.shape == (512, 128)
