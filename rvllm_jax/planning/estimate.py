@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jax.sharding import AbstractMesh
+
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.planning import flops, memory, speed
 from rvllm_jax.planning.compiled import Compiled
@@ -59,7 +61,7 @@ def make(
     if clips_a_device:
         stage = dataclasses.replace(stage, batch=clips_a_device * rows * stage.accumulate)
     stage.check(model.params, rows)
-    measured = memory.measure(recipe, stage, model, mesh)
+    measured = memory.measure(recipe, stage, model, mesh, topology.platform)
     fits = measured.peak <= topology.chip.usable
     return Plan(
         recipe=recipe,
@@ -69,7 +71,7 @@ def make(
         memory=measured,
         work=flops.step(recipe, stage, model.params),
         speed=speed.predict(recipe, stage, model, mesh, topology, efficiency),
-        largest_batch=_largest_batch(recipe, stage, measured, rows, topology.chip.usable),
+        largest_batch=_largest_batch(recipe, stage, measured, mesh, topology),
         advice="" if fits else _advice(recipe, stage, model, topology),
         scaling=speed.scaling(
             recipe, stage, model, mesh.shape["tensor"], stage.batch // rows, topology, efficiency
@@ -78,12 +80,13 @@ def make(
     )
 
 
-def _largest_batch(recipe: Recipe, stage: Stage, measured: Memory, rows: int, usable: int) -> int:
+def _largest_batch(
+    recipe: Recipe, stage: Stage, measured: Memory, mesh: AbstractMesh, topology: Topology
+) -> int:
     """Activations and input grow with the rows, the rest does not."""
-    fixed = measured.parameters + measured.gradients + measured.optimizer + measured.batchnorm
-    per_row = (measured.peak - fixed) / (stage.batch / rows)
-    count = max(int((usable - fixed) / per_row), 0)
-    return count // stage.accumulate * stage.accumulate * rows
+    room = topology.chip.usable - (measured.peak - measured.activations - measured.input)
+    count = memory.largest_micro_batch(recipe, stage, mesh, room, topology.platform)
+    return count * stage.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def _advice(recipe: Recipe, stage: Stage, model: PureModel, topology: Topology) -> str:
@@ -91,7 +94,7 @@ def _advice(recipe: Recipe, stage: Stage, model: PureModel, topology: Topology) 
 
     def peak_of(recipe: Recipe, stage: Stage) -> int:
         mesh = memory.abstract_mesh(recipe, topology.chips)
-        return memory.measure(recipe, stage, model, mesh).peak
+        return memory.measure(recipe, stage, model, mesh, topology.platform).peak
 
     usable, peak, done = topology.chip.usable, peak_of(recipe, stage), []
     text = (

@@ -51,6 +51,8 @@ def _memory(plan: Plan) -> list[str]:
         lines.append(_row("Peak, by the compiler", f"{plan.compiled.peak / GB:.2f}"))
         lines.append(_row("Formula / compiler", f"{ratio:.2f}"))
     lines.append(_row(f"A {plan.topology.kind} has", f"{plan.topology.chip.usable / GB:.2f}"))
+    if plan.compiled and plan.compiled.effort == "least":
+        lines += ["", "Compiled with the least effort: more memory than training will take."]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines += ["", f"It {verdict}. Largest batch that fits, by formula: {plan.largest_batch} clips."]
     if plan.recipe.data.frames % plan.mesh["tensor"] and plan.stage.input == "video":
