@@ -85,7 +85,7 @@ def _speed(plan: Plan, pairs: int) -> list[str]:
     lines = [
         f"Links: each device receives {made.link_bytes / GB:.2f} GB a step by formula"
         + (f", {sum(plan.compiled.received.values()) / GB:.2f} GB in the compiled program"
-           if plan.compiled and plan.compiled.fits else "")
+           if plan.compiled and plan.compiled.fits and plan.compiled.effort == "full" else "")
         + ".",
         f"Predicted: {made.clips_a_second:.2f} clips/s, {made.seconds:.3f} s a step "
         f"(arithmetic {made.arithmetic:.3f} s, links {made.transfer:.3f} s), at "
