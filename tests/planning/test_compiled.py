@@ -37,12 +37,13 @@ def test_the_tiny_recipe_compiles_for_four_chips(config):
 
 @pytest.mark.parametrize(("effort", "number"), [("least", "-1.0"), ("full", "0.0")])
 def test_the_effort_reaches_the_compiler(tmp_path, config, effort, number):
-    assert jax.config.jax_exec_time_optimization_effort == 0.0  # JAX knows the setting
+    if jax.version.__version_info__ < (0, 11):  # JAX knows the setting
+        assert jax.config.jax_exec_time_optimization_effort == 0.0
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\ncat > /dev/null\n"
         f'[ "$JAX_EXEC_TIME_OPTIMIZATION_EFFORT" = {number} ] && '
-        """echo '{"used": 2, "limit": 1}'\n"""
+        f"""echo '{{"used": 2, "limit": 1, "effort": "{effort}"}}'\n"""
     )
     python.chmod(0o755)
     made = compile_on(str(python), config, "joint", 4, SLICE, effort)
@@ -50,5 +51,5 @@ def test_the_effort_reaches_the_compiler(tmp_path, config, effort, number):
 
 
 def test_an_answer_of_a_program_that_does_not_fit():
-    made = read_answer({"used": 3.0, "limit": 2.0})
+    made = read_answer({"used": 3.0, "limit": 2.0, "effort": "full"})
     assert not made.fits and made.peak == 3

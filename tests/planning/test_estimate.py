@@ -60,7 +60,10 @@ def test_a_batch_that_does_not_divide_is_refused(paper):
 def test_the_compilers_figures_count_where_there_are_some(paper):
     made = plan(*paper, "v5e:8x8", clips_a_device=1)
     answer = {"state": 10, "temporary": 5, "output": 1, "received": {}, "largest": []}
-    compiled = dataclasses.replace(made, compiled=read_answer(answer))
+    effort = {"effort": "full"}
+    compiled = dataclasses.replace(made, compiled=read_answer(answer | effort))
     assert compiled.peak == 16 and compiled.fits
-    overflow = dataclasses.replace(made, compiled=read_answer({"used": 2e10, "limit": 1e10}))
+    overflow = dataclasses.replace(
+        made, compiled=read_answer({"used": 2e10, "limit": 1e10} | effort)
+    )
     assert overflow.peak == 2e10 and not overflow.fits
