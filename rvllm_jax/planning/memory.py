@@ -143,8 +143,8 @@ def _decoder(recipe: Recipe, rows: float, tensor: int, platform: str) -> tuple[f
     elif recipe.model.remat == "none":
         kept += square * (wide + size) + size * (heads + hidden + 4 * tokens * llama.width)
     matrices = llama.width * (2 * query + 2 * key_value + 3 * llama.mlp_width) / tensor
-    # A layer's matrices as they are gathered, and their gradients before they are split.
-    gathered = 2 * size * matrices
+    # A layer's matrices and the next's as they are gathered, and gradients before they are split.
+    gathered = 3 * size * matrices
     chunk = recipe.model.loss_chunk or length
     vocabulary = llama.vocab_size / tensor
     loss = rows * min(chunk, length) * vocabulary * 2 * wide
