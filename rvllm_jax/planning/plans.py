@@ -1,6 +1,5 @@
 """The plans that a command line asks for: every stage on every topology."""
 
-import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -49,7 +48,7 @@ def make_all(
     if not _can_compile(tpu_python, topologies) or recipe.parallel != "jit":
         return made
     return [
-        dataclasses.replace(plan, compiled=_compile(plan, config, tpu_python))
+        estimate.with_compiled(plan, model, _compile(plan, config, tpu_python))
         if plan.topology.is_tpu
         else plan
         for plan in made

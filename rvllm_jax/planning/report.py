@@ -53,14 +53,7 @@ def _memory(plan: Plan) -> list[str]:
     lines.append(_row(f"A {plan.topology.kind} has", f"{plan.topology.chip.usable / GB:.2f}"))
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines += ["", f"It {verdict}. Largest batch that fits, by formula: {plan.largest_batch} clips."]
-    if plan.recipe.data.frames % plan.mesh["tensor"] and plan.stage.input == "video":
-        lines.append(
-            f"config.data.frames={plan.recipe.data.frames} does not divide by tensor="
-            f"{plan.mesh['tensor']}: each of those devices encodes all frames of its clips."
-        )
-    if plan.stage.accumulate > 1 and plan.recipe.model.norm == "batch":
-        clips = plan.stage.batch // plan.stage.accumulate
-        lines.append(f"BatchNorm's statistics are those of each micro-batch of {clips} clips.")
+    lines += plan.notes
     if not plan.topology.is_tpu and plan.peak > 0.75 * plan.topology.chip.memory:
         lines.append("JAX takes 75 % of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95.")
     return lines
@@ -77,7 +70,9 @@ def _work(plan: Plan) -> list[str]:
 
 def _speed(plan: Plan, pairs: int) -> list[str]:
     chip, made = plan.topology.chip, plan.speed
-    clips = made.clips_a_second / plan.topology.hosts
+    # Hosts that the mesh's `tensor` axis joins read the same rows.
+    hosts = min(plan.topology.hosts, plan.mesh["data"] * plan.mesh["fsdp"])
+    clips = made.clips_a_second / hosts
     row = memory.row_bytes(plan.recipe, plan.stage)
     duration = speed.hours(made, plan.stage, pairs, plan.recipe.data.questions)
     lines = [
