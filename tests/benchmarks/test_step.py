@@ -62,6 +62,8 @@ def test_the_peak_is_the_chips():
         ([f"--config={CONFIG}", "--set", "data.questions=99"], "too few for"),
         ([f"--config={CONFIG}", "--set", *SMALL[:-1], "stages.joint.batch=3"], "multiple of 8"),
         ([f"--config={CONFIG}", "--rounds=0"], "--rounds=0"),
+        ([f"--config={CONFIG}", "--set", *SMALL, "mesh.tensor=8", "mesh.data=1"], "divisor of 2"),
+        ([f"--config={CONFIG}", "--json=nowhere/x.json"], "--json=nowhere/x.json"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, said, capsys):
