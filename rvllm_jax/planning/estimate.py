@@ -14,7 +14,7 @@ from rvllm_jax.planning.memory import Memory
 from rvllm_jax.planning.speed import Speed
 from rvllm_jax.planning.topologies import Topology
 from rvllm_jax.recipe import Recipe
-from rvllm_jax.training.stages import Stage
+from rvllm_jax.training.stages import Stage, StageError
 
 WORTH_TELLING = 2**20  # bytes of parameters that a mesh does not divide
 
@@ -66,6 +66,12 @@ def make(
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if clips_a_device:
         stage = dataclasses.replace(stage, batch=clips_a_device * rows * stage.accumulate)
+    if stage.batch % (rows * stage.accumulate):
+        raise StageError(
+            f"config.stages.{stage.name}.batch={stage.batch} must be a multiple of {rows} devices "
+            f"x accumulate={stage.accumulate}: set it to such a multiple, config.mesh to fewer "
+            "devices in data x fsdp, or --clips_a_device to the rows that each of them takes"
+        )
     stage.check(model.params, rows)
     measured = memory.measure(recipe, stage, model, mesh)
     fits = measured.peak <= topology.chip.usable
@@ -77,7 +83,7 @@ def make(
         memory=measured,
         work=flops.step(recipe, stage, model.params),
         speed=speed.predict(recipe, stage, model, mesh, topology, efficiency),
-        largest_batch=_largest_batch(recipe, stage, model, mesh, topology.chip.usable),
+        largest_batch=_largest_batch(recipe, stage, model, mesh, measured, topology.chip.usable),
         advice="" if fits else _advice(recipe, stage, model, topology),
         scaling=speed.scaling(
             recipe, stage, model, mesh.shape["tensor"], stage.batch // rows, topology, efficiency
@@ -124,14 +130,22 @@ def _notes(recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh) -
 
 
 def _largest_batch(
-    recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh, usable: int
+    recipe: Recipe,
+    stage: Stage,
+    model: PureModel,
+    mesh: AbstractMesh,
+    measured: Memory,
+    usable: int,
 ) -> int:
     """By halving: activations grow with the rows, but what a layer gathers does not."""
     unit = mesh.shape["data"] * mesh.shape["fsdp"] * stage.accumulate
+    peaks = {stage.batch // unit: measured.peak}
 
     def left(count: int) -> int:
-        own = dataclasses.replace(stage, batch=count * unit)
-        return usable - memory.measure(recipe, own, model, mesh).peak
+        if count not in peaks:
+            own = dataclasses.replace(stage, batch=count * unit)
+            peaks[count] = memory.measure(recipe, own, model, mesh).peak
+        return usable - peaks[count]
 
     one, two = left(1), left(2)
     if one < 0:

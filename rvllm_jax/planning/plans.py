@@ -8,11 +8,14 @@ from typing import Any
 from absl import logging
 
 from rvllm_jax.experiments.run import build_model
+from rvllm_jax.models.pure import PureModel
 from rvllm_jax.planning import estimate, speed
 from rvllm_jax.planning.compiled import compile_on
 from rvllm_jax.planning.estimate import Plan
 from rvllm_jax.planning.topologies import Topology, known
 from rvllm_jax.recipe import Recipe
+from rvllm_jax.training.sharding import MeshError
+from rvllm_jax.training.stages import Stage, StageError
 
 
 def make_all(
@@ -38,9 +41,7 @@ def make_all(
         raise ValueError(f"--stages={','.join(stages)}: config.schedule has {names}, not {unknown}")
     model = build_model(recipe)
     made = [
-        estimate.make(
-            recipe, stage, model, each, clips_a_device=clips_a_device, efficiency=efficiency
-        )
+        _make(recipe, stage, model, each, clips_a_device=clips_a_device, efficiency=efficiency)
         for each in topologies
         for stage in recipe.stages
         if stage.name in (stages or names)
@@ -53,6 +54,13 @@ def make_all(
         else plan
         for plan in made
     ]
+
+
+def _make(recipe: Recipe, stage: Stage, model: PureModel, topology: Topology, **kinds) -> Plan:
+    try:
+        return estimate.make(recipe, stage, model, topology, **kinds)
+    except (MeshError, StageError) as error:
+        raise ValueError(f"--topology={topology.name}: {error}") from error
 
 
 def _compile(plan: Plan, config: dict[str, Any], python: str):

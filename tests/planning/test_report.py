@@ -19,6 +19,16 @@ def test_a_host_reads_the_rows_that_its_devices_hold(recipe, paper, fsdp, tensor
     assert f"each of 8 hosts decodes {rate:.2f} clips/s" in report.describe(made, 1000)
 
 
+def test_a_stage_of_text_decodes_no_frames(tiny):
+    recipe, model = tiny
+    shown = [
+        report.describe(estimate.make(recipe, stage, model, topologies.parse("v5e:2x2")), 1)
+        for stage in recipe.stages
+    ]
+    assert ["frames/s" in each for each in shown] == [False, True, True]
+    assert "rows of text a second and hands its devices" in shown[0]
+
+
 def test_what_the_plan_notes_stands_in_it(recipe, paper):
     assert "micro-batch" not in text(*paper)
     changed = recipe("paper", stages__joint__accumulate=4)
@@ -30,6 +40,6 @@ def test_the_compilers_figures_stand_beside_the_formulas(paper):
     answer = {"state": 10**9, "temporary": 10**9, "output": 0, "largest": []}
     answer["received"] = {"all-gather": 3e9, "all-reduce": 4e9}
     shown = report.describe(dataclasses.replace(made, compiled=read_answer(answer)), 1000)
-    for said in ("Peak, by the compiler | 2.00", "7.00 GB in the compiled program"):
+    for said in ("Peak, by the compiler | 2.00", "7 GB in the compiled program"):
         assert said in shown
     assert f"Formula / compiler | {made.memory.peak / 2e9:.2f}" in shown
