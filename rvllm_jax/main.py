@@ -42,7 +42,7 @@ flags.adopt_module_key_flags(cluster_flags)
 # Keys that may change when a working directory is continued: they change nothing that is trained,
 # and what other test questions make of it is asked anew.
 MAY_CHANGE = (
-    *("data.workers", "data.store", "data.test", "mesh", "checkpoint", "log_every"),
+    *("data.workers", "data.store", "data.test", "mesh", "parallel", "checkpoint", "log_every"),
     *("max_skipped", "max_unreadable"),
 )
 # Keys that may differ between the hosts of a run: what each has for itself.

@@ -24,8 +24,11 @@ MESHES = {
     "jit": {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "stages__visual__batch": 8},
     "pmap": {"parallel": "pmap"},
 }
-# What the continued run has instead: a checkpoint goes on over any mesh.
-ANOTHER = {"jit": {"mesh__data": 1, "mesh__fsdp": 8, "mesh__tensor": 1}, "pmap": {}}
+# What the continued run has instead: a checkpoint goes on over any mesh, and from pmap to jit.
+ANOTHER = {
+    "jit": {"mesh__data": 1, "mesh__fsdp": 8, "mesh__tensor": 1},
+    "pmap": {"parallel": "jit"},
+}
 OTHER_KEY = jax.random.key(99)  # not that of the seed
 BFLOAT = "bfloat16"
 
