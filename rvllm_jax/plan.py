@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from rvllm_jax.command_line import parse, told_without_traceback
 from rvllm_jax.config import resolve
 from rvllm_jax.planning import plans, report, speed, topologies
-from rvllm_jax.planning.compiled import NoCompiler
+from rvllm_jax.planning.compiled import EFFORTS, NoCompiler
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe, such as configs/joint.py:paper.", lock_config=True
@@ -34,6 +34,14 @@ EFFICIENCY = flags.DEFINE_float(
     upper_bound=1.0,
 )
 COMPILE = flags.DEFINE_bool("compile", True, "Compile for TPUs; False: by formula only.")
+EFFORT = flags.DEFINE_enum(
+    "compile_effort",
+    "least",
+    list(EFFORTS),
+    "Of compiling: 'least' takes a minute or two and tells more memory than training will take; "
+    "'full' compiles what training does, and takes five times as long and more (as JAX 0.11 does "
+    "in either case).",
+)
 TPU_PYTHON = flags.DEFINE_string(
     "tpu_python", sys.executable, "A Python with libtpu, to compile with."
 )
@@ -53,6 +61,7 @@ def main(argv: list[str]) -> None:
             clips_a_device=CLIPS.value,
             efficiency=EFFICIENCY.value,
             tpu_python=TPU_PYTHON.value if COMPILE.value else "",
+            effort=EFFORT.value,
         )
     except (ValueError, NoCompiler) as error:
         sys.exit(f"error: {error}")

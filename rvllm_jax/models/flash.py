@@ -26,15 +26,23 @@ def choose(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> Callable 
     decoding, one token, is left to XLA: it is bound by reading the cache.
     """
     q, k = q_BTNH, k_BSKH
-    if q.shape[1] == 1 or not q.dtype == k.dtype == v_BSKH.dtype:
+    if not q.dtype == k.dtype == v_BSKH.dtype:
         return None
-    platform = placement.platform()
-    if platform == "tpu" and q.dtype in (jnp.bfloat16, jnp.float32):
-        tokens, heads = (q.shape[1], k.shape[1]), (q.shape[2], k.shape[2])
-        fits = all(size % TILES[-1] == 0 for size in tokens) and q.shape[3] % 64 == 0
-        return splash if fits and placement.divides(len(q), *heads) else None
-    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
-        return cudnn if q.shape[3] % 8 == 0 and q.shape[3] <= 128 and _has_cudnn() else None
+    kernel = of_shapes(placement.platform(), q.dtype, (q.shape[1], k.shape[1]), q.shape[3])
+    if kernel is splash and not placement.divides(len(q), q.shape[2], k.shape[2]):
+        return None
+    return None if kernel is cudnn and not _has_cudnn() else kernel
+
+
+def of_shapes(platform: str, dtype, tokens: tuple[int, int], head_dim: int) -> Callable | None:
+    """What runs on that platform for so many (queries, keys) of a row; None: only the products."""
+    if tokens[0] == 1:
+        return None
+    if platform == "tpu" and dtype in (jnp.bfloat16, jnp.float32):
+        fits = all(size % TILES[-1] == 0 for size in tokens) and head_dim % 64 == 0
+        return splash if fits else None
+    if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16):
+        return cudnn if head_dim % 8 == 0 and head_dim <= 128 else None
     return None
 
 

@@ -17,6 +17,10 @@ SETTINGS = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
+# ResNet-50's convolutions take most of the time. With the least effort a step has compiled in a
+# fifth of it, and its program takes more memory and links than the one that training compiles.
+# JAX 0.11 has no such setting, reads none, and compiles fully.
+EFFORTS = {"least": "-1.0", "full": "0.0"}
 
 
 class NoCompiler(RuntimeError):
@@ -33,21 +37,29 @@ class Compiled:
     temporary: int
     received: dict[str, float]  # bytes that each device receives in a step, by kind
     largest: tuple[dict[str, Any], ...] = ()  # of the collectives
+    effort: str = "full"  # of EFFORTS, that was spent
 
 
 def compile_on(
-    python: str, config: dict[str, Any], stage: str, batch: int, topology: Topology
+    python: str,
+    config: dict[str, Any],
+    stage: str,
+    batch: int,
+    topology: Topology,
+    effort: str = "least",
 ) -> Compiled:
-    """Compiles the step of `stage` with `batch` rows; takes a minute, several for large slices.
+    """Compiles the step of `stage` with `batch` rows; takes one to three minutes.
 
-    `config`: the configuration as a dictionary. Raises NoCompiler, with what to do.
+    `config`: the configuration as a dictionary. `effort`: of EFFORTS; "full" takes five times as
+    long and more. Raises NoCompiler, with what to do.
     """
     request = {"config": config, "stage": stage, "batch": batch, "topology": topology.name}
     command = [python, "-m", "rvllm_jax.planning.compile_step"]
     # That Python may have another copy of this package, or none.
     own = str(Path(__file__).parents[2])
     path = os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, **SETTINGS, "PYTHONPATH": path}
+    settings = {**SETTINGS, "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": EFFORTS[effort]}
+    environment = {**os.environ, **settings, "PYTHONPATH": path}
     try:
         done = subprocess.run(
             command,
@@ -75,7 +87,7 @@ def compile_on(
 def read_answer(answer: dict[str, Any]) -> Compiled:
     """What compile_step.py printed."""
     if "used" in answer:
-        return Compiled(False, int(answer["used"]), 0, 0, {})
+        return Compiled(False, int(answer["used"]), 0, 0, {}, effort=answer["effort"])
     return Compiled(
         fits=True,
         peak=answer["state"] + answer["temporary"] + answer["output"],
@@ -83,4 +95,5 @@ def read_answer(answer: dict[str, Any]) -> Compiled:
         temporary=answer["temporary"],
         received=answer["received"],
         largest=tuple(answer["largest"]),
+        effort=answer["effort"],
     )

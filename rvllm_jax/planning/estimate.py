@@ -73,7 +73,7 @@ def make(
             "devices in data x fsdp, or --clips_a_device to the rows that each of them takes"
         )
     stage.check(model.params, rows)
-    measured = memory.measure(recipe, stage, model, mesh)
+    measured = memory.measure(recipe, stage, model, mesh, topology.platform)
     fits = measured.peak <= topology.chip.usable
     return Plan(
         recipe=recipe,
@@ -83,7 +83,7 @@ def make(
         memory=measured,
         work=flops.step(recipe, stage, model.params),
         speed=speed.predict(recipe, stage, model, mesh, topology, efficiency),
-        largest_batch=_largest_batch(recipe, stage, model, mesh, measured, topology.chip.usable),
+        largest_batch=_largest_batch(recipe, stage, measured, mesh, topology),
         advice="" if fits else _advice(recipe, stage, model, topology),
         scaling=speed.scaling(
             recipe, stage, model, mesh.shape["tensor"], stage.batch // rows, topology, efficiency
@@ -130,34 +130,12 @@ def _notes(recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh) -
 
 
 def _largest_batch(
-    recipe: Recipe,
-    stage: Stage,
-    model: PureModel,
-    mesh: AbstractMesh,
-    measured: Memory,
-    usable: int,
+    recipe: Recipe, stage: Stage, measured: Memory, mesh: AbstractMesh, topology: Topology
 ) -> int:
-    """By halving: activations grow with the rows, but what a layer gathers does not."""
-    unit = mesh.shape["data"] * mesh.shape["fsdp"] * stage.accumulate
-    peaks = {stage.batch // unit: measured.peak}
-
-    def left(count: int) -> int:
-        if count not in peaks:
-            own = dataclasses.replace(stage, batch=count * unit)
-            peaks[count] = memory.measure(recipe, own, model, mesh).peak
-        return usable - peaks[count]
-
-    one, two = left(1), left(2)
-    if one < 0:
-        return 0
-    guess = 1 + one // (one - two)
-    fits, fits_not = (guess, guess + 1) if left(guess) >= 0 else (1, guess)
-    while left(fits_not) >= 0:
-        fits, fits_not = fits_not, 2 * fits_not
-    while fits_not - fits > 1:
-        middle = (fits + fits_not) // 2
-        fits, fits_not = (middle, fits_not) if left(middle) >= 0 else (fits, middle)
-    return fits * unit
+    """Activations and input grow with the rows, the rest does not."""
+    room = topology.chip.usable - (measured.peak - measured.activations - measured.input)
+    count = memory.largest_micro_batch(recipe, stage, mesh, room, topology.platform)
+    return count * stage.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def _advice(
@@ -170,7 +148,7 @@ def _advice(
 
     def peak_of(recipe: Recipe, stage: Stage) -> int:
         mesh = memory.abstract_mesh(recipe, topology.chips)
-        return memory.measure(recipe, stage, model, mesh).peak - unlike
+        return memory.measure(recipe, stage, model, mesh, topology.platform).peak - unlike
 
     usable, unlike, done = topology.chip.usable, 0, []
     if over is not None:

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+SCATTER = "all-reduce-scatter"  # the TPU compiler's name of the fusion that is a reduce-scatter
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64}
 BITS |= {f"{kind}{bits}": bits for kind in "su" for bits in (8, 16, 32, 64)}
 
@@ -138,6 +139,8 @@ def collectives(text: str, devices: int) -> list[Collective]:
             members = _members(line, devices)
             largest, dtype, shape = max(arrays)
             kind = match[2]
+            if kind == "all-reduce" and name.startswith(SCATTER):
+                kind, size = "reduce-scatter", size // members
             found.append(Collective(kind, dtype, shape, size, largest, members, times[name]))
     return sorted(found, key=lambda each: -each.received)
 

@@ -4,6 +4,7 @@ State, gradients and input are exact sums over the arrays as they are split. Act
 estimate, checked against the compiler's figures (compiled.py); tiles' padding is not counted.
 """
 
+import bisect
 import dataclasses
 import math
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from rvllm_jax.models import flash
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.planning import abstract
 from rvllm_jax.planning.flops import Convolution, convolutions
@@ -54,8 +56,10 @@ def _bytes(arrays, shardings) -> int:
     return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in pairs)
 
 
-def measure(recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh) -> Memory:
-    """The formula, for a batch of `stage.batch` rows over `mesh`."""
+def measure(
+    recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh, platform: str
+) -> Memory:
+    """The formula, for a batch of `stage.batch` rows over `mesh` of "cpu", "gpu" or "tpu"."""
     tx, state = abstract.state(recipe, stage, model)
     where = JitParallel(mesh).shardings(tx, state)
     rows = stage.batch / (mesh.shape["data"] * mesh.shape["fsdp"])
@@ -66,9 +70,21 @@ def measure(recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh) 
         gradients=trainable * (2 if stage.accumulate > 1 else 1),
         optimizer=_bytes(state.opt, where.opt),
         batchnorm=_bytes(state.stats, where.stats),
-        activations=int(_activations(recipe, stage, mesh, rows / stage.accumulate)),
+        activations=int(_activations(recipe, stage, mesh, rows / stage.accumulate, platform)),
         input=int(rows * row_bytes(recipe, stage)),
     )
+
+
+def largest_micro_batch(
+    recipe: Recipe, stage: Stage, mesh: AbstractMesh, room: int, platform: str
+) -> int:
+    """Most rows a device at once whose activations and input take `room` bytes at most; or 0."""
+    input_ = stage.accumulate * row_bytes(recipe, stage)
+
+    def taken(rows: int) -> float:
+        return rows * input_ + _activations(recipe, stage, mesh, rows, platform)
+
+    return max(bisect.bisect_right(range(room // input_ + 1), room, key=taken) - 1, 0)
 
 
 def row_bytes(recipe: Recipe, stage: Stage) -> int:
@@ -77,13 +93,15 @@ def row_bytes(recipe: Recipe, stage: Stage) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in batch)
 
 
-def _activations(recipe: Recipe, stage: Stage, mesh: AbstractMesh, rows: float) -> float:
+def _activations(
+    recipe: Recipe, stage: Stage, mesh: AbstractMesh, rows: float, platform: str
+) -> float:
     kept_encoder = inside_encoder = 0.0
     tensor = mesh.shape["tensor"]
     if stage.input == "video":
         parts = tensor if recipe.data.frames % tensor == 0 else 1
         kept_encoder, inside_encoder = _encoder(recipe, rows * recipe.data.frames / parts)
-    kept_decoder, inside_decoder = _decoder(recipe, rows, tensor)
+    kept_decoder, inside_decoder = _decoder(recipe, rows, tensor, platform)
     # The encoder's are kept while the decoder runs; when its backward pass runs the decoder's
     # are gone.
     return kept_encoder + max(inside_encoder, kept_decoder + inside_decoder)
@@ -107,12 +125,14 @@ def _encoder(recipe: Recipe, frames: float) -> tuple[float, float]:
     return frames * size * sum(outputs), frames * size * LIVE * inside
 
 
-def _decoder(recipe: Recipe, rows: float, tensor: int) -> tuple[float, float]:
+def _decoder(recipe: Recipe, rows: float, tensor: int, platform: str) -> tuple[float, float]:
     """(kept for the backward pass, the most that a layer or the loss needs meanwhile)."""
     llama, length = recipe.llama, recipe.data.context
     size, wide = jnp.dtype(recipe.model.dtype).itemsize, 4
     query, key_value = llama.heads * llama.head_dim, llama.kv_heads * llama.head_dim
     tokens, square = rows * length, rows * length**2 * llama.heads / tensor
+    if flash.of_shapes(platform, jnp.dtype(recipe.model.dtype), (length, length), llama.head_dim):
+        square = 0.0  # neither kernel holds the scores
     heads = tokens * (2 * query + 2 * key_value) / tensor
     hidden = tokens * 3 * llama.mlp_width / tensor
     # Scores and their gradient in float32, probabilities and theirs in the computation's dtype.
@@ -123,10 +143,10 @@ def _decoder(recipe: Recipe, rows: float, tensor: int) -> tuple[float, float]:
     elif recipe.model.remat == "none":
         kept += square * (wide + size) + size * (heads + hidden + 4 * tokens * llama.width)
     matrices = llama.width * (2 * query + 2 * key_value + 3 * llama.mlp_width) / tensor
-    # A layer's matrices as they are gathered, and their gradients before they are split.
-    gathered = 2 * size * matrices
+    # A layer's matrices and the next's as they are gathered, and gradients before they are split.
+    gathered = 3 * size * matrices
     chunk = recipe.model.loss_chunk or length
     vocabulary = llama.vocab_size / tensor
     loss = rows * min(chunk, length) * vocabulary * 2 * wide
-    loss += (size + wide) * llama.width * vocabulary
+    loss += 2 * size * llama.width * vocabulary  # the matrix as it is gathered, and its gradient
     return llama.layers * kept, max(layer + gathered, loss)

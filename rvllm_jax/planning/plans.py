@@ -27,10 +27,12 @@ def make_all(
     clips_a_device: int = 0,
     efficiency: float = speed.EFFICIENCY,
     tpu_python: str = "",
+    effort: str = "least",
 ) -> list[Plan]:
     """`recipe` is what `config` resolves to; `stages` are names, () all of them.
 
-    With `tpu_python`, a Python that has libtpu, what is planned for TPUs is compiled as well.
+    With `tpu_python`, a Python that has libtpu, what is planned for TPUs is compiled as well, with
+    that `effort` (compiled.EFFORTS).
     Raises ValueError for what does not divide or has no such name, NoCompiler where a step does
     not compile. All formulas come first: what is refused is refused before anything is compiled.
     """
@@ -49,7 +51,7 @@ def make_all(
     if not _can_compile(tpu_python, topologies) or recipe.parallel != "jit":
         return made
     return [
-        estimate.with_compiled(plan, model, _compile(plan, config, tpu_python))
+        estimate.with_compiled(plan, model, _compile(plan, config, tpu_python, effort))
         if plan.topology.is_tpu
         else plan
         for plan in made
@@ -63,9 +65,11 @@ def _make(recipe: Recipe, stage: Stage, model: PureModel, topology: Topology, **
         raise ValueError(f"--topology={topology.name}: {error}") from error
 
 
-def _compile(plan: Plan, config: dict[str, Any], python: str):
-    logging.info("compiling stage %s for %s", plan.stage.name, plan.topology.name)
-    return compile_on(python, config, plan.stage.name, plan.stage.batch, plan.topology)
+def _compile(plan: Plan, config: dict[str, Any], python: str, effort: str):
+    logging.info(
+        "compiling stage %s for %s with %s effort", plan.stage.name, plan.topology.name, effort
+    )
+    return compile_on(python, config, plan.stage.name, plan.stage.batch, plan.topology, effort)
 
 
 def _can_compile(python: str, topologies: Sequence[Topology]) -> bool:

@@ -51,6 +51,8 @@ def _memory(plan: Plan) -> list[str]:
         lines.append(_row("Peak, by the compiler", f"{plan.compiled.peak / GB:.2f}"))
         lines.append(_row("Formula / compiler", f"{ratio:.2f}"))
     lines.append(_row(f"A {plan.topology.kind} has", f"{plan.topology.chip.usable / GB:.2f}"))
+    if plan.compiled and plan.compiled.effort == "least":
+        lines += ["", "Compiled with the least effort: more memory than training will take."]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines += ["", f"It {verdict}. Largest batch that fits, by formula: {plan.largest_batch} clips."]
     lines += plan.notes
@@ -78,7 +80,7 @@ def _speed(plan: Plan, pairs: int) -> list[str]:
     lines = [
         f"Links: each device receives {made.link_bytes / GB:.4g} GB a step by formula"
         + (f", {sum(plan.compiled.received.values()) / GB:.4g} GB in the compiled program"
-           if plan.compiled and plan.compiled.fits else "")
+           if plan.compiled and plan.compiled.fits and plan.compiled.effort == "full" else "")
         + ".",
         f"Predicted: {made.clips_a_second:.2f} clips/s, {made.seconds:.4g} s a step "
         f"(arithmetic {made.arithmetic:.4g} s, links {made.transfer:.4g} s), at "

@@ -129,11 +129,17 @@ def collectives(
     flows = 1 if times - extra > 1 else 0
     rows = stage.batch / (data * fsdp)
     places = rows * recipe.data.context * recipe.llama.width * size
-    micro = stage.accumulate
+    # The table is gathered once to look up rows, the head for every chunk of the loss; its gradient
+    # is summed whole there, at twice the bytes of sums that are split.
+    micro, head = stage.accumulate, recipe.llama.width * recipe.llama.vocab_size
+    chunks = math.ceil(recipe.data.context / (recipe.model.loss_chunk or recipe.data.context))
+    layers, tied = decoder - (1 if recipe.llama.tied else 2) * head, recipe.llama.tied
+    gathered = (1 + flows) * (layers + chunks * head) + head
+    trains = labels[f"decoder/{'embed/embedding' if tied else 'head/kernel'}"] != FROZEN
+    summed = trained + trains * (2 * chunks - (not tied)) * head
     return {
-        "parameters": micro * (1 + flows) * size * (decoder / tensor + encoder) * _ring(fsdp),
-        # Summed whole before they are split: so the compiler does it, at twice the bytes.
-        "gradients": 2 * micro * size * trained / tensor * _ring(fsdp)
+        "parameters": micro * size * (gathered / tensor + (1 + flows) * encoder) * _ring(fsdp),
+        "gradients": micro * size * summed / tensor * _ring(fsdp)
         + 2 * size * trained / (tensor * fsdp) * _ring(data)
         + 2 * size * encoder_trained * _ring(data * fsdp * tensor),
         "activations": 2 * recipe.llama.layers * (1 + flows + extra) * 2 * places * _ring(tensor),

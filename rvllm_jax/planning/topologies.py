@@ -88,6 +88,11 @@ class Topology:
         return bool(self.chip.shapes)
 
     @property
+    def platform(self) -> str:
+        """As JAX calls it."""
+        return "tpu" if self.is_tpu else "gpu"
+
+    @property
     def hosts(self) -> int:
         return -(-self.chips // self.chip.a_host)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -220,6 +221,27 @@ def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits():
     exact, _ = decoder()(some_x(9), POSITIONS, SEGMENTS)
     error = np.linalg.norm(hidden.astype(jnp.float64) - exact) / np.linalg.norm(exact)
     assert 0 < error < 0.05
+
+
+def test_the_gradients_of_logits_are_products_of_bfloat16():
+    x, weights = some_x(9), np.random.default_rng(1).normal(size=(1, 9, CONFIG.vocab_size))
+    found = {}
+    for dtype in (jnp.bfloat16, jnp.float64):
+        graph, state = nnx.split(decoder(dtype=dtype))
+
+        def loss(state, x, graph=graph):
+            return (weights * nnx.merge(graph, state).logits(x)).sum()
+
+        gradient = jax.jit(jax.grad(loss, (0, 1)))
+        found[dtype] = gradient(state, x.astype(dtype))
+        program = gradient.lower(state, x.astype(dtype)).as_text()
+        kinds = re.findall(r"dot_general.* : \(tensor<.*x(\w+)>, tensor<.*x(\w+)>\)", program)
+        name = "bf16" if dtype == jnp.bfloat16 else "f64"
+        assert kinds and {*kinds} == {(name, name)}
+    pairs = zip(*map(jax.tree.leaves, found.values()), strict=True)
+    for near, exact in pairs:
+        error = np.linalg.norm(near.astype(jnp.float64) - exact)
+        assert error <= 0.01 * np.linalg.norm(exact)  # measured: 0.004
 
 
 def test_rope_scaling_leaves_short_waves_and_stretches_long_ones():

@@ -27,7 +27,7 @@ def compiled(recipe):
     program = compile_step.compile_step(made, stage, model, JitParallel(make_mesh(2, 4, 1)))
     jax.config.update("jax_disable_most_optimizations", False)
     mesh = memory.abstract_mesh(made, 8)
-    return compile_step.measured(program, 8), memory.measure(made, stage, model, mesh)
+    return compile_step.measured(program, 8), memory.measure(made, stage, model, mesh, "cpu")
 
 
 def test_the_state_is_the_formulas_to_the_byte(compiled):

@@ -1,6 +1,7 @@
 import importlib.util
 import sys
 
+import jax
 import pytest
 
 from rvllm_jax.planning import topologies
@@ -34,6 +35,21 @@ def test_the_tiny_recipe_compiles_for_four_chips(config):
     assert sum(made.received.values()) > 0
 
 
+@pytest.mark.parametrize(("effort", "number"), [("least", "-1.0"), ("full", "0.0")])
+def test_the_effort_reaches_the_compiler(tmp_path, config, effort, number):
+    if jax.version.__version_info__ < (0, 11):  # JAX knows the setting
+        assert jax.config.jax_exec_time_optimization_effort == 0.0
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\ncat > /dev/null\n"
+        f'[ "$JAX_EXEC_TIME_OPTIMIZATION_EFFORT" = {number} ] && '
+        f"""echo '{{"used": 2, "limit": 1, "effort": "{effort}"}}'\n"""
+    )
+    python.chmod(0o755)
+    made = compile_on(str(python), config, "joint", 4, SLICE, effort)
+    assert made.effort == effort and made.peak == 2
+
+
 def test_an_answer_of_a_program_that_does_not_fit():
-    made = read_answer({"used": 3.0, "limit": 2.0})
+    made = read_answer({"used": 3.0, "limit": 2.0, "effort": "full"})
     assert not made.fits and made.peak == 3

@@ -108,6 +108,25 @@ ENTRY %main (a: bf16[8,4]) -> bf16[8,4] {
     assert reduce.received == 32 * 2 * (64 + 8) * 3 / 4
 
 
+def test_what_the_tpu_compiler_sums_and_splits_at_once_is_a_reduce_scatter():
+    text = """HloModule step
+
+%all-reduce-scatter.4.clone.1 (input: bf16[512,128]) -> bf16[8,128] {
+  %input = bf16[512,128]{1,0} parameter(0)
+  %sum = bf16[512,128]{1,0} all-reduce(%input), channel_id=5, replica_groups=[1,64]<=[64], to_apply=%add
+  %n = u32[] partition-id()
+  ROOT %part = bf16[8,128]{1,0} dynamic-slice(%sum, %n), dynamic_slice_sizes={8,128}
+}
+
+ENTRY %main (a: bf16[512,128]) -> bf16[8,128] {
+  %a = bf16[512,128]{1,0} parameter(0)
+  ROOT %v = bf16[8,128]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.4.clone.1
+}
+"""  # noqa: E501
+    (found,) = hlo.collectives(text, 64)
+    assert found.kind == "reduce-scatter" and found.received == 512 * 128 * 2 * 63 / 64
+
+
 def test_a_kernel_of_several_lines_does_not_end_its_computation():
     text = """HloModule step
 

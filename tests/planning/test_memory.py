@@ -9,10 +9,10 @@ from rvllm_jax.training.parallel import JitParallel
 from rvllm_jax.training.sharding import AXES, make_mesh
 
 
-def of(recipe, model, stage, sizes=(1, 1, 1)):
+def of(recipe, model, stage, sizes=(1, 1, 1), platform="cpu"):
     recipe = dataclasses.replace(recipe, mesh=dict(zip(AXES, sizes, strict=True)))
     mesh = memory.abstract_mesh(recipe, int(np.prod(sizes)))
-    return memory.measure(recipe, stage, model, mesh)
+    return memory.measure(recipe, stage, model, mesh, platform)
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
@@ -54,6 +54,17 @@ def test_activations_grow_with_rows_and_shrink_by_recomputation(recipe, paper):
     halves = of(made, model, dataclasses.replace(joint, accumulate=2))
     assert halves.activations < of(made, model, joint).activations
     assert halves.gradients == 2 * of(made, model, joint).gradients
+
+
+def test_scores_are_counted_only_where_no_kernel_spares_them(recipe, paper):
+    def activations(made, platform):
+        return of(made, paper[1], made.stages[1], platform=platform).activations
+
+    cpu, gpu, tpu = (activations(paper[0], platform) for platform in ("cpu", "gpu", "tpu"))
+    scores = paper[0].stages[1].batch * 32 * 2048**2  # numbers
+    assert gpu == tpu < cpu - 2 * scores  # the encoder's or the loss's may be the peak then
+    wide = recipe("paper", model__dtype="float32")
+    assert activations(wide, "gpu") == activations(wide, "cpu") > activations(wide, "tpu")
 
 
 def test_half_moments_take_half_of_the_first_moment(paper):

@@ -37,7 +37,7 @@ def test_what_the_plan_notes_stands_in_it(recipe, paper):
 
 def test_the_compilers_figures_stand_beside_the_formulas(paper):
     made = estimate.make(paper[0], paper[0].stages[1], paper[1], topologies.parse("v5e:8x8"))
-    answer = {"state": 10**9, "temporary": 10**9, "output": 0, "largest": []}
+    answer = {"state": 10**9, "temporary": 10**9, "output": 0, "largest": [], "effort": "full"}
     answer["received"] = {"all-gather": 3e9, "all-reduce": 4e9}
     shown = report.describe(dataclasses.replace(made, compiled=read_answer(answer)), 1000)
     for said in ("Peak, by the compiler | 2.00", "7 GB in the compiled program"):
