@@ -10,6 +10,8 @@ from rvllm_jax.benchmarks import checkpoint, decoding, evaluation, generation, i
 from rvllm_jax.config import ConfigError
 from rvllm_jax.data.frames import FrameStoreError
 from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
+from rvllm_jax.training.sharding import MeshError
+from rvllm_jax.training.stages import StageError
 from rvllm_jax.weights.errors import WeightsError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments) -> the report, or its lines.
@@ -22,6 +24,8 @@ COMMANDS = {
     "load": loading,
     "step": step,
 }
+REFUSED = (ConfigError, FrameStoreError, MeshError, StageError, WeightsError)
+REFUSED += (generation.MissingTorch,)
 _AS_USED = ("evaluation", "generation", "step")  # by commands that keep their memory, as main does
 
 
@@ -42,7 +46,7 @@ def main(argv: list[str]) -> None:
         report = COMMANDS[arguments.command].run(arguments)
         for line in [report] if isinstance(report, str) else report:
             print(line, flush=True)
-    except (ConfigError, FrameStoreError, WeightsError, generation.MissingTorch) as error:
+    except REFUSED as error:
         parser.exit(1, f"{error}\n")
 
 

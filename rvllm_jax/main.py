@@ -4,17 +4,14 @@ On several hosts the same command is started on each: with --multihost on the wo
 slice and in a Slurm job, elsewhere with --coordinator=HOST:PORT --hosts=N --host=I.
 """
 
-import contextlib
 import logging as python_logging
-import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rvllm_jax.config import refuse_unknown, resolve
+from rvllm_jax.command_line import parse, told_without_traceback
+from rvllm_jax.config import resolve
 from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
 from rvllm_jax.data.places import refuse_urls
 from rvllm_jax.experiments import report
@@ -45,7 +42,7 @@ flags.adopt_module_key_flags(cluster_flags)
 # Keys that may change when a working directory is continued: they change nothing that is trained,
 # and what other test questions make of it is asked anew.
 MAY_CHANGE = (
-    *("data.workers", "data.store", "data.test", "mesh", "checkpoint", "log_every"),
+    *("data.workers", "data.store", "data.test", "mesh", "parallel", "checkpoint", "log_every"),
     *("max_skipped", "max_unreadable"),
 )
 # Keys that may differ between the hosts of a run: what each has for itself.
@@ -55,31 +52,6 @@ OF_A_HOST = ("data.workers", "data.store")
 def _worth_showing(record: python_logging.LogRecord) -> bool:
     """Orbax tells every step of a save, by absl's own logger: its warnings are enough."""
     return record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
-
-
-@contextlib.contextmanager
-def told_without_traceback() -> Iterator[None]:
-    """Ends with code 1 and the message alone, where the error is one that was foreseen."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith("rvllm_jax."):
-            raise  # where it comes from is worth reading
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """absl's parser; an override of a key that the recipe lacks is refused by its whole name."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError) as error:
-        failed = error  # ml_collections names no more than the last part of the key
-    overrides = [given for given in argv if re.match(r"--?(no)?config\.", given)]
-    sys.argv = [given for given in argv if given not in overrides]
-    flags.FLAGS(sys.argv, known_only=True)
-    refuse_unknown(CONFIG.value, [o.partition("config.")[2].partition("=")[0] for o in overrides])
-    raise failed
 
 
 def main(argv: list[str]) -> None:

@@ -10,6 +10,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from rvllm_jax.command_line import parse, told_without_traceback
 from rvllm_jax.config import resolve
 from rvllm_jax.planning import plans, report, speed, topologies
 from rvllm_jax.planning.compiled import EFFORTS, NoCompiler
@@ -70,4 +71,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    app.run(main, flags_parser=told_without_traceback()(parse))

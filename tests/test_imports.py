@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rvllm_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-NO_COMMANDS = ("__init__", "types", "config", "recipe")  # of the top level
+NO_COMMANDS = ("__init__", "types", "config", "recipe", "command_line")  # of the top level
 COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - {*NO_COMMANDS}
 
 # What a room may see, beside itself: rooms, or single modules of them.
@@ -23,6 +23,7 @@ MAY_SEE = {
     "generation": {"types", "models", "data.chat", "data.packing", "data.tokenizer", "data.clips"},
     "evaluation": {"types", "hosts", "models", "data", "generation"},
     "recipe": {"types", "models", "training.stages"},
+    "command_line": {"config"},
     "config": {"types", "models", "data", "recipe", "training.stages"},
     "training": {"types", "hosts", "models", "data", "weights", "config", "evaluation"},
     "benchmarks": {

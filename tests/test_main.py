@@ -48,6 +48,28 @@ def test_what_is_refused_is_told_in_words_alone(tmp_path, given):
     assert given[2:].partition("=")[0] in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["data=3"], "data=3 fsdp=1 tensor=1 does not cover the 8 devices"),
+        (["data=-1", "fsdp=-1"], "one of them may be -1"),
+        (["data=1", "tensor=8"], "heads=4, kv_heads=2; set it to a divisor of 2"),
+    ],
+)
+def test_a_mesh_that_does_not_go_with_the_devices_is_told_in_words(tmp_path, given, said):
+    command = [sys.executable, "-m", "rvllm_jax.main", f"--config={JOINT}"]
+    command += [f"--config.mesh.{size}" for size in given]
+    eight = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}/run", f"--config.data.store={tmp_path}/data"],
+        env={**os.environ, "XLA_FLAGS": eight, "JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("MeshError: config.mesh")
+    assert said in done.stderr and not (tmp_path / "data").exists()
+
+
 def test_what_was_not_foreseen_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), main.told_without_traceback():
         raise ZeroDivisionError
@@ -69,6 +91,7 @@ def test_a_working_directory_keeps_all_that_changes_its_results(tmp_path, joint)
     ):
         changed = json.loads(json.dumps(config))
         changed[section][key] = "another"
+        changed["parallel"] = "pmap"  # that may always
         if may:
             claim(tmp_path, changed, ignore=main.MAY_CHANGE)
             claim(tmp_path, config, ignore=main.MAY_CHANGE)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,3 +42,13 @@ def test_what_is_wrong_is_said_in_a_line():
     assert done.returncode == 1 and done.stdout == ""
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and "final" in last and "visual" in last
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("--config.mesh.tensr=2", "'tensor'"), ("--config.model.dtype=bf16", "config.model.dtype")],
+)
+def test_a_configuration_that_is_wrong_is_told_in_words_alone(given, said):
+    done = plan("--nocompile", "--topology=h200:1", given)
+    assert done.returncode == 1 and done.stdout == ""
+    assert said in done.stderr and "Traceback" not in done.stderr, done.stderr

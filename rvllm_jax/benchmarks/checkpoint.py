@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import jax
 
+from rvllm_jax.benchmarks import figures
 from rvllm_jax.benchmarks.step import add_recipe, describe, measured_recipe
-from rvllm_jax.benchmarks.step_parts import hold_stage
+from rvllm_jax.benchmarks.step_parts import check, hold_stage
 from rvllm_jax.config import ConfigError
 from rvllm_jax.experiments.run import build_model
+from rvllm_jax.models.pure import PureModel
 from rvllm_jax.recipe import Recipe
 from rvllm_jax.training.checkpoint import Checkpoints
 
@@ -36,25 +38,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, rounds=3)
     where = "where to write; none: the system's temporary folder"
     parser.add_argument("--folder", default="", help=where)
+    figures.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """The report's lines, as they are known. Raises ConfigError."""
+    """The report's lines, as they are known. Raises ConfigError, MeshError, StageError."""
     recipe = measured_recipe(arguments)
+    figures.check(arguments.json)
     if arguments.folder and not Path(arguments.folder).is_dir():
         raise ConfigError(f"--folder={arguments.folder}: there is no such folder; make it first")
+    check(recipe, model := build_model(recipe))
     yield describe(recipe)
     with tempfile.TemporaryDirectory(dir=arguments.folder or None) as folder:
-        size, rounds = measure(recipe, Path(folder), arguments.rounds)
+        size, rounds = measure(recipe, model, Path(folder), arguments.rounds)
     yield f"{'':10}{'seconds':>10}{'MB/s':>10}   of {size / 1e6:.1f} MB"
     for name in Rates._fields:
         best = min(getattr(one, name) for one in rounds)
         yield f"{name:10}{best:10.4f}{size / 1e6 / best:10.1f}"
+    seconds = [one._asdict() for one in rounds]
+    figures.write(arguments.json, config=recipe.name, bytes=size, rounds=seconds)
 
 
-def measure(recipe: Recipe, folder: Path, rounds: int) -> tuple[int, list[Rates]]:
+def measure(recipe: Recipe, model: PureModel, folder: Path, rounds: int) -> tuple[int, list[Rates]]:
     """Bytes of a checkpoint, and the seconds of each round."""
-    number, model = len(recipe.stages) - 1, build_model(recipe)
+    number = len(recipe.stages) - 1
     _, labels, tx, holding, held, key = hold_stage(recipe, model, number)
     arrays = jax.block_until_ready(holding.saved(held, key))
     like, found = holding.like(number, labels, tx), []

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from rvllm_jax.benchmarks import figures
 from rvllm_jax.data.chat import TEMPLATES
 from rvllm_jax.data.tokenizer import train
 from rvllm_jax.generation import decode
@@ -27,6 +28,7 @@ from rvllm_jax.types import NO_SLOT, PREFIX, Questions, VisualLayout
 
 DESCRIPTION = "tokens a second beside transformers' generate, and a video with ten questions"
 _NEVER = -1  # a stop id that no token has: all answers have their full length
+SIZES = ("width", "layers", "vocab", "prompt", "new", "frames", "rounds")  # of a measurement
 _SIDE = 112  # pixels of the video's frames
 
 
@@ -44,10 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batches", type=int, nargs="+", default=[1, 8], help="answers at a time")
     add("--frames", type=int, default=16, help="frames of the video")
     add("--rounds", type=int, default=7, help="measurements of each")
+    figures.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """The report, as text. Raises MissingTorch."""
+    """The report, as text. Raises MissingTorch and ConfigError."""
+    figures.check(arguments.json)
     torch, transformers = _imported("torch"), _imported("transformers")
     torch.set_num_threads(2)
     model = _model(arguments)
@@ -57,9 +61,13 @@ def run(arguments: argparse.Namespace) -> str:
         f"prompt {arguments.prompt}, {arguments.new} new tokens; best of {arguments.rounds}",
         f"{'':34}{'ms':>9}{'tokens/s':>10}  ratio",
     ]
+    found = {}  # seconds by what was done and how
     for batch in arguments.batches:
-        lines += _beside(arguments, model, theirs, torch, batch)
-    return "\n".join(lines + _first_token(arguments, model) + _ten_questions(arguments, model))
+        lines += _beside(arguments, model, theirs, torch, batch, found)
+    lines += _first_token(arguments, model, found) + _ten_questions(arguments, model, found)
+    sizes = {key: value for key, value in vars(arguments).items() if key in SIZES}
+    figures.write(arguments.json, sizes=sizes, seconds=found)
+    return "\n".join(lines)
 
 
 def _imported(name: str):
@@ -162,7 +170,7 @@ def _ours(model: VideoLLM, new: int):
     return lambda questions: np.asarray(generate(arrays, questions))
 
 
-def _beside(arguments, model, theirs, torch, batch: int) -> list[str]:
+def _beside(arguments, model, theirs, torch, batch: int, found: dict) -> list[str]:
     rng = np.random.default_rng(batch)
     prompts = rng.integers(3, arguments.vocab, (batch, arguments.prompt)).astype(np.int32)
     generate, questions, new = _ours(model, arguments.new), _questions(prompts), arguments.new
@@ -182,6 +190,7 @@ def _beside(arguments, model, theirs, torch, batch: int) -> list[str]:
 
     same = (generate(questions)[:, 0] == reference()).mean()
     best = best_of(arguments.rounds, ours=lambda: generate(questions), theirs=reference)
+    found[f"batch {batch}"] = best
     rows = {"ours": best["ours"] / best["theirs"], "theirs": 1.0}
     return [
         f"{f'batch {batch}, {name}':34}{1e3 * best[name]:9.1f}{batch * new / best[name]:10.0f}"
@@ -200,7 +209,7 @@ def _video_session(arguments, model):
     return engine, (frames, np.ones(arguments.frames, bool)), words.split()[:10]
 
 
-def _first_token(arguments, model) -> list[str]:
+def _first_token(arguments, model, found: dict) -> list[str]:
     """A video encoded, its prompt read, and one token shown, beside the same as one program."""
     engine, video, (question, *_) = _video_session(arguments, model)
     session = engine.session(*video)
@@ -214,6 +223,7 @@ def _first_token(arguments, model) -> list[str]:
         prefill=prefill,
         first=lambda: next(engine.session(*video).stream(question, max_new=1), None),
     )
+    found["first token"] = best
     ratio = best["first"] / best["prefill"]
     return [
         f"{'one prefill, a single program':34}{1e3 * best['prefill']:9.1f}",
@@ -221,7 +231,7 @@ def _first_token(arguments, model) -> list[str]:
     ]
 
 
-def _ten_questions(arguments, model) -> list[str]:
+def _ten_questions(arguments, model, found: dict) -> list[str]:
     engine, video, questions = _video_session(arguments, model)
 
     def together():
@@ -231,6 +241,7 @@ def _ten_questions(arguments, model) -> list[str]:
         return [engine.session(*video).ask(q, max_new=arguments.new) for q in questions]
 
     best = best_of(max(1, arguments.rounds // 2), together=together, apart=apart)
+    found["ten questions"] = best
     ratio = best["together"] / best["apart"]
     return [
         f"{'ten questions, ten calls':34}{1e3 * best['apart']:9.1f}",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rvllm_jax.benchmarks import figures
 from rvllm_jax.benchmarks.input_steps import LIMITS, PIPELINE, Clips, Steps
 from rvllm_jax.data import records, video
 from rvllm_jax.data.frames import FrameStore, write_store
@@ -33,15 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batches", type=int, default=10, help="batches a measurement")
     add("--workers", type=int, default=2, help="processes of the last measurement")
     add("--rounds", type=int, default=5, help="measurements of each step")
+    figures.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """The lines of the report, each as soon as it is known."""
+    """The lines of the report, each as soon as it is known. Raises ConfigError."""
+    figures.check(arguments.json)
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         stores = [arguments.store] if arguments.store else render(Path(folder), arguments)
         for number, store in enumerate(stores):
             yield from [""] * (number > 0)
-            yield from measure(FrameStore(store), arguments)
+            opened = FrameStore(store)
+            found[opened.options.encoding] = own = []
+            yield from measure(opened, arguments, own)
+    figures.write(arguments.json, seconds_a_clip=found)
 
 
 def render(folder: Path, arguments: argparse.Namespace) -> Iterator[Path]:
@@ -59,8 +66,13 @@ def render(folder: Path, arguments: argparse.Namespace) -> Iterator[Path]:
         yield folder / encoding
 
 
-def measure(store: FrameStore, arguments: argparse.Namespace) -> Iterator[str]:
-    """Times every step over one store, a line a round; then table, ratios and which step binds."""
+def measure(
+    store: FrameStore, arguments: argparse.Namespace, rounds: list[dict[str, float]]
+) -> Iterator[str]:
+    """Times every step over one store, a line a round; then table, ratios and which step binds.
+
+    `rounds` takes the seconds of a clip by step, of each round.
+    """
     wanted = Clips(arguments.frames, arguments.step, arguments.crop, arguments.batch)
     steps = Steps(store, wanted, batches=arguments.batches, workers=arguments.workers)
     yield (
@@ -69,7 +81,6 @@ def measure(store: FrameStore, arguments: argparse.Namespace) -> Iterator[str]:
     )
     timed = steps.timed()
     names = [name for name in (*PIPELINE, *LIMITS) if name in timed]
-    rounds = []
     for number in range(arguments.rounds):
         rounds.append({name: timed[name]() for name in names})
         each = ", ".join(f"{name} {1e3 * rounds[-1][name]:.2f}" for name in names)

@@ -7,7 +7,6 @@ backward. "first" is what passes until the first call has ended: arrays drawn, p
 import argparse
 import ast
 import importlib.util
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import jax
 
+from rvllm_jax.benchmarks import figures
 from rvllm_jax.benchmarks.generation import best_of
 from rvllm_jax.benchmarks.step_parts import Part, make_parts
 from rvllm_jax.config import ConfigError, refuse_unknown, resolve
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_recipe(parser, rounds=5)
     add("--cache", default="", help="folder of compiled programs that stay; none: compile anew")
-    add("--json", default="", help="file for the figures, too")
+    figures.add_json(parser)
 
 
 def add_recipe(parser: argparse.ArgumentParser, *, rounds: int) -> None:
@@ -49,6 +49,7 @@ def measured_recipe(arguments: argparse.Namespace) -> Recipe:
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """The report's lines, as they are known. Raises ConfigError."""
     recipe = measured_recipe(arguments)
+    figures.check(arguments.json)
     use_cache(arguments.cache)
     yield describe(recipe)
     heads = f"{'ms':>9}{'clips/s':>9}{'TFLOP/s':>9}{'MFU':>6}{'MB':>8}"
@@ -57,10 +58,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     for part in parts_of(recipe):
         found.append(measure(part, arguments.rounds, recipe.model.dtype))
         yield line(found[-1])
-    if arguments.json:
-        device = jax.devices()[0]
-        facts = {"device": device.device_kind, "devices": jax.device_count(), "config": recipe.name}
-        Path(arguments.json).write_text(json.dumps({**facts, "parts": found}, indent=1) + "\n")
+    figures.write(arguments.json, config=recipe.name, parts=found)
 
 
 def parts_of(recipe: Recipe) -> list[Part]:
@@ -147,11 +145,11 @@ def peak_flops(chip: Chip | None, dtype: str) -> float | None:
     return None if chip is None else chip.flops_in(dtype)
 
 
-def line(figures: dict[str, Any]) -> str:
+def line(found: dict[str, Any]) -> str:
     """One row of the table."""
-    share = "-" if figures["mfu"] is None else f"{figures['mfu']:.0%}"
+    share = "-" if found["mfu"] is None else f"{found['mfu']:.0%}"
     return (
-        f"{figures['name']:18}{1e3 * figures['seconds']:9.1f}{figures['clips_per_second']:9.2f}"
-        f"{figures['flops_per_second'] / 1e12:9.3f}{share:>6}{figures['memory'] / 1e6:8.0f}"
-        f"{figures['compile_seconds']:11.1f}{figures['first_seconds']:9.1f}"
+        f"{found['name']:18}{1e3 * found['seconds']:9.1f}{found['clips_per_second']:9.2f}"
+        f"{found['flops_per_second'] / 1e12:9.3f}{share:>6}{found['memory'] / 1e6:8.0f}"
+        f"{found['compile_seconds']:11.1f}{found['first_seconds']:9.1f}"
     )

@@ -73,6 +73,9 @@ class Experiment:
         """
         data, model = recipe.data, build_model(recipe)
         layout = open_layout(recipe, model)
+        for stage in recipe.stages:
+            if note := stage.micro_batch_note(model.params, recipe.model.norm):
+                logging.info(note)
         find_tokenizer(recipe, workdir)
         if not is_bound(workdir):  # afterwards the folders may go
             open_start(recipe.model.weights, recipe.model.random, model)

@@ -1,9 +1,12 @@
 """One stage on one topology: what it needs, whether it fits, and what to change where not."""
 
 import dataclasses
+import math
+from collections.abc import Iterator
 
 from jax.sharding import AbstractMesh
 
+from rvllm_jax.models import placement
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.planning import flops, memory, speed
 from rvllm_jax.planning.compiled import Compiled
@@ -11,7 +14,9 @@ from rvllm_jax.planning.memory import Memory
 from rvllm_jax.planning.speed import Speed
 from rvllm_jax.planning.topologies import Topology
 from rvllm_jax.recipe import Recipe
-from rvllm_jax.training.stages import Stage
+from rvllm_jax.training.stages import Stage, StageError
+
+WORTH_TELLING = 2**20  # bytes of parameters that a mesh does not divide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Plan:
     advice: str  # "" where it fits
     scaling: dict[int, Speed]  # by number of chips
     efficiency: float  # of the peak arithmetic, as predicted with
+    notes: tuple[str, ...] = ()  # what of the configuration may not be what was meant
     compiled: Compiled | None = None
 
     @property
@@ -60,6 +66,12 @@ def make(
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if clips_a_device:
         stage = dataclasses.replace(stage, batch=clips_a_device * rows * stage.accumulate)
+    if stage.batch % (rows * stage.accumulate):
+        raise StageError(
+            f"config.stages.{stage.name}.batch={stage.batch} must be a multiple of {rows} devices "
+            f"x accumulate={stage.accumulate}: set it to such a multiple, config.mesh to fewer "
+            "devices in data x fsdp, or --clips_a_device to the rows that each of them takes"
+        )
     stage.check(model.params, rows)
     measured = memory.measure(recipe, stage, model, mesh, topology.platform)
     fits = measured.peak <= topology.chip.usable
@@ -77,7 +89,44 @@ def make(
             recipe, stage, model, mesh.shape["tensor"], stage.batch // rows, topology, efficiency
         ),
         efficiency=efficiency,
+        notes=tuple(_notes(recipe, stage, model, mesh)),
     )
+
+
+def with_compiled(plan: Plan, model: PureModel, compiled: Compiled) -> Plan:
+    """The plan, where the compiler's word counts: whether it fits, and by how much it does not."""
+    advice = ""
+    if not compiled.fits:
+        over = compiled.peak - plan.topology.chip.usable
+        advice = _advice(plan.recipe, plan.stage, model, plan.topology, over)
+    return dataclasses.replace(plan, compiled=compiled, advice=advice)
+
+
+def _notes(recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh) -> Iterator[str]:
+    frames, tensor = recipe.data.frames, mesh.shape["tensor"]
+    if frames % tensor and stage.input == "video":
+        yield (
+            f"config.data.frames={frames} does not divide by tensor={tensor}: each of those "
+            "devices encodes all frames of its clips."
+        )
+    if note := stage.micro_batch_note(model.params, recipe.model.norm):
+        yield f"{note}."
+    if recipe.parallel == "pmap":
+        return
+    one = AbstractMesh((1, 1, 1), mesh.axis_names)  # divides everything
+    for axis in ("fsdp", "tensor"):
+        whole = {
+            path: math.prod(x.shape) * x.dtype.itemsize
+            for path, x in model.params.items()
+            if axis in placement.param_spec(one, path, x.shape)
+            and axis not in placement.param_spec(mesh, path, x.shape)
+        }
+        if sum(whole.values()) > WORTH_TELLING:
+            yield (
+                f"config.mesh.{axis}={mesh.shape[axis]} does not divide {len(whole)} parameters of "
+                f"{sum(whole.values()) / 1e9:.3f} GB, the largest {max(whole, key=whole.get)}: "
+                f"they and their moments are not split over {axis}."
+            )
 
 
 def _largest_batch(
@@ -89,17 +138,26 @@ def _largest_batch(
     return count * stage.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def _advice(recipe: Recipe, stage: Stage, model: PureModel, topology: Topology) -> str:
-    """By how much it does not fit, and the first changes that make it."""
+def _advice(
+    recipe: Recipe, stage: Stage, model: PureModel, topology: Topology, over: int | None = None
+) -> str:
+    """By how much it does not fit, and the first changes that make it.
+
+    over: bytes too much by the compiler, None by formula. What a change spares is by formula.
+    """
 
     def peak_of(recipe: Recipe, stage: Stage) -> int:
         mesh = memory.abstract_mesh(recipe, topology.chips)
-        return memory.measure(recipe, stage, model, mesh, topology.platform).peak
+        return memory.measure(recipe, stage, model, mesh, topology.platform).peak - unlike
 
-    usable, peak, done = topology.chip.usable, peak_of(recipe, stage), []
+    usable, unlike, done = topology.chip.usable, 0, []
+    if over is not None:
+        unlike = peak_of(recipe, stage) - usable - over
+    peak = peak_of(recipe, stage)
     text = (
-        f"stage {stage.name} does not fit: {(peak - usable) / 1e9:.1f} GB too much for the "
-        f"{usable / 1e9:.1f} GB that a {topology.kind} has for a program"
+        f"stage {stage.name} does not fit{', by the compiler' if over is not None else ''}: "
+        f"{(peak - usable) / 1e9:.1f} GB too much for the {usable / 1e9:.1f} GB that a "
+        f"{topology.kind} has for a program"
     )
     for change in (_spread, _cut_loss, _recompute, _micro_batches, _half_moments):
         what, *changed = change(recipe, stage, topology.chips)
@@ -108,7 +166,8 @@ def _advice(recipe: Recipe, stage: Stage, model: PureModel, topology: Topology) 
         (recipe, stage), peak = changed, new
         done.append(what)
         if peak <= usable:
-            return f"{text}. It fits, with {peak / 1e9:.1f} GB, with {', '.join(done)}"
+            fits = "It fits" if over is None else "By what the formula spares it fits"
+            return f"{text}. {fits}, with {peak / 1e9:.1f} GB, with {', '.join(done)}"
     tried = f"; {', '.join(done)} leave {peak / 1e9:.1f} GB" if done else ""
     return f"{text}{tried}. Take more chips or larger ones, a smaller decoder, or fewer frames"
 

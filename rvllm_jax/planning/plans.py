@@ -1,6 +1,5 @@
 """The plans that a command line asks for: every stage on every topology."""
 
-import dataclasses
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -9,11 +8,14 @@ from typing import Any
 from absl import logging
 
 from rvllm_jax.experiments.run import build_model
+from rvllm_jax.models.pure import PureModel
 from rvllm_jax.planning import estimate, speed
 from rvllm_jax.planning.compiled import compile_on
 from rvllm_jax.planning.estimate import Plan
 from rvllm_jax.planning.topologies import Topology, known
 from rvllm_jax.recipe import Recipe
+from rvllm_jax.training.sharding import MeshError
+from rvllm_jax.training.stages import Stage, StageError
 
 
 def make_all(
@@ -41,9 +43,7 @@ def make_all(
         raise ValueError(f"--stages={','.join(stages)}: config.schedule has {names}, not {unknown}")
     model = build_model(recipe)
     made = [
-        estimate.make(
-            recipe, stage, model, each, clips_a_device=clips_a_device, efficiency=efficiency
-        )
+        _make(recipe, stage, model, each, clips_a_device=clips_a_device, efficiency=efficiency)
         for each in topologies
         for stage in recipe.stages
         if stage.name in (stages or names)
@@ -51,11 +51,18 @@ def make_all(
     if not _can_compile(tpu_python, topologies) or recipe.parallel != "jit":
         return made
     return [
-        dataclasses.replace(plan, compiled=_compile(plan, config, tpu_python, effort))
+        estimate.with_compiled(plan, model, _compile(plan, config, tpu_python, effort))
         if plan.topology.is_tpu
         else plan
         for plan in made
     ]
+
+
+def _make(recipe: Recipe, stage: Stage, model: PureModel, topology: Topology, **kinds) -> Plan:
+    try:
+        return estimate.make(recipe, stage, model, topology, **kinds)
+    except (MeshError, StageError) as error:
+        raise ValueError(f"--topology={topology.name}: {error}") from error
 
 
 def _compile(plan: Plan, config: dict[str, Any], python: str, effort: str):

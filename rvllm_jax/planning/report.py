@@ -55,14 +55,7 @@ def _memory(plan: Plan) -> list[str]:
         lines += ["", "Compiled with the least effort: more memory than training will take."]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines += ["", f"It {verdict}. Largest batch that fits, by formula: {plan.largest_batch} clips."]
-    if plan.recipe.data.frames % plan.mesh["tensor"] and plan.stage.input == "video":
-        lines.append(
-            f"config.data.frames={plan.recipe.data.frames} does not divide by tensor="
-            f"{plan.mesh['tensor']}: each of those devices encodes all frames of its clips."
-        )
-    if plan.stage.accumulate > 1 and plan.recipe.model.norm == "batch":
-        clips = plan.stage.batch // plan.stage.accumulate
-        lines.append(f"BatchNorm's statistics are those of each micro-batch of {clips} clips.")
+    lines += plan.notes
     if not plan.topology.is_tpu and plan.peak > 0.75 * plan.topology.chip.memory:
         lines.append("JAX takes 75 % of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95.")
     return lines
@@ -79,23 +72,26 @@ def _work(plan: Plan) -> list[str]:
 
 def _speed(plan: Plan, pairs: int) -> list[str]:
     chip, made = plan.topology.chip, plan.speed
-    clips = made.clips_a_second / plan.topology.hosts
+    # Hosts that the mesh's `tensor` axis joins read the same rows.
+    hosts = min(plan.topology.hosts, plan.mesh["data"] * plan.mesh["fsdp"])
+    clips = made.clips_a_second / hosts
     row = memory.row_bytes(plan.recipe, plan.stage)
     duration = speed.hours(made, plan.stage, pairs, plan.recipe.data.questions)
     lines = [
-        f"Links: each device receives {made.link_bytes / GB:.2f} GB a step by formula"
-        + (f", {sum(plan.compiled.received.values()) / GB:.2f} GB in the compiled program"
+        f"Links: each device receives {made.link_bytes / GB:.4g} GB a step by formula"
+        + (f", {sum(plan.compiled.received.values()) / GB:.4g} GB in the compiled program"
            if plan.compiled and plan.compiled.fits and plan.compiled.effort == "full" else "")
         + ".",
-        f"Predicted: {made.clips_a_second:.2f} clips/s, {made.seconds:.3f} s a step "
-        f"(arithmetic {made.arithmetic:.3f} s, links {made.transfer:.3f} s), at "
+        f"Predicted: {made.clips_a_second:.2f} clips/s, {made.seconds:.4g} s a step "
+        f"(arithmetic {made.arithmetic:.4g} s, links {made.transfer:.4g} s), at "
         f"{plan.efficiency:.0%} of {chip.flops / 1e12:.0f} TFLOP/s, {speed.STREAMING:.0%} of "
         f"{chip.bandwidth / GB:.0f} GB/s in the encoder and {speed.LINKS:.0%} of "
         f"{plan.topology.link / GB:.0f} GB/s between chips; not measured.",
-        f"Input: each of {plan.topology.hosts} hosts decodes {clips:.2f} clips/s, "
-        f"{clips * plan.recipe.data.frames:.0f} frames/s, and hands its devices "
-        f"{clips * row / 1e6:.1f} MB/s.",
-        f"Time: {duration:.1f} hours"
+        f"Input: each of {plan.topology.hosts} hosts "
+        + (f"decodes {clips:.2f} clips/s, {clips * plan.recipe.data.frames:.0f} frames/s,"
+           if plan.stage.input == "video" else f"reads {clips:.2f} rows of text a second")
+        + f" and hands its devices {clips * row / 1e6:.1f} MB/s.",
+        f"Time: {duration:.3g} hours"
         + (f" for {plan.stage.epochs} epochs of {pairs:,} pairs, up to "
            f"{plan.recipe.data.questions} behind one video."
            if plan.stage.epochs else f" for {plan.stage.steps} steps."),

@@ -56,7 +56,7 @@ class JitParallel:
         return sharding.put_batch(batch, self._batch)
 
     def checked(self, llama: LlamaConfig) -> "JitParallel":
-        """Itself; raises ValueError where the decoder does not divide over the mesh."""
+        """Itself; raises MeshError where the decoder does not divide over the mesh."""
         sharding.check_tensor(self.mesh.shape["tensor"], llama)
         return self
 
@@ -176,7 +176,7 @@ def make(kind: str, mesh: dict[str, int]) -> JitParallel | PmapParallel:
     """`kind`: "jit" or "pmap"; `mesh`: the sizes of data, fsdp and tensor (-1: all that remain)."""
     if kind == "pmap":
         if jax.process_count() > 1:
-            raise ValueError(
+            raise sharding.MeshError(
                 f"config.parallel='pmap' is for one host, here are {jax.process_count()}; set "
                 "config.parallel='jit' (config.mesh with data=-1 is its layout)"
             )

@@ -15,19 +15,23 @@ from rvllm_jax.models.llama_config import LlamaConfig
 AXES = ("data", "fsdp", "tensor")
 
 
+class MeshError(ValueError):
+    """A mesh that does not go with the devices, the hosts or the decoder."""
+
+
 def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
     """The three sizes over that many devices; one of them may be -1: all that remain.
 
-    Raises ValueError where they do not cover the devices.
+    Raises MeshError where they do not cover the devices.
     """
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise ValueError(f"config.mesh {sizes}: sizes are positive, and one of them may be -1")
+        raise MeshError(f"config.mesh {sizes}: sizes are positive, and one of them may be -1")
     known = int(np.prod([size for size in sizes if size != -1]))
     if -1 in sizes and devices % known == 0:
         sizes[sizes.index(-1)] = devices // known
     if -1 in sizes or int(np.prod(sizes)) != devices:
-        raise ValueError(
+        raise MeshError(
             f"config.mesh data={data} fsdp={fsdp} tensor={tensor} does not cover the "
             f"{devices} devices present; set sizes whose product is {devices}"
         )
@@ -42,7 +46,7 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
 
 
 def check_tensor(tensor: int, llama: LlamaConfig) -> None:
-    """Raises ValueError where the decoder's heads do not divide into `tensor` parts."""
+    """Raises MeshError where the decoder's heads do not divide into `tensor` parts."""
     found = [
         f"{name}={size}"
         for name in ("heads", "kv_heads", "mlp_width")
@@ -50,7 +54,7 @@ def check_tensor(tensor: int, llama: LlamaConfig) -> None:
     ]
     if found:
         most = math.gcd(llama.heads, llama.kv_heads, llama.mlp_width)
-        raise ValueError(
+        raise MeshError(
             f"config.mesh.tensor={tensor} does not divide the decoder's {', '.join(found)}; set it "
             f"to a divisor of {most}"
         )
@@ -90,12 +94,12 @@ def share_of_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:
     """(number, count): the rows of a batch that this host's devices hold are the `number`th of so
     many equal blocks; hosts that the mesh's `tensor` axis joins hold the same one.
 
-    rows: how many parts `sharding` makes. Raises ValueError where they are no block.
+    rows: how many parts `sharding` makes. Raises MeshError where they are no block.
     """
     places = sharding.addressable_devices_indices_map((rows,)).values()
     own = sorted({place[0].indices(rows)[0] for place in places})
     if own != list(range(own[0], own[0] + len(own))) or own[0] % len(own) or rows % len(own):
-        raise ValueError(
+        raise MeshError(
             f"config.mesh {dict(sharding.mesh.shape)}: the devices of host {jax.process_index()} "
             f"hold the parts {own} of {rows} of a batch, which are no block of it; choose `tensor` "
             "so that it divides a host's devices or is a multiple of them"

@@ -126,8 +126,8 @@ class Stage:
         if self.batch % (devices * self.accumulate):
             raise StageError(
                 f"config.stages.{self.name}.batch={self.batch} must be a multiple of {devices} "
-                f"devices x accumulate={self.accumulate}: set it to one, or config.mesh to fewer "
-                "devices in data x fsdp"
+                f"devices x accumulate={self.accumulate}: set it to such a multiple, or "
+                "config.mesh to fewer devices in data x fsdp"
             )
 
     def _compiled(self, pattern: str) -> re.Pattern:
@@ -144,3 +144,14 @@ class Stage:
         """Whether BatchNorm keeps to its running statistics: by key, or with all of it frozen."""
         encoder = {label for path, label in labels.items() if path.startswith("encoder/")}
         return self.freeze_stats or encoder <= {FROZEN}
+
+    def micro_batch_note(self, paths: Iterable[str], norm: str) -> str:
+        """What gradient accumulation does to BatchNorm; "" where it does nothing to it."""
+        learned = norm == "batch" and self.input == "video" and self.accumulate > 1
+        if not learned or self.uses_running_stats(self.labels(paths)):
+            return ""
+        return (
+            f"stage {self.name}: BatchNorm's statistics are those of each micro-batch of "
+            f"{self.batch // self.accumulate} clips, as config.stages.{self.name}.accumulate="
+            f"{self.accumulate} cuts batch={self.batch}"
+        )

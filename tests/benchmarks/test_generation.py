@@ -1,5 +1,6 @@
 """The report of the decoding rate, over a model of a few thousand parameters."""
 
+import json
 import re
 
 import pytest
@@ -11,10 +12,13 @@ SMALL = "--width=64 --layers=2 --vocab=400 --prompt=5 --new=6 --frames=2 --round
 
 
 @pytest.mark.slow
-def test_ours_and_theirs_decode_the_same_and_every_ratio_is_there(capsys):
+def test_ours_and_theirs_decode_the_same_and_every_ratio_is_there(tmp_path, capsys):
     for name in ("torch", "transformers"):
         pytest.importorskip(name, reason="the extra `parity` holds torch")
-    main(["generation", *SMALL, "--batches", "1", "3"])
+    file = tmp_path / "figures.json"
+    main(["generation", *SMALL, "--batches", "1", "3", f"--json={file}"])
+    kept = json.loads(file.read_text())["seconds"]
+    assert list(kept) == ["batch 1", "batch 3", "first token", "ten questions"]
     report = capsys.readouterr().out
     for batch in (1, 3):
         assert f"batch {batch}: 100.0% of the greedy ids are the same" in report
@@ -24,6 +28,9 @@ def test_ours_and_theirs_decode_the_same_and_every_ratio_is_there(capsys):
         )
         ratio = float(re.search(rf"^batch {batch}, ours .* ([\d.]+)$", report, re.M)[1])
         assert ratio == pytest.approx(ours / theirs, abs=0.02, rel=0.1)
+        assert kept[f"batch {batch}"] == pytest.approx(
+            {"ours": ours / 1e3, "theirs": theirs / 1e3}, abs=1e-4
+        )
     for name in ("first token of a new session", "ten questions, one video"):
         assert re.search(rf"^{name} +[\d.]+ +[\d.]+$", report, re.M)
 

@@ -1,6 +1,7 @@
 """The report of the input's rate, over a small store."""
 
 import argparse
+import json
 
 import pytest
 
@@ -17,13 +18,17 @@ def figures(report: str, name: str) -> list[float]:
     return [float(value) for value in line[34:].split("(")[0].split()]
 
 
-def test_every_step_has_its_rate_and_the_slowest_is_named(capsys):
-    main(["input", *SMALL])
+def test_every_step_has_its_rate_and_the_slowest_is_named(tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    main(["input", *SMALL, f"--json={file}"])
+    kept = json.loads(file.read_text())["seconds_a_clip"]
     raw, jpeg = capsys.readouterr().out.strip().split("\n\n")
     assert raw.startswith("raw: 4 frames of 32 pixels") and jpeg.startswith("jpeg: ")
     for report, absent in ((raw, {"decode", "simplejpeg alone"}), (jpeg, set())):
         for name in {*PIPELINE, *LIMITS} - absent:
             clips, megabytes, milliseconds = figures(report, name)
+            (seconds,) = kept[report.partition(":")[0]]
+            assert milliseconds == pytest.approx(1e3 * seconds[name], abs=0.01)
             assert clips > 0 and milliseconds == pytest.approx(1000 / clips, rel=0.1, abs=0.01)
             if name not in ("read", "file read"):
                 assert megabytes == pytest.approx(clips * 4 * 32 * 32 * 3 / 1e6, rel=0.1, abs=1)
@@ -61,7 +66,7 @@ def test_lines_come_when_they_are_known(tmp_path):
     input.add_arguments(parser)
     arguments = parser.parse_args([*SMALL, "--rounds=2"])
     raw = next(input.render(tmp_path, arguments))
-    lines = input.measure(FrameStore(raw), arguments)
+    lines = input.measure(FrameStore(raw), arguments, [])
     assert next(lines).startswith("raw: ") and next(lines).startswith("round 1, ms a clip: read ")
     lines.close()
 

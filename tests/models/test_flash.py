@@ -149,6 +149,19 @@ def test_without_cudnn_attention_is_xlas_and_that_is_told(monkeypatch, caplog):
     flash._has_cudnn.cache_clear()
 
 
+def test_what_cudnn_is_asked_for_is_what_the_products_give(monkeypatch):
+    """No GPU: what JAX would ask of cuDNN it computes itself."""
+    asked = jax.nn.dot_product_attention
+
+    def by_xla(*arrays, implementation, **kinds):
+        assert implementation == "cudnn"
+        return asked(*arrays, implementation="xla", **kinds)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    given = (*drawn(2, 48, 144, 4, 2, 64), packed(2, 48, 144))
+    assert_near(gradients(flash.cudnn)(*given), gradients(products)(*given), 1e-6)
+
+
 def test_the_program_for_a_gpu_calls_cudnn_forward_and_backward(monkeypatch):
     """No GPU: what JAX asks of the machine is answered here."""
     monkeypatch.setattr(placement, "platform", lambda: "gpu")

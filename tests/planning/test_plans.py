@@ -1,6 +1,20 @@
 import pytest
 
+from rvllm_jax.planning import topologies
 from rvllm_jax.planning.plans import make_all
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"mesh__data": 3}, "--topology=v5e:2x2: config.mesh data=3 .* the 4 devices"),
+        ({"stages__joint__batch": 6}, "v5e:2x2: .*joint.batch=6 .* multiple of 4.*--clips_a_dev"),
+    ],
+)
+def test_what_does_not_divide_is_refused_by_topology_and_what_to_do(recipe, changes, said):
+    chosen = [topologies.parse("v5e:2x2")]
+    with pytest.raises(ValueError, match=said):
+        make_all(recipe(**{"mesh__data": -1, "schedule": "joint"} | changes), {}, chosen)
 
 
 def test_a_plan_for_no_chips_is_refused(recipe):

@@ -24,6 +24,11 @@ MESHES = {
     "jit": {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "stages__visual__batch": 8},
     "pmap": {"parallel": "pmap"},
 }
+# What the continued run has instead: a checkpoint goes on over any mesh, and from pmap to jit.
+ANOTHER = {
+    "jit": {"mesh__data": 1, "mesh__fsdp": 8, "mesh__tensor": 1},
+    "pmap": {"parallel": "jit"},
+}
 OTHER_KEY = jax.random.key(99)  # not that of the seed
 BFLOAT = "bfloat16"
 
@@ -81,7 +86,8 @@ def saved(workdir, step: int) -> dict:
 def continued(request, tmp_path_factory, recipe, open_trainer, taken_over, quick_compilation):
     """A run of 3 updates that was stopped after the second, on each layout of eight devices."""
     workdir = tmp_path_factory.mktemp(request.param)
-    three = recipe(**MESHES[request.param], stages__visual__steps=3, checkpoint__every=100)
+    kinds = {**MESHES[request.param], "stages__visual__steps": 3, "checkpoint__every": 100}
+    three, again = recipe(**kinds), recipe(**kinds | ANOTHER[request.param])
 
     def stop(*_):
         first.interrupt.requested = True
@@ -94,25 +100,25 @@ def continued(request, tmp_path_factory, recipe, open_trainer, taken_over, quick
     with pytest.raises(SystemExit) as ended:
         first.run()
     assert ended.value.code == INTERRUPTED
-    second = open_trainer(three, workdir)
+    second = open_trainer(again, workdir)
     result = second.run()
     return SimpleNamespace(
-        **dict(layout=request.param, workdir=workdir, recipe=three, trainer=second),
+        **dict(layout=request.param, workdir=workdir, recipe=three, trainers=(first, second)),
         **dict(result=result, taken_over=list(taken_over)),
     )
 
 
 def test_parameters_are_spread_from_the_first_moment_also_when_continued(continued):
     assert len(continued.taken_over) == 2  # drawn, and restored
-    for params in continued.taken_over:
+    for trainer, params in zip(continued.trainers, continued.taken_over, strict=True):
         for path, (sharding, x) in params.items():
             if continued.layout == "jit":
-                mesh = continued.trainer.parallel.mesh
+                mesh = trainer.parallel.mesh
                 assert sharding == param_sharding(mesh, path, x.shape), path
     if continued.layout == "jit":
         path = "decoder/layers/mlp/up/kernel"
         up = continued.result.params[path]
-        assert {4 * shard.data.size for shard in up.addressable_shards} == {up.size}
+        assert {8 * shard.data.size for shard in up.addressable_shards} == {up.size}
 
 
 def test_a_stopped_run_goes_on_and_every_layout_makes_the_same_updates(continued, losses):

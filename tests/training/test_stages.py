@@ -106,3 +106,17 @@ def test_a_table_that_freezes_the_adapters_is_refused():
     stage = dataclasses.replace(STAGE, lora=LoRA(2, 4.0, "mlp/up"))
     with pytest.raises(StageError, match=r"alignment\.lora adds .*up/lora/lora_a .*a row such as"):
         stage.labels(ADAPTED)
+
+
+def test_micro_batches_are_noted_where_batchnorm_takes_its_statistics_of_them():
+    cut = dataclasses.replace(with_table((".*", "sgd")), batch=8, accumulate=4)
+    note = cut.micro_batch_note(PATHS, "batch")
+    assert "each micro-batch of 2 clips" in note and "alignment.accumulate=4" in note
+    without = [
+        dataclasses.replace(cut, accumulate=1),
+        dataclasses.replace(cut, input="caption_in_slot"),
+        dataclasses.replace(cut, freeze_stats=True),
+        dataclasses.replace(cut, table=(("encoder/.*", "frozen"), (".*", "sgd"))),
+    ]
+    assert not any(stage.micro_batch_note(PATHS, "batch") for stage in without)
+    assert cut.micro_batch_note(PATHS, "group") == ""

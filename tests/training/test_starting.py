@@ -16,6 +16,7 @@ from rvllm_jax.experiments import run as running
 from rvllm_jax.experiments.run import Experiment, asked_datasets
 from rvllm_jax.experiments.tokenizing import open_tokenizer
 from rvllm_jax.training.checkpoint import claim
+from rvllm_jax.training.sharding import MeshError
 from rvllm_jax.training.stages import StageError
 from rvllm_jax.weights.errors import WeightsError
 
@@ -25,7 +26,7 @@ JOINT = {"schedule": "visual,joint", "stages__joint__batch": 8}
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"mesh__data": 3}, ValueError, "data=3 .*does not cover the 8 devices"),
+        ({"mesh__data": 3}, MeshError, "data=3 .*does not cover the 8 devices"),
         (JOINT | {"stages__joint__batch": 4}, StageError, "joint.batch=4 .*multiple of 8 devices"),
         (JOINT | {"stages__joint__table": (("(enc", "visual"),)}, StageError, r"table: '\(enc'"),
         (JOINT | {"stages__joint__table": (("enc.*", "visual"),)}, StageError, "no row of its tab"),
@@ -43,6 +44,25 @@ def test_what_does_not_fit_is_refused_before_the_data_is_touched(
     monkeypatch.setattr(running, "open_source", decode)
     with pytest.raises(error, match=message):
         Experiment.open(recipe(**changes), tmp_path)
+
+
+def test_a_start_says_whose_statistics_batchnorm_takes(recipe, tmp_path, caplog):
+    class Opened(Exception):
+        """Where the data would be prepared."""
+
+    def stop(*_, **__):
+        raise Opened
+
+    caplog.set_level("INFO")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Opened):
+        patch.setattr(running, "open_source", stop)
+        cut = {"stages__visual__accumulate": 2, "stages__visual__batch": 16}
+        Experiment.open(recipe(**JOINT | cut), tmp_path)
+    assert (
+        "stage visual: BatchNorm's statistics are those of each micro-batch of 8 clips"
+        in caplog.text
+    )
+    assert "stage joint: BatchNorm" not in caplog.text
 
 
 def source(text: str) -> SimpleNamespace:
