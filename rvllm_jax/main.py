@@ -21,6 +21,7 @@ from rvllm_jax.hosts import cluster_flags
 from rvllm_jax.hosts.exchange import HERE
 from rvllm_jax.hosts.joining import joined
 from rvllm_jax.training.checkpoint import claim, flat
+from rvllm_jax.training.compiling import keep_programs
 from rvllm_jax.training.interrupt import end_on_sigterm
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -30,6 +31,11 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; runs/NAME by default.")
+CACHE = flags.DEFINE_string(
+    "cache",
+    "",
+    "Folder of compiled programs, where the next start finds them; none: compiled anew.",
+)
 SHOW_PROMPT = flags.DEFINE_integer(
     "show_prompt",
     0,
@@ -61,7 +67,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_worth_showing)
     config = flat(CONFIG.value.to_dict())
-    refuse_urls({"--workdir": WORKDIR.value} | {f"config.{k}": v for k, v in config.items()})
+    folders = {"--workdir": WORKDIR.value, "--cache": CACHE.value}
+    refuse_urls(folders | {f"config.{key}": value for key, value in config.items()})
+    keep_programs(CACHE.value)
     told = {f"config.{k}": repr(v) for k, v in config.items() if k not in OF_A_HOST}
     with joined(cluster_flags.cluster(), told):
         start()

@@ -37,14 +37,21 @@ def test_an_override_of_an_unknown_key_is_refused_by_its_whole_name(monkeypatch)
             parsed(monkeypatch, given)
 
 
-@pytest.mark.parametrize("given", ["--config.data.stride=4", "--config.data.strides=4"])
-def test_what_is_refused_is_told_in_words_alone(tmp_path, given):
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("--config.data.stride=4", "ConfigError"),
+        ("--config.data.strides=4", "ConfigError"),
+        ("--cache=gs://bucket/programs", "PlaceError"),
+    ],
+)
+def test_what_is_refused_is_told_in_words_alone(tmp_path, given, error):
     command = [sys.executable, "-m", "rvllm_jax.main", f"--config={JOINT}", given]
     done = subprocess.run(
         [*command, f"--workdir={tmp_path}"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr and "\nConfigError: " in f"\n{done.stderr}"
+    assert "Traceback" not in done.stderr and f"\n{error}: " in f"\n{done.stderr}"
     assert given[2:].partition("=")[0] in done.stderr
 
 

@@ -20,6 +20,7 @@ from rvllm_jax.benchmarks.step_parts import Part, make_parts
 from rvllm_jax.config import ConfigError, refuse_unknown, resolve
 from rvllm_jax.planning.topologies import Chip, of_device
 from rvllm_jax.recipe import Recipe
+from rvllm_jax.training.compiling import keep_programs
 
 DESCRIPTION = "each stage's step, encoder and decoder alone, compilation, share of the peak"
 
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     """The report's lines, as they are known. Raises ConfigError."""
     recipe = measured_recipe(arguments)
     figures.check(arguments.json)
-    use_cache(arguments.cache)
+    keep_programs(arguments.cache)
     yield describe(recipe)
     heads = f"{'ms':>9}{'clips/s':>9}{'TFLOP/s':>9}{'MFU':>6}{'MB':>8}"
     yield f"{'':18}{heads}{'compile s':>11}{'first s':>9}"
@@ -100,13 +101,6 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def use_cache(folder: str) -> None:
-    """Compiled programs are kept in `folder` and found there again; "" leaves JAX's settings."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def describe(recipe: Recipe) -> str:

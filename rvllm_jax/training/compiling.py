@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,13 @@ from rvllm_jax.models.pure import PureModel
 from rvllm_jax.training.parallel import JitParallel, PmapParallel
 from rvllm_jax.training.stages import Stage
 from rvllm_jax.training.step import State, make_step
+
+
+def keep_programs(folder: str) -> None:
+    """Compiled programs are kept in `folder` and found there again; "" leaves JAX's settings."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def compile_update(
