@@ -9,14 +9,14 @@ import shlex
 import pytest
 
 STAND_IN = """#!/usr/bin/env bash
-printf '%q ' "$(basename "$0")" "$@" >> "$CALLS"
+printf '%s\\0' "$(basename "$0")" "$@" >> "$CALLS"
 echo >> "$CALLS"
 [[ " $* " = *" rvllm_jax.main "* ]] || exit 0
 [[ "$CODE" != 0 && " $* " != *" --kill-on-bad-exit=0 "* ]] && exit 137
 exit "$CODE"
 """
 PROGRAM = (".venv/bin/python", "-m", "rvllm_jax.main", "--multihost")
-ARGUMENTS = ("--config=configs/joint.py", "--workdir=a folder", 'it\'s $HOME,\n"so"')
+ARGUMENTS = ("--config=configs/joint.py", "--workdir=a folder", "it's $HOME, `id`")
 
 
 @pytest.fixture
@@ -32,16 +32,16 @@ def slurm(tmp_path, stand_in, launch):
             "slurm.sbatch", *arguments,
             CALLS=str(calls), CODE=str(code), SLURM_JOB_ID="7", **environment,
         )  # fmt: skip
-        return done, [shlex.split(line) for line in calls.read_text().splitlines()]
+        return done, [call.split("\0") for call in calls.read_text().split("\0\n")[:-1]]
 
     return call
 
 
 def test_the_environment_is_made_once_and_the_program_runs_on_every_node(slurm):
-    done, (made, ran) = slurm(*ARGUMENTS)
+    done, (made, ran) = slurm(*ARGUMENTS, "a line\nbreak")
     assert done.returncode == 0, done.stderr
     assert made[:5] == ["srun", "--nodes=1", "--ntasks=1", "bash", "-c"]
-    assert ran[3:] == [*PROGRAM, *ARGUMENTS]
+    assert ran[3:] == [*PROGRAM, *ARGUMENTS, "a line\nbreak"]
     done, calls = slurm(*ARGUMENTS, SLURM_CPUS_PER_TASK="64")  # srun may not take it from sbatch
     assert done.returncode == 0 and all("--cpus-per-task=64" in call for call in calls)
 
