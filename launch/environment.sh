@@ -30,8 +30,9 @@ install() {
   shift
   state="$VENV/.installed-$name-$(cat requirements.lock setup.py | sha256sum | cut -c1-12)"
   if [ ! -e "$state" ]; then
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"
-    touch "$state"
+    # Said to be installed only if it is, also where nobody has set -e.
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@" &&
+      touch "$state"
   fi
 }
 

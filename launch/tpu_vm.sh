@@ -6,13 +6,15 @@
 #
 # COMMAND is one of
 #   run      create, mount, install, start and follow; after a preemption again from `create`, the
-#            training going on from its last checkpoint
+#            training going on from its last checkpoint. Ended by Ctrl-C it leaves the program
+#            running; called again it follows it. The slice is there until `delete`
 #   create   order the slice as a queued resource, or take the one of this name, and wait for it
 #   install  copy the checkout to every worker and make its environment there
 #   start    start the program on every worker
 #   follow   print worker 0's log until the program ends on every worker
 #   status   print the states of queued resource, slice and program
-#   stop     SIGTERM: every worker saves the same step and ends with code 75
+#   stop     SIGTERM: every worker saves the same step and ends with code 75; a `run` that follows
+#            goes on from there, so end it first
 #   delete   give the slice back
 # What follows `--` goes to `python -m rvllm_jax.main --multihost`. Options:
 #   --name=NAME      of the queued resource and of the slice
@@ -28,40 +30,12 @@
 # Exit codes: 0 done; 1 failed on a worker, whose last lines are printed; 2 wrong usage.
 set -euo pipefail
 
-REMOTE=rvllm_jax # the folder on the workers
+REMOTE=rvllm_jax # the folder on the workers; of tpu_cloud.sh, too
 ENDED=75         # the program's exit code after SIGTERM
 
 usage() {
   echo "launch/tpu_vm.sh: $1; the head of the file says how it is called" >&2
   exit 2
-}
-
-say() { printf '%s\n' "$*" >&2; }
-
-# tpu ASSUMED GROUP VERB...: runs gcloud for this zone; a dry run prints the command and answers
-# ASSUMED.
-tpu() {
-  local assumed=$1 line
-  shift
-  line=(gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"})
-  if "$dry_run"; then
-    shown "${line[@]}" >&3
-    if [ -n "$assumed" ]; then printf '%s\n' "$assumed"; fi
-  else
-    "${line[@]}"
-  fi
-}
-
-on_workers() { # on_workers all|0 SCRIPT: by ssh
-  tpu '' tpu-vm ssh "$name" "--worker=$1" "--command=$2"
-}
-
-queued_state() { # queued_state ASSUMED: of the queued resource; nothing where there is none
-  tpu "$1" queued-resources describe "$name" '--format=value(state.state)' 2>/dev/null || true
-}
-
-slice_state() {
-  tpu READY tpu-vm describe "$name" '--format=value(state)' 2>/dev/null || true
 }
 
 default_runtime() {
@@ -74,34 +48,37 @@ default_runtime() {
   esac
 }
 
+order() {
+  local spot=()
+  if "$spot_vm"; then spot=(--spot); fi
+  tpu '' queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" \
+    "--runtime-version=$runtime" "${spot[@]}"
+  may_order=false ordered=ACTIVE
+}
+
 create() {
-  local state
+  local state ordered=''
   [ -n "$type" ] || usage "--type is missing"
   runtime=${runtime:-$(default_runtime "$type")}
-  state=$(queued_state '')
-  case "$state" in
-    FAILED | SUSPENDED | SUSPENDING)
-      say "$name is $state: it is deleted and ordered anew"
-      delete
-      state=
-      ;;
-  esac
-  if [ -z "$state" ]; then
-    local spot=()
-    if "$spot_vm"; then spot=(--spot); fi
-    tpu '' queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" \
-      "--runtime-version=$runtime" "${spot[@]}"
-  else
-    say "$name is there already ($state)"
-  fi
-  until state=$(queued_state ACTIVE) && [ "$state" = ACTIVE ]; do
-    if [ "$state" = FAILED ]; then
+  until state=$(queued_state "$ordered") && [ "$state" = ACTIVE ]; do
+    if [ -z "$state" ] && "$may_order"; then
+      order
+      continue
+    elif [ -z "$state" ]; then
+      say "$name was deleted, not preempted: it is not ordered anew"
+      exit 1
+    elif [ "$state" = FAILED ] && [ -n "$ordered" ]; then
       say "$name could not be had: gcloud compute tpus queued-resources describe $name says why"
       exit 1
+    elif [[ "$state" = FAILED || "$state" = SUSPEND* ]]; then
+      say "$name is $state: it is deleted and ordered anew"
+      delete && continue
     fi
-    say "$name: ${state:-not there yet}; waiting"
+    say "$name: $state; waiting"
     sleep "$poll"
   done
+  [ -n "$ordered" ] || say "$name is there already"
+  may_order=false
 }
 
 mount_bucket() {
@@ -111,22 +88,22 @@ mount_bucket() {
 if ! command -v gcsfuse >/dev/null; then
   echo \"deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
   curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
-  sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse
+  sudo apt-get -qq update
+  sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y gcsfuse # a new machine updates itself
 fi
 mkdir -p ~/bucket
 mountpoint -q ~/bucket || gcsfuse --implicit-dirs --rename-dir-limit=200000 $(printf %q "$bucket") ~/bucket"
 }
 
 install_program() {
-  local archive copied=0
+  local archive failed=0
   archive=$(mktemp -d)/rvllm_jax.tar.gz
-  if ! "$dry_run"; then
-    git ls-files -z --cached --others --exclude-standard |
-      tar --null --files-from=- --ignore-failed-read -czf "$archive"
-  fi
-  tpu '' tpu-vm scp "$archive" "$name:rvllm_jax.tar.gz" --worker=all || copied=$?
+  "$dry_run" || git ls-files -z --cached --others --exclude-standard |
+    tar --null --files-from=- --ignore-failed-read -czf "$archive" || failed=$?
+  [ "$failed" != 0 ] || tpu '' tpu-vm scp "$archive" "$name:rvllm_jax.tar.gz" --worker=all ||
+    failed=$?
   rm -r "$(dirname "$archive")"
-  [ "$copied" = 0 ] || return "$copied" # an older archive there would be unpacked instead
+  [ "$failed" = 0 ] || return "$failed" # an older archive there would be unpacked instead
   on_workers all "set -e
 mkdir -p $REMOTE && tar -xzf rvllm_jax.tar.gz -C $REMOTE && cd $REMOTE
 if ! command -v python3.12 >/dev/null && ! command -v python3.11 >/dev/null && [ ! -x .venv/bin/python ]; then
@@ -144,15 +121,13 @@ start() {
   program=$(printf '%q ' .venv/bin/python -m rvllm_jax.main --multihost "${arguments[@]}")
   on_workers all "set -e
 cd $REMOTE
+if [ ! -e run.rc ] && [ -e run.pid ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then
+  echo \"the program runs already on \$(hostname): follow or stop it\" >&2
+  exit 1
+fi
 rm -f run.rc run.pid
-nohup bash -c $(printf %q "$program & echo \$! > run.pid; wait \$!; echo \$? > run.rc") >> run.log 2>&1 < /dev/null &
+nohup bash -c $(printf %q "$program & echo \$! > run.pid; wait \$!; echo \$? > rc; mv rc run.rc") >> run.log 2>&1 < /dev/null &
 for _ in \$(seq 100); do [ -e run.pid ] && break; sleep 0.1; done"
-}
-
-codes() { # one word a worker: its exit code, or `running`, or `absent`
-  tpu 0 tpu-vm ssh "$name" --worker=all "--command=if [ -e $REMOTE/run.rc ]; then cat \
-$REMOTE/run.rc; elif [ -e $REMOTE/run.pid ] && kill -0 \"\$(cat $REMOTE/run.pid)\" 2>/dev/null; \
-then echo running; else echo absent; fi" 2>/dev/null
 }
 
 new_lines() { # of worker 0's log, behind the first $seen bytes
@@ -174,7 +149,7 @@ stop() {
 
 # Returns 0 where all workers ended well, 1 where one failed, $ENDED where they were interrupted.
 follow() {
-  local found word missed=0
+  local found='' word missed=0
   seen=0
   while true; do
     if found=$(codes) && [ -n "$found" ]; then
@@ -182,17 +157,19 @@ follow() {
       print_new_lines
       [[ " ${found//$'\n'/ } " = *" running "* ]] || break
       for word in $found; do # one that failed while others wait for it
-        [[ "$word" = running || "$word" = 0 || "$word" = "$ENDED" ]] || break 2
+        [[ "$word" = @(running|absent|0|"$ENDED") ]] || break 2
       done
     else
       missed=$((missed + 1))
-      if [ "$(slice_state)" != READY ] || [ "$missed" -ge 10 ]; then return "$ENDED"; fi
+      [[ "$(slice_state)" = @(READY|UNKNOWN) && "$missed" -lt 10 ]] || return "$ENDED"
     fi
     sleep "$poll"
   done
   print_new_lines
   for word in $found; do
-    [[ "$word" = 0 || "$word" = "$ENDED" || "$word" = running || "$word" = absent ]] && continue
+    [[ "$word" = @(running|absent|0|"$ENDED") ]] && continue
+    # Where a machine was started anew the other hosts end for the one that they lost.
+    [[ "$word" = 1 && "$found" = *absent* ]] && continue
     say "a worker ended with code $word; the last lines of each:"
     on_workers all "echo \"== \$(hostname)\"; tail -n 20 $REMOTE/run.log" >&2 || true
     stop || true
@@ -204,7 +181,7 @@ follow() {
 }
 
 delete() {
-  tpu '' queued-resources delete "$name" --force --quiet
+  tpu '' queued-resources delete "$name" --force --quiet && may_order=true
 }
 
 status() {
@@ -213,18 +190,38 @@ status() {
   echo "program, by worker: $(codes | tr '\n' ' ' || true)"
 }
 
+kept() { # said at every end of `run`
+  "$dry_run" || say "$name is left as it is, and paid for while it is there: follow, stop or delete" \
+    "--name=$name --zone=$zone; \`run\` follows what runs there already"
+}
+
+# prepare: 0 where the program runs on the workers, or does so already.
+prepare() {
+  local found
+  if found=$(codes) && [[ "$found" = *running* ]]; then
+    say "the program runs on $name already: its log follows"
+  else
+    mount_bucket && install_program && start
+  fi
+}
+
 run() {
-  local round ended unmade=0
+  local round ended unmade=0 state
+  trap kept EXIT
   for ((round = 0; round <= restarts; round++)); do
     create
-    # Behind a preemption the slice may be gone while its order is still ACTIVE.
-    if [ "$(slice_state)" != READY ]; then
-      say "$name is not ready: it is deleted and ordered anew"
-      delete
-      continue
-    fi
+    until state=$(slice_state) && [ "$state" = READY ]; do
+      # Behind a preemption the slice may be gone while its order is still ACTIVE.
+      if [[ "$state" != @(UNKNOWN|CREATING|STARTING|RESTARTING|REPAIRING) ]]; then
+        say "$name is ${state:-gone}: it is deleted and ordered anew"
+        delete || sleep "$poll"
+        continue 2
+      fi
+      say "$name: $state; waiting"
+      sleep "$poll"
+    done
     ended=0
-    if mount_bucket && install_program && start; then
+    if prepare; then
       unmade=0
       follow || ended=$?
     else
@@ -249,7 +246,7 @@ run() {
 command=${1:-}
 [ $# -gt 0 ] && shift
 name='' zone='' project='' type='' runtime='' bucket='' spot_vm=false dry_run=false
-restarts=20 poll=30 seen=0
+restarts=20 poll=30 seen=0 may_order=true
 arguments=()
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -282,6 +279,8 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/dry_run.sh
 source launch/dry_run.sh
+# shellcheck source=launch/tpu_cloud.sh
+source launch/tpu_cloud.sh
 exec 3>&1 # what a dry run prints, also from within $(...)
 case "$command" in
   run | create | start | follow | status | stop | delete) "$command" ;;

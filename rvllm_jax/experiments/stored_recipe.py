@@ -54,7 +54,9 @@ def keep_decoder(recipe: Recipe, workdir: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     values = json.dumps(llama_values(recipe.llama, "float32"), indent=1)
-    write_atomically(path, f"{values}\n".encode())
+    content = f"{values}\n".encode()
+    if not path.is_file() or path.read_bytes() != content:  # several hosts at once: host 0 was here
+        write_atomically(path, content)
 
 
 def of_export(recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:

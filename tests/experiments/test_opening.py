@@ -49,6 +49,16 @@ def run(joint, tmp_path_factory):
     return workdir
 
 
+def test_a_kept_decoder_is_not_written_by_a_second_host(run, tmp_path):
+    """Hosts that write one file at the same time take each other's temporary file."""
+    recipe = resolve(with_kept_decoder(json.loads((run / "config.json").read_text()), run))
+    keep_decoder(recipe, tmp_path / "w")  # host 0
+    kept = tmp_path / "w" / "decoder" / "config.json"
+    before = kept.stat().st_ino
+    keep_decoder(recipe, tmp_path / "w")
+    assert kept.stat().st_ino == before
+
+
 def same(a, b):
     assert a.keys() == b.keys()
     for path in a:

@@ -11,16 +11,16 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def launch(tmp_path):
-    """launch(script, *arguments, **environment) -> the finished process."""
+    """launch(script, *arguments, timeout=..., **environment) -> the finished process."""
 
-    def call(script, *arguments, **environment):
+    def call(script, *arguments, timeout=120, **environment):
         path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
         return subprocess.run(
             [ROOT / "launch" / script, *arguments],
             env=os.environ | {"PATH": path} | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout,
             check=False,
         )
 

@@ -3,7 +3,9 @@
 CLOUD names the folder with all of it: calls.jsonl, state.json and worker0/, worker1/, the home
 folders in which what is sent by ssh is run by bash. `plan.json` holds what happens: "preempt_at":
 the number of the question for exit codes at which the slice is lost, once; "codes": exit codes of
-the program by start and worker; "fails": "scp" or "pip", which then always does.
+the program by start and worker; "fails": "scp", "pip" or "describe", which then always does;
+"states": what is answered first of the queued resource; "deleted_at": like preempt_at, but all is
+deleted by somebody else.
 """
 
 import json
@@ -18,7 +20,7 @@ CLOUD = Path(os.environ["CLOUD"])
 PYTHON = """#!/usr/bin/env bash
 [ "$2 $3" = "pip install" ] && exit {pip}
 [ "$2" = pip ] && exit 0
-printf '%s\\n' "$@" > ~/arguments.txt
+printf '%s\\0' "$@" > ~/arguments
 echo "start on $(basename ~)"
 exec "{python}" "{program}" ~
 """
@@ -38,16 +40,24 @@ def main(arguments):
     return code
 
 
+def described(found):
+    if plan().get("fails") == "describe":
+        print("ERROR: (gcloud) There was a problem refreshing your tokens", file=sys.stderr)
+        return 1
+    print(found) if found else print("ERROR: (gcloud) NOT_FOUND: Resource", file=sys.stderr)
+    return 0 if found else 1
+
+
 def queued_resources_describe(state, name, options):
-    print(state["queued"])
-    return 0 if state["queued"] else 1
+    number = state["looked"] = state.get("looked", 0) + 1
+    return described(dict(enumerate(plan().get("states", []), 1)).get(number, state["queued"]))
 
 
 def queued_resources_create(state, name, options):
     state |= {"queued": "ACTIVE", "slice": "READY"}
     for worker in (0, 1):
         folder = CLOUD / f"worker{worker}" / "rvllm_jax" / ".venv" / "bin"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         program = Path(__file__).with_name("program_stand_in.py")
         pip = int(plan().get("fails") == "pip")
         text = PYTHON.format(python=sys.executable, program=program, pip=pip)
@@ -67,8 +77,7 @@ def queued_resources_delete(state, name, options):
 
 
 def tpu_vm_describe(state, name, options):
-    print(state["slice"])
-    return 0 if state["slice"] else 1
+    return described(state["slice"])
 
 
 def tpu_vm_scp(state, name, options):
@@ -87,6 +96,8 @@ def tpu_vm_ssh(state, name, options):
         if state["asked"] == plan().get("preempt_at"):
             state["slice"] = "PREEMPTED"
             subprocess.run(["pkill", "-KILL", "-f", f"program_stand_in.py {CLOUD}"], check=False)
+        if state["asked"] == plan().get("deleted_at"):
+            queued_resources_delete(state, name, options)
     if state["slice"] != "READY":
         print("the worker does not answer", file=sys.stderr)
         return 255

@@ -1,6 +1,7 @@
 """Stands in for training on a worker: ends with the code that plan.json has for this start."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -15,4 +16,9 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 print("step 1", flush=True)
 if code == "runs":  # until it is ended
     time.sleep(60)
+if code in ("slow", "late"):
+    time.sleep(3)
+    code = int(code == "late")
+if code == "vanishes":  # as with its machine: no exit code is left
+    os.kill(os.getppid(), signal.SIGKILL)
 sys.exit(code)

@@ -1,6 +1,7 @@
 """launch/tpu_vm.sh against a gcloud that notes its calls and has two folders for workers."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 HERE = Path(__file__).parent
 OPTIONS = ("--name=job", "--zone=here", "--type=v5litepod-16", "--poll=0.1")
-ARGUMENTS = ("--", "--config=configs/joint.py", "--workdir=a folder/with 'quotes' and $HOME")
+ODD = """--workdir=a folder/with 'quotes', "more", $HOME, `id`, \\ and\na line break"""
+ARGUMENTS = ("--", "--config=configs/joint.py", ODD)
 
 
 @pytest.fixture
@@ -17,9 +19,10 @@ def cloud(tmp_path, stand_in, launch):
     stand_in("gcloud", f'#!/bin/sh\nexec {sys.executable} {HERE / "gcloud_stand_in.py"} "$@"\n')
     (tmp_path / "state.json").write_text(json.dumps({"queued": "", "slice": "", "asked": 0}))
 
-    def call(*arguments, **plan):
+    def call(*arguments, timeout=120, **plan):
         (tmp_path / "plan.json").write_text(json.dumps(plan))
-        done = launch("tpu_vm.sh", *arguments, CLOUD=str(tmp_path))
+        (tmp_path / "calls.jsonl").unlink(missing_ok=True)
+        done = launch("tpu_vm.sh", *arguments, CLOUD=str(tmp_path), timeout=timeout)
         calls = tmp_path / "calls.jsonl"
         lines = calls.read_text().splitlines() if calls.exists() else []
         return done, [" ".join(json.loads(line)[3:5]) for line in lines]
@@ -36,13 +39,14 @@ def test_a_job_runs_from_the_order_to_the_end_of_its_log(cloud, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("start on worker0") == 1 and "worker1" not in done.stdout
     assert done.stdout.count("step 1") == 1
+    assert "job is left as it is, and paid for" in done.stderr
     assert calls[:3] == ["describe job", "create job", "describe job"]
     order = json.loads((tmp_path / "calls.jsonl").read_text().splitlines()[1])
     assert {"--spot", "--accelerator-type=v5litepod-16", "--zone=here"} <= set(order)
     assert "--runtime-version=v2-alpha-tpuv5-lite" in order
     for worker in ("worker0", "worker1"):
-        given = (tmp_path / worker / "arguments.txt").read_text().splitlines()
-        assert given == ["-m", "rvllm_jax.main", "--multihost", *ARGUMENTS[1:]]
+        given = (tmp_path / worker / "arguments").read_text().split("\0")
+        assert given == ["-m", "rvllm_jax.main", "--multihost", *ARGUMENTS[1:], ""]
         assert (tmp_path / worker / "rvllm_jax" / "configs" / "joint.py").is_file()
 
 
@@ -78,6 +82,60 @@ def test_one_failing_worker_ends_the_job_and_its_log_is_shown(cloud, tmp_path):
             break
     done, _ = cloud("status", *OPTIONS, codes=codes)
     assert "slice: READY" in done.stdout and "75 3" in done.stdout
+
+
+def test_a_worker_that_was_started_anew_ends_the_others_and_all_go_on(cloud, tmp_path):
+    codes = [{"worker0": "late", "worker1": "vanishes"}, both(0)]
+    done, calls = cloud("run", *OPTIONS, *ARGUMENTS, codes=codes)
+    assert done.returncode == 0, done.stderr
+    assert "going on from the last checkpoint" in done.stderr and "delete job" not in calls
+    assert (tmp_path / "worker0.starts").read_text() == "xx"
+
+
+def test_what_runs_already_is_followed_and_nothing_is_started_beside_it(cloud, tmp_path):
+    codes = [both("slow")] * 2
+    cloud("create", *OPTIONS)
+    done, _ = cloud("start", *OPTIONS, *ARGUMENTS, codes=codes)
+    assert done.returncode == 0, done.stderr
+    again, _ = cloud("start", *OPTIONS, *ARGUMENTS, codes=codes)
+    assert again.returncode != 0 and "the program runs already on" in again.stderr
+    done, calls = cloud("run", *OPTIONS, *ARGUMENTS, codes=codes)  # as behind a Ctrl-C
+    assert done.returncode == 0, done.stderr
+    assert "the program runs on job already" in done.stderr and done.stdout.count("step 1") == 1
+    assert (tmp_path / "worker0.starts").read_text() == "x"
+    assert not any("tar.gz" in call for call in calls)
+
+
+def test_a_slice_lost_while_it_is_waited_for_is_ordered_anew(cloud):
+    states = ["", "PROVISIONING", "SUSPENDED", ""]
+    done, calls = cloud("create", *OPTIONS, states=states)
+    assert done.returncode == 0, done.stderr
+    assert [call.split()[0] for call in calls if "describe" not in call] == (
+        ["create", "delete", "create"]
+    )
+    assert "job: PROVISIONING; waiting" in done.stderr
+
+
+def test_what_somebody_deleted_is_not_ordered_and_paid_for_anew(cloud):
+    done, calls = cloud("run", *OPTIONS, *ARGUMENTS, codes=[both("runs")], deleted_at=3)
+    assert done.returncode == 1 and calls.count("create job") == 1
+    assert "job was deleted, not preempted" in done.stderr
+
+
+def test_where_gcloud_cannot_say_nothing_is_ordered_or_deleted(cloud):
+    with pytest.raises(subprocess.TimeoutExpired) as waited:
+        cloud("run", *OPTIONS, *ARGUMENTS, codes=[both(0)], fails="describe", timeout=3)
+    said = waited.value.stderr.decode()
+    assert "refreshing your tokens" in said and "job: UNKNOWN; waiting" in said
+    assert waited.value.stdout is None
+
+
+def test_a_checkout_that_cannot_be_packed_reaches_no_worker(cloud, stand_in, tmp_path):
+    stand_in("git", "#!/bin/sh\necho 'fatal: not a git repository' >&2\nexit 128\n")
+    done, calls = cloud("run", *OPTIONS, *ARGUMENTS, codes=[both(0)])
+    assert done.returncode == 1 and "not a git repository" in done.stderr
+    assert not any("tar.gz" in call for call in calls)
+    assert not (tmp_path / "worker0.starts").exists()
 
 
 @pytest.mark.parametrize("fails", ["scp", "pip"])

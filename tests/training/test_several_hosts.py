@@ -1,5 +1,6 @@
 """The real command on several hosts, which are processes on loopback with eight devices in all."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.experiments.run import Experiment, run
+from rvllm_jax.models.huggingface import llama_values
+from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint_part import read_model
 from rvllm_jax.training.interrupt import INTERRUPTED
@@ -34,8 +37,12 @@ TOLERANCE = 1e-8
 
 @pytest.fixture(scope="module")
 def store(workplace, recipe, tmp_path_factory):
-    """A folder of stores in which the frames of the video 2.mp4 are damaged."""
+    """A folder of stores in which the frames of the video 2.mp4 are damaged; and of a decoder whose
+    heads divide by eight, as do all of a mesh's devices."""
     where = tmp_path_factory.mktemp("damaged")
+    (where / "decoder").mkdir()
+    sizes = dataclasses.replace(DECODERS["tiny"], heads=8, kv_heads=8, head_dim=16)
+    (where / "decoder" / "config.json").write_text(json.dumps(llama_values(sizes, "float32")))
     store = Experiment.open(recipe(data__store=str(where)), where / "w").source.store
     path, frame = store.path("2.mp4"), store.read("2.mp4", np.array([0]))[0]
     content = bytearray(path.read_bytes())
@@ -49,7 +56,9 @@ def start(workplace, settings, store, process_groups):
     """start(workdir, hosts, *numbers, **keys) -> the processes of these hosts (of all of them)."""
 
     def start(workdir: Path, hosts: int, *numbers: int, flags=(), **changes):
-        values = settings | OWN | {"data.store": str(store)}
+        values = (
+            settings | OWN | {"data.store": str(store), "model.decoder": str(store / "decoder")}
+        )
         values |= {key.replace("__", "."): v for key, v in changes.items()}
         command = [sys.executable, "-m", "rvllm_jax.main", "--config=configs/joint.py"]
         command += [f"--workdir={workdir}"] + [f"--config.{k}={v}" for k, v in values.items()]
@@ -88,7 +97,8 @@ def run_here(recipe, store, quick_compilation):
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
     own = {key.replace(".", "__"): value for key, value in OWN.items()}
-    yield lambda workdir, **keys: run(recipe(**own | {"data__store": str(store)} | keys), workdir)
+    own |= {"data__store": str(store), "model__decoder": str(store / "decoder")}
+    yield lambda workdir, **keys: run(recipe(**own | keys), workdir)
     jax.config.update("jax_enable_x64", before)
 
 
