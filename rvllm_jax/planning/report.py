@@ -55,6 +55,8 @@ def _memory(plan: Plan) -> list[str]:
         lines += ["", "Compiled with the least effort: more memory than training will take."]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines += ["", f"It {verdict}. Largest batch that fits, by formula: {plan.largest_batch} clips."]
+    if plan.fits and plan.peak > plan.topology.chip.usable:
+        lines.append("Its parts are more than that, but not at once: the compiler has placed them.")
     lines += plan.notes
     if not plan.topology.is_tpu and plan.peak > 0.75 * plan.topology.chip.memory:
         lines.append("JAX takes 75 % of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95.")

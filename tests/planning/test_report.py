@@ -43,3 +43,7 @@ def test_the_compilers_figures_stand_beside_the_formulas(paper):
     for said in ("Peak, by the compiler | 2.00", "7 GB in the compiled program"):
         assert said in shown
     assert f"Formula / compiler | {made.memory.peak / 2e9:.2f}" in shown
+    assert "It fits" in shown and "not at once" not in shown
+    tight = read_answer(answer | {"temporary": 17 * 10**9})
+    shown = report.describe(dataclasses.replace(made, compiled=tight), 1000)
+    assert "It fits" in shown and "not at once: the compiler has placed them" in shown
