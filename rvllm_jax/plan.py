@@ -38,7 +38,7 @@ EFFORT = flags.DEFINE_enum(
     "compile_effort",
     "least",
     list(EFFORTS),
-    "Of compiling: 'least' takes a minute or two and tells more memory than training will take; "
+    "Of compiling: 'least' takes a minute or two, and training's program should need less; "
     "'full' compiles what training does, and takes five times as long and more (as JAX 0.11 does "
     "in either case).",
 )

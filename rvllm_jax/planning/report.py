@@ -52,7 +52,7 @@ def _memory(plan: Plan) -> list[str]:
         lines.append(_row("Formula / compiler", f"{ratio:.2f}"))
     lines.append(_row(f"A {plan.topology.kind} has", f"{plan.topology.chip.usable / GB:.2f}"))
     if plan.compiled and plan.compiled.effort == "least":
-        lines += ["", "Compiled with the least effort: more memory than training will take."]
+        lines += ["", "Compiled with the least effort: the program of training should need less."]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines += ["", f"It {verdict}. Largest batch that fits, by formula: {plan.largest_batch} clips."]
     if plan.fits and plan.peak > plan.topology.chip.usable:
