@@ -16,11 +16,12 @@ import jax
 
 from rvllm_jax.benchmarks import figures
 from rvllm_jax.benchmarks.step import add_recipe, describe, measured_recipe
-from rvllm_jax.benchmarks.step_parts import check, hold_stage
+from rvllm_jax.benchmarks.step_parts import hold_stage
 from rvllm_jax.config import ConfigError
 from rvllm_jax.experiments.run import build_model
 from rvllm_jax.models.pure import PureModel
 from rvllm_jax.recipe import Recipe
+from rvllm_jax.training import parallel
 from rvllm_jax.training.checkpoint import Checkpoints
 
 DESCRIPTION = "the rate at which checkpoints are saved and restored"
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     figures.check(arguments.json)
     if arguments.folder and not Path(arguments.folder).is_dir():
         raise ConfigError(f"--folder={arguments.folder}: there is no such folder; make it first")
-    check(recipe, model := build_model(recipe))
+    parallel.for_recipe(recipe, model := build_model(recipe))
     yield describe(recipe)
     with tempfile.TemporaryDirectory(dir=arguments.folder or None) as folder:
         size, rounds = measure(recipe, model, Path(folder), arguments.rounds)

@@ -88,21 +88,14 @@ def draw_batch(recipe: Recipe, stage: Stage, seed: int = 0) -> Batch:
     return batch
 
 
-def check(recipe: Recipe, model: PureModel) -> None:
-    """MeshError or StageError where mesh, decoder or a stage's batch do not fit the devices."""
-    layout = parallel.make(recipe.parallel, recipe.mesh).checked(recipe.llama)
-    for stage in recipe.stages:
-        stage.check(model.params, layout.rows)
-
-
 def make_parts(recipe: Recipe) -> list[Part]:
     """All parts, in the order in which they are measured; nothing is allocated yet.
 
-    ValueError where the rows are too short for their questions, or as `check`.
+    ValueError where the rows are too short for their questions, or as `parallel.for_recipe`.
     """
     question_length(recipe)  # before anything is compiled
     model, found = build_model(recipe), []
-    check(recipe, model)
+    parallel.for_recipe(recipe, model)
     for number, stage in enumerate(recipe.stages):
         work = flops.step(recipe, stage, model.params).values()
         count = stage.batch * sum(once for once, _ in work)

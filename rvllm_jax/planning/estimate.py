@@ -14,7 +14,7 @@ from rvllm_jax.planning.memory import Memory
 from rvllm_jax.planning.speed import Speed
 from rvllm_jax.planning.topologies import Topology
 from rvllm_jax.recipe import Recipe
-from rvllm_jax.training.stages import Stage, StageError
+from rvllm_jax.training.stages import Stage
 
 WORTH_TELLING = 2**20  # bytes of parameters that a mesh does not divide
 
@@ -66,13 +66,8 @@ def make(
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     if clips_a_device:
         stage = dataclasses.replace(stage, batch=clips_a_device * rows * stage.accumulate)
-    if stage.batch % (rows * stage.accumulate):
-        raise StageError(
-            f"config.stages.{stage.name}.batch={stage.batch} must be a multiple of {rows} devices "
-            f"x accumulate={stage.accumulate}: set it to such a multiple, config.mesh to fewer "
-            "devices in data x fsdp, or --clips_a_device to the rows that each of them takes"
-        )
-    stage.check(model.params, rows)
+    instead = ", or --clips_a_device to the rows that each of them takes"
+    stage.check(model.params, rows, instead)
     measured = memory.measure(recipe, stage, model, mesh, topology.platform)
     fits = measured.peak <= topology.chip.usable
     return Plan(

@@ -44,9 +44,7 @@ class Result:
 
 def open_layout(recipe: Recipe, model: PureModel) -> parallel.JitParallel | parallel.PmapParallel:
     """The layout over the devices; raises where a batch or a stage's table does not fit it."""
-    layout = parallel.make(recipe.parallel, recipe.mesh).checked(recipe.llama)
-    for stage in recipe.stages:
-        stage.check(model.params, layout.rows)
+    layout = parallel.for_recipe(recipe, model)
     if recipe.evaluation.batch % layout.rows:
         raise StageError(
             f"config.evaluation.batch={recipe.evaluation.batch} must be a multiple of the "

@@ -10,8 +10,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from rvllm_jax.config import Recipe
 from rvllm_jax.models import placement
 from rvllm_jax.models.llama_config import LlamaConfig
+from rvllm_jax.models.pure import PureModel
 from rvllm_jax.training import sharding
 from rvllm_jax.training.step import State
 
@@ -170,6 +172,16 @@ class PmapParallel:
 
     def scalars(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
         return {name: float(value[0]) for name, value in metrics.items()}
+
+
+def for_recipe(recipe: Recipe, model: PureModel) -> JitParallel | PmapParallel:
+    """The layout over the devices; MeshError or StageError where mesh, decoder, a stage's table or
+    its batch do not fit them.
+    """
+    layout = make(recipe.parallel, recipe.mesh).checked(recipe.llama)
+    for stage in recipe.stages:
+        stage.check(model.params, layout.rows)
+    return layout
 
 
 def make(kind: str, mesh: dict[str, int]) -> JitParallel | PmapParallel:

@@ -117,17 +117,17 @@ class Stage:
             )
         return found
 
-    def check(self, paths: Iterable[str], devices: int) -> None:
+    def check(self, paths: Iterable[str], devices: int, instead: str = "") -> None:
         """Raises StageError where table and parameters, or batch and devices, do not fit.
 
-        devices: how many the rows of a batch are split over.
+        devices: how many the rows of a batch are split over. instead: what else could be set.
         """
         self.labels(paths)
         if self.batch % (devices * self.accumulate):
             raise StageError(
                 f"config.stages.{self.name}.batch={self.batch} must be a multiple of {devices} "
                 f"devices x accumulate={self.accumulate}: set it to such a multiple, or "
-                "config.mesh to fewer devices in data x fsdp"
+                f"config.mesh to fewer devices in data x fsdp{instead}"
             )
 
     def _compiled(self, pattern: str) -> re.Pattern:
