@@ -6,12 +6,12 @@ python -m rvllm_jax.bench checkpoint|decode|evaluation|generation|input|load|ste
 import argparse
 import sys
 
-from rvllm_jax.benchmarks import checkpoint, decoding, evaluation, generation, input, loading, step
-from rvllm_jax.config import ConfigError
-from rvllm_jax.data.frames import FrameStoreError
-from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
-from rvllm_jax.training.sharding import MeshError
-from rvllm_jax.training.stages import StageError
+from rvllm_jax.config.check import ConfigError
+from rvllm_jax.config.stage import StageError
+from rvllm_jax.data.store.reader import FrameStoreError
+from rvllm_jax.sharding.mesh import MeshError
+from rvllm_jax.speed import checkpoint, decoding, evaluation, generation, input, loading, step
+from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.weights.errors import WeightsError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments) -> the report, or its lines.

@@ -9,10 +9,10 @@ import sys
 
 from absl import app
 
-from rvllm_jax.data import builders
-from rvllm_jax.data.conversations import ConversationError
-from rvllm_jax.data.frames import FrameStoreError
-from rvllm_jax.data.video_files import VideoFilesError
+from rvllm_jax.data import tfds
+from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.prepare.find import VideoFilesError
+from rvllm_jax.data.store.reader import FrameStoreError
 
 
 def main(command) -> None:
@@ -30,7 +30,7 @@ def parse(argv: list[str]):
         sys.exit("error: --allow_partial: shapes is made here, always whole; leave this out")
     own = ["--config=partial" if each == "--allow_partial" else each for each in argv[1:]]
     parser = cli_utils.make_flags_parser(build.Args, description=__doc__)
-    return parser([argv[0], *own, f"--imports={builders.__name__}"])
+    return parser([argv[0], *own, f"--imports={tfds.__name__}"])
 
 
 if __name__ == "__main__":

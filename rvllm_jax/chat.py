@@ -16,20 +16,20 @@ import sys
 
 from absl import app, flags, logging
 
-from rvllm_jax.config import ConfigError
-from rvllm_jax.data.chat import TEMPLATE_NAMES
-from rvllm_jax.data.clips import VIEWS
-from rvllm_jax.data.conversations import ConversationError
-from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
-from rvllm_jax.data.tokenizer_files import TokenizerError
-from rvllm_jax.experiments.answering import REFUSALS, Answerer, How
+from rvllm_jax.config.check import ConfigError
+from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.batches.clips import VIEWS
+from rvllm_jax.data.text.prompt import TEMPLATE_NAMES
+from rvllm_jax.data.text.tokenizer_files import TokenizerError
 from rvllm_jax.experiments.conversation import Talk, lines_of
-from rvllm_jax.experiments.opening import describe_model
 from rvllm_jax.experiments.questions_file import QuestionsError, answer_file
+from rvllm_jax.experiments.saved.answering import REFUSALS, Answerer, How
+from rvllm_jax.experiments.saved.open import describe_model
 from rvllm_jax.generation.sampling import Sampling
-from rvllm_jax.models.huggingface import HuggingFaceConfigError
+from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.training.checkpoint import CheckpointError
 from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.hf_config import HuggingFaceConfigError
 
 MODEL = flags.DEFINE_string("model", None, "A working directory, or an exported folder.")
 BEST = flags.DEFINE_string("best", "", "Of a run: the best of this stage; none: the newest.")

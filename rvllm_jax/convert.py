@@ -15,11 +15,11 @@ import sys
 
 from absl import app, flags, logging
 
-from rvllm_jax.config import ConfigError
-from rvllm_jax.experiments.exchange import convert
-from rvllm_jax.models.huggingface import HuggingFaceConfigError
+from rvllm_jax.config.check import ConfigError
+from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.training.checkpoint import CheckpointError
 from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.hf_config import HuggingFaceConfigError
 
 SOURCE = flags.DEFINE_list("source", None, "Folders, .safetensors files, or one run.")
 OUT = flags.DEFINE_string("out", None, "A new folder.")

@@ -19,23 +19,23 @@ import sys
 
 from absl import app, flags, logging
 
-from rvllm_jax.config import ConfigError
-from rvllm_jax.data.clips import VIEWS
-from rvllm_jax.data.conversations import ConversationError
-from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
-from rvllm_jax.data.pipeline import PipelineError
-from rvllm_jax.data.progress import bar
-from rvllm_jax.data.shards import FrameStoreError
-from rvllm_jax.data.sources import SourceError
-from rvllm_jax.data.templates import ChatError
-from rvllm_jax.data.tokenizer import TokenizerError
+from rvllm_jax.config.check import ConfigError
+from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.batches.clips import VIEWS
+from rvllm_jax.data.batches.loader import PipelineError
+from rvllm_jax.data.batches.source import SourceError
+from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.text.template import ChatError
+from rvllm_jax.data.text.tokenizer import TokenizerError
 from rvllm_jax.evaluation.answering import FUSIONS
-from rvllm_jax.evaluation.lines import LinesError
 from rvllm_jax.evaluation.questions import EvaluationError
-from rvllm_jax.experiments.evaluation import Options, evaluate
-from rvllm_jax.hosts import cluster_flags
-from rvllm_jax.hosts.exchange import HERE, HostsError
-from rvllm_jax.hosts.joining import joined
+from rvllm_jax.experiments.evaluate import Options, evaluate
+from rvllm_jax.hosts import flags as cluster_flags
+from rvllm_jax.hosts.join import joined
+from rvllm_jax.hosts.sync import HERE, HostsError
+from rvllm_jax.system.lines import LinesError
+from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
+from rvllm_jax.system.progress import bar
 from rvllm_jax.training.checkpoint import CheckpointError
 from rvllm_jax.weights.errors import WeightsError
 

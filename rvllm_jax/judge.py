@@ -22,16 +22,17 @@ from pathlib import Path
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from rvllm_jax.data.conversations import ConversationError
-from rvllm_jax.evaluation import agreement, exact_match, judges
-from rvllm_jax.evaluation.answered import AnswersError
-from rvllm_jax.evaluation.endpoint import EndpointError, Patience
-from rvllm_jax.evaluation.judge_benchmark import Scoring, benchmark_folders, judge_benchmark
-from rvllm_jax.evaluation.judge_prompts import PromptsError, load_prompts
-from rvllm_jax.evaluation.judge_text import comparison_lines, score_lines
-from rvllm_jax.evaluation.lines import LinesError
-from rvllm_jax.evaluation.predictions import import_predictions
-from rvllm_jax.evaluation.verdicts import VerdictsError
+from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.evaluation.answers.answered import AnswersError
+from rvllm_jax.evaluation.answers.predictions import import_predictions
+from rvllm_jax.evaluation.judge import exact, judges
+from rvllm_jax.evaluation.judge.benchmark import Scoring, benchmark_folders, judge_benchmark
+from rvllm_jax.evaluation.judge.endpoint import EndpointError, Patience
+from rvllm_jax.evaluation.judge.prompts import PromptsError, load_prompts
+from rvllm_jax.evaluation.judge.verdicts import VerdictsError
+from rvllm_jax.evaluation.score import compare
+from rvllm_jax.evaluation.score.text import comparison_lines, score_lines
+from rvllm_jax.system.lines import LinesError
 
 RESULTS = flags.DEFINE_string("results", None, "Folder of answers; verdicts go beside them.")
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Which folders below it; none: all.")
@@ -42,7 +43,7 @@ KEY_ENV = flags.DEFINE_string("key_env", "OPENAI_API_KEY", "Variable with the ke
 PROMPTS = flags.DEFINE_string("prompts", None, "JSON of other prompts than ours.")
 NAME = flags.DEFINE_string("name", "", "Of the judge's files; none: from model and parameters.")
 FAITHFULNESS = flags.DEFINE_bool("faithfulness", False, "Have the judge count claims too.")
-RULE = flags.DEFINE_enum("rule", "", ("", *exact_match.RULES), "Of exact; none: the benchmark's.")
+RULE = flags.DEFINE_enum("rule", "", ("", *exact.RULES), "Of exact; none: the benchmark's.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of the judge.")
 SEED = flags.DEFINE_integer("seed", None, "Of the judge, where it takes one.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Of a reply.")
@@ -73,7 +74,7 @@ def judging(stop: threading.Event) -> judges.Judging:
     common = dict(tries=TRIES.value, faithfulness=FAITHFULNESS.value, name=NAME.value)
     prompts = load_prompts(PROMPTS.value)
     if BACKEND.value == "local":
-        from rvllm_jax.experiments.local_judge import local_judging  # the others need no JAX
+        from rvllm_jax.evaluation.judge.local import local_judging  # the others need no JAX
 
         return local_judging(MODEL.value, prompts, max_new=MAX_TOKENS.value, **common)
     parameters = judges.request_parameters(
@@ -135,7 +136,7 @@ def main(argv: list[str]) -> None:
         signal.signal(number, lambda *_: stop.set())
     try:
         if COMPARE.value:
-            compared = agreement.compare(COMPARE.value, resamples=RESAMPLES.value)
+            compared = compare.compare(COMPARE.value, resamples=RESAMPLES.value)
             sys.exit(print("\n".join(comparison_lines(compared))))
         sys.exit(judge(stop))
     except (AnswersError, ConversationError, EndpointError, LinesError, PromptsError,

@@ -10,19 +10,19 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rvllm_jax.command_line import parse, told_without_traceback
-from rvllm_jax.config import resolve
-from rvllm_jax.data.kept_memory import keep_all_freed_memory_on_cpu
-from rvllm_jax.data.places import refuse_urls
-from rvllm_jax.experiments import report
-from rvllm_jax.experiments.run import run, show_prompt
-from rvllm_jax.experiments.stored_recipe import with_kept_decoder
-from rvllm_jax.hosts import cluster_flags
-from rvllm_jax.hosts.exchange import HERE
-from rvllm_jax.hosts.joining import joined
+from rvllm_jax.config.check import resolve
+from rvllm_jax.config.cli import parse, told_without_traceback
+from rvllm_jax.config.migrate import with_kept_decoder
+from rvllm_jax.experiments.report import run_report
+from rvllm_jax.experiments.train import run, show_prompt
+from rvllm_jax.hosts import flags as cluster_flags
+from rvllm_jax.hosts.join import joined
+from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
+from rvllm_jax.system.paths import refuse_urls
 from rvllm_jax.training.checkpoint import claim, flat
 from rvllm_jax.training.compiling import keep_programs
-from rvllm_jax.training.interrupt import end_on_sigterm
+from rvllm_jax.training.sigterm import end_on_sigterm
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -88,7 +88,7 @@ def start() -> None:
         shown = show_prompt(recipe, workdir, SHOW_PROMPT.value)
     else:
         results = run(recipe, workdir)
-        shown = f"{report.format_table(results)}\nreport: {workdir / 'report'}"
+        shown = f"{run_report.format_table(results)}\nreport: {workdir / 'report'}"
     if HERE.is_first:
         print(shown)
 

@@ -10,10 +10,11 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from rvllm_jax.command_line import parse, told_without_traceback
-from rvllm_jax.config import resolve
-from rvllm_jax.planning import plans, report, speed, topologies
-from rvllm_jax.planning.compiled import EFFORTS, NoCompiler
+from rvllm_jax.config.check import resolve
+from rvllm_jax.config.cli import parse, told_without_traceback
+from rvllm_jax.costs import chips
+from rvllm_jax.planning import plans, rates, text
+from rvllm_jax.planning.compile import EFFORTS, NoCompiler
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe, such as configs/joint.py:paper.", lock_config=True
@@ -28,7 +29,7 @@ CLIPS = flags.DEFINE_integer(
 PAIRS = flags.DEFINE_integer("pairs", 100_000, "Question-answer pairs of an epoch.", lower_bound=1)
 EFFICIENCY = flags.DEFINE_float(
     "efficiency",
-    speed.EFFICIENCY,
+    rates.EFFICIENCY,
     "Share of the peak FLOP/s that the prediction takes for granted.",
     lower_bound=0.01,
     upper_bound=1.0,
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
     jax.config.update("jax_platforms", "cpu")
     try:
-        chosen = [topologies.parse(name) for name in TOPOLOGY.value]
+        chosen = [chips.parse(name) for name in TOPOLOGY.value]
         made = plans.make_all(
             resolve(CONFIG.value),
             CONFIG.value.to_dict(),
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
         )
     except (ValueError, NoCompiler) as error:
         sys.exit(f"error: {error}")
-    print(report.show(made, PAIRS.value))
+    print(text.show(made, PAIRS.value))
     sys.exit(0 if all(plan.fits for plan in made) else 1)
 
 

@@ -19,13 +19,14 @@ import sys
 
 from absl import app, flags
 
-from rvllm_jax.data import annotations, beam
-from rvllm_jax.data.conversations import ConversationError
-from rvllm_jax.data.preparation import Options, PreparationError, prepare
-from rvllm_jax.data.preparation_report import REFUSED
-from rvllm_jax.data.progress import bar
-from rvllm_jax.data.shards import FrameStoreError
-from rvllm_jax.data.video_files import VideoFilesError
+from rvllm_jax.data import annotations
+from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.prepare import beam
+from rvllm_jax.data.prepare.find import VideoFilesError
+from rvllm_jax.data.prepare.findings import REFUSED
+from rvllm_jax.data.prepare.run import Options, PreparationError, prepare
+from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.system.progress import bar
 
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 _OPTIONS = Options()

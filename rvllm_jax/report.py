@@ -13,9 +13,9 @@ import sys
 
 from absl import app, flags
 
-from rvllm_jax.evaluation.lines import LinesError
 from rvllm_jax.evaluation.questions import EvaluationError
-from rvllm_jax.experiments.results_page import report
+from rvllm_jax.experiments.report.page import report
+from rvllm_jax.system.lines import LinesError
 
 RESULTS = flags.DEFINE_list("results", None, "Folders that evaluate and judge wrote.")
 FAILURES = flags.DEFINE_integer("failures", 12, "Wrong answers shown of each, with frames.")

@@ -61,7 +61,9 @@ class Batch(NamedTuple):
     targets: np.ndarray  # int32[B, L]; the token that should come next
     weights: np.ndarray  # float32[B, L]; 1 where `targets` counts in the loss, else 0
     rows: np.ndarray  # int32[B]; number of the clip's conversation, or -1 for an empty row
-    errors: np.ndarray  # int32[B]; 0, or why the row was emptied (data/pipeline.py names the codes)
+    errors: (
+        np.ndarray
+    )  # int32[B]; 0, or why the row was emptied (data/batches/dataset.py has the codes)
 
 
 class Questions(NamedTuple):

@@ -81,12 +81,13 @@ SPECIAL_AND_BYTES = 259  # the first ids of a tokenizer of ours
 def talker(joint, tmp_path_factory):
     """A working directory whose model is small and says what depends on video and question; its
     answers are text, and it never ends one by itself."""
-    from rvllm_jax.config import resolve
-    from rvllm_jax.data import tokenizer, video
-    from rvllm_jax.experiments.run import build_model
-    from rvllm_jax.models.huggingface import llama_values
+    from rvllm_jax.config.check import resolve
+    from rvllm_jax.data.text import tokenizer
+    from rvllm_jax.data.video import decode
+    from rvllm_jax.experiments.train import build_model
     from rvllm_jax.models.llama import LlamaConfig
     from rvllm_jax.training.checkpoint import Checkpoints, claim
+    from rvllm_jax.weights.hf_config import llama_values
 
     folder = tmp_path_factory.mktemp("talker")
     words = tokenizer.train(["what moves where, and which way does it go? left and up"] * 9, 320)
@@ -115,7 +116,7 @@ def talker(joint, tmp_path_factory):
     for name, length in (("a", 50), ("b", 20), ("c", 70)):
         colours = rng.integers(0, 255, (length, 3, 4, 3), dtype=np.uint8)
         frames = colours.repeat(16, 1).repeat(16, 2)
-        video.write(folder / "videos" / f"{name}.mp4", frames, fps=10)
+        decode.write(folder / "videos" / f"{name}.mp4", frames, fps=10)
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.data.llava import read_llava
+from rvllm_jax.data.annotations.llava import read_llava
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -122,8 +122,8 @@ def test_one_question_gives_one_answer(talker, answered):
 @pytest.fixture(scope="module")
 def answered(talker) -> str:
     """What the model says to "what moves?" in 5 tokens, by the room alone."""
-    from rvllm_jax.experiments.answering import Answerer
-    from rvllm_jax.experiments.opening import describe_model
+    from rvllm_jax.experiments.saved.answering import Answerer
+    from rvllm_jax.experiments.saved.open import describe_model
 
     answerer = Answerer(describe_model(talker))
     seen = answerer.look(talker / "videos" / "a.mp4")

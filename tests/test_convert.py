@@ -9,18 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from rvllm_jax.config import resolve
-from rvllm_jax.experiments.description import describe_weights, expected
-from rvllm_jax.experiments.exchange import convert
-from rvllm_jax.experiments.run import build_model
-from rvllm_jax.models.huggingface import HuggingFaceConfigError
+from rvllm_jax.config.check import resolve
+from rvllm_jax.experiments.saved.convert import convert
+from rvllm_jax.experiments.saved.describe import describe_weights, expected
+from rvllm_jax.experiments.train import build_model
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints, claim
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
-from rvllm_jax.training.starting import open_start
-from rvllm_jax.weights import merge
+from rvllm_jax.training.start import open_start
+from rvllm_jax.weights import load
 from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.files import open_weights
+from rvllm_jax.weights.hf_config import HuggingFaceConfigError
+from rvllm_jax.weights.open import open_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,7 +60,7 @@ def test_a_folder_goes_in_and_out_bit_for_bit(llama, tmp_path):
     assert_same(read(tmp_path / "ours"), read(llama))
     assert (tmp_path / "ours" / "tokenizer.json").is_file()
     weights = open_weights(tmp_path / "ours")
-    assert merge.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
+    assert load.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
     convert([str(tmp_path / "ours")], tmp_path / "theirs", form="transformers")
     assert_same(read(tmp_path / "theirs"), read(llama))
 
@@ -154,7 +154,7 @@ def test_parts_are_left_out_of_a_run_whole_or_not_at_all(run, tmp_path):
         assert not (tmp_path / "out").exists()
     convert([str(run[0])], tmp_path / "out", leave_out="decoder/.*")
     weights = open_weights(tmp_path / "out")
-    assert merge.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
+    assert load.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
     assert {path.partition("/")[0] for path in weights.entries} == {"encoder", "projector"}
 
 

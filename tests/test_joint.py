@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.config import resolve
+from rvllm_jax.config.check import resolve
 
 JOINT = Path(__file__).parents[1] / "configs" / "joint.py"
 

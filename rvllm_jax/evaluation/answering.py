@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rvllm_jax.data import chat
-from rvllm_jax.data.pipeline import ERRORS, UNREADABLE, Dataset, question_batches
-from rvllm_jax.data.templates import Template
-from rvllm_jax.data.tokenizer import Tokenizer
+from rvllm_jax.data.batches.loader import ERRORS, UNREADABLE, Dataset, question_batches
+from rvllm_jax.data.text import prompt
+from rvllm_jax.data.text.template import Template
+from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.evaluation.asked_groups import Group, Plan
 from rvllm_jax.evaluation.controls import SWAPPED
 from rvllm_jax.evaluation.questions import EvaluationError, Question
 from rvllm_jax.generation.decode import before_stop, generate
 from rvllm_jax.hosts.compiling import compiled_together
-from rvllm_jax.models.pure import Arrays, PureModel
+from rvllm_jax.models.functional import Arrays, PureModel
 from rvllm_jax.types import Questions
 
 LOCK_STEP, VOTE = "lock_step", "vote"  # how several clips of a video give one answer
@@ -78,7 +78,7 @@ class Answering:
     ):
         self.machine, self.dataset, self.plan = machine, dataset, plan
         self.fusion, self.seed = fusion, seed
-        self.stops = stops = chat.stop_ids(machine.tokenizer, machine.template)
+        self.stops = stops = prompt.stop_ids(machine.tokenizer, machine.template)
         needed = dataset.prefix_length + dataset.asked_length + max_new
         if needed > machine.context:
             raise EvaluationError(
@@ -196,7 +196,7 @@ def record(question: Question, split: str, template: Template, said: Said | None
         "criteria": list(question.criteria),
         "pair": question.pair,
         "control": said.control if said else "",
-        "prompt": chat.prompt_text(template, question.turn.question),
+        "prompt": prompt.prompt_text(template, question.turn.question),
         "answer": said.answer if said else "",
         "ids": said.ids if said else [],
         "clips": said.clips if said else [],

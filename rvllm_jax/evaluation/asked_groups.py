@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rvllm_jax.data.clips import View
-from rvllm_jax.data.pipeline import AskedRow, Dataset, views_of
+from rvllm_jax.data.batches.clips import View
+from rvllm_jax.data.batches.loader import AskedRow, Dataset, views_of
 from rvllm_jax.evaluation.controls import SWAPPED, partners
 from rvllm_jax.evaluation.questions import Question
 

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from rvllm_jax.data.conversations import Turn
-from rvllm_jax.data.pipeline import Dataset, eval_batches
-from rvllm_jax.data.tokenizer import Tokenizer
-from rvllm_jax.evaluation.scores import accuracy_by_type
+from rvllm_jax.data.annotations.example import Turn
+from rvllm_jax.data.batches.loader import Dataset, eval_batches
+from rvllm_jax.data.text.tokenizer import Tokenizer
+from rvllm_jax.evaluation.score.accuracy import accuracy_by_type
 from rvllm_jax.generation.decode import before_stop, generate
 from rvllm_jax.hosts.compiling import compiled_together
-from rvllm_jax.models.pure import Arrays, PureModel
+from rvllm_jax.models.functional import Arrays, PureModel
 
 
 @dataclasses.dataclass(frozen=True)

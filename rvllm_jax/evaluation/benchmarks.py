@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.annotations import published
-from rvllm_jax.data.conversations import Conversation
-from rvllm_jax.data.frames import FrameStore
-from rvllm_jax.data.llava import read_llava
-from rvllm_jax.data.preparation import FRAMES, INFO, UNUSABLE
-from rvllm_jax.data.shards import read_json
-from rvllm_jax.data.sources import EMBEDDED, open_source
+from rvllm_jax.data.annotations.example import Conversation
+from rvllm_jax.data.annotations.llava import read_llava
+from rvllm_jax.data.batches.source import EMBEDDED, open_source
+from rvllm_jax.data.prepare.run import FRAMES, INFO, UNUSABLE
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import read_json
 from rvllm_jax.evaluation.questions import TEXT_GENERATION, EvaluationError
 
 PUBLISHED = ("msvd_qa", "msrvtt_qa", "tgif_frameqa", "activitynet_qa", TEXT_GENERATION)

@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rvllm_jax.data.conversations import Turn
-from rvllm_jax.evaluation.answers import exact
+from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.evaluation.asking import Asked, score
+from rvllm_jax.evaluation.score.normalise import exact
 
 # The options of `Asker.ask` by control; a third, "swapped", shows the videos of `partners`.
 CONTROLS = {

@@ -5,7 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from rvllm_jax.data.conversations import Conversation, Turn
+from rvllm_jax.data.annotations.example import Conversation, Turn
 
 TEXT_GENERATION = "video_text_generation"
 # Which criteria a question of each type of text generation is judged by.

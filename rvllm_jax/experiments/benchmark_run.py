@@ -10,18 +10,18 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from rvllm_jax.data.clips import VIEWS
-from rvllm_jax.data.conversations import Turn
-from rvllm_jax.data.packing import PackingError
-from rvllm_jax.data.pipeline import Dataset
-from rvllm_jax.data.shards import write_atomically
-from rvllm_jax.evaluation.answer_file import AnswerFile, read_info_if_any
+from rvllm_jax.data.annotations.example import Turn
+from rvllm_jax.data.batches.clips import VIEWS
+from rvllm_jax.data.batches.loader import Dataset
+from rvllm_jax.data.batches.packing import PackingError
+from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answering import Answering, Machine, record
+from rvllm_jax.evaluation.answers.answer_file import AnswerFile, read_info_if_any
+from rvllm_jax.evaluation.answers.prediction_files import write_predictions
 from rvllm_jax.evaluation.asked_groups import Plan, chosen_controls, pending, plan
 from rvllm_jax.evaluation.asked_groups import questions_together as best_together
 from rvllm_jax.evaluation.benchmarks import Benchmark
-from rvllm_jax.evaluation.overlap import overlap
-from rvllm_jax.evaluation.prediction_files import write_predictions
+from rvllm_jax.evaluation.leakage import overlap
 from rvllm_jax.evaluation.prior import prior
 from rvllm_jax.evaluation.questions import (
     TEXT_GENERATION,
@@ -30,9 +30,9 @@ from rvllm_jax.evaluation.questions import (
     fingerprint,
     questions_of,
 )
-from rvllm_jax.experiments.asking_options import Options
-from rvllm_jax.experiments.opening import Opened
-from rvllm_jax.hosts.exchange import HERE
+from rvllm_jax.experiments.evaluate_options import Options
+from rvllm_jax.experiments.saved.open import Opened
+from rvllm_jax.hosts.sync import HERE
 
 _AGAIN = "; answers that are there are kept: to ask again what was mended since, give another --out"
 

@@ -10,10 +10,10 @@ from typing import TextIO
 
 from jax.errors import JaxRuntimeError
 
-from rvllm_jax.data.conversations import Conversation, ConversationError, Turn
-from rvllm_jax.data.llava import llava_conversation, write_llava
-from rvllm_jax.experiments import frame_picture
-from rvllm_jax.experiments.answering import REFUSALS, Answerer, How
+from rvllm_jax.data.annotations.example import Conversation, ConversationError, Turn
+from rvllm_jax.data.annotations.llava import llava_conversation, write_llava
+from rvllm_jax.experiments.report import frame_picture
+from rvllm_jax.experiments.saved.answering import REFUSALS, Answerer, How
 from rvllm_jax.generation.streaming import text_of
 
 HELP = """/frames [FILE.png]  a picture of the frames that the model sees, with their times

@@ -19,13 +19,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
 
-from rvllm_jax.data import chat
-from rvllm_jax.data.conversations import decode_text, readable
-from rvllm_jax.data.shards import read_json
-from rvllm_jax.data.templates import ChatError
-from rvllm_jax.data.video import VideoError
-from rvllm_jax.data.viewing import Seen
-from rvllm_jax.experiments.answering import Answerer, How
+from rvllm_jax.data.annotations.example import decode_text, readable
+from rvllm_jax.data.batches.loose_videos import Seen
+from rvllm_jax.data.store.shards import read_json
+from rvllm_jax.data.text import prompt
+from rvllm_jax.data.text.template import ChatError
+from rvllm_jax.data.video.decode import VideoError
+from rvllm_jax.experiments.saved.answering import Answerer, How
 from rvllm_jax.generation.prompts import PromptError
 
 _OURS = ("answer", "answers", "error")
@@ -140,7 +140,7 @@ def answer_file(
     settings = {
         "model": described.identity,
         "template": described.recipe.data.template,
-        "stop_ids": list(chat.stop_ids(described.tokenizer, described.template)),
+        "stop_ids": list(prompt.stop_ids(described.tokenizer, described.template)),
         "clips": answerer.clips,
         **json.loads(json.dumps(dataclasses.asdict(how))),
     }

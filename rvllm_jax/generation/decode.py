@@ -147,7 +147,7 @@ def read_prefix(
 
 def prefix_ends(questions: Questions) -> jax.Array:
     """The position behind each prefix, int32[B]: a question's positions go on there, as in
-    training (data/packing.py)."""
+    training (data/batches/packing.py)."""
     in_prefix_BP = questions.segments == PREFIX
     return jnp.max(jnp.where(in_prefix_BP, questions.positions + 1, 0), axis=1, initial=0)
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rvllm_jax.data import chat, packing
-from rvllm_jax.data.tokenizer import Tokenizer
+from rvllm_jax.data.batches import packing
+from rvllm_jax.data.text import prompt
+from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.types import Questions, VisualLayout
 
 MULTIPLE = 32  # tokens; prompts are padded to one, so that few lengths are compiled
@@ -25,11 +26,16 @@ class Turn:
 
 
 def prefixes(
-    tokenizer: Tokenizer, template: chat.Template, layout: VisualLayout, frames, frame_mask, counts
+    tokenizer: Tokenizer,
+    template: prompt.Template,
+    layout: VisualLayout,
+    frames,
+    frame_mask,
+    counts,
 ) -> Questions:
     """Clips as rows without questions; frames uint8[C, T, H, W, 3], frame_mask bool[C, T], counts
     int[C] or None."""
-    before, after = chat.prefix_ids(tokenizer, template)
+    before, after = prompt.prefix_ids(tokenizer, template)
     heads = [
         packing.prefix(before, after, visual=layout.filled(int(mask.sum()))) for mask in frame_mask
     ]
@@ -49,16 +55,16 @@ def prefixes(
 
 
 def prefix_length(
-    tokenizer: Tokenizer, template: chat.Template, layout: VisualLayout, frame_mask: np.ndarray
+    tokenizer: Tokenizer, template: prompt.Template, layout: VisualLayout, frame_mask: np.ndarray
 ) -> int:
     """Tokens up to the video's end, of the clip bool[C, T] that has most."""
     visual = max(len(layout.filled(int(mask.sum()))) for mask in frame_mask)
-    return sum(map(len, chat.prefix_ids(tokenizer, template))) + visual
+    return sum(map(len, prompt.prefix_ids(tokenizer, template))) + visual
 
 
 def asked(
     tokenizer: Tokenizer,
-    template: chat.Template,
+    template: prompt.Template,
     question: str,
     turns: Sequence[Turn],
     *,
@@ -79,11 +85,11 @@ def asked(
             "the template shows no questions, so that turns cannot follow each other: begin a new "
             "conversation, or choose another template"
         )
-    ids, end = [], chat.end_id(tokenizer, template)
+    ids, end = [], prompt.end_id(tokenizer, template)
     for number, turn in enumerate(turns):
-        ids += chat.question_ids(tokenizer, template, turn.question, first=number == 0)
+        ids += prompt.question_ids(tokenizer, template, turn.question, first=number == 0)
         ids += [*turn.answer, end]
-    ids += chat.question_ids(tokenizer, template, question, first=not turns)
+    ids += prompt.question_ids(tokenizer, template, question, first=not turns)
     if prefix + len(ids) >= context:
         raise PromptError(
             f"the prompt has {prefix} tokens up to the video's end and {len(ids)} of "

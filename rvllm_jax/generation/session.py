@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from rvllm_jax.data import chat
-from rvllm_jax.data.tokenizer import Tokenizer
+from rvllm_jax.data.text import prompt as chat
+from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.generation import decode, prompts
 from rvllm_jax.generation.prompts import PromptError, Turn
 from rvllm_jax.generation.sampling import GREEDY, Sampling, seen_tokens

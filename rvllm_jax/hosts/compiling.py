@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from rvllm_jax.hosts.exchange import HERE
+from rvllm_jax.hosts.sync import HERE
 
 
 def compiled_together(jitted: Callable) -> Callable:

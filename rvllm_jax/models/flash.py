@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.models import placement
+from rvllm_jax.sharding import constrain
 
 TILES = (512, 256, 128)  # tokens of a splash tile; the first that divides the row is taken
 _INFOS = ("fwd_mask_info", "dq_mask_info", "dkv_mask_info")
@@ -28,8 +28,8 @@ def choose(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> Callable 
     q, k = q_BTNH, k_BSKH
     if not q.dtype == k.dtype == v_BSKH.dtype:
         return None
-    kernel = of_shapes(placement.platform(), q.dtype, (q.shape[1], k.shape[1]), q.shape[3])
-    if kernel is splash and not placement.divides(len(q), q.shape[2], k.shape[2]):
+    kernel = of_shapes(constrain.platform(), q.dtype, (q.shape[1], k.shape[1]), q.shape[3])
+    if kernel is splash and not constrain.divides(len(q), q.shape[2], k.shape[2]):
         return None
     return None if kernel is cudnn and not _has_cudnn() else kernel
 
@@ -81,8 +81,8 @@ def splash(
     Every query must see a key. `interpret`: run it in JAX's own operations, as on CPU.
     """
     run = functools.partial(_splash, interpret=interpret)
-    heads, rows = P(placement.ROWS, None, "tensor"), P(placement.ROWS)
-    run = placement.on_each_device(run, (heads, heads, heads, rows), heads)
+    heads, rows = P(constrain.ROWS, None, "tensor"), P(constrain.ROWS)
+    run = constrain.on_each_device(run, (heads, heads, heads, rows), heads)
     return run(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
 
 

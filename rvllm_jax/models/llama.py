@@ -16,7 +16,7 @@ from rvllm_jax.models.attention import Shared, Where, attend, make_mask
 from rvllm_jax.models.kv_cache import KVCache
 from rvllm_jax.models.llama_config import DECODERS, LlamaConfig, RopeScaling, rope_frequencies
 from rvllm_jax.models.lora import Linear, LoRA, adapt
-from rvllm_jax.models.placement import ROWS, constrain, constrain_layer
+from rvllm_jax.sharding.constrain import ROWS, constrain, constrain_layer
 from rvllm_jax.types import PREFIX
 
 __all__ = ["DECODERS", "Llama", "LlamaConfig", "RopeScaling"]

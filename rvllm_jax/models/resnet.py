@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rvllm_jax.models.norms import BatchNorm, GroupNorm
-from rvllm_jax.models.placement import constrain
 from rvllm_jax.models.windows import convolve, max_pool
+from rvllm_jax.sharding.constrain import constrain
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from flax import nnx
 
 from rvllm_jax.models.llama import Llama, LlamaConfig
 from rvllm_jax.models.lora import LoRA
-from rvllm_jax.models.placement import ROWS, constrain, join_frames, split_frames
 from rvllm_jax.models.projector import Projector, pool
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
+from rvllm_jax.sharding.constrain import ROWS, constrain, join_frames, split_frames
 from rvllm_jax.types import NO_SLOT, Batch, Questions, VisualLayout
 
 # Red, green, blue over ImageNet, for pixels in [0, 1]: what the published ResNets were trained on.

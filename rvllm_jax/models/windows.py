@@ -3,7 +3,7 @@
 They are XLA's, but for two gradients on CPU, which are taken as sums over shifted maps: that of max
 pooling, and that of a kernel. XLA convolves for the latter, on one core where channels are few (64
 frames of 28 x 28 x 64: 860 ms, shifted 65; the stem's 112 x 112 x 3: 460 and 124). Such maps are
-worth it where freed memory is kept (data/kept_memory.py): else the system clears it every time.
+worth it where freed memory is kept (system/malloc.py): else the system clears it every time.
 No help: a kernel for two columns at once, the maps of all nine places of a window in one product,
 the stem over 2 x 2 places in the forward pass, parts of the batch apart (in loops XLA convolves
 without threads), the library fusions that XLA offers as compiler options.
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rvllm_jax.models import placement
+from rvllm_jax.sharding import constrain
 
 MANY = 512  # places of a batch, frames x height x width of what comes out, that are worth it
 
@@ -25,7 +25,7 @@ def convolve(x_NhwC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     size, _, inputs, _ = kernel.shape
     places = x_NhwC.size // (inputs * stride**2)
     worth_it = places >= MANY and (size == 3 and inputs >= 16 or (size, stride) == (7, 2))
-    shifted = worth_it and placement.platform() == "cpu"
+    shifted = worth_it and constrain.platform() == "cpu"
     return (_convolve_shifted if shifted else _convolve)(x_NhwC, kernel, stride)
 
 
@@ -86,7 +86,7 @@ _convolve_shifted.defvjp(_forward, _backward)
 
 def max_pool(x_NhwC: jax.Array) -> jax.Array:
     """The largest of each 3 x 3 places, every second place, padded by one on every side."""
-    return (_pool_shifted if placement.platform() == "cpu" else _pool)(x_NhwC)
+    return (_pool_shifted if constrain.platform() == "cpu" else _pool)(x_NhwC)
 
 
 def _pool(x_NhwC):

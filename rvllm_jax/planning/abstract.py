@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rvllm_jax.models.pure import PureModel
-from rvllm_jax.recipe import Recipe
+from rvllm_jax.config.schema import Recipe
+from rvllm_jax.config.stage import Stage
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.training import optimizer
-from rvllm_jax.training.stages import Stage
 from rvllm_jax.training.step import State, split
 from rvllm_jax.types import Batch
 

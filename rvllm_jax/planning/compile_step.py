@@ -13,12 +13,12 @@ import sys
 import jax
 from jax.experimental import topologies
 
-from rvllm_jax.config import resolve
-from rvllm_jax.experiments.run import build_model
+from rvllm_jax.config.check import resolve
+from rvllm_jax.experiments.train import build_model
 from rvllm_jax.planning import abstract, hlo
-from rvllm_jax.training import sharding
+from rvllm_jax.sharding import mesh
+from rvllm_jax.sharding.layouts import JitParallel
 from rvllm_jax.training.compiling import compile_update
-from rvllm_jax.training.parallel import JitParallel
 
 OVERFLOW = re.compile(r"Used ([0-9.]+)([KMGT]) of ([0-9.]+)([KMGT]) hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -64,7 +64,7 @@ def answer(request: dict) -> dict:
     recipe = resolve(request["config"])
     stage = next(each for each in recipe.stages if each.name == request["stage"])
     stage = dataclasses.replace(stage, batch=request["batch"])
-    layout = JitParallel(sharding.make_mesh(**recipe.mesh, devices=devices))
+    layout = JitParallel(mesh.make_mesh(**recipe.mesh, devices=devices))
     try:
         program = compile_step(recipe, stage, build_model(recipe), layout)
     except jax.errors.JaxRuntimeError as error:

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from rvllm_jax.config.schema import Recipe
+from rvllm_jax.config.stage import Stage
+from rvllm_jax.costs.flops import Convolution, convolutions
 from rvllm_jax.models import flash
-from rvllm_jax.models.pure import PureModel
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.planning import abstract
-from rvllm_jax.planning.flops import Convolution, convolutions
-from rvllm_jax.recipe import Recipe
-from rvllm_jax.training import sharding
-from rvllm_jax.training.parallel import JitParallel
-from rvllm_jax.training.stages import Stage
+from rvllm_jax.sharding import mesh as sharding
+from rvllm_jax.sharding.layouts import JitParallel
 
 # How many arrays of a block's size exist at once in its backward pass: recomputed outputs of its
 # convolutions and norms, and their gradients.

@@ -7,15 +7,16 @@ from typing import Any
 
 from absl import logging
 
-from rvllm_jax.experiments.run import build_model
-from rvllm_jax.models.pure import PureModel
-from rvllm_jax.planning import estimate, speed
-from rvllm_jax.planning.compiled import compile_on
-from rvllm_jax.planning.estimate import Plan
-from rvllm_jax.planning.topologies import Topology, known
-from rvllm_jax.recipe import Recipe
-from rvllm_jax.training.sharding import MeshError
-from rvllm_jax.training.stages import Stage, StageError
+from rvllm_jax.config.schema import Recipe
+from rvllm_jax.config.stage import Stage, StageError
+from rvllm_jax.costs.chips import Topology, known
+from rvllm_jax.experiments.train import build_model
+from rvllm_jax.models.functional import PureModel
+from rvllm_jax.planning import plan as estimate
+from rvllm_jax.planning import rates
+from rvllm_jax.planning.compile import compile_on
+from rvllm_jax.planning.plan import Plan
+from rvllm_jax.sharding.mesh import MeshError
 
 
 def make_all(
@@ -25,7 +26,7 @@ def make_all(
     *,
     stages: Sequence[str] = (),
     clips_a_device: int = 0,
-    efficiency: float = speed.EFFICIENCY,
+    efficiency: float = rates.EFFICIENCY,
     tpu_python: str = "",
     effort: str = "least",
 ) -> list[Plan]:

@@ -9,10 +9,10 @@ import jax
 import optax
 from absl import logging
 
-from rvllm_jax.hosts.exchange import HERE
-from rvllm_jax.models.pure import PureModel
-from rvllm_jax.training.parallel import JitParallel, PmapParallel
-from rvllm_jax.training.stages import Stage
+from rvllm_jax.config.stage import Stage
+from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.models.functional import PureModel
+from rvllm_jax.sharding.layouts import JitParallel, PmapParallel
 from rvllm_jax.training.step import State, make_step
 
 

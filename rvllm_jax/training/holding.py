@@ -13,14 +13,14 @@ import jax
 import numpy as np
 import optax
 
-from rvllm_jax.models.placement import platform
-from rvllm_jax.models.pure import Arrays, PureModel
-from rvllm_jax.training.parallel import JitParallel, PmapParallel
-from rvllm_jax.training.stages import FROZEN, Stage
+from rvllm_jax.config.stage import FROZEN, Stage
+from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.sharding.constrain import platform
+from rvllm_jax.sharding.layouts import JitParallel, PmapParallel
 from rvllm_jax.training.step import State, split
 from rvllm_jax.training.waiting import Waiting, to_devices, to_host
-from rvllm_jax.weights import merge
-from rvllm_jax.weights.files import Entry
+from rvllm_jax.weights import load
+from rvllm_jax.weights.open import Entry
 
 
 class Held(NamedTuple):
@@ -89,7 +89,7 @@ class Holding:
             shapes = {
                 p: jax.ShapeDtypeStruct(x.shape, kept[p]) for p, x in self.model.params.items()
             }
-            loaded = merge.load(start, shapes | self.model.stats, places[0] | places[1])
+            loaded = load.load(start, shapes | self.model.stats, places[0] | places[1])
             params |= {path: loaded[path] for path in self.model.params if path in loaded}
             stats |= {path: loaded[path] for path in self.model.stats if path in loaded}
         data = jax.device_put(np.asarray(jax.random.key_data(key)), self.layout.whole)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 
-from rvllm_jax.data.pipeline import Dataset
+from rvllm_jax.data.batches.loader import Dataset
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -12,25 +12,26 @@ import jax
 import numpy as np
 from absl import logging
 
-from rvllm_jax.config import Recipe
-from rvllm_jax.data.pipeline import Dataset, train_batches
+from rvllm_jax.config.check import Recipe
+from rvllm_jax.config.stage import Stage, StageError
+from rvllm_jax.data.batches.loader import Dataset, train_batches
 from rvllm_jax.hosts.compiling import compiled_together
-from rvllm_jax.hosts.exchange import HERE
-from rvllm_jax.models.pure import Arrays, PureModel
-from rvllm_jax.training import identity, optimizer, parallel
+from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.sharding import layouts
+from rvllm_jax.training import identity, optimizer
 from rvllm_jax.training.checkpoint import Checkpoints, WorkdirError, is_bound
 from rvllm_jax.training.compiling import compile_update
 from rvllm_jax.training.holding import Held, Holding
-from rvllm_jax.training.interrupt import INTERRUPTED, Interrupt, closing
+from rvllm_jax.training.host_flags import Together
 from rvllm_jax.training.metrics import Metrics, Progress
 from rvllm_jax.training.position import Position
-from rvllm_jax.training.stages import Stage, StageError
+from rvllm_jax.training.sigterm import INTERRUPTED, Interrupt, closing
 from rvllm_jax.training.step import State, make_loss
-from rvllm_jax.training.together import Together
 from rvllm_jax.training.unreadable import count_unreadable, too_many_skipped
-from rvllm_jax.training.validation import validation_loss
+from rvllm_jax.training.validate import validation_loss
 from rvllm_jax.types import Batch
-from rvllm_jax.weights.files import Entry
+from rvllm_jax.weights.open import Entry
 
 
 @dataclasses.dataclass
@@ -42,9 +43,9 @@ class Result:
     position: Position
 
 
-def open_layout(recipe: Recipe, model: PureModel) -> parallel.JitParallel | parallel.PmapParallel:
+def open_layout(recipe: Recipe, model: PureModel) -> layouts.JitParallel | layouts.PmapParallel:
     """The layout over the devices; raises where a batch or a stage's table does not fit it."""
-    layout = parallel.for_recipe(recipe, model)
+    layout = layouts.for_recipe(recipe, model)
     if recipe.evaluation.batch % layout.rows:
         raise StageError(
             f"config.evaluation.batch={recipe.evaluation.batch} must be a multiple of the "

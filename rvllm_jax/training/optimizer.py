@@ -4,7 +4,7 @@ import re
 
 import optax
 
-from rvllm_jax.training.stages import FROZEN, OptimizerSpec, Stage
+from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
 
 NO_DECAY = re.compile(r".*(bias|scale)")  # biases, and the scales of norms
 UNDECAYED = "/undecayed"  # suffix of the label of an adamw group's norms and biases

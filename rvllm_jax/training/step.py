@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rvllm_jax.config.stage import FROZEN
+from rvllm_jax.models.functional import Arrays, PureModel
 from rvllm_jax.models.norms import BatchNorm
-from rvllm_jax.models.placement import constrain_params
-from rvllm_jax.models.pure import Arrays, PureModel
 from rvllm_jax.models.video_llm import token_loss_sum
-from rvllm_jax.training.stages import FROZEN
+from rvllm_jax.sharding.constrain import constrain_params
 from rvllm_jax.types import Batch
 
 

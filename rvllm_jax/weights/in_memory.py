@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from rvllm_jax.weights import streaming
-from rvllm_jax.weights.files import Entry
-from rvllm_jax.weights.numbers import SIDE, Tiles
-from rvllm_jax.weights.rules import MATRIX
-from rvllm_jax.weights.streaming import Buffer, Piece
+from rvllm_jax.weights import stream
+from rvllm_jax.weights.names import MATRIX
+from rvllm_jax.weights.open import Entry
+from rvllm_jax.weights.stream import Buffer, Piece
+from rvllm_jax.weights.tiles import SIDE, Tiles
 
 _MOST_THREADS = 8  # a disk has no more to give; each holds a piece
 Box = tuple[tuple[int, int], ...]  # of an array's axes, first and one past the last
@@ -45,7 +45,7 @@ def load(
         parts[piece.path].write(*piece.read(own.buffer), own.tiles)
 
     with ThreadPoolExecutor(threads, initializer=prepare) as pool:
-        placed = [pool.submit(place, piece) for piece in streaming.plan(entries)]
+        placed = [pool.submit(place, piece) for piece in stream.plan(entries)]
         try:
             for done in placed:
                 done.result()
@@ -66,7 +66,7 @@ class _Parts:
             self._devices[device] = box
             if box not in self._parts:
                 shape = tuple(stop - start for start, stop in box)
-                self._parts[box] = streaming.aligned(shape, dtype)
+                self._parts[box] = stream.aligned(shape, dtype)
 
     def write(self, piece: Piece, numbers: np.ndarray, tiles: Tiles) -> None:
         """Writes a piece, as it is in the file, where it belongs."""

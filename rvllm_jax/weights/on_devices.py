@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.weights import streaming
-from rvllm_jax.weights.files import Entry
+from rvllm_jax.weights import stream
+from rvllm_jax.weights.open import Entry
 
 
 def load(
@@ -21,7 +21,7 @@ def load(
     arrays: dict[str, jax.Array] = {}
     # A piece of what is split over devices would not be split as the whole is.
     split = {path for path in entries if len(shardings[path].device_set) > 1}
-    for piece, x in streaming.stream(streaming.plan(entries, whole=split)):
+    for piece, x in stream.stream(stream.plan(entries, whole=split)):
         path, entry = piece.path, entries[piece.path]
         dtype, place = np.dtype(targets[path].dtype), shardings[path]
         if path not in arrays:

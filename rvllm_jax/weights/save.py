@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.files import INDEX, OURS, Entry
-from rvllm_jax.weights.rules import Layout
-from rvllm_jax.weights.tensor_file import NAMES, write
+from rvllm_jax.weights.names import Layout
+from rvllm_jax.weights.open import INDEX, OURS, Entry
+from rvllm_jax.weights.safetensors import NAMES, write
 
 FLAT = "model.safetensors"
 SHARD_BYTES = 5_000_000_000  # as transformers splits

@@ -10,10 +10,12 @@ import av
 import numpy as np
 import pytest
 
-from rvllm_jax.data import chat, pipeline, tokenizer, video
-from rvllm_jax.data.conversations import Conversation, Turn
-from rvllm_jax.data.frames import FrameStore, write_store
-from rvllm_jax.data.preparation import Options, prepare
+from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.batches import loader
+from rvllm_jax.data.prepare.run import Options, prepare
+from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.text import prompt, tokenizer
+from rvllm_jax.data.video import decode
 from rvllm_jax.types import VisualLayout
 
 # The frame store: videos of several sizes, some of them broken.
@@ -27,7 +29,7 @@ def videos(tmp_path_factory) -> dict[str, Path]:
     paths = {f"v{number}.mp4": folder / f"v{number}.mp4" for number in range(11)}
     for number, path in enumerate(paths.values()):
         shape = (3 + 5 * number, 16 + 2 * number, 24, 3)
-        video.write(path, rng.integers(0, 256, shape, np.uint8), fps=10)
+        decode.write(path, rng.integers(0, 256, shape, np.uint8), fps=10)
     paths["v3.mp4"].write_bytes(rng.bytes(5000))
     paths["v8.mp4"].write_bytes(b"")
     return paths
@@ -70,8 +72,8 @@ def layout() -> VisualLayout:
 
 
 @pytest.fixture(scope="session")
-def template() -> chat.Template:
-    return chat.TEMPLATES["short"]
+def template() -> prompt.Template:
+    return prompt.TEMPLATES["short"]
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +93,7 @@ def clips_folder(lengths, tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     for name, length in lengths.items():
         small = rng.integers(0, 255, (length, 3, 4, 3), dtype=np.uint8)
-        video.write(folder / name, small.repeat(12, 1).repeat(12, 2), fps=10)
+        decode.write(folder / name, small.repeat(12, 1).repeat(12, 2), fps=10)
     paths = {name: folder / name for name in lengths}
     write_store(folder / "store", paths, short_side=36, shards=4, frames_per_record=4)
     return folder / "store"
@@ -99,7 +101,7 @@ def clips_folder(lengths, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tk(template, conversations):
-    return tokenizer.train(list(chat.texts(template, conversations)), 400)
+    return tokenizer.train(list(prompt.texts(template, conversations)), 400)
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def make(conversations, clips_folder, tk, template, layout):
     def make(chosen=conversations, store=None, **changes):
         sizes = dict(context=96, max_segments=3, step=2, crop=32) | changes
         store = store or FrameStore(clips_folder)
-        return pipeline.Dataset(chosen, store, tk, template, layout, **sizes)
+        return loader.Dataset(chosen, store, tk, template, layout, **sizes)
 
     return make
 
@@ -207,7 +209,7 @@ def write_with():
 def clip(tmp_path, moving_bar) -> Path:
     """A file of 20 frames of 36 x 48 pixels at 8 frames a second."""
     path = tmp_path / "clip.mp4"
-    video.write(path, moving_bar(), fps=8, crf=12)
+    decode.write(path, moving_bar(), fps=8, crf=12)
     return path
 
 
@@ -218,7 +220,7 @@ _PREPARED = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4
 
 def _write(path, shade=100, frames=6):
     path.parent.mkdir(parents=True, exist_ok=True)
-    video.write(path, np.full((frames, 16, 32, 3), shade, np.uint8), fps=5)
+    decode.write(path, np.full((frames, 16, 32, 3), shade, np.uint8), fps=5)
 
 
 @pytest.fixture

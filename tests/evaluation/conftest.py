@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from rvllm_jax.evaluation.answered import Answer
-from rvllm_jax.evaluation.lines import dump
+from rvllm_jax.evaluation.answers.answered import Answer
+from rvllm_jax.system.lines import dump
 
 
 def record(id="q0", **changes) -> dict:

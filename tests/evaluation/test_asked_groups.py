@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rvllm_jax.data.conversations import Turn
+from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.evaluation.asked_groups import chosen_controls, pending, plan, questions_together
 from rvllm_jax.evaluation.questions import Question
 

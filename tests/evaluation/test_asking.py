@@ -9,20 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.data import chat, tokenizer, video
-from rvllm_jax.data.conversations import Conversation, Turn
-from rvllm_jax.data.frames import FrameStore, write_store
-from rvllm_jax.data.pipeline import Dataset, eval_batches
+from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.batches.loader import Dataset, eval_batches
+from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.text import prompt, tokenizer
+from rvllm_jax.data.video import decode as video
 from rvllm_jax.evaluation.asking import Asked, Asker, score
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import LlamaConfig
-from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
-from rvllm_jax.training import parallel
+from rvllm_jax.sharding import layouts
 from rvllm_jax.types import VisualLayout
 
 LAYOUT = VisualLayout("global", frames=3)
-TEMPLATE = chat.TEMPLATES["short"]
+TEMPLATE = prompt.TEMPLATES["short"]
 STILL = "still.mp4"  # all its frames are equal
 VIDEOS = ("a.mp4", "b.mp4", STILL)
 
@@ -67,7 +68,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tk():
-    return tokenizer.train(chat.texts(TEMPLATE, CONVERSATIONS), 320)
+    return tokenizer.train(prompt.texts(TEMPLATE, CONVERSATIONS), 320)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_the_questions_of_a_clip_that_cannot_be_read_stay_in_the_denominators(
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_questions_are_split_over_the_devices_and_answered_alike(make, tk, kind):
     model, params, stats = model_and_arrays(tk.vocab_size)
-    layout = parallel.make(kind, dict(data=-1, fsdp=1, tensor=1))
+    layout = layouts.make(kind, dict(data=-1, fsdp=1, tensor=1))
     assert layout.rows == 8
     settings = dict(batch=8, max_new=5, max_questions=2)
     alone = Asker(model, params, stats, tk, **settings)

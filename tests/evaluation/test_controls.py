@@ -1,6 +1,6 @@
 """The pairing of questions with other videos, and what is read off the answers."""
 
-from rvllm_jax.data.conversations import Turn
+from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.evaluation.asking import Asked
 from rvllm_jax.evaluation.controls import only_seen, partners, recurring
 

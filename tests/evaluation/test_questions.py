@@ -1,6 +1,6 @@
 import pytest
 
-from rvllm_jax.data.conversations import Conversation, Turn
+from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.evaluation.questions import EvaluationError, fingerprint, questions_of
 
 

@@ -6,10 +6,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from rvllm_jax.data.llava import read_llava
-from rvllm_jax.data.video import VideoError
-from rvllm_jax.experiments.answering import How
+from rvllm_jax.data.annotations.llava import read_llava
+from rvllm_jax.data.video.decode import VideoError
 from rvllm_jax.experiments.conversation import Talk, lines_of
+from rvllm_jax.experiments.saved.answering import How
 from rvllm_jax.generation.prompts import PromptError
 from rvllm_jax.generation.streaming import text_of
 

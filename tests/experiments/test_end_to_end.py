@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rvllm_jax.experiments import exploring
-from rvllm_jax.experiments.exchange import convert
-from rvllm_jax.experiments.opening import open_model
+from rvllm_jax.experiments import explore
+from rvllm_jax.experiments.saved.convert import convert
+from rvllm_jax.experiments.saved.open import open_model
 from rvllm_jax.generation.session import Engine
 from rvllm_jax.types import PREFIX
-from rvllm_jax.weights.files import open_weights
+from rvllm_jax.weights.open import open_weights
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 transformers = pytest.importorskip("transformers", reason="a requirement of the package")
@@ -136,7 +136,7 @@ def test_weights_go_in_are_trained_on_real_videos_answer_and_go_out(
         | {"data.conversations": str(tmp_path / "two.json"), "data.store": str(tmp_path / "store")}
         | {"evaluation.clips": 2}
     )
-    experiment = exploring.train(config.to_dict(), run)
+    experiment = explore.train(config.to_dict(), run)
     convert([str(run)], tmp_path / "whole")
     assert_trained(tmp_path / "whole", start)
     clip = experiment.dataset(experiment.source.splits["train"]).load(0, (), None)

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.data import chat
-from rvllm_jax.data.tokenizer import train
-from rvllm_jax.evaluation import judges
-from rvllm_jax.evaluation.endpoint import EndpointError, NoReply
-from rvllm_jax.evaluation.judge_benchmark import Scoring, judge_benchmark
-from rvllm_jax.evaluation.judge_prompts import Prompts
-from rvllm_jax.experiments.local_judge import LocalJudge, local_judging
+from rvllm_jax.data.text import prompt
+from rvllm_jax.data.text.tokenizer import train
+from rvllm_jax.evaluation.judge import judges
+from rvllm_jax.evaluation.judge.benchmark import Scoring, judge_benchmark
+from rvllm_jax.evaluation.judge.endpoint import EndpointError, NoReply
+from rvllm_jax.evaluation.judge.local import LocalJudge, local_judging
+from rvllm_jax.evaluation.judge.prompts import Prompts
 from rvllm_jax.generation.session import Engine
 from rvllm_jax.generation.streaming import text_of
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import LlamaConfig
-from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import VisualLayout
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow  # compiles for half a minute and more
 
 MESSAGES = [{"role": "system", "content": "red?"}, {"role": "user", "content": "left or up?"}]
-TEMPLATE, CONTEXT, MAX_NEW = chat.TEMPLATES["short"], 128, 5
+TEMPLATE, CONTEXT, MAX_NEW = prompt.TEMPLATES["short"], 128, 5
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def parts():
 
 def test_it_reads_the_messages_as_one_question_and_no_video(parts):
     model, tokenizer, ask = parts
-    before, after = chat.prefix_ids(tokenizer, TEMPLATE)
-    ids = [*before, *after, *chat.question_ids(tokenizer, TEMPLATE, "red?\n\nleft or up?")]
+    before, after = prompt.prefix_ids(tokenizer, TEMPLATE)
+    ids = [*before, *after, *prompt.question_ids(tokenizer, TEMPLATE, "red?\n\nleft or up?")]
     start = len(ids)
 
     @jax.jit

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from rvllm_jax.data import tokenizer
-from rvllm_jax.data.conversations import ConversationError
+from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.text import tokenizer
 from rvllm_jax.experiments import questions_file
-from rvllm_jax.experiments.answering import Answerer, How
 from rvllm_jax.experiments.questions_file import QuestionsError, Tally, answer_file, read
+from rvllm_jax.experiments.saved.answering import Answerer, How
 from rvllm_jax.generation.sampling import Sampling
 
 ASKED = [

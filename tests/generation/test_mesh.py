@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from rvllm_jax.data.chat import TEMPLATES
-from rvllm_jax.data.tokenizer import train
+from rvllm_jax.data.text.prompt import TEMPLATES
+from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.generation import decode
 from rvllm_jax.generation.sampling import GREEDY, Sampling
 from rvllm_jax.generation.session import Engine
 from rvllm_jax.models.llama import LlamaConfig
-from rvllm_jax.training import parallel
+from rvllm_jax.sharding import layouts
 from rvllm_jax.types import Questions
 
 MAX_NEW = 6
@@ -21,7 +21,7 @@ HOT = Sampling(temperature=8.0, top_p=0.95, repetition_penalty=1.4)
 
 @pytest.fixture(scope="module")
 def layout():
-    return parallel.make("jit", dict(data=2, fsdp=2, tensor=2))
+    return layouts.make("jit", dict(data=2, fsdp=2, tensor=2))
 
 
 def placed(layout, params, stats):

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rvllm_jax.data.chat import TEMPLATES, segment_ids
-from rvllm_jax.data.conversations import Turn as Told
-from rvllm_jax.data.tokenizer import train
+from rvllm_jax.data.annotations.example import Turn as Told
+from rvllm_jax.data.text.prompt import TEMPLATES, segment_ids
+from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.generation import prompts
 from rvllm_jax.generation.prompts import PromptError, Turn
 from rvllm_jax.types import VisualLayout

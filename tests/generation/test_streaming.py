@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rvllm_jax.data.tokenizer import train
+from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.generation.streaming import TextStream, ids_of_text
 
 TOKENIZER = train(["the red circle moves to the left and then up"] * 3, 300)  # of ASCII letters

@@ -7,7 +7,7 @@ import jax
 import pytest
 from jax._src import distributed
 
-from rvllm_jax.hosts.exchange import Hosts
+from rvllm_jax.hosts.sync import Hosts
 
 COUNT = 3
 

@@ -15,8 +15,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.models import flash, placement
+from rvllm_jax.models import flash
 from rvllm_jax.models.attention import Where, attend, make_mask, products
+from rvllm_jax.sharding import constrain
 from rvllm_jax.types import PADDING, PREFIX
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -75,14 +76,14 @@ def test_splash_gives_what_the_products_give(T, S, N, K, dtype, tolerance):
 
 def test_on_a_mesh_each_device_takes_its_rows_and_heads():
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
-    heads = NamedSharding(mesh, P(placement.ROWS, None, "tensor"))
+    heads = NamedSharding(mesh, P(constrain.ROWS, None, "tensor"))
     q, k, v = drawn(4, 128, 128, 4, 2, 64)
     mask = packed(4, 128, 128)
     expected = products(q, k, v, mask)
 
     @jax.jit
     def over(q, k, v, mask):
-        with placement.over(mesh):
+        with constrain.over(mesh):
             return splash(q, k, v, mask)
 
     split = (jax.device_put(x, heads) for x in (q, k, v))
@@ -114,7 +115,7 @@ LLAMA = dict(B=4, T=2048, S=2048, N=32, K=32, H=128)
     ],
 )
 def test_a_kernel_is_taken_where_it_runs(platform, changes, kernel, monkeypatch):
-    monkeypatch.setattr(placement, "platform", lambda: platform)
+    monkeypatch.setattr(constrain, "platform", lambda: platform)
     monkeypatch.setattr(flash, "_has_cudnn", lambda: True)
     sizes = LLAMA | changes
     dtype = sizes.pop("dtype", jnp.bfloat16)
@@ -129,18 +130,18 @@ def test_a_kernel_is_taken_where_it_runs(platform, changes, kernel, monkeypatch)
 
 @pytest.mark.parametrize("changes", [{"B": 3}, {"N": 6, "K": 3}])
 def test_what_does_not_divide_over_the_mesh_is_left_to_xla(changes, monkeypatch):
-    monkeypatch.setattr(placement, "platform", lambda: "tpu")
+    monkeypatch.setattr(constrain, "platform", lambda: "tpu")
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
     for own, kernel in ((LLAMA, flash.splash), (LLAMA | changes, None)):
         B, T, S, N, K, H = own.values()
         q, k = (jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K))
-        with placement.over(mesh):
+        with constrain.over(mesh):
             assert flash.choose(q, k, k) is kernel
         assert flash.choose(q, k, k) is flash.splash  # of one device all do
 
 
 def test_without_cudnn_attention_is_xlas_and_that_is_told(monkeypatch, caplog):
-    monkeypatch.setattr(placement, "platform", lambda: "gpu")
+    monkeypatch.setattr(constrain, "platform", lambda: "gpu")
     flash._has_cudnn.cache_clear()
     q, k, v = drawn(1, 128, 128, 2, 2, 64, jnp.bfloat16)
     mask = packed(1, 128, 128)
@@ -164,7 +165,7 @@ def test_what_cudnn_is_asked_for_is_what_the_products_give(monkeypatch):
 
 def test_the_program_for_a_gpu_calls_cudnn_forward_and_backward(monkeypatch):
     """No GPU: what JAX asks of the machine is answered here."""
-    monkeypatch.setattr(placement, "platform", lambda: "gpu")
+    monkeypatch.setattr(constrain, "platform", lambda: "gpu")
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
     flash._has_cudnn.cache_clear()
@@ -186,7 +187,7 @@ def test_the_program_for_a_tpu_holds_no_scores(heads, size):
     mask = jax.ShapeDtypeStruct((2, 2048, 2048), jnp.bool_, sharding=one)
 
     def attended(*given):
-        with placement.over(mesh):
+        with constrain.over(mesh):
             return attend(*given)
 
     temporary = {

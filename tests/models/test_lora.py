@@ -8,16 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import Llama, LlamaConfig
-from rvllm_jax.models.lora import (
-    MATRICES,
-    LoRA,
-    adapted,
-    is_adapter,
-    merged,
-    without_adapters,
-)
-from rvllm_jax.models.pure import PureModel
+from rvllm_jax.models.lora import MATRICES, LoRA, adapted, is_adapter, merged, without_adapters
 from rvllm_jax.types import PREFIX
 
 CONFIG = LlamaConfig(50, 16, 5, 4, 2, 6, 24, context=32)  # 5 layers: a true loop

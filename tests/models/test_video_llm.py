@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import LlamaConfig
-from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import IMAGENET_MEAN, VideoLLM, normalise, token_loss_sum
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Batch, VisualLayout

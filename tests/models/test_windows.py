@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.models import placement, windows
+from rvllm_jax.models import windows
+from rvllm_jax.sharding import constrain
 
 
 def maps(N, height, width, channels, dtype):
@@ -56,7 +57,7 @@ def shifted(x, kernel, stride) -> bool:
     ],
 )
 def test_it_is_taken_on_cpu_where_it_is_worth_it(platform, shape, kernel, expected, monkeypatch):
-    monkeypatch.setattr(placement, "platform", lambda: platform)
+    monkeypatch.setattr(constrain, "platform", lambda: platform)
     x, kernel = (jax.ShapeDtypeStruct(each, jnp.float32) for each in (shape, kernel))
     assert shifted(x, kernel, 2 if kernel.shape[0] == 7 else 1) == expected
     traced = jax.make_jaxpr(jax.grad(lambda x: windows.max_pool(x).sum()))(x)

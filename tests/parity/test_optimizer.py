@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from rvllm_jax.config.stage import OptimizerSpec, Stage
 from rvllm_jax.training.optimizer import build, learning_rate
-from rvllm_jax.training.stages import OptimizerSpec, Stage
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 

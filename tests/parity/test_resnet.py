@@ -7,11 +7,11 @@ import optax
 import pytest
 from flax import nnx
 
+from rvllm_jax.config.stage import OptimizerSpec, Stage
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.projector import Projector, adaptive_average
-from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.training.optimizer import build
-from rvllm_jax.training.stages import OptimizerSpec, Stage
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 transformers = pytest.importorskip("transformers", reason="a requirement of the package")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.models.huggingface import llama_config, llama_values
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import Llama, LlamaConfig
-from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.video_llm import token_loss_sum
 from rvllm_jax.types import PREFIX
-from rvllm_jax.weights import merge, rules
-from rvllm_jax.weights.files import open_weights
+from rvllm_jax.weights import load, names
+from rvllm_jax.weights.hf_config import llama_config, llama_values
+from rvllm_jax.weights.open import open_weights
 from rvllm_jax.weights.save import save_published
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
@@ -75,8 +75,8 @@ class Ours:
         self.config = llama_config(weights.config, str(folder))
         self.model = PureModel.of(lambda rngs: Decoder(self.config, rngs, jnp.dtype(dtype)))
         targets, place = self.model.params, jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        assert merge.check(weights.entries, targets) == []
-        self.params = merge.load(weights.entries, targets, dict.fromkeys(targets, place))
+        assert load.check(weights.entries, targets) == []
+        self.params = load.load(weights.entries, targets, dict.fromkeys(targets, place))
 
     def hidden(self, params, tokens):
         decoder = self.model.merge(params, {}).decoder
@@ -134,13 +134,13 @@ def test_a_folder_gives_transformers_logits_and_gradients(shape, tmp_path, with_
     logits = theirs(torch.tensor(tokens[:, :-1])).logits.flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[:, 1:]).flatten()).backward()
     for name, parameter in theirs.named_parameters():
-        rule, path, layer = rules.LLAMA.find(name)
+        rule, path, layer = names.LLAMA.find(name)
         own = gradients[path][layer] if rule.stacked else gradients[path]
         axes = rule.axes or range(own.ndim)
         assert relative(own, parameter.grad.numpy().transpose(axes)) < 1e-3, name
 
     save_published(
-        tmp_path / "b", ours.params, rules.LLAMA, llama_values(ours.config, "float32"), 10_000
+        tmp_path / "b", ours.params, names.LLAMA, llama_values(ours.config, "float32"), 10_000
     )
     again = Ours(tmp_path / "b", "float32")
     assert again.config == ours.config and again.params.keys() == ours.params.keys()

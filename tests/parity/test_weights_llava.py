@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.experiments.description import describe_weights, expected
-from rvllm_jax.experiments.exchange import convert
-from rvllm_jax.models.huggingface import llama_config
+from rvllm_jax.experiments.saved.convert import convert
+from rvllm_jax.experiments.saved.describe import describe_weights, expected
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.projector import Projector
-from rvllm_jax.models.pure import PureModel
 from rvllm_jax.types import PREFIX
-from rvllm_jax.weights import merge, rules
+from rvllm_jax.weights import load, names
+from rvllm_jax.weights.check import PROJECTOR
 from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.faults import PROJECTOR
-from rvllm_jax.weights.files import open_weights
+from rvllm_jax.weights.hf_config import llama_config
+from rvllm_jax.weights.open import open_weights
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 transformers = pytest.importorskip("transformers", reason="a requirement of the package")
@@ -88,13 +88,13 @@ def test_llavas_language_path_and_projector_are_transformers(llava, form, tmp_pa
     assert weights.ignored and all("vision_tower" in name for name in weights.ignored)
     config = llama_config(weights.config, "config.json")
     assert config.vocab_size == 32064
-    assert merge.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
+    assert load.check(weights.entries, expected(describe_weights(weights), weights.path)) == []
     rng = np.random.default_rng(0)
     features, tokens = rng.normal(size=(2, 3, 1024)), rng.integers(0, 32064, (2, 7))
     with jax.enable_x64(True):
         model = PureModel.of(lambda rngs: LanguagePath(config, rngs))
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        params = merge.load(weights.entries, model.params, dict.fromkeys(model.params, place))
+        params = load.load(weights.entries, model.params, dict.fromkeys(model.params, place))
         mine = np.asarray(jax.jit(lambda p, *at: model.merge(p, {})(*at))(params, features, tokens))
     with torch.no_grad():
         double = llava.float().double()
@@ -130,7 +130,7 @@ def test_llavas_gradients_and_greedy_answers_are_transformers(llava, tmp_path):
         config = llama_config(weights.config, "config.json")
         model = PureModel.of(lambda rngs: LanguagePath(config, rngs))
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        params = merge.load(weights.entries, model.params, dict.fromkeys(model.params, place))
+        params = load.load(weights.entries, model.params, dict.fromkeys(model.params, place))
 
         def loss(params, features, ids):
             logits = model.merge(params, {})(features, ids[:, :-1])[:, 2:]
@@ -145,7 +145,7 @@ def test_llavas_gradients_and_greedy_answers_are_transformers(llava, tmp_path):
     for name, parameter in double.named_parameters():
         if "vision_tower" in name:
             continue
-        rule, path, layer = rules.LLAVA_HF_NESTED.find(name)
+        rule, path, layer = names.LLAVA_HF_NESTED.find(name)
         own = np.asarray(gradients[path][layer] if rule.stacked else gradients[path])
         expected_gradient = parameter.grad.numpy().transpose(rule.axes or range(own.ndim))
         difference = np.linalg.norm(own - expected_gradient)
@@ -177,4 +177,4 @@ def test_a_projector_of_clip_is_named_where_the_encoder_is_a_resnet(llava, tmp_p
     with pytest.raises(
         WeightsError, match="1024 features of CLIP ViT-L; the encoder here has 2048"
     ):
-        merge.check(entries, targets)
+        load.check(entries, targets)

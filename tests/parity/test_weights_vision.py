@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.experiments.exchange import convert
-from rvllm_jax.models.pure import PureModel
+from rvllm_jax.experiments.saved.convert import convert
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.resnet import RESNETS, ResNet, ResNetConfig
 from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.files import open_weights
+from rvllm_jax.weights.open import open_weights
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 transformers = pytest.importorskip("transformers", reason="a requirement of the package")

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import pytest
 
-from rvllm_jax.experiments.run import build_model
+from rvllm_jax.experiments.train import build_model
 from rvllm_jax.planning import compile_step, memory
-from rvllm_jax.training.parallel import JitParallel
-from rvllm_jax.training.sharding import AXES, make_mesh
+from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.sharding.mesh import AXES, make_mesh
 
 pytestmark = pytest.mark.slow  # compiles for half a minute and more
 

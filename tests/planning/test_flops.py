@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rvllm_jax.experiments.run import build_model
+from rvllm_jax.costs import flops
+from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.resnet import RESNETS
-from rvllm_jax.planning import abstract, flops
+from rvllm_jax.planning import abstract
 
 
 def is_program(x) -> bool:

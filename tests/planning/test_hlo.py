@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.planning import hlo
-from rvllm_jax.training.sharding import make_mesh
+from rvllm_jax.sharding.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")

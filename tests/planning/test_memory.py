@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.planning import abstract, memory
-from rvllm_jax.training.parallel import JitParallel
-from rvllm_jax.training.sharding import AXES, make_mesh
+from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.sharding.mesh import AXES, make_mesh
 
 
 def of(recipe, model, stage, sizes=(1, 1, 1), platform="cpu"):

@@ -1,6 +1,6 @@
 import pytest
 
-from rvllm_jax.planning import topologies
+from rvllm_jax.costs import chips
 from rvllm_jax.planning.plans import make_all
 
 
@@ -12,7 +12,7 @@ from rvllm_jax.planning.plans import make_all
     ],
 )
 def test_what_does_not_divide_is_refused_by_topology_and_what_to_do(recipe, changes, said):
-    chosen = [topologies.parse("v5e:2x2")]
+    chosen = [chips.parse("v5e:2x2")]
     with pytest.raises(ValueError, match=said):
         make_all(recipe(**{"mesh__data": -1, "schedule": "joint"} | changes), {}, chosen)
 

@@ -10,16 +10,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rvllm_jax.data.conversations import ConversationError
-from rvllm_jax.data.frames import FrameStoreError
-from rvllm_jax.data.packing import PackingError
-from rvllm_jax.data.sources import SourceError
-from rvllm_jax.experiments.run import Experiment, run
+from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.batches.packing import PackingError
+from rvllm_jax.data.batches.source import SourceError
+from rvllm_jax.data.store.reader import FrameStoreError
+from rvllm_jax.experiments.train import Experiment, run
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
 from rvllm_jax.training.loop import Position, Trainer
 from rvllm_jax.training.unreadable import TrainingError
-from rvllm_jax.training.validation import validation_loss
+from rvllm_jax.training.validate import validation_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NEVER = 100  # updates between two validations: they would only take time

@@ -6,14 +6,15 @@ import jax
 import numpy as np
 import pytest
 
+from rvllm_jax.config.stage import OptimizerSpec, Stage
+from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import LlamaConfig
-from rvllm_jax.models.pure import PureModel
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.planning import hlo
-from rvllm_jax.training import optimizer, sharding
-from rvllm_jax.training.parallel import JitParallel
-from rvllm_jax.training.stages import OptimizerSpec, Stage
+from rvllm_jax.sharding import mesh as sharding
+from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.training import optimizer
 from rvllm_jax.training.step import State, make_step
 from rvllm_jax.types import Batch, VisualLayout
 

@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
+from rvllm_jax.sharding.layouts import JitParallel, PmapParallel
+from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.optimizer import build
-from rvllm_jax.training.parallel import JitParallel, PmapParallel
-from rvllm_jax.training.sharding import make_mesh
-from rvllm_jax.training.stages import FROZEN, OptimizerSpec, Stage
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 OWN = {"adamw": OptimizerSpec("adamw", 0.1)}

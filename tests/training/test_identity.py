@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from rvllm_jax.data import chat, tokenizer, video
-from rvllm_jax.data.conversations import Conversation, Turn
-from rvllm_jax.data.frames import FrameStore, write_store
-from rvllm_jax.data.pipeline import Dataset
+from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.batches.loader import Dataset
+from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.text import prompt, tokenizer
+from rvllm_jax.data.video import decode
 from rvllm_jax.training.identity import differences, fingerprint
 from rvllm_jax.types import VisualLayout
 
-TEMPLATE = chat.TEMPLATES["short"]
+TEMPLATE = prompt.TEMPLATES["short"]
 NAMES = ("a.mp4", "b.mp4")
 
 
@@ -20,10 +21,10 @@ def dataset(tmp_path):
 
     def dataset(levels=(50, 90), answers=("red", "blue"), input="video", unused=None) -> Dataset:
         for name, level in zip(NAMES, levels, strict=True):
-            video.write(tmp_path / name, np.full((8, 16, 16, 3), level, np.uint8), fps=8)
+            decode.write(tmp_path / name, np.full((8, 16, 16, 3), level, np.uint8), fps=8)
         paths = {name: tmp_path / name for name in NAMES}
         if unused is not None:
-            video.write(tmp_path / "c.mp4", np.full((8, 16, 16, 3), unused, np.uint8), fps=8)
+            decode.write(tmp_path / "c.mp4", np.full((8, 16, 16, 3), unused, np.uint8), fps=8)
             paths["c.mp4"] = tmp_path / "c.mp4"
         write_store(tmp_path / "store", paths, short_side=16)
         pairs = zip(NAMES, answers, strict=True)

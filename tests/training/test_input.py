@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.training import loop
+from rvllm_jax.training.host_flags import Together
 from rvllm_jax.training.loop import Position, Trainer
-from rvllm_jax.training.together import Together
 from rvllm_jax.types import Batch
 
 STEPS = 5

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
 from rvllm_jax.training.optimizer import build, learning_rate
-from rvllm_jax.training.stages import FROZEN, OptimizerSpec, Stage
 
 SHAPES = {
     "encoder/stem/conv/kernel": (3, 3, 3, 8),

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from rvllm_jax.data.preparation import Options, prepare
-from rvllm_jax.experiments.run import Experiment, run
+from rvllm_jax.data.prepare.run import Options, prepare
+from rvllm_jax.experiments.train import Experiment, run
 from rvllm_jax.training import metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

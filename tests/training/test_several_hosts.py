@@ -15,12 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from rvllm_jax.experiments.run import Experiment, run
-from rvllm_jax.models.huggingface import llama_values
+from rvllm_jax.experiments.train import Experiment, run
 from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint_part import read_model
-from rvllm_jax.training.interrupt import INTERRUPTED
+from rvllm_jax.training.sigterm import INTERRUPTED
+from rvllm_jax.weights.hf_config import llama_values
 
 ROOT = Path(__file__).parents[2]
 NAME = socket.gethostname()

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
 from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.training.optimizer import build
-from rvllm_jax.training.parallel import JitParallel
-from rvllm_jax.training.sharding import make_mesh
-from rvllm_jax.training.stages import FROZEN, OptimizerSpec, Stage
 from rvllm_jax.training.step import State, make_loss, make_step, split
 
 PLAIN = OptimizerSpec("sgd", lr=1.0, momentum=0.0)  # parameters before - after = gradient

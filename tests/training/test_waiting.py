@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.training.sharding import make_mesh
+from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.training.waiting import Waiting, to_devices, to_host
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from rvllm_jax.weights import rules
+from rvllm_jax.weights import names
 from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.files import INDEX, open_weights
+from rvllm_jax.weights.open import INDEX, open_weights
 from rvllm_jax.weights.save import save_flat, save_published
 
 RESNET = {"architecture": "resnet18"}  # as timm says it
@@ -41,7 +41,7 @@ def assert_same(found, expected):
 def test_a_decoder_goes_out_as_it_came_in(llama, tensors, tmp_path, dtype):
     source = tensors(dtype)
     weights = open_weights(llama(source))
-    save_published(tmp_path / "out", arrays(weights), rules.LLAMA, weights.config)
+    save_published(tmp_path / "out", arrays(weights), names.LLAMA, weights.config)
     assert [file.name for file in (tmp_path / "out").glob("*.safe*")] == ["model.safetensors"]
     assert_same(theirs(tmp_path / "out")[0], source)
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == weights.config
@@ -51,7 +51,7 @@ def test_kernels_of_convolutions_get_their_axes_back(tmp_path):
     """[7, 5, 3, 2] of ours is [2, 3, 7, 5] of theirs: no axis has the length of another."""
     kernel = np.arange(7 * 5 * 3 * 2, dtype=np.float32).reshape(7, 5, 3, 2)
     path = "encoder/stem/conv/kernel"
-    save_published(tmp_path / "out", {path: kernel}, rules.TORCHVISION, RESNET)
+    save_published(tmp_path / "out", {path: kernel}, names.TORCHVISION, RESNET)
     expected = {"conv1.weight": kernel.transpose(3, 2, 0, 1)}
     assert_same(theirs(tmp_path / "out")[0], expected)
     np.testing.assert_array_equal(arrays(open_weights(tmp_path / "out"))[path], kernel)
@@ -60,7 +60,7 @@ def test_kernels_of_convolutions_get_their_axes_back(tmp_path):
 def test_shards_are_no_larger_than_asked_and_the_index_tells_of_each(llama, tensors, tmp_path):
     source, most = tensors(), 1000
     weights = open_weights(llama(source))
-    save_published(tmp_path / "out", arrays(weights), rules.LLAMA, weights.config, most)
+    save_published(tmp_path / "out", arrays(weights), names.LLAMA, weights.config, most)
     found, files = theirs(tmp_path / "out")
     assert_same(found, source)
     index = json.loads((tmp_path / "out" / INDEX).read_text())
@@ -95,7 +95,7 @@ def test_what_cannot_go_out_is_refused_and_leaves_no_folder(tmp_path):
         ({norm: np.ones(2, np.complex64)}, "safetensors holds no complex64"),
     ):
         with pytest.raises(WeightsError, match=message):
-            save_published(tmp_path / "out", given, rules.LLAMA, {})
+            save_published(tmp_path / "out", given, names.LLAMA, {})
         assert not (tmp_path / "out").exists()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
@@ -103,7 +103,7 @@ def test_what_cannot_go_out_is_refused_and_leaves_no_folder(tmp_path):
     for name in ("taken", "taken/notes.txt", "file"):
         message = f"{re.escape(str(tmp_path / name))}: exists and is not an empty folder"
         for save in (
-            lambda to: save_published(to, {norm: np.ones(2)}, rules.LLAMA, {}),
+            lambda to: save_published(to, {norm: np.ones(2)}, names.LLAMA, {}),
             lambda to: save_flat(to, {norm: np.ones(2)}, {}),
         ):
             with pytest.raises(WeightsError, match=message):

@@ -1,0 +1,1 @@
+"""A configuration: its schema, its check, and what earlier versions wrote."""

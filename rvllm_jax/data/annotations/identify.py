@@ -1,0 +1,78 @@
+"""Which benchmark rows are of, by the names of their videos and questions, and by what they ask.
+
+Names are compared without folder and suffix, and most rows decide: a suffix behind a video's name,
+or a few rows of one's own, must not turn off the checks of counts and splits.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from rvllm_jax.data.annotations.example import Conversation
+from rvllm_jax.data.annotations.formats import Source, most
+from rvllm_jax.data.prepare.find import stem_of
+
+_ACTIVITYNET = r"v_.{11}"
+_GENERATIVE = ("generative", "consistency")
+_BY_NAME = ("generic", "temporal")  # whose rows have the same keys
+# Nine of ten questions of temporal_qa.json have one of these, one in five of generic_qa.json's.
+_ORDER = re.compile(
+    r"\b(before|after|then|first|sequence|order|during|while|beginning|start|end|finally|next|when"
+    r"|throughout|progress|steps?|initial\w*|last)\b",
+    re.IGNORECASE,
+)
+
+
+def benchmark_of(source: Source, conversations: Sequence[Conversation]) -> str:
+    """The benchmark whose published counts apply (annotations/published.py); "": none known."""
+    if source.format == "activitynet":
+        return "activitynet_qa"
+    if source.format == "tgif":
+        return "tgif_frameqa"
+    if source.format == "msvd_msrvtt_original":
+        return "msrvtt_qa" if conversations[0].video.startswith("video") else "msvd_qa"
+
+    def named(videos: str, ids: str = ".*") -> bool:
+        fits = (_named(videos, c.video) and re.fullmatch(ids, c.id) for c in conversations)
+        return most(map(bool, fits))
+
+    if source.format == "zero_shot":
+        if named(r"video\d+", r"\d+"):
+            return "msrvtt_qa"
+        if named(r".{11}_\d+_\d+|vid\d+", r"\d+_\d+"):
+            return "msvd_qa"
+        return "tgif_frameqa" if named(r"tumblr_.+") else ""
+    if source.format in _GENERATIVE and named(_ACTIVITYNET):
+        return f"video_text_generation/{kind_of(source)}"
+    return ""
+
+
+def kind_of(source: Source) -> str:
+    """What rows of the generative formats ask for: "generic", "temporal" or "consistency".
+
+    The first two have the same keys: the file's name tells them apart where it has one of the two
+    words, else, of ActivityNet's videos, what is asked: a generic file asks several questions of
+    most videos, and a temporal one asks for the order of events. "generative": neither.
+    """
+    if source.format == "consistency":
+        return "consistency"
+    words = set(re.findall("[a-z]+", source.paths[0].stem.lower())) & set(_BY_NAME)
+    if len(words) == 1:
+        return words.pop()
+    asked = [
+        (row["video_name"], row["Q"])
+        for row in source.records[0]
+        if isinstance(row, dict)
+        and isinstance(row.get("video_name"), str)
+        and isinstance(row.get("Q"), str)
+    ]
+    if not most(_named(_ACTIVITYNET, video) for video, _ in asked):
+        return "generative"
+    repeated = len(asked) - len({video for video, _ in asked})
+    if repeated > len(asked) / 10:
+        return "generic"
+    return "temporal" if most(bool(_ORDER.search(question)) for _, question in asked) else "generic"
+
+
+def _named(pattern: str, video: str) -> bool:
+    return re.fullmatch(pattern, PurePosixPath(stem_of(video)).name) is not None

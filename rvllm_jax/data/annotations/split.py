@@ -1,0 +1,89 @@
+"""Which split of its benchmark a file of annotations holds, as far as anything tells.
+
+The numbers of the questions do, where a benchmark numbers them through its splits; so does the
+number of rows where it is a published one, and the file's name where it is the one that its authors
+gave it. ActivityNet-QA's questions are called after their videos, and nothing in these tells their
+split: of a part of one, only the file's name does.
+"""
+
+import re
+from pathlib import Path
+
+from rvllm_jax.data.annotations.formats import most
+from rvllm_jax.data.annotations.published import (
+    NUMBERED,
+    PUBLISHED,
+    number_of,
+    numbered_split,
+    other_split,
+)
+from rvllm_jax.data.annotations.read import Part
+
+_NAMES = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation",
+    "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
+SPLITS = set(_NAMES.values())
+_NUMBERED_FORMATS = ("zero_shot", "msvd_msrvtt_original")  # the first keeps the second's numbers
+NUMBERS, ROWS, NAME, ONLY, NOTHING = "numbers", "rows", "file name", "only split", ""
+
+
+def told_by(part: Part) -> str:
+    """What tells the split of these rows: one of NUMBERS, ROWS, NAME, ONLY and NOTHING."""
+    if _numbered(part):
+        return NUMBERS
+    if other_split(part.benchmark, "", part.rows):
+        return ROWS
+    if part.benchmark.startswith("video_text_generation/"):
+        return ONLY
+    return NAME if part.benchmark and _named(part) else NOTHING
+
+
+def contradiction(part: Part, split: str) -> str:
+    """What says, in words, that these are not rows of their benchmark's `split`; else "".
+
+    Rows of no known benchmark are of whatever split their owner says.
+    """
+    benchmark, splits = part.benchmark, PUBLISHED.get(part.benchmark, {})
+    if not splits:
+        return ""
+    if _numbered(part):
+        own = numbered_split(benchmark, [c.id for c in part.conversations])
+        if own not in splits:
+            return f"the questions' numbers, {own}, are of no one split of {benchmark}"
+        if own != split:
+            return f"the questions' numbers are those of {benchmark}'s split {own}"
+    elif other := other_split(benchmark, split, part.rows):
+        return f"{part.rows:,} rows are those of {benchmark}'s split {other}"
+    counts = splits.get(split)
+    if counts and (part.rows > counts.questions or part.videos > (counts.videos or part.videos)):
+        return (
+            f"{part.rows:,} rows on {part.videos:,} videos are more than the "
+            f"{counts.questions:,}{f' on {counts.videos:,}' if counts.videos else ''} of "
+            f"{benchmark}'s split {split}"
+        )
+    if told_by(part) == ONLY and split in SPLITS - splits.keys():
+        return f"{benchmark} has the split {', '.join(splits)} alone"
+    named = _named(part)
+    if not _numbered(part) and split in SPLITS and named - {split}:
+        return f"the file's name is that of {benchmark}'s split {' or '.join(sorted(named))}"
+    return ""
+
+
+def _numbered(part: Part) -> bool:
+    """Whether most questions' ids end in the numbers that run through the benchmark's splits.
+
+    What Video-ChatGPT calls test_q.json of MSVD-QA and MSRVTT-QA is their validation split: there
+    the numbers are right, and the names are not.
+    """
+    return (
+        part.benchmark in NUMBERED
+        and part.format in _NUMBERED_FORMATS
+        and most(number_of(c.id).isdecimal() for c in part.conversations)
+    )
+
+
+def _named(part: Part) -> set[str]:
+    """The splits that the files' names begin with: val_q.json, Test_frameqa_question.csv."""
+    first = (re.match("[a-z]*", Path(path).stem.lower())[0] for path in part.paths)
+    return {_NAMES[word] for word in first if word in _NAMES}

@@ -1,0 +1,1 @@
+"""Stored frames and conversations in, batches out."""

@@ -1,0 +1,99 @@
+"""The clips of loose video files, bit for bit as training and evaluation see them."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rvllm_jax.data.batches.clips import Sampling, View, evaluation_views, read_view
+from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.video.decode import VideoError, VideoInfo
+
+
+class Seen(NamedTuple):
+    """The C distinct test clips of a video, of T frames each."""
+
+    frames: np.ndarray  # uint8[C, T, S, S, 3]; zeros where there is no frame
+    mask: np.ndarray  # bool[C, T]; False: padding behind a short video
+    counts: np.ndarray  # int32[C]; how many of the test clips each is
+    times: np.ndarray  # float64[C, T]; seconds, NaN where there is no frame
+    info: VideoInfo  # what the file says of itself
+    note: str  # what a person should know of the file, such as that it is cut; or ""
+
+
+def look(path: str | Path, sampling: Sampling, **options) -> Seen:
+    """The clips of one file, decoded in this process; raises what `look_each` gives or raises."""
+    (seen,) = look_each([path], sampling, workers=0, **options)
+    if isinstance(seen, VideoError):
+        raise seen
+    return seen
+
+
+def look_each(
+    paths: Sequence[str | Path],
+    sampling: Sampling,
+    *,
+    crop: int,
+    views: str,
+    workers: int | None = None,
+    at_once: int = 16,
+    **options,
+) -> Iterator[Seen | VideoError]:
+    """The clips of each file, in order, or why there are none: no such file, nothing of it
+    decodes, its frames are smaller than the crop.
+
+    Files are decoded into a frame store and read from there, which is the way of every video that
+    is trained on, a JPEG's losses included; the store lies in the folder of temporary files and is
+    deleted.
+
+    Args:
+        views: a key of `clips.VIEWS`.
+        workers: processes that decode, by default one a processor: a file may hang or crash one.
+            0 decodes in this process.
+        at_once: so many files are decoded before the first of them is given.
+        options: those of `write_store`: stride, short_side, encoding, frames_per_record.
+
+    Raises:
+        FrameStoreError: there is no room for the store.
+    """
+    workers = os.cpu_count() or 1 if workers is None else workers
+    for first in range(0, len(paths), at_once):
+        part = [Path(path) for path in paths[first : first + at_once]]
+        names = {str(n): path for n, path in enumerate(part) if path.is_file()}
+        with tempfile.TemporaryDirectory(prefix="rvllm-frames-") as folder:
+            if names:
+                report = write_store(folder, names, workers=workers, **options)
+                store = FrameStore(folder)
+            for number, path in enumerate(part):
+                name = str(number)
+                if name not in names:
+                    what = "a folder" if path.is_dir() else "not there"
+                    yield VideoError(f"{path}: is {what}, expected a video file; correct the path")
+                elif name in report.bad:
+                    yield VideoError(report.bad[name])
+                else:
+                    said = report.info[name], report.notes.get(name, "")
+                    yield _seen(store, name, path, sampling, crop, views, said)
+
+
+def _seen(store, name: str, path: Path, sampling, crop: int, views: str, said):
+    entry, times = store.entry(name), store.timestamps(name)
+    shape = entry.height, entry.width
+    try:
+        chosen = evaluation_views(times, *shape, sampling=sampling, crop=crop, views=views)
+    except ValueError as error:
+        return VideoError(f"{path}: {error}")
+    clips = [read_view(store, name, view, frames=sampling.frames) for view in chosen]
+    frames, mask = (np.stack(part) for part in zip(*clips, strict=True))
+    counts = np.array([view.count for view in chosen], np.int32)
+    shown = np.stack([_padded(times, view, sampling.frames) for view in chosen])
+    return Seen(frames, mask, counts, shown, *said)
+
+
+def _padded(times: np.ndarray, view: View, frames: int) -> np.ndarray:
+    padded = np.full(frames, np.nan)
+    padded[: len(view.indices)] = times[view.indices]
+    return padded

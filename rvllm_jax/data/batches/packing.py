@@ -1,0 +1,192 @@
+"""Several question-answer segments behind one prefix: which go into a row, and the row itself.
+
+Which segments share a row depends on their lengths alone; an epoch is a permutation of the rows.
+So every segment is used once an epoch, and epochs have the same number of rows.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from rvllm_jax.types import NO_SLOT, PADDING, PREFIX
+
+_ORDER = 0  # sets this stream of random numbers apart from data/batches/loader.py's
+
+
+class PackingError(ValueError):
+    """A prompt that does not fit the context; names the conversation, the lengths and the key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """What stands before the questions: int32[P] tokens and int32[P] slots, as in types.Batch."""
+
+    tokens: np.ndarray
+    slots: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def prefix(
+    before: Sequence[int],
+    after: Sequence[int],
+    *,
+    visual: np.ndarray | None = None,
+    text: Sequence[int] | None = None,
+) -> Prefix:
+    """The prefix around a video or around the text in its place; give one of the two.
+
+    visual: int32[n], the visual tokens that the clip fills (`VisualLayout.filled`).
+    text: the ids of a caption.
+    """
+    if (visual is None) == (text is None):
+        raise ValueError("prefix: expected either visual or text, got both or neither")
+    middle = np.zeros(len(visual), np.int32) if text is None else np.asarray(text, np.int32)
+    tokens = np.concatenate([np.asarray(before, np.int32), middle, np.asarray(after, np.int32)])
+    slots = np.full(len(tokens), NO_SLOT, np.int32)
+    if visual is not None:
+        slots[len(before) : len(before) + len(visual)] = visual
+    return Prefix(tokens.astype(np.int32), slots)
+
+
+def empty_row(context: int) -> dict[str, np.ndarray]:
+    """The token fields of types.Batch for a row without content, each [context]."""
+    return {
+        "tokens": np.zeros(context, np.int32),
+        "slots": np.full(context, NO_SLOT, np.int32),
+        "positions": np.zeros(context, np.int32),
+        "segments": np.full(context, PADDING, np.int32),
+        "targets": np.zeros(context, np.int32),
+        "weights": np.zeros(context, np.float32),
+    }
+
+
+def pack_row(
+    head: Prefix, segments: Iterable[tuple[np.ndarray, np.ndarray]], context: int
+) -> dict[str, np.ndarray]:
+    """One row of types.Batch: the prefix, then the segments, each [context].
+
+    segments: (ids int[n], weights [n]) each, a weight 1 where the id itself is to be learned.
+    Each segment's positions go on from the prefix's end, as if it were the only one.
+    Raises PackingError if they pass the context.
+    """
+    row, length = empty_row(context), len(head)
+    segments = list(segments)
+    total = length + sum(len(ids) for ids, _ in segments)
+    if total > context:
+        raise PackingError(
+            f"a row of {total} tokens passes config.data.context = {context}: raise it"
+        )
+    row["tokens"][:length] = head.tokens
+    row["slots"][:length] = head.slots
+    row["positions"][:length] = np.arange(length)
+    row["segments"][:length] = PREFIX
+    start = length
+    for number, (ids, weights) in enumerate(segments, 1):
+        end = start + len(ids)
+        row["tokens"][start:end] = ids
+        row["positions"][start:end] = length + np.arange(len(ids))
+        row["segments"][start:end] = number
+        # The last token of a segment has nothing to predict, the prefix's last no one successor.
+        row["targets"][start : end - 1] = ids[1:]
+        row["weights"][start : end - 1] = weights[1:]
+        start = end
+    return row
+
+
+class Ragged:
+    """Sequences of ids with their loss weights, in two flat arrays: quick to send to a worker.
+
+    sequences: (ids, weights) each, of one length; element i is (int32[n], float32[n]).
+    """
+
+    def __init__(self, sequences: Sequence[tuple[Sequence[int], Sequence[float]]]):
+        self.lengths = np.asarray([len(ids) for ids, _ in sequences], np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        count, flat = int(self._starts[-1]), itertools.chain.from_iterable
+        self._ids = np.fromiter(flat(ids for ids, _ in sequences), np.int32, count)
+        self._weights = np.fromiter(flat(own for _, own in sequences), np.float32, count)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        own = slice(self._starts[number], self._starts[number + 1])
+        return self._ids[own], self._weights[own]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of an epoch: row i holds `segments[starts[i]:starts[i + 1]]` of clip `clips[i]`.
+
+    Segments are counted within their clip. int32[R], int64[R + 1], int32[number of segments].
+    """
+
+    clips: np.ndarray
+    starts: np.ndarray
+    segments: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, row: int) -> tuple[int, np.ndarray]:
+        """The clip and the segments of one row."""
+        return int(self.clips[row]), self.segments[self.starts[row] : self.starts[row + 1]]
+
+
+def plan_rows(
+    lengths: Sequence[np.ndarray], budgets: np.ndarray | Sequence[int], max_segments: int
+) -> Rows:
+    """Groups each clip's segments into rows, by first fit in order.
+
+    lengths: int[n] a clip, the tokens of its segments; budgets: int[clips], the tokens that are
+    left behind the clip's prefix. Every segment is in exactly one row.
+    Raises PackingError for a segment longer than its budget.
+    """
+    if max_segments < 1:
+        raise PackingError(f"config.data.questions={max_segments}: expected at least 1")
+    clips: list[int] = []
+    members: list[list[int]] = []
+    for clip, (own, budget) in enumerate(zip(lengths, budgets, strict=True)):
+        if len(own) and max(own) > budget:
+            raise PackingError(
+                f"clip {clip} has a segment of {max(own)} tokens, but {budget} are left behind "
+                "its prefix; raise config.data.context"
+            )
+        rows = _first_fit(np.asarray(own).tolist(), int(budget), max_segments)
+        members += rows
+        clips += [clip] * len(rows)
+    starts = np.cumsum([0] + [len(own) for own in members], dtype=np.int64)
+    flat = np.fromiter((s for own in members for s in own), np.int32, count=int(starts[-1]))
+    return Rows(np.asarray(clips, np.int32), starts, flat)
+
+
+def _first_fit(lengths: list[int], budget: int, most: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    room: list[int] = []
+    open_from = 0  # the rows before this one hold `most` segments
+    for segment, length in enumerate(lengths):
+        for row in range(open_from, len(rows)):
+            if room[row] >= length and len(rows[row]) < most:
+                break
+        else:
+            row = len(rows)
+            rows.append([])
+            room.append(budget)
+        rows[row].append(segment)
+        room[row] -= length
+        while open_from < len(rows) and len(rows[open_from]) == most:
+            open_from += 1
+    return rows
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The order int64[rows] in which an epoch uses its rows: a pure function of its arguments."""
+    order = np.random.default_rng((_ORDER, seed, epoch)).permutation(rows)
+    order.flags.writeable = False  # the cache hands out this very array
+    return order

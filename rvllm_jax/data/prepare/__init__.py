@@ -1,0 +1,1 @@
+"""Videos and annotations in, a prepared folder out."""

@@ -1,0 +1,236 @@
+"""What a preparation found, the verdict on it, and both as plain values: report.json."""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rvllm_jax.data.annotations import Annotations, Part, published
+from rvllm_jax.data.annotations import split as splits
+from rvllm_jax.data.annotations.formats import MAPPING
+from rvllm_jax.data.annotations.llava import write_llava
+from rvllm_jax.data.prepare.find import VideoFiles
+from rvllm_jax.data.prepare.survey import Survey
+from rvllm_jax.data.prepare.tallies import describe_annotations, describe_videos
+from rvllm_jax.data.store.reader import StoreReport
+from rvllm_jax.data.video.decode import ONE_FRAME
+
+DONE, REFUSED, TOO_MANY_BAD, PARTIAL = 0, 1, 3, 4  # exit codes of the command
+_GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """All that is known of one split before its frames are stored.
+
+    `options` are those of the store.
+    """
+
+    split: str
+    options: dict
+    max_bad: float
+    allow_partial: bool
+    annotations: Annotations
+    found: VideoFiles
+    survey: Survey
+
+    def verdict(self, bad: Mapping[str, str]) -> tuple[int, str]:
+        """Whether the split may be trained from where `bad` videos are unusable: code and words.
+
+        The words are the command's last line: what is left out by permission stands in them too.
+        """
+        rows = sum(part.rows for part in self.annotations.parts)
+        missing, ambiguous = len(self.found.missing), len(self.found.ambiguous)
+        none = missing + len(self.found.set_aside)
+        asked = len(self.found.files) + none
+        lost = len(self.found.files.keys() & bad.keys()) + none
+        of_them = f"{missing} of them missing"
+        if ambiguous:
+            of_them += f", {ambiguous} fit several files"
+        if self.found.folders:
+            of_them += f", folders: {len(self.found.folders)}"
+        code, words, allowed = DONE, [], []
+        for number, total, what in (
+            (lost, asked, f"videos are unusable, {of_them}"),
+            (len(self.annotations.set_aside), rows, "rows of the annotations are unusable"),
+        ):
+            if number > self.max_bad * total or number == total:
+                code = TOO_MANY_BAD
+                words.append(
+                    f"{number:,} of {total:,} {what}: a share of {number / total:.4f}, where "
+                    f"--max_bad={self.max_bad} is allowed"
+                )
+            elif number:
+                allowed.append(f"left out, as --max_bad allows: {number:,} of {total:,} {what}")
+        benchmarks = {part.benchmark for part in self.annotations.parts}
+        if code and self.found.missing and "msvd_qa" in benchmarks and not self.annotations.aliases:
+            words.append(f"MSVD's videos have two names: add {MAPPING} to --annotations")
+        lacks = self._lacks(bad)
+        if lacks and self.allow_partial:
+            allowed.append(f"fewer than published, as --allow_partial allows: {', '.join(lacks)}")
+        elif lacks:
+            code = code or PARTIAL
+            words.append(
+                f"fewer than published, {'; '.join(lacks)}: numbers measured on these are not "
+                "comparable. Complete them, or give --allow_partial, which is recorded"
+            )
+        return code, "; ".join(words or ["ready to train from", *allowed, *self._unproven()])
+
+    def _unproven(self) -> Iterator[str]:
+        """Of which files nothing tells the split."""
+        for part in self.annotations.parts:
+            if part.benchmark and not splits.told_by(part):
+                yield (
+                    f"nothing tells that {', '.join(part.paths)} are of {part.benchmark}'s split "
+                    f"{self.split}: make sure of it"
+                )
+
+    def room(self, folder: Path) -> str:
+        """The bytes that the frames are expected to take, and those that `folder` has."""
+        needed = self.survey.estimate(**self._of_estimate)["bytes"]
+        free = shutil.disk_usage(folder).free
+        return f"{folder}: the frames need about {needed:,} bytes in all; {free:,} are free"
+
+    def plan(self, folder: Path, others: int) -> str:
+        """What is about to be stored in `folder`, in a line."""
+        free = shutil.disk_usage(folder).free
+        expected = self.survey.estimate(**self._of_estimate)
+        hours = sum(info.seconds for info in self.survey.info.values()) / 3600
+        more = f", beside {others:,} videos of other splits" if others else ""
+        unknown = f" (and {expected['unknown']:,} videos of unknown length)"
+        short = " - THIS IS LESS THAN IS NEEDED" if expected["bytes"] > free else ""
+        return (
+            f"{len(self.found.files):,} videos, {hours:,.2f} hours{more}: about "
+            f"{expected['frames']:,} frames, {expected['bytes'] / _GB:,.2f} GB"
+            f"{unknown if expected['unknown'] else ''}; {free / _GB:,.0f} GB are free{short}"
+        )
+
+    def split_files(self, store: StoreReport, interval: int) -> tuple[bytes, dict]:
+        """The content of SPLIT.json, and that of SPLIT.info.json."""
+        usable = self._usable(store.bad)
+        kept = [
+            dataclasses.replace(c, video=self.found.name_of[c.video])
+            for c in self.annotations.conversations
+            if c.video in usable
+        ]
+        info = {
+            "split": self.split,
+            "format": self.annotations.format,
+            "annotations": self._parts(store.bad),
+            "sha256": {
+                path: _sha256(path) for part in self.annotations.parts for path in part.paths
+            },
+            "allow_partial": self.allow_partial,
+            "partial": self._lacks(store.bad),
+            "conversations": len(kept),
+            "questions": sum(len(c.turns) for c in kept),
+            "videos": len({c.video for c in kept}),
+            "missing": self.found.missing,
+            "set_aside": self._own(store.bad) | self.found.set_aside,
+            "rows_set_aside": len(self.annotations.set_aside),
+            "rows_without_video": len(self.annotations.without_video),
+            "options": {"store": self.options, "interval": interval},
+            "files": {name: os.path.realpath(path) for name, path in self.found.files.items()},
+        }
+        return write_llava(kept), info
+
+    def unusable(self, store: StoreReport) -> bytes:
+        """The conversations whose video is missing or set aside, as SPLIT.json has the others; b""
+        where there are none. An evaluation counts their questions as failed."""
+        usable = self._usable(store.bad)
+        lost = [
+            dataclasses.replace(c, video=self.found.name_of.get(c.video, c.video))
+            for c in self.annotations.conversations
+            if c.video not in usable
+        ]
+        return write_llava(lost) if lost else b""
+
+    def report(self, store: StoreReport | None, code: int, verdict: str) -> dict:
+        """The content of report.json; `store` is None where no frame was stored."""
+        bad = self._own(self.survey.bad if store is None else store.bad)
+        asked = Counter(c.video for c in self.annotations.conversations)
+        usable = self._usable(bad)
+        return {
+            "split": self.split,
+            "code": code,
+            "verdict": verdict,
+            "max_bad": self.max_bad,
+            "allow_partial": self.allow_partial,
+            "partial": self._lacks(bad),
+            "options": self.options,
+            "format": self.annotations.format,
+            "parts": self._parts(bad),
+            "annotations": describe_annotations(self.annotations),
+            "usable_conversations": sum(asked[video] for video in usable),
+            "usable_videos": len({self.found.name_of[video] for video in usable}),
+            "estimate": self.survey.estimate(**self._of_estimate),
+            "stored": store and {
+                "videos": store.videos, "frames": store.frames, "bytes": store.bytes,
+            },
+            "files": describe_videos(self.survey.info),
+            "videos": {name: info._asdict() for name, info in self.survey.info.items()},
+            "set_aside": bad | self.found.set_aside,
+            "notes": self._own(store.notes) if store else self._one_frame(),
+            "missing": {video: asked[video] for video in self.found.missing},
+            "unused": self.found.unused,
+        }  # fmt: skip
+
+    @property
+    def _of_estimate(self) -> dict:
+        return {key: self.options[key] for key in ("stride", "short_side", "encoding")}
+
+    def _own(self, of_videos: Mapping[str, str]) -> dict[str, str]:
+        """Without the videos of other splits in the same store."""
+        return {name: of_videos[name] for name in sorted(of_videos) if name in self.found.files}
+
+    def _one_frame(self) -> dict[str, str]:
+        """The remark of files whose header says so; the others' remarks come with their frames."""
+        return {name: ONE_FRAME for name, info in self.survey.info.items() if info.frames == 1}
+
+    def _usable(self, bad: Mapping[str, str]) -> dict[str, str]:
+        """What the annotations call the videos that are there and not `bad` -> their names."""
+        return {video: name for video, name in self.found.name_of.items() if name not in bad}
+
+    def _parts(self, bad: Mapping[str, str]) -> list[dict]:
+        return benchmark_parts(self.annotations.parts, self.split, self._usable(bad))
+
+    def _lacks(self, bad: Mapping[str, str]) -> list[str]:
+        return [part["lacks"] for part in self._parts(bad) if part["lacks"]]
+
+
+def benchmark_parts(parts: Sequence[Part], split: str, present: Mapping[str, str]) -> list[dict]:
+    """One entry a file of annotations, with its counts beside the published ones.
+
+    present: what the annotations call the videos that can be used -> the names of these, of which
+    one may be called in several ways and counts once. "lacks" says in words what the
+    usable rows lack of the published counts, and is "" where nothing does or none is known;
+    "split_told_by" what tells that they are of `split` (annotations/splits.py).
+    """
+    entries = []
+    for part in parts:
+        usable = [c for c in part.conversations if c.video in present]
+        videos = len({present[c.video] for c in usable})
+        known = published.PUBLISHED.get(part.benchmark, {}).get(split)
+        entries.append(
+            {
+                "paths": list(part.paths),
+                "format": part.format,
+                "benchmark": part.benchmark,
+                "split_told_by": splits.told_by(part),
+                "rows": part.rows,
+                "read": len(part.conversations),
+                "videos": part.videos,
+                "usable_rows": len(usable),
+                "usable_videos": videos,
+                "published": known._asdict() if known else None,
+                "lacks": published.shortfall(part.benchmark, split, len(usable), videos),
+            }
+        )
+    return entries
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""The embedded dataset: rendered clips of coloured shapes."""

@@ -1,0 +1,1 @@
+"""The frame store: every video once, as ArrayRecord shards."""

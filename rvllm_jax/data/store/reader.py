@@ -1,0 +1,232 @@
+"""The frame store: every video once, at every `stride`-th frame, as ArrayRecord shards.
+
+A folder holds
+
+  frames-videos.array_record-SSSSS-of-NNNNN  records of a few frames each (data/store/record.py)
+  times-SSSSS-of-NNNNN.f64                   float64 seconds of every frame of the shard, in order
+  index.json                                 video -> its records; written last
+
+Shards and their bytes depend on the videos and the options alone, so that any number of worker
+processes writes the same files, and a preparation that was killed continues behind the last
+finished shard (shard-SSSSS-of-NNNNN.json says that one is finished, until the index does).
+"""
+
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from array_record.python import array_record_module
+
+from rvllm_jax.data.store import record as records
+from rvllm_jax.data.store.shards import (
+    INDEX,
+    FrameStoreError,
+    Options,
+    VideoEntry,
+    read_json,
+    record_file,
+    times_file,
+)
+from rvllm_jax.data.store.writer import StoreReport, write_store
+
+__all__ = [
+    "FrameStore", "FrameStoreError", "StoreReport", "VideoEntry", "check_share", "write_store",
+]  # fmt: skip
+
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
+_NAMED = 10  # how many videos a message names
+_OPEN = 256  # shards whose files and times a process holds at once
+
+
+def check_share(bad: Mapping[str, str], total: int, max_bad: float) -> None:
+    """Raises `FrameStoreError` when of `total` videos more than a share of `max_bad` are `bad`.
+
+    bad: name of a video that was set aside -> why.
+    """
+    if len(bad) > max_bad * total:
+        named = "; ".join(f"{name!r}: {reason}" for name, reason in sorted(bad.items())[:_NAMED])
+        more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        raise FrameStoreError(
+            f"{len(bad)} of {total} videos do not decode, a share of {len(bad) / total:.3f} where "
+            f"at most {max_bad} is allowed: {named}{more}. Replace them, remove them from the "
+            "conversations, or raise config.data.max_bad"
+        )
+
+
+class FrameStore:
+    """Reads a finished store. Picklable: every process opens the shards it reads by itself.
+
+    Attributes:
+        folder: where the store lies.
+        entries: name of a video -> `VideoEntry`.
+        bad: name of a video that was set aside -> why.
+        options: the `Options` that it was written with.
+        info: name of a video -> what the file's header declared, as a list; empty in older stores.
+        notes: name of a video that is stored in part or with a repair -> what was done.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Raises `FrameStoreError` where `folder` holds no finished store of this layout."""
+        self.folder = Path(folder)
+        index = read_json(self.folder / INDEX)
+        if index.get("layout") != records.LAYOUT:
+            found = f"an index of layout {index['layout']!r}" if "layout" in index else "no index"
+            raise FrameStoreError(
+                f"{self.folder}: holds {found}, expected {INDEX} of layout {records.LAYOUT}. "
+                "Prepare the videos into this folder (a preparation that was stopped continues)"
+            )
+        try:
+            self.options = Options(**index["options"])
+            self.entries = {name: VideoEntry(*row) for name, row in index["entries"].items()}
+            self.bad: dict[str, str] = index["bad"]
+            self.info: dict[str, list] = index.get("info", {})
+            self.notes: dict[str, str] = index.get("notes", {})
+            self._shards: list[dict] = index["shards"]
+            if len(self._shards) != self.options.shards:
+                raise TypeError(f"{len(self._shards)} of {self.options.shards} shards")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self.folder / INDEX, f"not an index: {error!r}") from error
+        self._close()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_readers": {}, "_times": {}, "_process": None}
+
+    def _close(self) -> None:
+        self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
+        self._times: dict[int, np.ndarray] = {}
+        self._process = os.getpid()
+
+    def entry(self, name: str) -> VideoEntry:
+        """The entry of a video; raises `FrameStoreError` where the store does not hold it."""
+        if name in self.entries:
+            return self.entries[name]
+        reason = self.bad.get(name, "the store was not made from it")
+        raise FrameStoreError(
+            f"{self.folder}: does not hold the video {name!r} ({reason}). Prepare again with the "
+            "video, or remove its conversations"
+        )
+
+    def timestamps(self, name: str) -> np.ndarray:
+        """When each stored frame of a video is shown, `float64[num_frames]` in seconds."""
+        entry = self.entry(name)
+        if entry.shard not in self._times:
+            path = self.folder / times_file(entry.shard, self.options.shards)
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise _damaged(path, error.strerror) from error
+            if zlib.crc32(content) != self._shards[entry.shard]["times_crc"]:
+                raise _damaged(path, "its checksum is wrong")
+            _keep(self._times, entry.shard, np.frombuffer(content, "<f8"))
+        return self._times[entry.shard][entry.first_time :][: entry.num_frames]
+
+    def read(
+        self,
+        name: str,
+        indices: np.ndarray,
+        *,
+        box: tuple[int, int, int] | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Reads stored frames of a video, opening no record that holds none of them.
+
+        Args:
+            name: the video.
+            indices: int[n], each in [0, num_frames), in any order.
+            box: (y, x, size) of the square to cut out of each frame; None for all of it.
+            out: uint8[n, size, size, 3] (or [n, h, w, 3]) to write to, so that a batch is filled
+                without a copy; made if None.
+
+        Returns:
+            `out`, RGB.
+
+        Raises:
+            FrameStoreError: no such video, a shard that is missing or cut, a damaged record.
+            IndexError: an index that the video does not have.
+        """
+        entry = self.entry(name)
+        indices = np.asarray(indices)
+        if indices.size and not 0 <= indices.min() <= indices.max() < entry.num_frames:
+            raise IndexError(f"video {name!r} has frames 0 to {entry.num_frames - 1}: {indices}")
+        y, x, height, width = 0, 0, entry.height, entry.width
+        if box is not None:
+            y, x, height = box
+            width = height
+        if out is None:
+            out = np.empty((len(indices), height, width, 3), np.uint8)
+        order = np.argsort(indices, kind="stable")
+        numbers, offsets = np.divmod(indices[order], self.options.frames_per_record)
+        decoded = None
+        if self.options.encoding == "jpeg":
+            decoded = np.empty((entry.height, entry.width, 3), np.uint8)
+        opened, frames = -1, None
+        places = zip(order.tolist(), numbers.tolist(), offsets.tolist(), strict=True)
+        for position, number, offset in places:
+            if number != opened:
+                opened, frames = number, self._frames(name, entry, number)
+            frame = frames[offset]
+            if decoded is not None:
+                frame = self._decode(frame, name, entry, decoded)
+            out[position] = frame[y : y + height, x : x + width]
+        return out
+
+    def _frames(self, name: str, entry: VideoEntry, number: int) -> np.ndarray | list[memoryview]:
+        """The frames of a video's record: `uint8[n, h, w, 3]`, or n JPEG files."""
+        position = entry.first_record + number
+        first = number * self.options.frames_per_record
+        count = min(self.options.frames_per_record, entry.num_frames - first)
+        try:
+            record = records.unpack(self._read_bytes(entry.shard, position))
+        except (RuntimeError, records.RecordError) as error:
+            what = f"record {position}, of video {name!r}: {error}"
+            raise _damaged(self._path(entry.shard), what) from error
+        found = record.video, record.first_frame, record.shape, record.encoding
+        if found != (name, first, (count, entry.height, entry.width), self.options.encoding):
+            what = f"record {position} is not frame {first} of {name!r}: {found}"
+            raise _damaged(self._path(entry.shard), what)
+        if record.encoding == "jpeg":
+            return record.frames
+        return np.frombuffer(record.frames[0], np.uint8).reshape(*record.shape, 3)
+
+    def _decode(
+        self, frame: memoryview, name: str, entry: VideoEntry, out: np.ndarray
+    ) -> np.ndarray:
+        try:
+            return records.decode_jpeg(frame, (entry.height, entry.width), out)
+        except records.RecordError as error:
+            what = f"a frame of video {name!r}: {error}"
+            raise _damaged(self._path(entry.shard), what) from error
+
+    def path(self, name: str) -> Path:
+        """The file that holds the frames of a video."""
+        return self._path(self.entry(name).shard)
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / record_file(shard, self.options.shards)
+
+    def _read_bytes(self, shard: int, position: int) -> bytes:
+        if self._process != os.getpid():  # forked: the parent's readers are not ours to use
+            self._close()
+        reader = self._readers.get(shard)
+        if reader is None:
+            path = str(self._path(shard))
+            reader = array_record_module.ArrayRecordReader(path, _READER_OPTIONS)
+        data = reader.read([position])[0]
+        _keep(self._readers, shard, reader)  # not before a read: one of a broken file is no use
+        return data
+
+
+def _keep(kept: dict, shard: int, value: object) -> None:
+    """Adds what is open of a shard; lets go of the oldest where there is too much of it."""
+    if shard not in kept and len(kept) >= _OPEN:
+        kept.pop(next(iter(kept)))
+    kept[shard] = value
+
+
+def _damaged(path: Path, what: str) -> FrameStoreError:
+    return FrameStoreError(
+        f"{path}: damaged ({what}). Delete this file and prepare the videos again: only what it "
+        "held is decoded anew"
+    )

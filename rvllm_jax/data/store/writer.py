@@ -1,0 +1,296 @@
+"""Preparing a frame store: which videos go to which shard, what is there already, and the index."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from absl import logging
+
+from rvllm_jax.data.store import record, supervised
+from rvllm_jax.data.store.shard_writer import write_shard
+from rvllm_jax.data.store.shards import (
+    INDEX,
+    LOCK,
+    FrameStoreError,
+    Options,
+    Task,
+    VideoEntry,
+    aside_file,
+    done_file,
+    journal_file,
+    read_aside,
+    read_json,
+    record_file,
+    stamp,
+    times_file,
+    write_atomically,
+)
+from rvllm_jax.data.video.decode import VideoInfo
+from rvllm_jax.system.lock import locked
+from rvllm_jax.system.progress import VideosDone
+
+_OURS = re.compile(
+    r"journal-\d{5}-of-\d{5}-[0-9a-f]{0,16}"
+    r"|(frames-videos\.array_record|times|shard|aside)-\d{5}-of-\d{5}(\.f64|\.json)?(\.tmp)?"
+    r"|(index|features|dataset_info)\.json(\.tmp)?|lock"
+)
+_DECODER = 3  # part of every fingerprint: raised when the same file gives another shard
+_NAMED = 10  # how many files a message names
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreReport:
+    """What a store holds: videos and frames stored, their bytes, and videos set aside, and why.
+
+    `info` is what each readable file says of itself, `notes` what a person should know of a video
+    that was stored all the same, as that its file is cut.
+    """
+
+    videos: int
+    frames: int
+    bytes: int
+    bad: dict[str, str]
+    info: dict[str, VideoInfo]
+    notes: dict[str, str]
+
+
+def write_store(
+    folder: str | Path,
+    videos: Mapping[str, str | Path],
+    *,
+    stride: int = 1,
+    short_side: int | None = 256,
+    encoding: str = "raw",
+    frames_per_record: int = 8,
+    shards: int | None = None,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    time_limit: float = 60.0,
+    min_decoded: float = 0.5,
+    run_tasks: Callable[[list[Task]], Iterator[dict]] | None = None,
+) -> StoreReport:
+    """Decodes `videos` into `folder`, or returns at once where that is done already.
+
+    A store of the same options and videos (names, sizes, modification times) is reused, whole or by
+    video; one of others is written anew. One preparation a folder at a time: a second one waits.
+
+    Args:
+        folder: made if absent; may hold nothing but a store.
+        videos: the name by which a video is read later -> its file.
+        stride: every stride-th frame is stored.
+        short_side: pixels of the shorter side of a stored frame; None keeps the file's size.
+        encoding: "raw" (exact, h * w * 3 bytes a frame) or "jpeg" (about a tenth of it).
+        frames_per_record: frames read together; a window touches at most one record more.
+        shards: number of files; by default one a video up to 16, then one in 32 videos.
+        workers: processes that decode, watched by this one, to the same bytes for any number; 0
+            decodes in this one, where a video that hangs or crashes it takes the preparation along.
+        progress: called with (videos done, all videos) as they become more.
+        time_limit: seconds without a new frame after which a worker's video is set aside.
+        min_decoded: share of its declared length, 0 to 1, that must come out of a damaged or cut
+            file; where less does, it is set aside.
+        run_tasks: writes shards in place of the local workers, by `supervised.write_shard`
+            wherever it likes, and yields their summaries.
+
+    Returns:
+        What is stored, and the videos that were set aside because they do not decode.
+
+    Raises:
+        FrameStoreError: the folder holds other files, or cannot be written (disk full).
+    """
+    folder, names = Path(folder), sorted(videos)
+    if shards is None:
+        shards = max(16, -(-len(names) // 32))
+    shards = min(shards, len(names))
+    options = Options(stride, short_side, encoding, frames_per_record, shards, min_decoded)
+    _check(options, len(names), time_limit)
+    with locked(folder):
+        tasks = _plan(folder, [(name, Path(videos[name])) for name in names], options, time_limit)
+        done = _finished(folder, tasks)
+        index = read_json(folder / INDEX)
+        if len(done) < len(tasks) or index.get("fingerprint") != _fingerprint(tasks):
+            shown = VideosDone(tasks, done, progress)
+            run = run_tasks or functools.partial(_run, workers=workers, in_work=shown.in_work)
+            done = _write(folder, tasks, done, run, shown)
+            index = _write_index(folder, tasks, done)
+    return _report(index)
+
+
+def _check(options: Options, videos: int, time_limit: float) -> None:
+    numbers = (
+        videos, options.stride, options.short_side or 1, options.frames_per_record, options.shards,
+    )  # fmt: skip
+    if min(numbers) < 1 or options.encoding not in record.ENCODINGS:
+        raise ValueError(
+            f"a frame store takes at least one video, numbers of at least 1 and an encoding of "
+            f"{record.ENCODINGS}; got {videos} videos and {options}"
+        )
+    if not (time_limit > 0 and 0 <= options.min_decoded <= 1):
+        raise ValueError(
+            "a frame store takes time_limit > 0 seconds and min_decoded from 0 to 1; got "
+            f"{time_limit=} and min_decoded={options.min_decoded}"
+        )
+
+
+def _plan(
+    folder: Path, videos: list[tuple[str, Path]], options: Options, time_limit: float
+) -> list[Task]:
+    """The shards to write: runs of the sorted videos, as even as can be."""
+    bounds = [len(videos) * shard // options.shards for shard in range(options.shards + 1)]
+    runs = [videos[first:last] for first, last in itertools.pairwise(bounds)]
+    return [
+        Task(folder, shard, run, options, _fingerprint_of(run, options), time_limit)
+        for shard, run in enumerate(runs)
+    ]
+
+
+def _fingerprint_of(videos: list[tuple[str, Path]], options: Options) -> str:
+    """Of what decides the bytes of a shard; the content of a file stands in its size and time."""
+    seen = [record.LAYOUT, _DECODER, dataclasses.asdict(options)]
+    seen += [[name, *stamp(path)] for name, path in videos]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bool:
+    """Whether a finished store has all these videos, as their files are now, among others perhaps.
+
+    options: those of `write_store` that must be the store's.
+    """
+    index = read_json(Path(folder) / INDEX)
+    if not _is_of(index, options):
+        return False
+    stamps, shards = index["stamps"], index["shards"]
+    files = [Path(folder) / record_file(shard, len(shards)) for shard in range(len(shards))]
+    times = [Path(folder) / times_file(shard, len(shards)) for shard in range(len(shards))]
+    if [stamp(path)[0] for path in files] != [shard["bytes"] for shard in shards]:
+        return False
+    return all(path.is_file() for path in times) and all(
+        stamps.get(name) == stamp(Path(path)) for name, path in videos.items()
+    )
+
+
+def is_of(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bool:
+    """Whether a store is of these videos alone, as their files are now; shards may lack.
+
+    `write_store` then writes what lacks in its place, and the other shards stay.
+    options: as of `holds`.
+    """
+    index = read_json(Path(folder) / INDEX)
+    stamps = {name: stamp(Path(path)) for name, path in videos.items()}
+    return _is_of(index, options) and index["stamps"] == stamps
+
+
+def _is_of(index: dict, options: dict) -> bool:
+    """Whether this version writes such an index, and with these options."""
+    own = index.get("layout") == record.LAYOUT and index.get("decoder") == _DECODER
+    return own and options.items() <= index["options"].items()
+
+
+def _fingerprint(tasks: list[Task]) -> str:
+    return hashlib.sha256("".join(task.fingerprint for task in tasks).encode()).hexdigest()
+
+
+def _finished(folder: Path, tasks: list[Task]) -> dict[int, dict]:
+    """The summaries of the shards that are there, whole, and of these videos and options."""
+    found = {}
+    for task in tasks:
+        names = [make(task.shard, len(tasks)) for make in (done_file, record_file, times_file)]
+        done, *paths = (folder / name for name in names)
+        summary = read_json(done)
+        if summary.get("fingerprint") == task.fingerprint and all(p.is_file() for p in paths):
+            if paths[0].stat().st_size == summary["bytes"]:
+                found[task.shard] = summary
+    return found
+
+
+def check_foreign(folder: Path) -> None:
+    """Raises `FrameStoreError` where `folder` holds what is no part of a frame store."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    foreign = sorted(name for name in names if not _OURS.fullmatch(name))
+    if foreign:
+        raise FrameStoreError(
+            f"{folder}: holds other files than a frame store ({', '.join(foreign[:_NAMED])}); "
+            "choose another folder for the frames"
+        )
+
+
+def _write(
+    folder: Path,
+    tasks: list[Task],
+    done: dict[int, dict],
+    run_tasks: Callable[[list[Task]], Iterator[dict]],
+    progress: VideosDone,
+) -> dict[int, dict]:
+    """Writes the shards that are not `done` yet, after clearing away what is of no use."""
+    check_foreign(folder)
+    present = [path for path in folder.iterdir() if path.name != LOCK]
+    kept = {aside_file(task.shard, len(tasks)) for task in tasks if read_aside(task)}
+    unfinished = [task for task in tasks if task.shard not in done]
+    kept |= {journal_file(task.shard, len(tasks), task.fingerprint) for task in unfinished}
+    kept &= {path.name for path in present}
+    if present and not done and not kept:
+        logging.warning(
+            "%s: holds a store of other videos or options or of an older version, or no finished "
+            "shard; written anew",
+            folder,
+        )
+    (folder / INDEX).unlink(missing_ok=True)  # first: an index never names what is gone
+    kept |= {
+        make(shard, len(tasks)) for make in (done_file, record_file, times_file) for shard in done
+    }
+    for path in present:
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+    done = dict(done)
+    for summary in run_tasks([task for task in tasks if task.shard not in done]):
+        done[summary["shard"]] = summary
+        progress.finished(len(tasks[summary["shard"]].videos))
+    return done
+
+
+def _run(tasks: list[Task], workers: int, in_work: Callable[[int], None]) -> Iterator[dict]:
+    """Writes shards on this machine: by watched processes, or, with 0 workers, in this one."""
+    if workers:
+        yield from supervised.write_shards(tasks, workers, in_work)
+        return
+    for task in tasks:
+        yield write_shard(task, lambda position: in_work(max(0, position)))
+
+
+def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict:
+    summaries = [done[shard] for shard in sorted(done)]
+
+    def merged(key: str) -> dict:
+        return {name: value for summary in summaries for name, value in summary[key].items()}
+
+    index = {
+        "layout": record.LAYOUT,
+        "decoder": _DECODER,
+        "fingerprint": _fingerprint(tasks),
+        "options": dataclasses.asdict(tasks[0].options),
+        "stamps": {name: stamp(path) for task in tasks for name, path in task.videos},
+        "shards": [{key: summary[key] for key in ("bytes", "times_crc")} for summary in summaries],
+        **{key: merged(key) for key in ("entries", "bad", "info", "notes")},
+    }
+    write_atomically(folder / INDEX, json.dumps(index).encode())
+    return index
+
+
+def read_report(folder: str | Path) -> StoreReport:
+    """What the finished store in `folder` holds."""
+    return _report(read_json(Path(folder) / INDEX))
+
+
+def _report(index: dict) -> StoreReport:
+    return StoreReport(
+        videos=len(index["entries"]),
+        frames=sum(VideoEntry(*row).num_frames for row in index["entries"].values()),
+        bytes=sum(shard["bytes"] for shard in index["shards"]),
+        bad=index["bad"],
+        info={name: VideoInfo(*row) for name, row in index["info"].items()},
+        notes=index["notes"],
+    )

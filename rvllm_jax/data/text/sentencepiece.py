@@ -1,0 +1,155 @@
+"""A SentencePiece tokenizer.model, run by SentencePiece itself, with the tokens added beside it.
+
+Conversions to a tokenizer.json do not keep its ids on arbitrary text (runs of spaces above all), so
+nothing is converted here.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import sentencepiece
+
+from rvllm_jax.data.text.tokenizer_files import SENTENCEPIECE, AddedToken, TokenizerError
+
+# ModelProto.normalizer_spec (field 3) with add_dummy_prefix (3) and remove_extra_whitespaces (4)
+# false. Protocol buffers merge a message that is given twice, so that appending this sets the two.
+_KEEP_SPACES = bytes([0x1A, 4, 0x18, 0, 0x20, 0])
+
+
+class SentencePieceModel:
+    """Text to SentencePiece's own ids and back. Picklable.
+
+    Tokens of `added` that are not special are found in a text first, the longest at each place, as
+    transformers does; special ones never are.
+    """
+
+    def __init__(self, serialized: bytes, added: Mapping[str, AddedToken]):
+        """From the bytes of a tokenizer.model; raises TokenizerError where they are no such."""
+        self.serialized, self.added = serialized, dict(added)
+        self._opening = _processor(serialized)
+        # What stands inside a text gains no space in front, and keeps its own.
+        self._inside = _processor(serialized + _KEEP_SPACES)
+        self._pieces = self._opening.get_piece_size()
+        for token, entry in self.added.items():
+            if entry.id < self._pieces and self._opening.id_to_piece(entry.id) != token:
+                raise TokenizerError(
+                    f"the added token {token!r} has the id {entry.id}, which {SENTENCEPIECE} gives "
+                    f"to {self._opening.id_to_piece(entry.id)!r}; ids from {self._pieces} are free"
+                )
+        self._texts = {entry.id: token for token, entry in self.added.items()}
+        self._found = _pattern({t: entry for t, entry in added.items() if not entry.special})
+        self.vocab_size = max([self._pieces - 1, *self._texts]) + 1
+
+    @property
+    def identity(self) -> str:
+        """Equal if and only if the model and the added tokens are."""
+        added = {token: vars(entry) for token, entry in self.added.items()}
+        digest = hashlib.sha256(self.serialized).hexdigest()
+        return digest + json.dumps(added, sort_keys=True)
+
+    @property
+    def own_specials(self) -> dict[str, str | None]:
+        """The tokens that the model itself names "bos", "eos" and "pad", or None."""
+        ids = {name: getattr(self._opening, f"{name}_id")() for name in ("bos", "eos", "pad")}
+        return {n: self._opening.id_to_piece(i) if i >= 0 else None for n, i in ids.items()}
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The tokens that no text is merged to, with their ids."""
+        own = {token: self.id_of(token) for token in self.own_specials.values() if token}
+        return own | {token: entry.id for token, entry in self.added.items()}
+
+    def encode(self, text: str, opens: bool) -> list[int]:
+        """The ids of `text`; opens: it starts a sequence, and is normalised as SentencePiece does.
+
+        Otherwise no space is put before it and its whitespace stays.
+        """
+        if self._found is None:
+            return self._part(text, opens)
+        ids, start = [], 0
+        for match in self._found.finditer(text):
+            ids += self._part(text[start : match.start()], opens and not ids)
+            ids.append(self.added[match.group(match.lastindex)].id)
+            start = match.end()
+        return ids + self._part(text[start:], opens and not ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, without those outside the vocabulary."""
+        text, run = "", []
+        for i in ids:
+            if i in self._texts:
+                text, run = text + self._inside.decode(run) + self._texts[i], []
+            elif 0 <= i < self._pieces:
+                run.append(i)
+        return text + self._inside.decode(run)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its text, None where there is none."""
+        if token in self.added:
+            return self.added[token].id
+        number = self._opening.piece_to_id(token)  # that of <unk> for what it does not know
+        return number if self._opening.id_to_piece(number) == token else None
+
+    def piece(self, number: int) -> str:
+        """A token as the vocabulary writes it."""
+        if number in self._texts:
+            return self._texts[number]
+        return self._opening.id_to_piece(number) if number < self._pieces else f"<{number}>"
+
+    def files(self) -> dict[str, bytes]:
+        """The files that hold it, by name."""
+        return {SENTENCEPIECE: self.serialized}
+
+    def config(self) -> dict:
+        """Its part of tokenizer_config.json."""
+        added = {str(entry.id): _described(token, entry) for token, entry in self.added.items()}
+        config = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+        return config | ({"added_tokens_decoder": added} if added else {})
+
+    def __reduce__(self):
+        return SentencePieceModel, (self.serialized, self.added)
+
+    def _part(self, text: str, opens: bool) -> list[int]:
+        return (self._opening if opens else self._inside).encode(text) if text else []
+
+
+def read(path: Path, added: Mapping[str, AddedToken]) -> SentencePieceModel:
+    """Reads a tokenizer.model; raises TokenizerError naming the file."""
+    data = path.read_bytes()
+    try:
+        return SentencePieceModel(data, added)
+    except TokenizerError as error:
+        hint = ". It is a Git LFS pointer: run `git lfs pull` in its folder" * (
+            data.startswith(b"version https://git-lfs")
+        )
+        raise TokenizerError(f"{path}: {error}{hint}") from error
+
+
+def _processor(serialized: bytes) -> sentencepiece.SentencePieceProcessor:
+    try:
+        if not serialized:
+            raise RuntimeError("it is empty")
+        return sentencepiece.SentencePieceProcessor(model_proto=serialized)
+    except RuntimeError as error:
+        raise TokenizerError(
+            f"not a whole SentencePiece model, {len(serialized)} bytes ({error}); copy it again, "
+            "or where it is of another kind (Llama 3's), give the folder with its tokenizer.json"
+        ) from error
+
+
+def _pattern(found: Mapping[str, AddedToken]) -> re.Pattern | None:
+    """Finds added tokens, each a group of its own; None where there are none."""
+    alternatives = [
+        r"\s*" * entry.lstrip + f"({re.escape(token)})" + r"\s*" * entry.rstrip
+        for token, entry in sorted(found.items(), key=lambda item: -len(item[0]))
+    ]
+    return re.compile("|".join(alternatives)) if alternatives else None
+
+
+def _described(token: str, entry: AddedToken) -> dict:
+    """An added token as transformers writes it."""
+    flags = {"lstrip": entry.lstrip, "rstrip": entry.rstrip, "special": entry.special}
+    return {"content": token, "normalized": False, "single_word": False, **flags}

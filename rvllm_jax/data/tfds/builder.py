@@ -1,0 +1,133 @@
+"""What the builders of annotations have in common: an example is a conversation about a video.
+
+  id        text   the conversation's; of a benchmark the question's
+  video     text   the video's name, that of the frame store where one was given
+  caption   text
+  turns     sequence of {question, answer, kind}: kind is the question's type, or ""
+
+Examples keep the order of the annotations. metadata.json beside the shards says of each split how
+many questions and videos it has, which files it was made of, and what it lacks.
+"""
+
+import abc
+import dataclasses
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from rvllm_jax.data.annotations.example import Conversation, ConversationError
+from rvllm_jax.data.tfds.splits import Source, Split, read_splits
+
+_ABOUT = (
+    "Conversations about videos. The frames are not in this dataset: an example names its video, "
+    "and a frame store holds it."
+)
+
+
+class ConversationsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Builds a dataset of conversations; subclasses say where they come from."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    ABOUT: str  # what the dataset is, in a sentence or two
+    HOMEPAGE: str | None = None
+    # Nothing is downloaded, so that there are no checksums; TFDS would look for their file by
+    # importlib_resources, which it does not install.
+    url_infos = None
+
+    def __init__(self, *, file_format: str | None = "array_record", **options):
+        super().__init__(file_format=file_format, **options)
+
+    @abc.abstractmethod
+    def read_splits(self, folder: Path | None) -> dict[str, Split]:
+        """The splits, checked; `folder` holds the manual downloads, None where none are needed."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        turn = {key: tfds.features.Text() for key in ("question", "answer", "kind")}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{self.ABOUT} {_ABOUT}",
+            homepage=self.HOMEPAGE,
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "video": tfds.features.Text(),
+                    "caption": tfds.features.Text(),
+                    "turns": tfds.features.Sequence(turn),
+                }
+            ),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _generate_splits(self, dl_manager, download_config):
+        if download_config.max_examples_per_split is not None:
+            raise ConversationError(
+                f"{self.info.full_name}: max_examples_per_split would build a part that does not "
+                "say so; build it from files with fewer rows, as NAME/partial"
+            )
+        return super()._generate_splits(dl_manager, download_config)
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        try:
+            manual = self.MANUAL_DOWNLOAD_INSTRUCTIONS and Path(dl_manager.manual_dir)
+        except (
+            AssertionError
+        ) as error:  # no such folder, or an empty one; it shows the instructions
+            raise ConversationError(str(error)) from error
+        # Every split is read and checked before a byte of the first is written.
+        splits = self.read_splits(manual)
+        self.info.metadata.update(splits={name: split.facts for name, split in splits.items()})
+        return {
+            name: self._generate_examples(split.conversations) for name, split in splits.items()
+        }
+
+    def _generate_examples(self, conversations: list[Conversation]):
+        for position, conversation in enumerate(conversations):
+            turns = [
+                {"question": turn.question, "answer": turn.answer, "kind": turn.kind}
+                for turn in conversation.turns
+            ]
+            yield (
+                position,
+                {
+                    "id": conversation.id,
+                    "video": conversation.video.encode("utf-8", "surrogateescape"),
+                    "caption": conversation.caption,
+                    "turns": turns,
+                },
+            )
+
+
+@dataclasses.dataclass(eq=False)
+class Config(tfds.core.BuilderConfig):
+    """Whether a split may lack questions or videos that the published one has."""
+
+    allow_partial: bool = False
+
+
+FULL = Config(name="full", description="Splits as they are published, or refused.")
+PARTIAL = Config(
+    name="partial",
+    description="A part of what is published: results are not comparable with published ones.",
+    allow_partial=True,
+)
+
+
+class FilesBuilder(ConversationsBuilder, skip_registration=True):
+    """Conversations of annotation files that were downloaded by hand."""
+
+    BUILDER_CONFIGS = [FULL]
+    SOURCE: Source
+
+    @classmethod
+    def get_builder_config(cls, name: str, version=None) -> Config | None:
+        """ "partial" is built where it is asked for, and is none of those built by default."""
+        return PARTIAL if name == PARTIAL.name else super().get_builder_config(name, version)
+
+    def read_splits(self, folder: Path | None) -> dict[str, Split]:
+        splits = read_splits(folder, self.SOURCE, allow_partial=self.builder_config.allow_partial)
+        for name, split in splits.items():
+            report = logging.warning if split.facts["partial"] else logging.info
+            report("%s: split %r: %s", self.info.full_name, name, split.facts)
+        return splits

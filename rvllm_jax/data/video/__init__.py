@@ -1,0 +1,1 @@
+"""Video files in, RGB frames and their times out."""

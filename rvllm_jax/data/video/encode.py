@@ -1,0 +1,52 @@
+"""The H.264 writer of the rendered clips."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from rvllm_jax.data.video.container import VideoError, reason
+
+
+def write(path: str | os.PathLike, frames: np.ndarray, *, fps: float, crf: int = 18) -> None:
+    """Writes `uint8[T, H, W, 3]` as H.264 (yuv420p) in an mp4 file, whole or not at all.
+
+    The same frames give the same bytes. `crf` is x264's quality (0 lossless, 51 worst). Height and
+    width must be even, since colour is stored at half the resolution.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        raise ValueError(f"{path}: frames must be uint8[T, H, W, 3], not {frames.dtype}"
+                         f"{list(frames.shape)}")  # fmt: skip
+    _, height, width, _ = frames.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"{path}: H.264 takes even heights and widths, not {height}x{width}")
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _encode(part, frames, Fraction(fps).limit_denominator(1001), crf)
+        os.replace(part, path)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"{path}: writing failed ({reason(error)}). Check the folder and its free space."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _encode(path: Path, frames: np.ndarray, rate: Fraction, crf: int) -> None:
+    options = {"crf": str(crf), "preset": "ultrafast", "threads": "1"}
+    reformatter = VideoReformatter()
+    with av.open(os.path.abspath(path), "w", format="mp4", options={"fflags": "bitexact"}) as out:
+        stream = out.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        tick = 1 / rate
+        for number, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame = reformatter.reformat(frame, format="yuv420p", threads=1)
+            frame.pts, frame.time_base = number, tick
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())

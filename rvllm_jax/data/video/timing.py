@@ -1,0 +1,146 @@
+"""The rate of a file, and which of its frames are shown at evenly spaced times if it varies."""
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+
+from rvllm_jax.data.video.container import Declared, open_file
+
+_ROUNDED = 0.1  # share of a step by which the last frame's time may be rounded down
+_ALIKE = 0.01  # share by which two rates of a constant one may differ
+_REORDERED = 32  # packets among which the next in presentation order is; H.264 and HEVC need 16
+_OFF = 1.5  # frames by which times of a constant rate may be off: one is missing, say
+_JUMP = 10.0  # seconds; FFmpeg's own limit, above which times of a broadcast have begun anew
+
+
+class Rate(NamedTuple):
+    """Average frames a second, 0 if unknown; and how many frames there are if they come unevenly.
+
+    `uneven` is about their number, 0 where they come evenly: then every stride-th is taken.
+    """
+
+    fps: float
+    uneven: int
+
+
+def rate_of(path: Path, stream: Any, length: Declared, on_packet: Callable[[], None]) -> Rate:
+    """The rate of an open file, of which nothing is read by this.
+
+    mp4, mov and AVI declare how many frames there are in how many seconds. Of others, such as mkv,
+    webm, ts and flv, FFmpeg knows the average of the first packets only: the times of all packets
+    are read, once more than the file, without decoding. on_packet: called after each of them.
+    """
+    fps = float(stream.average_rate or 0)
+    if length.frames:
+        return Rate(fps, length.frames if is_variable(float(stream.base_rate or 0), fps) else 0)
+    again, own = open_file(path)
+    with again:
+        jumps = bool(again.format.flags & av.format.Flags.ts_discont.value)
+        times = _times(again, own, on_packet)
+        return measured(times, fps, longest=_JUMP if jumps else math.inf) or Rate(fps, 0)
+
+
+def measured(
+    packets: Iterable[tuple[float | None, float]], fps: float, *, longest: float = math.inf
+) -> Rate | None:
+    """The rate by the times of all packets; None where they are missing, jump or tell no rate.
+
+    packets: (time, duration) in seconds, of which the time is None and the duration 0 if unknown,
+    in an order that differs from that of presentation by few packets. fps: the rate that is kept if
+    the times fit it. longest: seconds between two frames above which they are taken for a jump.
+    """
+    interval = 1 / fps if 0.01 <= fps <= 1000 else 0.0
+    frames, first, last, lasts, low, high = 0, 0.0, -math.inf, 0.0, 0.0, 0.0
+    for time, duration in _presented(packets):
+        if time < last or (frames and time - last > longest):
+            return None
+        if time == last:  # a second field
+            continue
+        first = time if frames == 0 else first
+        off = time - first - frames * interval
+        frames, last, lasts, low, high = frames + 1, time, duration, min(low, off), max(high, off)
+    if frames < 2:
+        return None
+    seconds = last - first + (lasts or (last - first) / (frames - 1))
+    if high - low <= _OFF * interval:
+        return Rate(fps, 0)
+    return Rate(frames / seconds, frames) if 0.01 <= frames / seconds <= 1000 else None
+
+
+def _presented(packets: Iterable[tuple[float | None, float]]) -> Iterator[tuple[float, float]]:
+    """The packets in the order of their times, -inf first where one lacks its time."""
+    waiting: list[tuple[float, float]] = []
+    for time, duration in packets:
+        if time is None:
+            yield -math.inf, 0.0  # after any other a time that goes back
+            return
+        heapq.heappush(waiting, (time, duration))
+        if len(waiting) > _REORDERED:
+            yield heapq.heappop(waiting)
+    while waiting:
+        yield heapq.heappop(waiting)
+
+
+def _times(
+    container: Any, stream: Any, on_packet: Callable[[], None]
+) -> Iterator[tuple[float | None, float]]:
+    """(time, duration) of each packet in the file's order, up to what cannot be read."""
+    tick = float(stream.time_base or 0)
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:  # decoding says so
+            return
+        if packet is None:
+            return
+        if packet.size:
+            time = packet.dts if packet.pts is None else packet.pts
+            yield None if time is None else time * tick, (packet.duration or 0) * tick
+            on_packet()
+
+
+def is_variable(base: float, average: float) -> bool:
+    """Whether a file's frames come unevenly, by what FFmpeg found in its first packets.
+
+    base: the lowest rate at which all of their times can be told exactly. average: frames a second.
+    """
+    return base > 0 and 0.01 <= average <= 1000 and abs(base - average) > _ALIKE * average
+
+
+class EvenTimes:
+    """Picks the frame nearest to `start`, `start + step`, `start + 2 * step`, ... seconds.
+
+    Where frames are rare one is picked for several times, where they are dense most are for none.
+    most: how many times there are at the most, since a header may lie about the rate.
+    """
+
+    def __init__(self, start: float, step: float, most: int):
+        self._start, self._step, self._most = start, step, most
+        self._picked = 0
+        self._last: tuple[Any, float] | None = None
+
+    def pick(self, frame: Any, seconds: float) -> Iterator[tuple[Any, float]]:
+        """Yields (the frame before this one, a time), for each time to which that is nearest."""
+        if self._last is not None:
+            last, before = self._last
+            yield from self._until(last, (before + seconds) / 2)
+        self._last = frame, seconds
+
+    def rest(self) -> Iterator[tuple[Any, float]]:
+        """Yields the last frame for the times that are left up to it."""
+        if self._last is not None:
+            frame, seconds = self._last
+            yield from self._until(frame, seconds + _ROUNDED * self._step)
+
+    def _until(self, frame: Any, end: float) -> Iterator[tuple[Any, float]]:
+        while self._picked < self._most:
+            time = self._start + self._picked * self._step
+            if time > end:
+                return
+            self._picked += 1
+            yield frame, time

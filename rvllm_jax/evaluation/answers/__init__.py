@@ -1,0 +1,1 @@
+"""Files of answers, ours and others'."""

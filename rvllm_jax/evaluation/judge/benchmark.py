@@ -1,0 +1,156 @@
+"""One benchmark's folder judged from end to end: answers.jsonl -> judged.NAME.jsonl, scores."""
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rvllm_jax.data.store.shards import write_atomically
+from rvllm_jax.evaluation.answers.answered import (
+    ANSWERS,
+    INFO,
+    AnswersError,
+    check_answers,
+    read_answers,
+    read_info,
+)
+from rvllm_jax.evaluation.judge import verdicts
+from rvllm_jax.evaluation.judge.items import QA, Item, items
+from rvllm_jax.evaluation.judge.judges import Judging
+from rvllm_jax.evaluation.judge.run import Done, check_held, judge_items
+from rvllm_jax.evaluation.judge.verdicts import VerdictsError
+from rvllm_jax.evaluation.score import intervals
+from rvllm_jax.evaluation.score.scores import scores
+from rvllm_jax.system.lines import ends_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How verdicts become scores; prices are per million tokens, in any currency."""
+
+    integer: bool = False
+    resamples: int = intervals.RESAMPLES
+    seed: int = intervals.SEED
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+
+def benchmark_folders(results: Path, names: list[str]) -> list[Path]:
+    """The folders below `results` that hold answers, all or those named; raises VerdictsError."""
+    found = sorted(path.parent for path in results.glob(f"*/{ANSWERS}"))
+    if (results / ANSWERS).is_file():
+        found.append(results)
+    chosen = [folder for folder in found if not names or folder.name in names]
+    lacking = set(names) - {folder.name for folder in chosen}
+    if lacking or not chosen:
+        raise VerdictsError(
+            f"{results}: no {ANSWERS} of {', '.join(sorted(lacking)) or 'any benchmark'} below it "
+            f"(there are {', '.join(folder.name for folder in found) or 'none'}); run "
+            "`python -m rvllm_jax.evaluate` first"
+        )
+    return chosen
+
+
+def judge_benchmark(
+    folder: Path,
+    judging: Judging,
+    scoring: Scoring,
+    *,
+    give_up: bool = False,
+    stop=None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Any] | None, Done]:
+    """Judges what is not judged yet, and writes scores.NAME.json where nothing is left.
+
+    Returns the scores, None where items are left without a verdict or none is for this judge.
+    Raises EndpointError, and, before anything is judged, AnswersError, PromptsError, VerdictsError
+    or LinesError.
+    """
+    info = read_info(folder)
+    _check_whole(folder / ANSWERS, info)
+
+    def chosen() -> Iterator[Item]:
+        every = items(read_answers(folder / ANSWERS), faithfulness=judging.faithfulness)
+        return filter(judging.chosen, every)
+
+    total = 0
+    for total, item in enumerate(chosen(), 1):  # noqa: B007
+        judging.check(item)
+    if not total:
+        return None, Done()
+    made_with = judging.made_with(info["benchmark"])
+    made_with |= {k: info[k] for k in ("benchmark", "split")}
+    path, beside = verdicts.paths(folder, judging.name)
+    lines, held = verdicts.open_verdicts(folder, judging.name, made_with)
+    with lines:
+        if lines.cut:
+            print(f"{path}: {lines.cut} bytes of a half-written last line cut off", file=sys.stderr)
+        # Faithfulness may have been judged before, or not: the file holds both kinds.
+        check_held(items(read_answers(folder / ANSWERS), faithfulness=True), held, str(path))
+        done = judge_items(
+            chosen(),
+            judging.judge(info["benchmark"]),
+            lines,
+            held,
+            concurrency=judging.concurrency,
+            give_up=give_up,
+            stop=stop,
+            progress=lambda judged: progress(judged, total),
+        )
+        done.total = total
+        if done.left or done.judged + done.before < total:
+            return None, done
+        result = _scored(path, beside, info, scoring)
+    content = json.dumps(result, indent=1, allow_nan=False)
+    write_atomically(folder / f"scores.{judging.name}.json", content.encode())
+    return result, done
+
+
+def _check_whole(path: Path, info: dict[str, Any]) -> None:
+    """Raises AnswersError where answers are missing, a control's too, or the last line's end."""
+    answered = check_answers(path)[""]
+    if not ends_whole(path):
+        raise AnswersError(
+            f"{path}: its last line is not written to its end; start the same "
+            "`rvllm_jax.evaluate` again, it asks that question anew"
+        )
+    if answered < info.get("questions", 0):
+        raise AnswersError(
+            f"{path}: has {answered} answers, and {INFO} says {info['questions']} "
+            "questions; continue the evaluation to its end: no question leaves the denominator"
+        )
+    if info.get("complete") is False:
+        raise AnswersError(
+            f"{path}: every question has its answer, and {INFO} says that the evaluation was not "
+            "finished: controls are missing. Continue it to its end: a control's score over a part "
+            "of its questions is not comparable"
+        )
+
+
+def _scored(path, beside, info, scoring: Scoring) -> dict[str, Any]:
+    judged = list(verdicts.read_judged(path))
+    made_with = verdicts.read_made_with(beside) or {}
+    options = dict(integer=scoring.integer, resamples=scoring.resamples, seed=scoring.seed)
+    result = {
+        "benchmark": info["benchmark"],
+        "model": info.get("model"),
+        "judge": {
+            **{k: made_with.get(k) for k in ("backend", "model", "prompts_sha256", "parameters")},
+            "models": dict(Counter(j.model for j in judged if j.model)),
+            "dates": [min(j.date for j in judged), max(j.date for j in judged)],
+        },
+        **scores(judged, info, **options),
+    }
+    if any(j.criterion == QA for j in judged):
+        result["prior"] = info.get("prior")
+        result["official_evaluator"] = info.get("official_evaluator")
+    if scoring.price_in or scoring.price_out:
+        tokens = result["tokens"]
+        result["cost"] = (
+            tokens.get("prompt_tokens", 0) * scoring.price_in
+            + tokens.get("completion_tokens", 0) * scoring.price_out
+        ) / 1e6
+    return result

@@ -1,0 +1,125 @@
+"""Answers compared without a judge.
+
+Two rules. `official` is that of ActivityNet-QA's own evaluator (Yu et al. 2019): an answer is right
+if it is the truth, character by character; every question of the annotations is in the
+denominator, answered or not; an answer to a question that comes twice among the predictions counts
+twice. `normalised` compares what remains of both when case, punctuation, articles and outer white
+space are taken off, and by the type of the answer:
+
+- yes/no: the first word, if it is "yes" or "no" ("Yes, he is." is "yes");
+- number: a number in words is its figures ("two" is "2");
+- colour: "gray" is "grey".
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from rvllm_jax.evaluation.judge.items import Item
+from rvllm_jax.evaluation.judge.verdicts import Verdict
+from rvllm_jax.evaluation.score.normalise import normalise
+
+RULES = ("official", "normalised")
+
+# What the numbers that the annotations give for types stand for.
+TYPES: Mapping[str, Mapping[int, str]] = {
+    "activitynet_qa": dict(enumerate((
+        "motion", "spatial relation", "temporal relation", "yes/no", "color", "object", "location",
+        "number", "other",
+    ))),
+    "tgif_frameqa": dict(enumerate(("object", "number", "color", "location"))),
+}  # fmt: skip
+FREE = ("yes/no", "color", "object", "location", "number", "other")  # ActivityNet-QA's "free" types
+
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+).split()
+_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {
+    tens: str(10 * number)
+    for number, tens in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), 3)
+}
+_ARTICLES = ("a", "an", "the")
+
+
+def type_name(benchmark: str, type: str) -> str:
+    """The name of a type that a benchmark gives a number; others are their own.
+
+    >>> type_name("activitynet_qa", "3"), type_name("msvd_qa", "3")
+    ('yes/no', '3')
+    """
+    names = TYPES.get(benchmark, {})
+    return names.get(int(type), type) if type.isdecimal() else type
+
+
+def default_rule(benchmark: str) -> str:
+    """The rule by which `correct` is judged where none is chosen."""
+    return "official" if benchmark == "activitynet_qa" else "normalised"
+
+
+class ExactJudge:
+    """Judges by comparison; `correct` follows `rule`, and every verdict says what both rules say.
+
+    benchmark: whose numbers of types are known (TYPES).
+    """
+
+    def __init__(self, benchmark: str, rule: str):
+        self.benchmark, self.rule = benchmark, rule
+
+    def __call__(self, item: Item) -> Verdict:
+        said = same(item.answers[0], item.truth, type_name(self.benchmark, item.type))
+        return Verdict(correct=said[self.rule], model="exact", more=said)
+
+
+def same(answer: str, truth: str, type: str = "") -> dict[str, bool]:
+    """What each rule says of an answer. `type`: a name of TYPES, or any other.
+
+    >>> same("Yes, he is.", "yes", "yes/no")
+    {'official': False, 'normalised': True}
+    """
+    return {
+        "official": answer == truth,
+        "normalised": _plain(answer, type) == _plain(truth, type) != "",
+    }
+
+
+def official(
+    predictions: Sequence[tuple[str, str]],
+    truths: Mapping[str, tuple[str, str]],
+    free: Collection[str] = (),
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Accuracy of predictions (question id, answer) by ActivityNet-QA's evaluator, and questions.
+
+    truths: question id -> (type, answer), of every question. Returns `{"all": share, TYPE: share}`
+    and counts likewise; duplicated predictions count as often as they come, missing ones as wrong.
+    free: types that are told together too, as "free". The evaluator's own "Free" has the right ones
+    of these over the questions of whichever types stand behind the first three in the annotations
+    (its dictionary was ordered by type before Python 3.6): 62.7 % in place of 45.0 %, for instance.
+    Here it is over their own questions.
+    Raises KeyError, as the evaluator does, for a prediction about no question of `truths`.
+    """
+    counts = Counter(type for type, _ in truths.values())
+    right: Counter[str] = Counter()
+    for id, answer in predictions:
+        type, truth = truths[id]
+        right[type] += answer == truth
+    shares = {type: right[type] / counts[type] for type in sorted(counts)}
+    if own := counts.keys() & set(free):
+        counted = sum(counts[type] for type in own)
+        shares["free"] = sum(right[type] for type in own) / counted
+        counts["free"] = counted
+    total = len(truths)
+    return {"all": right.total() / total} | shares, {"all": total} | dict(counts)
+
+
+def _plain(text: str, type: str) -> str:
+    words = re.sub(r"[^\w\s.'-]|[.'-](?!\w)|(?<!\w)[.'-]", " ", normalise(text)).split()
+    while len(words) > 1 and words[0] in _ARTICLES:
+        words = words[1:]
+    if type == "yes/no" and words and words[0] in ("yes", "no"):
+        return words[0]
+    if type == "number":
+        words = [_NUMBERS.get(word, word) for word in words]
+    if type in ("color", "colour"):
+        words = ["grey" if word == "gray" else word for word in words]
+    return " ".join(words)

@@ -1,0 +1,185 @@
+"""What judges say: the lines of judged.NAME.jsonl, and what they were made with beside it."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rvllm_jax.data.store.shards import write_atomically
+from rvllm_jax.evaluation.judge.items import Item, Key
+from rvllm_jax.system.lines import Lines, now, read_lines, unlike
+
+LARGEST = 5.0  # of scores; the smallest is 0
+_TOLD = ("created", "base_url")  # an endpoint that moves is the same judge
+
+
+class VerdictsError(ValueError):
+    """Verdicts that do not fit together or to the answers; says where, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """One item judged.
+
+    `correct`: yes or no; None where the criterion has none. `score`: 0 to 5, or None. `overlap`:
+    share of an answer's facts that the truth has, or None. `failed`: why there is no verdict: the
+    question was not answered, or the judge's replies could not be read. `raw`: all its replies.
+    `tokens`: those of all replies together. `more`: what else this kind of judge says.
+    """
+
+    correct: bool | None = None
+    score: float | None = None
+    overlap: float | None = None
+    failed: str = ""
+    raw: tuple[str, ...] = ()
+    model: str = ""
+    tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Judged:
+    """A line of a file of verdicts, without the replies."""
+
+    key: Key
+    question_id: str
+    control: str
+    criterion: str
+    video: str
+    type: str
+    asked: str
+    of: str
+    answered: bool
+    correct: bool | None
+    score: float | None
+    overlap: float | None
+    failed: str
+    model: str
+    date: str
+    tokens: Mapping[str, int]
+    more: Mapping[str, Any]
+
+
+def paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """The files of verdicts of a judge called `name`, and of what they were made with."""
+    return folder / f"judged.{name}.jsonl", folder / f"judged.{name}.json"
+
+
+def file_name(text: str) -> str:
+    """`text` with what file systems dislike replaced.
+
+    >>> file_name("org/judge:7b v1")
+    'org-judge-7b-v1'
+    """
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "judge"
+
+
+def line(item: Item, verdict: Verdict) -> dict[str, Any]:
+    """The record of one verdict."""
+    return {
+        "question_id": item.question_id,
+        "control": item.control,
+        "pair": item.pair,
+        "criterion": item.criterion,
+        "video": item.video,
+        "type": item.type,
+        "correct": verdict.correct,
+        "score": verdict.score,
+        "overlap": verdict.overlap,
+        "raw": list(verdict.raw),
+        "attempts": len(verdict.raw),
+        "failed": verdict.failed,
+        "answered": not item.failed,
+        "model": verdict.model,
+        "tokens": dict(verdict.tokens),
+        "date": now(),
+        "asked": item.asked,
+        "of": item.of,
+        **verdict.more,
+    }
+
+
+_FIELDS = {name: (str,) for name in (
+    "question_id", "control", "pair", "criterion", "video", "type", "asked", "of", "failed",
+    "model", "date",
+)} | {"answered": (bool,), "tokens": (dict,), "correct": (bool, type(None)),
+      "score": (int, float, type(None)), "overlap": (int, float, type(None))}  # fmt: skip
+
+
+def read_judged(path: str | Path) -> Iterator[Judged]:
+    """The verdicts of a file, checked one by one. Raises VerdictsError or LinesError."""
+    for where, record in read_lines(path):
+        for name, kinds in _FIELDS.items():
+            if name not in record or not isinstance(record[name], kinds):
+                raise VerdictsError(
+                    f"{where}: {name} is {record.get(name)!r:.50}; expected the lines that "
+                    "`python -m rvllm_jax.judge` writes. Remove the line, and it is judged again"
+                )
+        for name, largest in (("score", LARGEST), ("overlap", 1.0)):
+            value = record[name]
+            if isinstance(value, bool) or value is not None and not 0 <= value <= largest:
+                raise VerdictsError(
+                    f"{where}: {name} is {value}, expected 0 to {largest:g} or null. Remove the "
+                    "line, and it is judged again"
+                )
+        known = {name: record[name] for name in _FIELDS if name != "pair"}
+        key = record["pair"] or record["question_id"], record["control"], record["criterion"]
+        more = {k: v for k, v in record.items() if k not in (*_FIELDS, "raw", "attempts")}
+        yield Judged(key=key, more=more, **known)
+
+
+def read_made_with(path: Path) -> dict[str, Any] | None:
+    """What a file of verdicts was made with; None where there is none yet."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise VerdictsError(f"{path}: cannot be read ({error}); restore it") from error
+
+
+def open_verdicts(
+    folder: Path, name: str, made_with: Mapping[str, Any]
+) -> tuple[Lines, dict[Key, str]]:
+    """The file that verdicts are added to, and the items it holds: key -> `Item.of`.
+
+    made_with: all that verdicts depend on beside the answers. Raises VerdictsError where the file
+    was made with anything else or holds an item twice, LinesError where another process has it.
+    """
+    path, beside = paths(folder, name)
+    lines = Lines(path)
+    try:
+        known = read_made_with(beside)
+        if known is None:
+            if path.stat().st_size:
+                raise VerdictsError(
+                    f"{path}: {beside.name}, which says what judged it, is not there; restore it, "
+                    "or move the file away"
+                )
+            content = json.dumps(dict(made_with) | {"created": now()}, indent=1, allow_nan=False)
+            write_atomically(beside, content.encode())
+        else:
+            _check_same(path, {k: v for k, v in known.items() if k not in _TOLD}, made_with)
+        held: dict[Key, str] = {}
+        for judged in read_judged(path):
+            if judged.key in held:
+                raise VerdictsError(
+                    f"{path}: holds {judged.key} twice; remove one of its lines, or move the file "
+                    "away"
+                )
+            held[judged.key] = judged.of
+        return lines, held
+    except BaseException:
+        lines.close()
+        raise
+
+
+def _check_same(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    wanted = {k: v for k, v in json.loads(json.dumps(wanted)).items() if k not in _TOLD}
+    if differing := unlike(known, wanted, longest=80):
+        raise VerdictsError(
+            f"{path}: was judged otherwise, and verdicts are not mixed: {differing}. "
+            "Judge under another name (--name), or as before"
+        )

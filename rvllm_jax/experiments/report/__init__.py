@@ -1,0 +1,1 @@
+"""Reports of runs and of evaluations, as pictures, tables and pages."""

@@ -1,0 +1,169 @@
+"""What `evaluate` and `judge` left in folders of results: benchmarks, and scores by judge."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rvllm_jax.evaluation.answers.answer_file import read_info_if_any
+from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO
+from rvllm_jax.evaluation.judge.facts import UNSUPPORTED
+from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.evaluation.score.scores import asked_how
+from rvllm_jax.system.lines import read_lines
+
+_LOW = 2.5  # a score below it, of 5, is a failure where no yes or no is given
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One benchmark, answered by one model and scored by one judge.
+
+    `model` is short, and tells the folders of results apart; `info` is info.json, `scores` is
+    scores.NAME.json.
+    """
+
+    model: str
+    folder: Path
+    judge_name: str
+    info: dict[str, Any]
+    scores: dict[str, Any]
+
+    @property
+    def benchmark(self) -> str:
+        return self.info["benchmark"]
+
+    @property
+    def split(self) -> str:
+        return self.info["split"]
+
+    @property
+    def judge(self) -> str:
+        """The judge's exact model, and by what prompts and parameters."""
+        judge = self.scores["judge"]
+        models = ", ".join(judge.get("models") or ()) or judge.get("model") or judge["backend"]
+        prompts = judge.get("prompts_sha256")
+        parameters = judge.get("parameters") or {}
+        rule = parameters.get("rule")
+        words = [
+            models,
+            f"rule {rule}" if rule else "",
+            f"prompts {prompts[:8]}" if prompts else "",
+            *asked_how(self.scores),
+        ]
+        return ", ".join(filter(None, words))
+
+
+def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]]:
+    """All scores in the folders, in the order given; and lines that name what has none yet.
+
+    Raises EvaluationError for a folder without answers, and for scores that are broken, of another
+    benchmark or split than the answers beside them, or hold what is no number.
+    """
+    found, notes = [], []
+    for place, folder in enumerate(map(Path, folders)):
+        benchmarks = sorted(path.parent for path in folder.glob(f"*/{INFO}"))
+        if not benchmarks:
+            raise EvaluationError(
+                f"{folder}: holds no BENCHMARK/{INFO}; give the --out of `python -m "
+                "rvllm_jax.evaluate`"
+            )
+        for own in benchmarks:
+            info = read_info_if_any(own)
+            lacking = [key for key in ("benchmark", "split") if not info.get(key)]
+            if lacking:
+                raise EvaluationError(f"{own / INFO}: has no {', '.join(lacking)}; restore it")
+            name = Path(str(info.get("model") or folder)).name
+            model = name if len(folders) == 1 else f"{name} ({place + 1}: {folder.name})"
+            paths = sorted(own.glob("scores.*.json"))
+            for path in paths:
+                scores = _read(path)
+                _check(path, scores, info)
+                judge = path.name.removeprefix("scores.").removesuffix(".json")
+                found.append(Scored(model, own, judge, info, scores))
+            if not paths:
+                notes.append(f"{own}: not judged yet; python -m rvllm_jax.judge --results={folder}")
+            if info.get("complete") is False:
+                notes.append(f"{own}: not all its questions are answered yet")
+    return found, notes
+
+
+def failures(scored: Scored, most: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The wrong answers that are furthest off: (answer, verdict), the lowest scores first, then
+    the longest answers; at most one a video while there are enough. Answers without a verdict are
+    not among them: nobody knows."""
+    path = scored.folder / f"judged.{scored.judge_name}.jsonl"
+    if not path.is_file():
+        return []
+    wrong: dict[str, dict[str, Any]] = {}
+    for _, verdict in read_lines(path):
+        if not verdict["control"] and _is_failure(verdict):
+            wrong.setdefault(verdict["question_id"], verdict)
+    pairs = [
+        (answer, wrong[answer["question_id"]])
+        for _, answer in read_lines(scored.folder / ANSWERS)
+        if not answer["control"] and answer["question_id"] in wrong
+    ]
+    pairs.sort(key=lambda pair: (_goodness(pair[1]), -len(pair[0]["answer"])))
+    first, rest, seen = [], [], set()
+    for pair in pairs:
+        (rest if pair[0]["video"] in seen else first).append(pair)
+        seen.add(pair[0]["video"])
+    return (first + rest)[:most]
+
+
+def _is_failure(verdict: dict[str, Any]) -> bool:
+    """Whether a verdict finds fault with an answer: wrong, a low score, or mostly made up."""
+    if verdict.get("failed"):
+        return not verdict.get("answered")
+    if verdict.get("correct") is not None:
+        return not verdict["correct"]
+    if verdict.get("score") is not None:
+        return verdict["score"] < _LOW
+    return verdict.get("overlap") is not None and verdict["overlap"] < UNSUPPORTED
+
+
+def _goodness(verdict: dict[str, Any]) -> float:
+    """From 0: by the score, or by how much of it the reference has."""
+    return verdict.get("score") or 5 * (verdict.get("overlap") or 0.0)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    def refuse(name: str):
+        raise ValueError(f"{name} is no number")
+
+    try:
+        scores = json.loads(path.read_bytes(), parse_constant=refuse)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"{path}: cannot be read ({error}); start the same `rvllm_jax.judge` again, it writes "
+            "the file anew"
+        ) from error
+    return scores
+
+
+def _check(path: Path, scores: dict[str, Any], info: dict[str, Any]) -> None:
+    if not isinstance(scores.get("judge"), dict) or "backend" not in scores["judge"]:
+        raise EvaluationError(f"{path}: does not say which judge it is of; judge again")
+    for key in ("benchmark", "split"):
+        if scores.get(key, info[key]) != info[key]:
+            raise EvaluationError(
+                f"{path}: is of the {key} {scores[key]!r}, the answers beside it are of "
+                f"{info[key]!r}; judge them again"
+            )
+    for value in _numbers(scores):
+        if not math.isfinite(value):
+            raise EvaluationError(f"{path}: holds {value}, which is no score; judge again")
+
+
+def _numbers(value: Any):
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner)
+    elif isinstance(value, float):
+        yield value

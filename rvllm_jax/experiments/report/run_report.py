@@ -1,0 +1,162 @@
+"""The report of a run: `report/` with curves, a sheet of answered clips, a table, and results.json.
+
+results.json: `{"accuracy": {SPLIT: {"all": x, TYPE: x}}, "controls": {CONTROL: {"all": x, TYPE:
+x}}, "counts": {SPLIT: {"all": n, TYPE: n}}, "seconds": {STAGE: s}}`; SPLIT is train, test or
+heldout, CONTROL blind, shuffled or swapped. `recurring` is that of `evaluation.controls.only_seen`;
+`unreadable_questions` {SPLIT: n} are those of `counts` whose frames could not be read, counted as
+wrong; further keys are kept as they are.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rvllm_jax.experiments.report.samples import Sample
+from rvllm_jax.training import metrics
+
+__all__ = ["Sample", "format_table", "write"]
+
+_ALL = "all"
+
+
+def write(
+    workdir: str | Path,
+    results: Mapping[str, Any],
+    samples: Sequence[Sample],
+    *,
+    metrics_path: str | Path | None = None,
+) -> Path:
+    """Writes the report into `workdir/report` and returns that folder.
+
+    Files are replaced whole; results.json comes last, so that it stands for a complete report.
+
+    Args:
+      workdir: the working directory.
+      results: as the module describes; numbers that are not finite become null.
+      samples: the clips of samples.png; without any there is no such file.
+      metrics_path: the records behind curves.png; `workdir/metrics.jsonl` by default.
+
+    Raises:
+      ValueError: `results` lacks a part, or a table in it lacks "all".
+    """
+    # Matplotlib takes a fifth of all that is imported, which training would wait for at its start.
+    from rvllm_jax.experiments.report import curves, sheet
+
+    _check(results)
+    folder = Path(workdir) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    records = metrics.read(metrics_path or Path(workdir) / "metrics.jsonl")
+    _replace(folder / "curves.png", curves.draw(records))
+    if samples:
+        _replace(folder / "samples.png", sheet.draw(samples))
+    else:
+        (folder / "samples.png").unlink(missing_ok=True)
+    markdown = f"# Accuracy by question type\n\n{format_table(results)}\n"
+    _replace(folder / "accuracy.md", markdown.encode())
+    text = json.dumps(_finite(results), indent=1, allow_nan=False, ensure_ascii=False)
+    _replace(folder / "results.json", f"{text}\n".encode())
+    return folder
+
+
+def format_table(results: Mapping[str, Any]) -> str:
+    """The accuracy table, counts and seconds: Markdown, aligned so that it reads in a terminal.
+
+    A row is a question type, a column a split or a control. The share of questions answered
+    exactly is given with three digits; "-" where a split has no question of a type.
+    """
+    accuracy, controls, counts = results["accuracy"], results["controls"], results["counts"]
+    columns = {**accuracy, **controls}
+    kinds = sorted({kind for table in columns.values() for kind in table} - {_ALL})
+    header = ["question type", *columns]
+    rows = [[kind, *(_share(table, kind) for table in columns.values())] for kind in [_ALL, *kinds]]
+    parts = [_grid(header, rows)]
+    asked = results.get("control_split")
+    if controls and asked:
+        parts.append(f"Controls ({', '.join(controls)}) ask the questions of {asked}.")
+    if counts:
+        parts.append("Questions asked:")
+        rows = [[kind, *(_count(t, kind) for t in counts.values())] for kind in [_ALL, *kinds]]
+        parts.append(_grid(["question type", *counts], rows))
+    unreadable = {split: n for split, n in results.get("unreadable_questions", {}).items() if n}
+    if unreadable:
+        counted = ", ".join(f"{split} {count:,}" for split, count in unreadable.items())
+        parts.append(f"Questions whose frames could not be read, counted as wrong: {counted}.")
+    if results.get("recurring", {}).get("count"):
+        parts.append(_recurring(results["recurring"]))
+    seconds = results["seconds"]
+    if seconds:
+        stages = ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())
+        parts.append(f"Seconds of training: {stages}; together {sum(seconds.values()):.0f}.")
+    for name, loss in results.get("boundaries", {}).items():
+        parts.append(
+            f"Validation loss at {name} (step {loss['at']}): {loss['before']:.3f} before, "
+            f"{loss['after']:.3f} at step {loss['step']}."
+        )
+    return "\n\n".join(parts)
+
+
+def _recurring(recurring: Mapping[str, Any]) -> str:
+    """The questions whose text occurs with different answers, so that only a look decides."""
+    text = (
+        f"Questions whose text recurs with different answers ({recurring['count']}): right "
+        f"{recurring['plain']:.3f}, blind {recurring['blind']:.3f}"
+    )
+    if "swapped" in recurring:
+        swapped = recurring["swapped"]
+        text += (
+            f"; with their videos swapped {swapped['changed']:.3f} of the answers change and "
+            f"{swapped['follows']:.3f} are right about the video shown"
+        )
+    return text + "."
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(header), "| " + " | ".join(rule) + " |", *map(line, rows)])
+
+
+def _share(table: Mapping[str, float], kind: str) -> str:
+    return f"{table[kind]:.3f}" if kind in table else "-"
+
+
+def _count(table: Mapping[str, int], kind: str) -> str:
+    return f"{table[kind]:,}" if kind in table else "-"
+
+
+def _check(results: Mapping[str, Any]) -> None:
+    for part in ("accuracy", "controls", "counts", "seconds"):
+        if part not in results:
+            raise ValueError(f"results lack {part!r}; they have {sorted(results)}")
+    for part in ("accuracy", "controls", "counts"):
+        for name, table in results[part].items():
+            if _ALL not in table:
+                raise ValueError(f"results[{part!r}][{name!r}] lacks {_ALL!r}: {sorted(table)}")
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

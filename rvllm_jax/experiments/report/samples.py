@@ -1,0 +1,65 @@
+"""Which clips of a split are shown in the report, with a question and its answer each."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from rvllm_jax.data.batches.loader import READABLE, Dataset
+from rvllm_jax.evaluation.asking import Asked
+
+SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One clip with one question and what the model said.
+
+    Attributes:
+      frames: uint8[T, H, W, 3], T >= 1.
+      question: the question's text.
+      truth: the right answer.
+      answer: the model's.
+      split: "train", "test", ...
+      kind: the question type, or "".
+    """
+
+    frames: np.ndarray
+    question: str
+    truth: str
+    answer: str
+    split: str
+    kind: str = ""
+
+    def __post_init__(self):
+        f = self.frames
+        if f.ndim != 4 or f.shape[-1] != 3 or f.dtype != np.uint8 or 0 in f.shape:
+            raise ValueError(f"frames: expected uint8[T, H, W, 3], got {f.dtype}{list(f.shape)}")
+
+
+def answered_samples(dataset: Dataset, asked: Sequence[Asked], split: str) -> list[Sample]:
+    """The first clips of a split that can be read, a question each, going round the types."""
+    clips = {number: clip for clip, number in enumerate(dataset.clips)}
+    by_conversation: dict[int, list[Asked]] = {}
+    for a in asked:
+        if a.conversation in clips and not a.unreadable:
+            by_conversation.setdefault(a.conversation, []).append(a)
+    samples: list[Sample] = []
+    for number, own in by_conversation.items():
+        if len(samples) == SAMPLES_A_SPLIT:
+            break
+        row = dataset.load(clips[number], (), None)
+        if row.errors != READABLE:  # its test clips were, the one in the centre is not
+            continue
+        a = own[len(samples) % len(own)]
+        samples.append(
+            Sample(
+                frames=row.frames[row.frame_mask],
+                question=a.turn.question,
+                truth=a.turn.answer,
+                answer=a.answer,
+                split=split,
+                kind=a.turn.kind,
+            )
+        )
+    return samples

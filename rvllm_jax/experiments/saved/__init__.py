@@ -1,0 +1,1 @@
+"""Saved models: opened, described, converted."""

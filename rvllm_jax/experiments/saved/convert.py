@@ -1,0 +1,221 @@
+"""Published folders, our flat files and working directories, made into one another."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rvllm_jax.config import migrate
+from rvllm_jax.config.check import resolve
+from rvllm_jax.data.text import tokenizer
+from rvllm_jax.data.text.tokenizer_files import GENERATION, TOKENIZER_FILES, TokenizerError
+from rvllm_jax.experiments.saved import special_ids, training_videos
+from rvllm_jax.experiments.saved.describe import describe, describe_weights, expected, resnet_config
+from rvllm_jax.experiments.saved.leaving_out import left_out, without
+from rvllm_jax.experiments.saved.open import read_run
+from rvllm_jax.experiments.train import build_model
+from rvllm_jax.models.lora import merged
+from rvllm_jax.training.checkpoint import is_bound
+from rvllm_jax.weights import load, names
+from rvllm_jax.weights.check import PROJECTOR, projector_hint
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.open import OURS, Entry, open_weights
+from rvllm_jax.weights.save import save_flat, save_published
+from rvllm_jax.weights.vocabulary import AXES, grow
+
+
+@dataclasses.dataclass
+class Parts:
+    """A model, or parts of one: arrays (or entries of files) by path, and what they are."""
+
+    arrays: dict[str, Any]
+    description: dict[str, Any]  # what model.json holds
+    tokenizer: Path | None  # the folder that may hold a tokenizer
+    told: list[str]
+    trained_on: dict[str, Any] | None = None  # of training_videos.json; None: not known
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What model.json says of the ids by which texts start and end."""
+        decoder = self.description.get("decoder", {})
+        return {key: decoder[key] for key in special_ids.DOES if key in decoder}
+
+
+def convert(
+    sources: list[str],
+    out: str,
+    *,
+    form: str = "ours",
+    best: str = "",
+    vocab_size: int = 0,
+    leave_out: str = "",
+) -> list[str]:
+    """Writes `out` from `sources` (see convert.py), and returns lines that say what was done.
+
+    Raises WeightsError, HuggingFaceConfigError, CheckpointError or ConfigError before it writes.
+    """
+    runs = [source for source in sources if is_bound(source)]
+    if best and not runs:
+        raise WeightsError(
+            f"{', '.join(sources)}: has no best checkpoint of stage {best!r}, which only a working "
+            "directory with checkpoints has; leave out --best"
+        )
+    if runs and len(sources) > 1:
+        raise WeightsError(
+            f"{runs[0]}: is a working directory, which holds a whole model by itself"
+        )
+    parts = _of_run(Path(runs[0]), best) if runs else _of_folders(sources, vocab_size)
+    if leave_out:
+        _leave_out(parts, leave_out)
+    _check_features(parts)
+    _add_tokenizer(parts, vocab_size)
+    if vocab_size:
+        _grow(parts, vocab_size)
+    if form == "transformers":
+        _save_decoder(parts, out)
+    else:
+        save_flat(out, parts.arrays, parts.description)
+        if parts.trained_on is not None:
+            training_videos.write(out, parts.trained_on)
+    if parts.tokenizer is not None:
+        for name in TOKENIZER_FILES:
+            if (parts.tokenizer / name).is_file():
+                shutil.copyfile(parts.tokenizer / name, Path(out) / name)
+        if (generation := parts.tokenizer / GENERATION).is_file():
+            copied = Path(out) / GENERATION
+            special_ids.write_generation(generation, copied, parts.ids, parts.told)
+    return [*parts.told, f"written: {out}"]
+
+
+def _add_tokenizer(parts: Parts, vocab_size: int) -> None:
+    """Compares a tokenizer with the decoder that it goes out with, and notes its special tokens.
+
+    vocab_size: what the vocabulary will grow to; 0: it stays.
+    """
+    decoder, where = parts.description.get("decoder"), parts.tokenizer
+    if decoder is None or where is None:
+        return
+    size = max(decoder["vocab_size"], vocab_size)
+    special_ids.check_generation(where, size)
+    if not tokenizer.holds_tokenizer(where):
+        return
+    try:
+        found = tokenizer.load(where)
+    except TokenizerError as error:  # the weights are whole all the same
+        parts.told.append(f"the tokenizer is copied and cannot be used: {error}")
+        return
+    if found.vocab_size > size:
+        raise WeightsError(
+            f"{where}: its tokenizer has {found.vocab_size} tokens, and the decoder {size}: give "
+            f"the decoder's own tokenizer, or make room by --vocab_size={found.vocab_size}"
+        )
+    parts.told.append(f"tokenizer: {found.vocab_size} of the decoder's {size} tokens")
+    parts.description["decoder"] = decoder | special_ids.agree(decoder, found, parts.told)
+
+
+def _of_run(workdir: Path, best: str) -> Parts:
+    config = migrate.read_json(workdir / "config.json")
+    recipe = resolve(migrate.of_run(workdir))
+    model = build_model(recipe)
+    params, stats, _, line = read_run(workdir, best, model)
+    told = [line]
+    if recipe.lora is not None:
+        params = merged(params, recipe.lora)
+        told.append(f"  merged into the decoder: {recipe.lora}")
+        for stage in config["stages"].values():  # what is written has no adapters any more
+            stage.pop("lora", None)
+    description = describe(
+        recipe.resnet, recipe.llama, recipe.model.projector, recipe.layout, config
+    )
+    trained_on = training_videos.read(workdir)
+    return Parts(params | stats, description, workdir / "tokenizer", told, trained_on)
+
+
+def _of_folders(sources: list[str], vocab_size: int) -> Parts:
+    opened = [open_weights(source) for source in sources]
+    entries, description, told, folder = load.combine(opened), {}, [], None
+    for weights in opened:
+        own = describe_weights(weights)
+        load.check(weights.entries, expected(own, weights.path), where=str(weights.path))
+        rooms = sorted({path.partition("/")[0] for path in weights.entries})
+        told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(rooms)}")
+        if "decoder" in own and weights.path.is_dir():
+            folder = weights.path  # the tokenizer is the decoder's
+            size = max(own["decoder"]["vocab_size"], vocab_size)
+            if weights.ours:
+                special_ids.read(own["decoder"], size, folder / OURS)
+            else:
+                own["decoder"] |= special_ids.read(weights.config, size, folder / "config.json")
+        description |= own
+        if weights.ignored:
+            told.append(f"  left out: {', '.join(weights.ignored)}")
+    return Parts(dict(entries), description, folder, told, _trained_on(sources))
+
+
+def _leave_out(parts: Parts, regex: str) -> None:
+    gone = left_out(parts.arrays, regex)
+    for path in gone:
+        del parts.arrays[path]
+    if not parts.arrays:
+        raise WeightsError(f"--leave_out={regex!r} leaves nothing")
+    if "decoder" not in {path.partition("/")[0] for path in parts.arrays}:
+        parts.tokenizer = None  # it is the decoder's
+    parts.description = without(parts.description, parts.arrays)
+    parts.told.append(f"left out: {', '.join(gone)}")
+
+
+def _check_features(parts: Parts) -> None:
+    """Refuses a projector that was made for another encoder than the one it goes out with."""
+    encoder, kernel = parts.description.get("encoder"), parts.arrays.get(PROJECTOR)
+    if encoder is None or kernel is None:
+        return
+    features = resnet_config(encoder).features
+    if kernel.shape[0] != features:
+        raise WeightsError(
+            f"the sources do not go together: {projector_hint(kernel.shape[0], features)}"
+        )
+
+
+def _trained_on(sources: list[str]) -> dict[str, Any] | None:
+    """What the sources were trained on together; None where none of them says so."""
+    found = {source: training_videos.read(source) for source in sources}
+    if not any(found.values()):
+        return None
+    videos = {video for own in found.values() if own for video in own["videos"]}
+    unknown = {name for own in found.values() if own for name in own["unknown"]}
+    unknown |= {source for source, own in found.items() if own is None}
+    return {"videos": sorted(videos), "unknown": sorted(unknown)}
+
+
+def _grow(parts: Parts, size: int) -> None:
+    if "decoder" not in parts.description:
+        raise WeightsError("--vocab_size: there is no decoder whose vocabulary could grow")
+    old = parts.description["decoder"]["vocab_size"]
+    for path in AXES.keys() & parts.arrays.keys():
+        array = parts.arrays[path]
+        array = array.read() if isinstance(array, Entry) else np.asarray(array)
+        parts.arrays[path] = grow(path, array, size)
+    parts.description["decoder"] |= {"vocab_size": size}
+    parts.told.append(f"vocabulary: {old} -> {size} tokens; the new ones are the mean of the old")
+
+
+def _save_decoder(parts: Parts, out: str) -> None:
+    """The decoder in one dtype, the widest of its arrays: transformers has one for all."""
+    own = {path: x for path, x in parts.arrays.items() if path.startswith("decoder/")}
+    if not own:
+        raise WeightsError("--form=transformers writes the decoder, and there is none here")
+    dtype = np.dtype(jnp.result_type(*(x.dtype for x in own.values())))
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    entries = {path: x for path, x in own.items() if isinstance(x, Entry)}
+    targets = {path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in entries.items()}
+    loaded = load.load(entries, targets, dict.fromkeys(entries, place))
+    arrays = {path: loaded[path] if path in loaded else own[path].astype(dtype) for path in own}
+    values = parts.description["decoder"] | {"dtype": dtype.name, "torch_dtype": dtype.name}
+    save_published(out, arrays, names.LLAMA, values)
+    left = sorted({path.partition("/")[0] for path in parts.arrays.keys() - own.keys()})
+    if left:
+        parts.told.append(f"left out: {', '.join(left)}, which transformers has no place for")

@@ -1,0 +1,188 @@
+"""A trained model opened for use: out of a run's working directory, or an exported folder."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+
+from rvllm_jax.config import migrate
+from rvllm_jax.config.check import Recipe, resolve
+from rvllm_jax.data.text import prompt
+from rvllm_jax.data.text import tokenizer as tokenizers
+from rvllm_jax.experiments.tokenizer import check_tokenizer
+from rvllm_jax.experiments.train import build_model
+from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.sharding import layouts
+from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.training.checkpoint import is_bound
+from rvllm_jax.training.checkpoint_part import newest, read_model
+from rvllm_jax.weights import load
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.open import OURS, open_weights
+
+ALL_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}
+# Cast to the dtype of the computation wherever they are used.
+COMPUTED = ("kernel", "embedding", "lora_a", "lora_b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A model on disk, of which no array was read yet."""
+
+    path: Path
+    is_run: bool
+    best: str
+    recipe: Recipe
+    tokenizer: tokenizers.Tokenizer
+
+    @functools.cached_property
+    def template(self) -> prompt.Template:
+        return prompt.find_template(self.recipe.data.template, self.tokenizer)
+
+    @property
+    def identity(self) -> str:
+        """Names the arrays: the folder, and of a run the checkpoint."""
+        return str(newest(self.path, self.best) if self.is_run else self.path.resolve())
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model whose arrays are on the devices, with all that asking it takes.
+
+    `told` says in words where it came from, `step` is the checkpoint's (0: an exported folder).
+    """
+
+    path: Path
+    recipe: Recipe
+    model: PureModel
+    params: Arrays
+    stats: Arrays
+    tokenizer: tokenizers.Tokenizer
+    layout: JitParallel
+    step: int
+    told: str
+
+    @functools.cached_property
+    def template(self) -> prompt.Template:
+        return prompt.find_template(self.recipe.data.template, self.tokenizer)
+
+    @functools.cached_property
+    def module(self) -> VideoLLM:
+        return self.model.merge(self.params, self.stats)
+
+
+def open_model(
+    path: str | Path, *, best: str = "", mesh: Mapping[str, int] = ALL_DEVICES
+) -> Opened:
+    """`describe_model` and `read_arrays` in one."""
+    return read_arrays(describe_model(path, best=best, mesh=mesh))
+
+
+def describe_model(
+    path: str | Path,
+    *,
+    best: str = "",
+    mesh: Mapping[str, int] = ALL_DEVICES,
+    template: str = "",
+) -> Described:
+    """The model of a working directory (its newest checkpoint, or the best of stage `best`), or of
+    a folder that `convert` wrote of one.
+
+    template: a name to use in place of the recipe's own. Raises WeightsError, CheckpointError,
+    ConfigError, ChatError or TokenizerError; allocates nothing.
+    """
+    path = Path(path)
+    is_run = is_bound(path)
+    config = migrate.of_run(path) if is_run else _config_of_export(path)
+    if best and not is_run:
+        raise WeightsError(f"{path}: an exported folder has no best checkpoint of stage {best!r}")
+    if template:
+        config["data"]["template"] = template
+    recipe = dataclasses.replace(resolve(config), mesh=dict(mesh))
+    folder = path / "tokenizer" if is_run else path
+    tokenizer = tokenizers.load(folder)
+    check_tokenizer(recipe, tokenizer, str(folder))
+    described = Described(path, is_run, best, recipe, tokenizer)
+    _ = described.template, described.identity  # refused where they are not there
+    return described
+
+
+def read_arrays(described: Described) -> Opened:
+    """The model with its arrays: over the recipe's mesh as in training, matrices in the dtype of
+    the computation.
+
+    Raises WeightsError or CheckpointError before an array is allocated, except CheckpointError
+    where the checkpoint's own files are damaged.
+    """
+    path, best, recipe = described.path, described.best, described.recipe
+    model, layout = build_model(recipe), layouts.make("jit", recipe.mesh)
+    places = layout.arrays(model.params, model.stats)
+    if described.is_run:
+        params, stats, step, told = read_run(path, best, model, places[0] | places[1])
+    else:
+        arrays = _read_export(path, recipe, model, places[0] | places[1])
+        params, stats = ({p: arrays[p] for p in part} for part in (model.params, model.stats))
+        told, step = f"{path}: an exported model", 0
+    params = {p: x.astype(_dtype(p, x, recipe)) for p, x in params.items()}
+    return Opened(path, recipe, model, params, stats, described.tokenizer, layout, step, told)
+
+
+def _config_of_export(path: Path) -> dict[str, Any]:
+    if not (path / OURS).is_file():
+        raise WeightsError(
+            f"{path}: neither a working directory with a checkpoint nor an exported model "
+            f"({OURS} is not there); train one, or `python -m rvllm_jax.convert --source=RUN`"
+        )
+    description = migrate.read_json(path / OURS)
+    if "recipe" not in description:
+        raise WeightsError(
+            f"{path}: holds {', '.join(description) or 'nothing'}, not a whole video model; train "
+            f"from it (--config.model.weights={path}), then convert the run"
+        )
+    return migrate.of_export(description["recipe"], path)
+
+
+def _dtype(path: str, leaf: Any, recipe: Recipe) -> np.dtype:
+    computed = path.rpartition("/")[2] in COMPUTED
+    return np.dtype(recipe.model.dtype if computed else leaf.dtype)
+
+
+def _read_export(path: Path, recipe: Recipe, model: PureModel, places: Mapping) -> Arrays:
+    entries = open_weights(path).entries
+    targets = model.params | model.stats
+    load.check(entries, targets, where=str(path))
+    targets = {
+        p: jax.ShapeDtypeStruct(
+            x.shape, _dtype(p, entries[p], recipe) if p in model.params else x.dtype
+        )
+        for p, x in targets.items()
+    }
+    return load.load(entries, targets, places)
+
+
+def read_run(
+    workdir: Path, best: str, model: PureModel, places: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Arrays, Arrays, int, str]:
+    """(params, stats, step, where they came from in words) of a run of `model`; see `read_model`.
+
+    Raises CheckpointError, and WeightsError where the arrays are not those of the model.
+    """
+    params, stats, step = read_model(workdir, best, places)
+    _check_same(params | stats, model.params | model.stats, workdir)
+    told = f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"
+    return params, stats, step, told
+
+
+def _check_same(arrays: Mapping[str, Any], targets: Mapping[str, Any], where: Path) -> None:
+    wrong = sorted(arrays.keys() ^ targets.keys())
+    wrong += [p for p in arrays.keys() & targets.keys() if arrays[p].shape != targets[p].shape]
+    if wrong:
+        raise WeightsError(
+            f"{where}: its checkpoint is not of its config.json: {', '.join(wrong[:8])}"
+        )

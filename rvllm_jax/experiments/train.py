@@ -1,0 +1,267 @@
+"""One experiment from a recipe: prepare, train, ask, report. The working directory holds it all."""
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+from absl import logging
+
+from rvllm_jax.config.check import Recipe
+from rvllm_jax.config.migrate import keep_decoder
+from rvllm_jax.data.annotations.example import Conversation
+from rvllm_jax.data.batches import prompt_view
+from rvllm_jax.data.batches.loader import Dataset
+from rvllm_jax.data.batches.source import Source, open_source
+from rvllm_jax.data.text import prompt
+from rvllm_jax.data.text import tokenizer as tokenizers
+from rvllm_jax.evaluation import controls
+from rvllm_jax.evaluation.asking import Asked, Asker, score
+from rvllm_jax.experiments.report import run_report
+from rvllm_jax.experiments.report.samples import answered_samples
+from rvllm_jax.experiments.saved import training_videos
+from rvllm_jax.experiments.tokenizer import find_tokenizer, open_tokenizer
+from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.models.video_llm import VideoLLM
+from rvllm_jax.sharding.layouts import JitParallel, PmapParallel
+from rvllm_jax.system import progress
+from rvllm_jax.training import metrics
+from rvllm_jax.training.boundaries import boundary_losses
+from rvllm_jax.training.checkpoint import is_bound
+from rvllm_jax.training.identity import differences, fingerprint
+from rvllm_jax.training.loop import Result, Trainer, open_layout
+from rvllm_jax.training.start import open_start
+from rvllm_jax.training.unreadable import count_unreadable, warn_of_unreadable
+
+
+def build_model(recipe: Recipe) -> PureModel:
+    """The recipe's model, traced and not allocated."""
+
+    def make(rngs):
+        return VideoLLM(
+            recipe.resnet,
+            recipe.llama,
+            recipe.layout,
+            recipe.model.projector,
+            rngs=rngs,
+            dtype=jnp.dtype(recipe.model.dtype),
+            param_dtype=jnp.float64 if recipe.model.dtype == "float64" else jnp.float32,
+            remat=recipe.model.remat,
+            lora=recipe.lora,
+        )
+
+    return PureModel.of(make)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All that training and evaluation share."""
+
+    recipe: Recipe
+    workdir: Path
+    source: Source
+    tokenizer: tokenizers.Tokenizer
+    model: PureModel
+    layout: JitParallel | PmapParallel
+
+    @classmethod
+    def open(cls, recipe: Recipe, workdir: Path) -> "Experiment":
+        """Traces the model and prepares the data, or reuses what exists.
+
+        What does not fit the model, the devices or the vocabulary is refused before the videos are
+        decoded, which may take hours.
+        """
+        data, model = recipe.data, build_model(recipe)
+        layout = open_layout(recipe, model)
+        for stage in recipe.stages:
+            if note := stage.micro_batch_note(model.params, recipe.model.norm):
+                logging.info(note)
+        find_tokenizer(recipe, workdir)
+        if not is_bound(workdir):  # afterwards the folders may go
+            open_start(recipe.model.weights, recipe.model.random, model)
+        with HERE.first_then_others("preparing the data"):
+            source = open_source(
+                data.videos,
+                {"train": data.conversations, "validation": data.validation, "test": data.test},
+                root=data.store,
+                stride=data.stride,
+                short_side=data.short_side,
+                encoding=data.encoding,
+                frames_per_record=data.frames_per_record,
+                max_bad=data.max_bad,
+                workers=os.cpu_count() or 1,
+                progress=progress.bar if HERE.is_first else None,
+            )
+            tokenizer = open_tokenizer(recipe, source, workdir)
+            keep_decoder(recipe, workdir)
+        return cls(recipe, workdir, source, tokenizer, model, layout)
+
+    @functools.cached_property
+    def template(self) -> prompt.Template:
+        return prompt.find_template(self.recipe.data.template, self.tokenizer)
+
+    def dataset(self, conversations: list[Conversation], input: str = "video") -> Dataset:
+        data = self.recipe.data
+        return Dataset(
+            conversations,
+            self.source.store,
+            self.tokenizer,
+            self.template,
+            self.recipe.layout,
+            input=input,
+            context=data.context,
+            max_segments=data.questions,
+            independent_turns=data.independent_turns,
+            step=data.step,
+            crop=data.crop,
+            short=data.short,
+            long=data.long,
+            flip=data.flip,
+            test_clips=self.recipe.evaluation.test_clips,
+        )
+
+    def train(self) -> Result:
+        """Trains what is left to train in the working directory."""
+        splits, model = self.source.splits, self.recipe.model
+        training_videos.record(self.workdir, (c.video for c in splits["train"]), model.weights)
+        held = splits.get("validation") or splits["train"]
+        if "validation" not in splits:
+            logging.warning("no config.data.validation: its loss is taken on training pairs")
+        held = held[: self.recipe.evaluation.clips]
+        inputs = {stage.input for stage in self.recipe.stages}
+        probed = {i: self.dataset(held[: self.recipe.evaluation.probe_videos], i) for i in inputs}
+        asker = self.asker({}, {})
+
+        def probe(input, params, stats):
+            accuracy, _ = score(asker.of(params, stats).ask(probed[input]))
+            return {f"accuracy/{kind}": value for kind, value in accuracy.items()}
+
+        return Trainer(
+            self.recipe,
+            self.workdir,
+            self.model,
+            {input: self.dataset(splits["train"], input) for input in inputs},
+            {input: self.dataset(held, input) for input in inputs},
+            probe,
+            tokenizer=self.tokenizer.fingerprint,
+            start=functools.partial(open_start, model.weights, model.random, self.model),
+        ).run()
+
+    def asker(self, params: Arrays, stats: Arrays) -> Asker:
+        """Asks the model of these arrays, which lie as `layout.shown` says, on every device."""
+        evaluation = self.recipe.evaluation
+        return Asker(
+            self.model,
+            params,
+            stats,
+            self.tokenizer,
+            stop_ids=prompt.stop_ids(self.tokenizer, self.template),
+            batch=evaluation.batch,
+            max_new=evaluation.max_new,
+            max_questions=self.recipe.data.questions,
+            put=self.layout.spread,
+            fetch=self.layout.fetch,
+            share=self.layout.share,
+        )
+
+
+def asked_datasets(experiment: Experiment) -> dict[str, Dataset]:
+    """What is asked at the end, by split. Made before training: what does not fit fails then."""
+    splits = experiment.source.splits
+    chosen = {"train": splits["train"][: experiment.recipe.evaluation.train_videos]}
+    chosen.update({split: splits[split] for split in ("test", "heldout") if split in splits})
+    return {split: experiment.dataset(conversations) for split, conversations in chosen.items()}
+
+
+def evaluate(
+    experiment: Experiment, result: Result, datasets: dict[str, Dataset]
+) -> tuple[dict, list[run_report.Sample]]:
+    """Answers every split and, on unseen clips where there are any, the controls."""
+    asker = experiment.asker(*experiment.layout.shown(result.params, result.stats))
+    results: dict = {"accuracy": {}, "controls": {}, "counts": {}, "unreadable_questions": {}}
+    samples, asked = [], {}
+    for split, dataset in datasets.items():
+        asker.warn_of_long(dataset, split)
+        asked[split] = _ask(asker, dataset, f"ask {split}")
+        results["accuracy"][split], results["counts"][split] = score(asked[split])
+        most = experiment.recipe.max_unreadable
+        results["unreadable_questions"][split] = _unreadable(dataset, asked[split], split, most)
+        samples += answered_samples(dataset, asked[split], split)
+    if experiment.recipe.evaluation.controls:
+        split = "test" if "test" in datasets else "train"
+        results["control_split"] = split
+        results |= _controls(asker, datasets[split], asked[split])
+    results["seconds"] = result.position.seconds
+    results["steps"] = result.position.done
+    results["skipped_updates"] = result.position.skipped_all
+    results["unreadable_rows"] = result.position.bad_rows
+    results["set_aside"] = experiment.source.set_aside
+    results["origins"] = experiment.source.origins
+    return results, samples
+
+
+def _unreadable(dataset: Dataset, asked: list[Asked], split: str, most: int) -> int:
+    """How many questions of a split were asked about nothing; refused above `most`."""
+    bad, found = [a.conversation for a in asked if a.unreadable], {}
+    count_unreadable(dataset, bad, found, most=most, what=f"questions of {split}")
+    warn_of_unreadable(found, f"questions of {split}, counted as wrong")
+    return len(bad)
+
+
+def _controls(asker: Asker, dataset: Dataset, plain: list[Asked]) -> dict:
+    """Accuracy under each control; and of the questions that only a look at the video decides."""
+    ways, clips = dict(controls.CONTROLS), dataset.asked_clips
+    others = controls.partners(dataset.turns, clips)
+    if others:
+        ways[controls.SWAPPED] = dict(shown=[clips[other] for other in others])
+    asked = {name: _ask(asker, dataset, name, **how) for name, how in ways.items()}
+    return {
+        "controls": {name: score(own)[0] for name, own in asked.items()},
+        "recurring": controls.only_seen(plain, asked, others),
+    }
+
+
+def _ask(asker: Asker, dataset: Dataset, title: str, **how) -> list[Asked]:
+    with progress.questions(title, len(dataset.questions), shown=HERE.is_first) as bar:
+        return asker.ask(dataset, test_clips=True, progress=bar.update, **how)
+
+
+def show_prompt(recipe: Recipe, workdir: Path, rows: int) -> str:
+    """The first `rows` training rows of each kind of stage, as text; trains nothing."""
+    experiment = Experiment.open(recipe, workdir)
+    parts = []
+    for input in dict.fromkeys(stage.input for stage in recipe.stages):
+        dataset = experiment.dataset(experiment.source.splits["train"], input)
+        shown = prompt_view.show_rows(dataset, experiment.tokenizer, rows)
+        parts.append(f"stage.input={input!r}. {shown}")
+    return "\n\n".join(parts)
+
+
+def run(recipe: Recipe, workdir: Path) -> dict:
+    """Prepares, trains, evaluates and reports; every part takes up what exists. Returns results.
+
+    With several hosts each one returns them, and host 0 reports.
+    """
+    experiment = Experiment.open(recipe, workdir)
+    datasets = asked_datasets(experiment)
+    asked = {split: fingerprint(dataset) for split, dataset in datasets.items()}
+    result = experiment.train()
+    done = workdir / "report" / "results.json"
+    results = json.loads(done.read_text()) if HERE.is_first and done.is_file() else None
+    if results := HERE.from_first(results, "earlier results"):
+        others = differences(results.get("asked", {}), asked)
+        if results.get("steps") == result.position.done and not others:
+            logging.info("%s is of this checkpoint: nothing left to do", done)
+            return results
+        logging.info("%s is of another checkpoint or other questions: %s", done, others)
+    results, samples = evaluate(experiment, result, datasets)
+    if not HERE.is_first:
+        return results
+    inputs = {stage.name: stage.input for stage in recipe.stages}
+    results["boundaries"] = boundary_losses(metrics.read(workdir / "metrics.jsonl"), inputs)
+    results["asked"] = asked  # by which the next start sees whether these results are still true
+    run_report.write(workdir, results, samples)
+    return results

@@ -1,0 +1,144 @@
+"""The rate at which a folder's weights come to a device, beside those of its disk and of memory.
+
+Rounds go through all measurements; printed are the best round of each and the medians of the
+rounds' ratios. "disk" reads the files into one buffer after they were dropped from the system's
+cache, "cache" does it again at once. Linux.
+"""
+
+import argparse
+import ctypes
+import functools
+import gc
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rvllm_jax.weights import load as merge
+from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.open import Weights, open_weights
+from rvllm_jax.weights.safetensors import write
+
+DESCRIPTION = "a folder's weights to the device, beside the disk"
+DISK, CACHE = "disk", "cache"
+_BLOCK = 16 << 20  # bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--folder", default="", help="weights, as training takes them; made if none")
+    add("--layers", type=int, default=8, help="of a made one, with Llama-7B's shapes in float16")
+    add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="here")
+    add("--rounds", type=int, default=3, help="measurements of each")
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """The report, as text."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = arguments.folder or make(Path(made), arguments.layers)
+        weights = open_weights(folder)
+        device, dtype = jax.local_devices()[0], jnp.dtype(arguments.dtype)
+        tensors = [t for entry in weights.entries.values() for t in entry.tensors]
+        size = sum(tensor.size for tensor in tensors)
+        files = sorted({tensor.path for tensor in tensors})
+        load = functools.partial(_load, weights, dtype, device)
+        steps = {DISK: (_read, True), CACHE: (_read, False)}
+        steps |= {f"ours, {name}": (load, cold) for name, (_, cold) in list(steps.items())}
+        load()  # compiles
+        beyond = _beyond(load)
+        rounds = [
+            {name: _rate(functools.partial(step, *[files] * (step is _read)), files, size, cold)
+             for name, (step, cold) in steps.items()}
+            for _ in range(arguments.rounds)
+        ]  # fmt: skip
+    held = ", ".join(sorted({tensor.dtype.name for tensor in tensors}))
+    lines = [
+        f"{size / 1e9:.2f} GB of {held} to {dtype.name} on {device.platform}, "
+        f"{arguments.rounds} rounds",
+        f"{'':16}{'MB/s':>8}  of {DISK}",
+    ]
+    for name in steps:
+        share = statistics.median(own[name] / own[DISK] for own in rounds)
+        lines.append(f"{name:16}{max(own[name] for own in rounds):8.0f}  {share:.2f}")
+    most = "not measured" if beyond is None else f"{beyond / 1e6:.0f} MB"
+    return "\n".join([*lines, f"host memory beyond the device's arrays, at most: {most}"])
+
+
+def _load(weights: Weights, dtype: np.dtype, device: jax.Device) -> int:
+    """Loads all arrays, and returns their bytes in the host's memory."""
+    entries, place = weights.entries, jax.sharding.SingleDeviceSharding(device)
+    targets = {path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in entries.items()}
+    merge.check(entries, targets, where=str(weights.path))
+    arrays = merge.load(entries, targets, dict.fromkeys(entries, place))
+    return sum(x.nbytes for x in arrays.values()) * (device.platform == "cpu")
+
+
+def _read(files: list[Path]) -> None:
+    buffer = memoryview(bytearray(_BLOCK))
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def _rate(step: Callable[[], object], files: list[Path], size: int, cold: bool) -> float:
+    """Megabytes a second."""
+    for path in files if cold else ():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    step()
+    return size / (time.perf_counter() - start) / 1e6
+
+
+def _beyond(load: Callable[[], int]) -> int | None:
+    """Bytes of the process at most while loading, without what it held before and the arrays."""
+    try:
+        # What is free but kept, or freed meanwhile, would be taken again without being counted.
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _status("VmRSS")
+        arrays = load()
+        return max(0, _status("VmHWM") - before - arrays)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(key: str) -> int:
+    """Bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+def make(
+    folder: Path, layers: int, width: int = 4096, mlp: int = 11008, vocab: int = 32000
+) -> Path:
+    """A folder of a Llama with random numbers in float16; of 32 layers it is a 7B."""
+    if layers < 1:
+        raise WeightsError(f"--layers={layers}: a decoder has one at least")
+    half = np.dtype(np.float16)
+    shapes = {"model.embed_tokens": (vocab, width)}
+    for layer in range(layers):
+        inner = f"model.layers.{layer}."
+        shapes |= {f"{inner}self_attn.{n}_proj": (width, width) for n in "qkvo"}
+        shapes |= {f"{inner}mlp.{n}_proj": (mlp, width) for n in ("gate", "up")}
+        shapes |= {f"{inner}mlp.down_proj": (width, mlp)}
+        shapes |= {f"{inner}{n}_layernorm": (width,) for n in ("input", "post_attention")}
+    shapes |= {"model.norm": (width,), "lm_head": (vocab, width)}
+    shapes = {f"{name}.weight": shape for name, shape in shapes.items()}
+    some = np.random.default_rng(0).normal(0, 0.02, 1 << 20).astype(half)
+
+    def parts(name: str) -> Iterator[np.ndarray]:
+        yield np.resize(some, shapes[name])
+
+    write(folder / "model.safetensors", {n: (half, shape) for n, shape in shapes.items()}, parts)
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    return folder

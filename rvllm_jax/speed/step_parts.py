@@ -1,0 +1,245 @@
+"""The programs whose times `bench step` takes: each stage's update, and its parts alone.
+
+Values are random, and change no time; the rows are filled to their end.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rvllm_jax.config.schema import Recipe
+from rvllm_jax.config.stage import Stage
+from rvllm_jax.costs import flops
+from rvllm_jax.experiments.train import build_model
+from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.resnet import ResNet
+from rvllm_jax.models.video_llm import normalise, token_loss_sum
+from rvllm_jax.planning import abstract
+from rvllm_jax.sharding import layouts
+from rvllm_jax.sharding.constrain import join_frames
+from rvllm_jax.training import optimizer
+from rvllm_jax.training.compiling import compile_update
+from rvllm_jax.training.holding import Held, Holding
+from rvllm_jax.training.step import make_loss
+from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Batch
+
+ENCODER, DECODER, EVALUATION = "encoder alone", "decoder alone", "evaluation"
+
+
+class Started(NamedTuple):
+    """A program that is compiled and has its arrays."""
+
+    call: Callable[[], None]  # one call, to its end
+    compiling: float  # seconds
+    memory: int  # bytes a device, of arguments and temporaries; 0: the compiler does not say
+
+
+class Part(NamedTuple):
+    """A program to be measured; `start` draws its arrays and compiles it."""
+
+    name: str
+    clips: int  # of a call
+    flops: float  # of a call, by formula, without recomputation
+    start: Callable[[], Started]
+
+
+def question_length(recipe: Recipe) -> int:
+    """Tokens of a question in a full row. ValueError where the rows are too short for them."""
+    V, L, Q = recipe.layout.tokens, recipe.data.context, recipe.data.questions
+    each = (L - V) // Q
+    if each < 2:
+        raise ValueError(
+            f"config.data.context={L} leaves {L - V} places behind {V} visual tokens, too few for "
+            f"config.data.questions={Q} questions of two tokens or more; raise the one or lower "
+            "the other"
+        )
+    return each
+
+
+def draw_batch(recipe: Recipe, stage: Stage, seed: int = 0) -> Batch:
+    """A full batch: random frames, and config.data.questions segments of equal length a row.
+
+    The prefix is the video's tokens alone. ValueError where the rows are too short for that.
+    """
+    V, Q, each = recipe.layout.tokens, recipe.data.questions, question_length(recipe)
+    rng, shapes = np.random.default_rng(seed), abstract.batch(recipe, stage)
+    batch = Batch(*(np.zeros(x.shape, x.dtype) for x in shapes))
+    batch.frames[:] = rng.integers(0, 256, batch.frames.shape, np.uint8)
+    batch.frame_mask[:] = True
+    batch.tokens[:] = rng.integers(3, recipe.llama.vocab_size, batch.tokens.shape)
+    batch.segments[:, :V], batch.segments[:, V:] = PREFIX, PADDING
+    batch.positions[:, :V] = np.arange(V)
+    for question in range(Q):
+        first = V + question * each
+        batch.segments[:, first : first + each] = question + 1
+        batch.positions[:, first : first + each] = np.arange(V, V + each)
+        batch.targets[:, first : first + each - 1] = batch.tokens[:, first + 1 : first + each]
+        batch.weights[:, first : first + each - 1] = 1
+    batch.slots[:] = NO_SLOT
+    if stage.input == "video":
+        batch.slots[:, :V] = np.arange(V)
+        batch.tokens[:, :V] = 0
+    batch.tokens[batch.segments == PADDING] = 0
+    batch.rows[:] = np.arange(len(batch.rows))
+    return batch
+
+
+def make_parts(recipe: Recipe) -> list[Part]:
+    """All parts, in the order in which they are measured; nothing is allocated yet.
+
+    ValueError where the rows are too short for their questions, or as `parallel.for_recipe`.
+    """
+    question_length(recipe)  # before anything is compiled
+    model, found = build_model(recipe), []
+    layouts.for_recipe(recipe, model)
+    for number, stage in enumerate(recipe.stages):
+        work = flops.step(recipe, stage, model.params).values()
+        count = stage.batch * sum(once for once, _ in work)
+
+        def start(number=number):
+            return _start_stage(recipe, model, number)
+
+        found.append(Part(f"stage {stage.name}", stage.batch, count, start))
+    if stage.input != "video":
+        return found
+    once, clips = flops.forward(recipe), stage.batch
+    # Three times: the forward pass, the gradients of the weights, those of the inputs.
+    decoder = 3 * clips * sum(once[name] for name in ("decoder", "attention", "head"))
+    return [
+        *found,
+        Part(ENCODER, clips, 3 * clips * once["encoder"], lambda: _start_encoder(recipe)),
+        Part(DECODER, clips, decoder, lambda: _start_decoder(recipe)),
+        Part(EVALUATION, clips, clips * sum(once.values()), lambda: _start_loss(recipe, model)),
+    ]
+
+
+def draw_arrays(recipe: Recipe, model: PureModel, layout) -> dict:
+    """The arrays that a run of the recipe starts from; the same ones at every call."""
+    holding = Holding(model, recipe.stages, recipe.model.dtype, layout)
+    return holding.draw(jax.random.key(recipe.seed))
+
+
+class HeldStage(NamedTuple):
+    """A stage at its beginning, its arrays on the devices."""
+
+    layout: Any
+    labels: dict[str, str]
+    tx: Any
+    holding: Holding
+    held: Held
+    key: jax.Array
+
+
+def hold_stage(recipe: Recipe, model: PureModel, number: int) -> HeldStage:
+    """Draws and places the arrays of stage `number`, as training does."""
+    stage, layout = recipe.stages[number], layouts.make(recipe.parallel, recipe.mesh)
+    labels = stage.labels(model.params)
+    tx = optimizer.build(stage, labels, steps=stage.steps or stage.warmup + 1)
+    holding = Holding(model, recipe.stages, recipe.model.dtype, layout)
+    arrays = draw_arrays(recipe, model, layout)
+    key = arrays["key"]
+    return HeldStage(layout, labels, tx, holding, holding.place(arrays, number, labels, tx), key)
+
+
+def _start_stage(recipe: Recipe, model: PureModel, number: int) -> Started:
+    layout, labels, tx, _, held, _ = hold_stage(recipe, model, number)
+    stage, state = recipe.stages[number], held.state
+    batch = layout.put(draw_batch(recipe, stage))
+    jax.block_until_ready((state, batch))
+    start = time.perf_counter()
+    update = compile_update(model, stage, labels, tx, layout, state, batch, recipe.model.loss_chunk)
+    compiling = time.perf_counter() - start
+
+    def call():
+        nonlocal state
+        state, metrics = jax.block_until_ready(update(state, batch))
+
+    return Started(call, compiling, _memory(update))
+
+
+def _memory(program) -> int:
+    used = program.memory_analysis()
+    return 0 if used is None else used.argument_size_in_bytes + used.temp_size_in_bytes
+
+
+def _started(layout, function: Callable, *arguments: Any) -> Started:
+    jax.block_until_ready(arguments)
+    start = time.perf_counter()
+    program = jax.jit(layout.over(function)).lower(*arguments).compile()
+    compiling = time.perf_counter() - start
+    return Started(lambda: jax.block_until_ready(program(*arguments)), compiling, _memory(program))
+
+
+class _Only(nnx.Module):
+    """One part of the model, under its name in the whole one."""
+
+    def __init__(self, **parts: nnx.Module):
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def _alone(recipe: Recipe, name: str, make: Callable) -> tuple[PureModel, dict, dict, Any]:
+    """(the model of one part, its parameters, its statistics, their layout)."""
+    dtype = jnp.dtype(recipe.model.dtype)
+    kinds = dict(dtype=dtype, param_dtype=jnp.promote_types(dtype, jnp.float32))
+    model = PureModel.of(lambda rngs: _Only(**{name: make(rngs=rngs, **kinds)}))
+    layout = layouts.make("jit", recipe.mesh)
+    where = layout.arrays(model.params, model.stats)
+    params, stats = jax.jit(model.init, out_shardings=where)(jax.random.key(recipe.seed))
+    return model, params, stats, layout
+
+
+def _start_encoder(recipe: Recipe) -> Started:
+    """Forward and backward from pixels to feature maps, with the batch's own statistics."""
+
+    def make(**kinds):
+        return ResNet(recipe.resnet, remat=recipe.model.remat != "none", **kinds)
+
+    model, params, stats, layout = _alone(recipe, "encoder", make)
+    batch = layout.put(draw_batch(recipe, recipe.stages[-1]))
+
+    def loss(params, stats, frames, mask):
+        module = model.merge(params, stats)
+        x_NHWC = normalise(join_frames(frames), jnp.dtype(recipe.model.dtype))
+        features = module.encoder(x_NHWC, join_frames(mask), use_running=False)
+        return jnp.mean(jnp.square(features.astype(jnp.float32))), model.read_stats(module)
+
+    gradient = jax.grad(loss, has_aux=True)
+    return _started(layout, gradient, params, stats, batch.frames, batch.frame_mask)
+
+
+def _start_decoder(recipe: Recipe) -> Started:
+    """Forward and backward from tokens to the loss, with the gradients of all its parameters."""
+
+    def make(**kinds):
+        return Llama(recipe.llama, remat=recipe.model.remat, **kinds)
+
+    model, params, stats, layout = _alone(recipe, "decoder", make)
+    batch = layout.put(draw_batch(recipe, recipe.stages[-1])._replace(frames=np.zeros(0)))
+    chunk = recipe.model.loss_chunk
+
+    def loss(params, batch):
+        decoder = model.merge(params, stats).decoder
+        x_BLD = decoder.embed_rows(batch.tokens)
+        hidden, _ = decoder(x_BLD, batch.positions, batch.segments)
+        total = token_loss_sum(decoder, hidden, batch.targets, batch.weights, chunk)
+        return total / batch.weights.sum()
+
+    return _started(layout, jax.grad(loss), params, batch)
+
+
+def _start_loss(recipe: Recipe, model: PureModel) -> Started:
+    """The validation loss: forward, with running statistics."""
+    layout = layouts.make("jit", recipe.mesh)
+    arrays = draw_arrays(recipe, model, layout)
+    dtype = jnp.dtype(recipe.model.dtype)
+    params = {path: arrays["params"].pop(path).astype(dtype) for path in model.params}
+    batch = layout.put(draw_batch(recipe, recipe.stages[-1]))
+    loss = make_loss(model, loss_chunk=recipe.model.loss_chunk)
+    return _started(layout, loss, params, arrays["stats"], batch)

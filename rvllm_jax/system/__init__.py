@@ -1,0 +1,1 @@
+"""What is nobody's topic: files, processes, memory, errors."""

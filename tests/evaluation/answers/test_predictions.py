@@ -1,0 +1,144 @@
+import json
+
+import pytest
+
+from rvllm_jax.evaluation.answers.answered import AnswersError, check_answers, read_answers
+from rvllm_jax.evaluation.answers.predictions import import_predictions
+
+QUESTIONS = [
+    {"video_name": "abcdefghijk", "question": "is it red", "question_id": "v_abcdefghijk_1"},
+    {"video_name": "abcdefghijk", "question": "how many", "question_id": "v_abcdefghijk_2"},
+    {"video_name": "lmnopqrstuv", "question": "is it red", "question_id": "v_lmnopqrstuv_1"},
+]
+ANSWERS = [
+    {"question_id": q["question_id"], "answer": a, "type": t}
+    for q, a, t in zip(QUESTIONS, ("yes", "2", "no"), (3, 7, 3), strict=True)
+]
+
+
+@pytest.fixture
+def take(tmp_path):
+    """take(predictions, *annotations, ...) -> the folder, or raises."""
+
+    def take(predictions, *annotations, names=("test_q.json", "test_a.json"), **options):
+        annotations = annotations or (QUESTIONS, ANSWERS)
+        paths = []
+        for name, content in zip(("p.json", *names), (predictions, *annotations), strict=False):
+            paths.append(tmp_path / name)
+            paths[-1].write_text(json.dumps(content))
+        given = dict(split="test") | options
+        return import_predictions([paths[0]], paths[1:], tmp_path / "out", **given)
+
+    return take
+
+
+def answers(folder):
+    check_answers(folder / "answers.jsonl")
+    return {a.question_id: a for a in read_answers(folder / "answers.jsonl")}
+
+
+def info(folder):
+    return json.loads((folder / "info.json").read_text())
+
+
+def predicted(rows=QUESTIONS):
+    return [
+        {"id": q["question_id"], "question": q["question"], "answer": a["answer"], "pred": f"P{n}"}
+        for n, (q, a) in enumerate(zip(rows, ANSWERS, strict=False))
+    ]
+
+
+def test_every_question_becomes_an_answer_whatever_the_order_and_number(take):
+    folder = take(predicted()[::-1][:2])
+    found = answers(folder)
+    assert [a.answer for a in found.values()] == ["", "P1", "P2"]
+    assert found["v_abcdefghijk_1"].failed == "no prediction in p.json"
+    assert (found["v_lmnopqrstuv_1"].truth, found["v_lmnopqrstuv_1"].type) == ("no", "3")
+    told = info(folder)
+    assert (told["benchmark"], told["split"], told["missing"]) == ("activitynet_qa", "test", 1)
+    assert told["partial"] and told["published"] == 8000 and told["questions"] == 3
+
+
+def test_the_form_of_the_official_evaluator_and_its_figures(take):
+    rows = [{"question_id": a["question_id"], "answer": a["answer"]} for a in ANSWERS]
+    rows[1]["answer"] = "3"
+    folder = take([rows[2], rows[2], *rows[:2]], duplicates=True)
+    assert [a.answer for a in answers(folder).values()] == ["yes", "3", "no"]
+    told = info(folder)
+    assert told["duplicates"] == ["v_lmnopqrstuv_1"]
+    official = told["official_evaluator"]
+    shares = {"all": 1.0, "yes/no": 1.5, "number": 0.0, "free": 1.0}
+    assert official["accuracy"] == shares  # one is counted twice
+
+
+def test_several_predictions_for_one_question(take):
+    twice = [*predicted(), predicted()[1] | {"pred": "later"}]
+    with pytest.raises(AnswersError, match="1 questions have several.*v_abcdefghijk_2"):
+        take(twice)
+    assert answers(take(twice, duplicates=True))["v_abcdefghijk_2"].answer == "P1"
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"id": "v_zzzzzzzzzzz_1"}, "1 predictions are about no question.*another benchmark or"),
+        ({"question": "is it blue"}, "1 ids stand for another question or truth"),
+        ({"answer": "no"}, "1 ids stand for another question or truth"),
+        ({"pred": None}, "record 0: expected texts, got None"),
+        ({"pred": ["x"]}, "record 0: expected texts"),
+    ],
+)
+def test_predictions_of_something_else(take, tmp_path, change, told):
+    rows = predicted()
+    rows[0] |= change
+    with pytest.raises(AnswersError, match=told):
+        take(rows)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("row", [{"pred": "x"}, {"id": "x"}, "x", {"video_name": "v", "Q": "q"}])
+def test_rows_of_no_known_form(take, row):
+    with pytest.raises(AnswersError, match="record 0: (has|expected an object)"):
+        take([row])
+
+
+def test_other_answers_are_not_written_over(take):
+    take(predicted())
+    assert take(predicted())
+    with pytest.raises(AnswersError, match="holds other answers"):
+        take(predicted()[:1])
+
+
+def test_splits(take):
+    with pytest.raises(AnswersError, match="say by --split"):
+        take(predicted(), split="")
+    names = {"video_name": "aaaaaaaaaaa_1_2", "question": "who?", "question_id": "1201_30933"}
+    truth = {"question_id": "1201_30933", "answer": "man", "type": "0"}
+    said = [{"id": "1201_30933", "question": "who?", "answer": "man", "pred": "boy"}]
+    folder = take(said, [names], [truth], split="")
+    assert (info(folder)["benchmark"], info(folder)["split"]) == ("msvd_qa", "validation")
+    with pytest.raises(AnswersError, match="split validation, and --split=test was given"):
+        take(said, [names], [truth], split="test")
+
+
+def test_text_generation(take):
+    video = "v_abcdefghijk"
+    rows = [{"video_name": video, "Q": "Who?", "A": "A cat."}] * 2
+    rows.append({"video_name": video, "Q": "Where?", "A": "Home."})
+    said = [row | {"pred": f"P{n}"} for n, row in enumerate(rows)]
+    folder = take(said, rows, names=("generic_qa.json",))
+    found = list(answers(folder).values())
+    assert [a.answer for a in found] == ["P0", "P1", "P2"]  # asked twice, answered in order
+    assert {a.criteria for a in found} == {("CI", "DO", "CU")} and found[0].type == "generic"
+    assert "official_evaluator" not in info(folder)
+
+
+def test_consistency(take):
+    rows = [{"video_name": "v_abcdefghijk", "Q1": "Who?", "Q2": "Which?", "A": "A cat."}]
+    said = [rows[0] | {"pred1": "one", "pred2": "two"}]
+    folder = take(said, rows, names=("consistency_qa.json",))
+    first, second = answers(folder).values()
+    assert (first.question, first.answer) == ("Who?", "one")
+    assert (second.question, second.answer) == ("Which?", "two")
+    assert (first.question_id, second.question_id) == (first.pair + "/1", second.pair + "/2")
+    assert first.pair == second.pair and first.criteria == second.criteria == ("C",)

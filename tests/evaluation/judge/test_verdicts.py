@@ -1,0 +1,103 @@
+import json
+
+import pytest
+
+from rvllm_jax.evaluation.judge.items import items
+from rvllm_jax.evaluation.judge.run import check_held
+from rvllm_jax.evaluation.judge.verdicts import (
+    Verdict,
+    VerdictsError,
+    file_name,
+    line,
+    open_verdicts,
+    paths,
+    read_judged,
+)
+from rvllm_jax.system.lines import LinesError
+
+MADE = {"backend": "openai", "model": "m", "parameters": {"temperature": 0.0}}
+
+
+@pytest.fixture
+def some(answer):
+    return list(items([answer(f"q{n}", answer=str(n)) for n in range(4)]))
+
+
+def fill(folder, some, made=MADE):
+    lines, held = open_verdicts(folder, "m", made)
+    with lines:
+        for item in some:
+            if item.key not in held:
+                lines.append(line(item, Verdict(correct=True, score=4.8, raw=("{}",), model="m-1")))
+    return held
+
+
+def test_what_is_written_comes_back(tmp_path, some):
+    assert fill(tmp_path, some[:3]) == {}
+    assert fill(tmp_path, some) == {item.key: item.of for item in some[:3]}
+    found = list(read_judged(paths(tmp_path, "m")[0]))
+    assert [j.key for j in found] == [item.key for item in some]
+    assert all(j.score == 4.8 and j.correct and j.answered and j.model == "m-1" for j in found)
+    assert fill(tmp_path, some, MADE | {"base_url": "http://elsewhere"})  # the same judge, moved
+
+
+def test_verdicts_of_something_else_are_not_mixed(tmp_path, some):
+    fill(tmp_path, some)
+    with pytest.raises(VerdictsError, match="temperature.*0.0.*there.*1.0.*now"):
+        fill(tmp_path, some, MADE | {"parameters": {"temperature": 1.0}})
+    with pytest.raises(VerdictsError, match="prompts_sha256: None there"):
+        fill(tmp_path, some, MADE | {"prompts_sha256": "ab"})
+    paths(tmp_path, "m")[1].unlink()
+    with pytest.raises(VerdictsError, match="which says what judged it, is not there"):
+        fill(tmp_path, some)
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"score": 5.5}, "score is 5.5, expected 0 to 5"),
+        ({"score": True}, "score is True"),
+        ({"overlap": -1}, "overlap is -1"),
+        ({"score": "4"}, "score is '4'"),
+        ({"correct": 1}, "correct is 1"),
+        ({"of": None}, "of is None"),
+    ],
+)
+def test_a_line_that_is_no_verdict_is_named(tmp_path, some, changes, told):
+    fill(tmp_path, some)
+    path = paths(tmp_path, "m")[0]
+    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    rows[2] |= changes
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(VerdictsError, match=f"line 3: {told}.*judged again"):
+        fill(tmp_path, some)
+
+
+def test_nan_and_repeated_verdicts_are_refused(tmp_path, some):
+    fill(tmp_path, some)
+    path = paths(tmp_path, "m")[0]
+    content = path.read_text()
+    path.write_text(content.replace('"score": 4.8', '"score": NaN', 1))
+    with pytest.raises(LinesError, match="line 1.*NaN is no number"):
+        fill(tmp_path, some)
+    path.write_text(content + content.splitlines()[1] + "\n")
+    with pytest.raises(VerdictsError, match="holds .*q1.* twice"):
+        fill(tmp_path, some)
+    path.write_text(content)
+    assert len(fill(tmp_path, some)) == 4  # and the lock of a refused run is gone
+
+
+def test_answers_that_changed_or_went(some, answer):
+    held = {item.key: item.of for item in some}
+    check_held(some, held, "f")
+    check_held([*some, *items([answer("new")])], held, "f")
+    changed = [*some[:3], *items([answer("q3", answer="other")])]
+    with pytest.raises(VerdictsError, match=r"1 of 4 .*\(0 are of questions that are not there\)"):
+        check_held(changed, held, "f")
+    with pytest.raises(VerdictsError, match=r"2 of 4 .*\(2 are of .*q2"):
+        check_held(some[:2], held, "f")
+
+
+def test_names_of_files():
+    assert file_name("gpt-4o-2024-08-06") == "gpt-4o-2024-08-06"
+    assert file_name("../../x y") == "x-y" and file_name("///") == "judge"

@@ -1,0 +1,149 @@
+"""Starts: what is refused before the data is touched, what is mended there, what is reused."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rvllm_jax.config.check import ConfigError
+from rvllm_jax.config.stage import StageError
+from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.batches.packing import PackingError, Rows
+from rvllm_jax.data.text import tokenizer as tokenizers
+from rvllm_jax.data.text.tokenizer import TokenizerError
+from rvllm_jax.experiments import train as running
+from rvllm_jax.experiments.tokenizer import open_tokenizer
+from rvllm_jax.experiments.train import Experiment, asked_datasets
+from rvllm_jax.sharding.mesh import MeshError
+from rvllm_jax.training.checkpoint import claim
+from rvllm_jax.weights.errors import WeightsError
+
+JOINT = {"schedule": "visual,joint", "stages__joint__batch": 8}
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"mesh__data": 3}, MeshError, "data=3 .*does not cover the 8 devices"),
+        (JOINT | {"stages__joint__batch": 4}, StageError, "joint.batch=4 .*multiple of 8 devices"),
+        (JOINT | {"stages__joint__table": (("(enc", "visual"),)}, StageError, r"table: '\(enc'"),
+        (JOINT | {"stages__joint__table": (("enc.*", "visual"),)}, StageError, "no row of its tab"),
+        ({"model__random": "(enc"}, WeightsError, r"config\.model\.random='\(enc' is no regex: "),
+        ({"evaluation__batch": 4}, StageError, "evaluation.batch=4 .*multiple of the 8 devices"),
+        ({"tokenizer__folder": "/nowhere"}, TokenizerError, "/nowhere: no such folder"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_data_is_touched(
+    recipe, tmp_path, monkeypatch, changes, error, message
+):
+    def decode(*_, **__):
+        raise AssertionError("the data was touched")
+
+    monkeypatch.setattr(running, "open_source", decode)
+    with pytest.raises(error, match=message):
+        Experiment.open(recipe(**changes), tmp_path)
+
+
+def test_a_start_says_whose_statistics_batchnorm_takes(recipe, tmp_path, caplog):
+    class Opened(Exception):
+        """Where the data would be prepared."""
+
+    def stop(*_, **__):
+        raise Opened
+
+    caplog.set_level("INFO")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Opened):
+        patch.setattr(running, "open_source", stop)
+        cut = {"stages__visual__accumulate": 2, "stages__visual__batch": 16}
+        Experiment.open(recipe(**JOINT | cut), tmp_path)
+    assert (
+        "stage visual: BatchNorm's statistics are those of each micro-batch of 8 clips"
+        in caplog.text
+    )
+    assert "stage joint: BatchNorm" not in caplog.text
+
+
+def source(text: str) -> SimpleNamespace:
+    """Training data of one pair."""
+    return SimpleNamespace(splits={"train": [Conversation("0", "v", (Turn(text, text),), text)]})
+
+
+def test_the_tokenizer_is_that_of_the_text_until_a_checkpoint_depends_on_it(recipe, tmp_path):
+    first = open_tokenizer(recipe(), source("red green"), tmp_path)
+    second = open_tokenizer(recipe(), source("blue white"), tmp_path)
+    assert first.fingerprint != second.fingerprint
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    third = open_tokenizer(recipe(), source("red green"), tmp_path)
+    kept = tokenizers.load(tmp_path / "tokenizer")
+    assert second.fingerprint == third.fingerprint == kept.fingerprint
+
+
+def test_the_users_tokenizer_is_taken_and_kept(recipe, tmp_path):
+    own = tokenizers.train(["yellow"], 280)
+    own.save(tmp_path / "own")
+    changes = {"tokenizer__folder": str(tmp_path / "own"), "model__decoder": "smollm2-135m"}
+    taken = open_tokenizer(recipe(**changes), source("red"), tmp_path / "run")
+    assert taken.fingerprint == own.fingerprint
+    assert tokenizers.load(tmp_path / "run" / "tokenizer").fingerprint == own.fingerprint
+    tokenizers.train([chr(c) * 2 for c in range(0x4E00, 0x5200)], 1400).save(tmp_path / "own")
+    changes["model__decoder"] = "tiny"  # its vocabulary holds fewer
+    with pytest.raises(ConfigError, match=f"{tmp_path / 'own'} has .* tokens"):
+        open_tokenizer(recipe(**changes), source("red"), tmp_path / "other")
+
+
+def test_saving_a_tokenizer_touches_no_file_that_is_right_and_leaves_none_half(
+    tmp_path, monkeypatch
+):
+    first, second = tokenizers.train(["red"], 280), tokenizers.train(["blue"], 280)
+    first.save(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert {path.name for path in before} == {"tokenizer.json", "tokenizer_config.json"}
+    first.save(tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        second.save(tmp_path)
+    assert tokenizers.load(tmp_path).fingerprint == first.fingerprint
+
+
+def test_what_ended_a_start_is_mended_in_the_same_working_directory(recipe, settings, tmp_path):
+    def start(**changes) -> Experiment:
+        keys = {key.replace("__", "."): value for key, value in changes.items()}
+        claim(tmp_path, settings | keys)
+        experiment = Experiment.open(recipe(**changes), tmp_path)
+        asked_datasets(experiment)
+        return experiment
+
+    with pytest.raises(PackingError, match="data.context = 32: raise it to"):
+        start(data__context=32, tokenizer__vocab_size=290)
+    mended = start()
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept["data.context"] == 96
+    assert mended.tokenizer.vocab_size > 290  # nothing of the first start is left
+
+
+def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch, recipe):
+    rows = Rows(np.zeros(1, np.int32), np.arange(2), np.zeros(1, np.int32))
+    asked = SimpleNamespace(
+        conversations=source("red").splits["train"], rows=rows, input="caption_in_slot"
+    )
+    result = SimpleNamespace(position=SimpleNamespace(done=7))
+    table = {"accuracy": {}, "controls": {}, "counts": {}, "seconds": {}, "steps": 7}
+    evaluated = []
+    experiment = SimpleNamespace(train=lambda: result)
+    monkeypatch.setattr(running.Experiment, "open", lambda *_: experiment)
+    monkeypatch.setattr(running, "asked_datasets", lambda _: {"test": asked})
+    monkeypatch.setattr(running, "evaluate", lambda *_: evaluated.append(1) or (dict(table), []))
+    first = running.run(recipe(), tmp_path)
+    assert running.run(recipe(), tmp_path) == first and len(evaluated) == 1
+    asked.conversations = source("green").splits["train"]
+    assert running.run(recipe(), tmp_path)["asked"] != first["asked"] and len(evaluated) == 2
+    result.position.done = 8
+    running.run(recipe(), tmp_path)
+    assert len(evaluated) == 3
