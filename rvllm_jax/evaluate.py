@@ -28,7 +28,7 @@ from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text.template import ChatError
 from rvllm_jax.data.text.tokenizer import TokenizerError
 from rvllm_jax.evaluation.answering import FUSIONS
-from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.evaluate import Options, evaluate
 from rvllm_jax.hosts import flags as cluster_flags
 from rvllm_jax.hosts.join import joined

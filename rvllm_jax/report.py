@@ -13,7 +13,7 @@ import sys
 
 from absl import app, flags
 
-from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.report.page import report
 from rvllm_jax.system.lines import LinesError
 

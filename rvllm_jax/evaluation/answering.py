@@ -14,9 +14,9 @@ from rvllm_jax.data.batches.loader import ERRORS, UNREADABLE, Dataset, question_
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import Template
 from rvllm_jax.data.text.tokenizer import Tokenizer
+from rvllm_jax.evaluation.answers.questions import EvaluationError, Question
 from rvllm_jax.evaluation.asked_groups import Group, Plan
 from rvllm_jax.evaluation.controls import SWAPPED
-from rvllm_jax.evaluation.questions import EvaluationError, Question
 from rvllm_jax.generation.decode import before_stop, generate
 from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.models.functional import Arrays, PureModel

@@ -11,14 +11,12 @@ import numpy as np
 
 from rvllm_jax.data.batches.clips import View
 from rvllm_jax.data.batches.loader import AskedRow, Dataset, views_of
+from rvllm_jax.evaluation.answers.questions import Key, Question
 from rvllm_jax.evaluation.controls import SWAPPED, partners
-from rvllm_jax.evaluation.questions import Question
 
 PLAIN = ""  # the control of answers without one
 MOST_TOGETHER = 16  # questions behind one copy of a video's prefix
 _VIDEO = 8  # what reading a video's prefix costs, in questions; only decides how many are together
-
-Key = tuple[str, str]  # a question's id, and the control
 
 
 class Group(NamedTuple):

@@ -13,7 +13,7 @@ from rvllm_jax.data.batches.source import EMBEDDED, open_source
 from rvllm_jax.data.prepare.run import FRAMES, INFO, UNUSABLE
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import read_json
-from rvllm_jax.evaluation.questions import TEXT_GENERATION, EvaluationError
+from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION, EvaluationError
 
 PUBLISHED = ("msvd_qa", "msrvtt_qa", "tgif_frameqa", "activitynet_qa", TEXT_GENERATION)
 OWN = "own"

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rvllm_jax.data.prepare.find import stem_of
-from rvllm_jax.evaluation.questions import Question
+from rvllm_jax.evaluation.answers.questions import Question
 
 _YOUTUBE = r"[\w-]{11}"
 

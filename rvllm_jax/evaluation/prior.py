@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rvllm_jax.data.annotations.example import Turn
-from rvllm_jax.evaluation.questions import Question
+from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.score.normalise import normalise
 
 FROM_TRAIN = "the commonest answer of the type in the training split"

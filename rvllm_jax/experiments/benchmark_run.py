@@ -18,18 +18,18 @@ from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answering import Answering, Machine, record
 from rvllm_jax.evaluation.answers.answer_file import AnswerFile, read_info_if_any
 from rvllm_jax.evaluation.answers.prediction_files import write_predictions
-from rvllm_jax.evaluation.asked_groups import Plan, chosen_controls, pending, plan
-from rvllm_jax.evaluation.asked_groups import questions_together as best_together
-from rvllm_jax.evaluation.benchmarks import Benchmark
-from rvllm_jax.evaluation.leakage import overlap
-from rvllm_jax.evaluation.prior import prior
-from rvllm_jax.evaluation.questions import (
+from rvllm_jax.evaluation.answers.questions import (
     TEXT_GENERATION,
     EvaluationError,
     Question,
     fingerprint,
     questions_of,
 )
+from rvllm_jax.evaluation.asked_groups import Plan, chosen_controls, pending, plan
+from rvllm_jax.evaluation.asked_groups import questions_together as best_together
+from rvllm_jax.evaluation.benchmarks import Benchmark
+from rvllm_jax.evaluation.leakage import overlap
+from rvllm_jax.evaluation.prior import prior
 from rvllm_jax.experiments.evaluate_options import Options
 from rvllm_jax.experiments.saved.open import Opened
 from rvllm_jax.hosts.sync import HERE

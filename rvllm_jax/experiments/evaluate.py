@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rvllm_jax.data.batches.source import EMBEDDED
 from rvllm_jax.evaluation.answers.answered import digest
+from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.benchmarks import Benchmark, check_names, open_benchmark, open_shapes
-from rvllm_jax.evaluation.questions import EvaluationError
 from rvllm_jax.experiments.benchmark_run import BenchmarkRun
 from rvllm_jax.experiments.evaluate_options import Options
 from rvllm_jax.experiments.saved import training_videos

@@ -4,8 +4,8 @@ import dataclasses
 
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.evaluation.answering import FUSIONS, LOCK_STEP
+from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.asked_groups import MOST_TOGETHER
-from rvllm_jax.evaluation.questions import EvaluationError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from rvllm_jax.data.annotations.example import Turn
+from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.asked_groups import chosen_controls, pending, plan, questions_together
-from rvllm_jax.evaluation.questions import Question
 
 CLIPS = [0, 0, 0, 1, 2, 2]  # of each question
 QUESTIONS = [

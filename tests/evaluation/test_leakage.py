@@ -3,8 +3,8 @@
 import pytest
 
 from rvllm_jax.data.annotations.example import Turn
+from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.leakage import overlap, source_of
-from rvllm_jax.evaluation.questions import Question
 
 
 @pytest.mark.parametrize(

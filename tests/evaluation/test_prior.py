@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 
 from rvllm_jax.data.annotations.example import Turn
+from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.prior import FROM_OTHERS, FROM_TRAIN, prior
-from rvllm_jax.evaluation.questions import Question
 from rvllm_jax.evaluation.score.normalise import normalise
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.evaluation.answers.answer_file import AnswerFile
-from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments import benchmark_run
 from rvllm_jax.experiments.evaluate import Options, evaluate
 from rvllm_jax.experiments.saved import training_videos

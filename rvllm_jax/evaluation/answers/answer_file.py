@@ -7,8 +7,7 @@ from typing import Any
 
 from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO
-from rvllm_jax.evaluation.asked_groups import Key
-from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.evaluation.answers.questions import EvaluationError, Key
 from rvllm_jax.system.lines import Lines, now, read_lines, unlike
 
 

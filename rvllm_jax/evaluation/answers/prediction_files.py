@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.store.shards import write_atomically
-from rvllm_jax.evaluation.questions import TEXT_GENERATION
+from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION
 
 
 def write_predictions(folder: Path, benchmark: str, answers: Sequence[Mapping[str, Any]]) -> None:

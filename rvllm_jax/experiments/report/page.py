@@ -9,7 +9,7 @@ import numpy as np
 from rvllm_jax.data.store.reader import FrameStore, FrameStoreError
 from rvllm_jax.data.store.record import encode_jpeg
 from rvllm_jax.data.store.shards import write_atomically
-from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.report import document, plots, tables
 from rvllm_jax.experiments.report.document import Heading, Part, Picture, Table, Text
 from rvllm_jax.experiments.report.results import Scored, failures, read_results

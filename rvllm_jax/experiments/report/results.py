@@ -9,8 +9,8 @@ from typing import Any
 
 from rvllm_jax.evaluation.answers.answer_file import read_info_if_any
 from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO
+from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.judge.facts import UNSUPPORTED
-from rvllm_jax.evaluation.questions import EvaluationError
 from rvllm_jax.evaluation.score.scores import asked_how
 from rvllm_jax.system.lines import read_lines
 

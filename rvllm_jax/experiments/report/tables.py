@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rvllm_jax.evaluation.questions import TEXT_GENERATION
+from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION
 from rvllm_jax.evaluation.score.scores import unjudged_told
 from rvllm_jax.experiments.report.document import Part, Table, Text
 from rvllm_jax.experiments.report.published_scores import QA

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rvllm_jax.evaluation.questions import EvaluationError
+from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.report import plots
 from rvllm_jax.experiments.report.page import report
 from rvllm_jax.experiments.report.tables import solved_blind

@@ -12,6 +12,8 @@ TEXT_GENERATION = "video_text_generation"
 CRITERIA = {"generic": ("CI", "DO", "CU"), "temporal": ("TU",), "consistency": ("C",)}
 _NAMED = 5  # how many ids a message names
 
+Key = tuple[str, str]  # a question's id, and the control that it is asked under
+
 
 class EvaluationError(ValueError):
     """An evaluation that cannot be started or continued as asked; the message says what to do."""

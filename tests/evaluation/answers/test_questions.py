@@ -1,7 +1,7 @@
 import pytest
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
-from rvllm_jax.evaluation.questions import EvaluationError, fingerprint, questions_of
+from rvllm_jax.evaluation.answers.questions import EvaluationError, fingerprint, questions_of
 
 
 def conversation(id, *turns, video="v"):
