@@ -8,7 +8,7 @@ import sys
 
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.stage import StageError
-from rvllm_jax.data.store.reader import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.sharding.mesh import MeshError
 from rvllm_jax.speed import checkpoint, decoding, evaluation, generation, input, loading, step
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu

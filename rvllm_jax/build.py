@@ -12,7 +12,7 @@ from absl import app
 from rvllm_jax.data import tfds
 from rvllm_jax.data.annotations.example import ConversationError
 from rvllm_jax.data.prepare.find import VideoFilesError
-from rvllm_jax.data.store.reader import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError
 
 
 def main(command) -> None:

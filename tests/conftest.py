@@ -83,7 +83,7 @@ def talker(joint, tmp_path_factory):
     answers are text, and it never ends one by itself."""
     from rvllm_jax.config.check import resolve
     from rvllm_jax.data.text import tokenizer
-    from rvllm_jax.data.video import decode
+    from rvllm_jax.data.video import encode
     from rvllm_jax.experiments.train import build_model
     from rvllm_jax.models.llama import LlamaConfig
     from rvllm_jax.training.checkpoint import Checkpoints, claim
@@ -116,7 +116,7 @@ def talker(joint, tmp_path_factory):
     for name, length in (("a", 50), ("b", 20), ("c", 70)):
         colours = rng.integers(0, 255, (length, 3, 4, 3), dtype=np.uint8)
         frames = colours.repeat(16, 1).repeat(16, 2)
-        decode.write(folder / "videos" / f"{name}.mp4", frames, fps=10)
+        encode.write(folder / "videos" / f"{name}.mp4", frames, fps=10)
     return folder
 
 

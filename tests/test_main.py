@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 
 from rvllm_jax import main
 from rvllm_jax.config.check import ConfigError
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 from rvllm_jax.training.checkpoint import WorkdirError, claim
 from rvllm_jax.training.sigterm import INTERRUPTED
 
@@ -133,7 +133,7 @@ def test_a_run_ended_before_training_has_its_code_and_leaves_no_process(tmp_path
 
 
 def test_show_prompt_prints_what_is_trained_on_and_trains_nothing(tmp_path):
-    decode.write(tmp_path / "a.mp4", np.full((12, 72, 72, 3), 128, np.uint8), fps=4)
+    encode.write(tmp_path / "a.mp4", np.full((12, 72, 72, 3), 128, np.uint8), fps=4)
     said = [
         ("human", "<video>\nIs it grey?"),
         ("gpt", "Yes, all."),

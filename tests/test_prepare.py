@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ def place(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "videos").mkdir()
     frames = rng.integers(0, 256, (40, 96, 96, 3), np.uint8)
-    decode.write(tmp_path / "one.mp4", frames, fps=10)
+    encode.write(tmp_path / "one.mp4", frames, fps=10)
     rows = []
     for number in range(40):
         (tmp_path / "videos" / f"{number}.mp4").write_bytes((tmp_path / "one.mp4").read_bytes())

@@ -24,7 +24,7 @@ from rvllm_jax.data.batches.loose_videos import Seen
 from rvllm_jax.data.store.shards import read_json
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import ChatError
-from rvllm_jax.data.video.decode import VideoError
+from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.saved.answering import Answerer, How
 from rvllm_jax.generation.prompts import PromptError
 

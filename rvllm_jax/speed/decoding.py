@@ -17,8 +17,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from rvllm_jax.data.store import record, shard_writer, shards
-from rvllm_jax.data.store.reader import FrameStoreError
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.video import decode, encode
+from rvllm_jax.data.video.container import VIDEO_SUFFIXES
 
 DESCRIPTION = "files to stored frames, beside bare PyAV"
 BARE, SCALED, DECODED = "PyAV: decode", "PyAV: decode, scale", "ours: decode, scale"
@@ -37,8 +38,7 @@ def run(arguments: argparse.Namespace) -> str:
     """The report, as text."""
     with tempfile.TemporaryDirectory() as folder:
         own = Path(arguments.videos) if arguments.videos else _render(Path(folder) / "videos")
-        suffixes = decode.VIDEO_SUFFIXES
-        files = sorted(path for path in own.rglob("*") if path.suffix.lower() in suffixes)
+        files = sorted(path for path in own.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
         if not files:
             raise FrameStoreError(f"{own}: holds no video; name another folder by --videos")
         timed = _steps(files, arguments.stride, arguments.short_side, Path(folder) / "store")
@@ -103,5 +103,5 @@ def _render(folder: Path) -> Path:
     scene = (coarse + rng.integers(-16, 16, coarse.shape)).clip(0, 255).astype(np.uint8)
     for number in range(2):
         moves = [scene[t % 360 :, 2 * t % 640 :][:360, :640] for t in range(250)]
-        decode.write(folder / f"{number}.mp4", np.stack(moves), fps=25)
+        encode.write(folder / f"{number}.mp4", np.stack(moves), fps=25)
     return folder

@@ -23,11 +23,12 @@ from flax import nnx
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.data.batches.loader import AskedRow, Dataset, question_batches
-from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.prompt import TEMPLATES
 from rvllm_jax.data.text.tokenizer import Tokenizer, train
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 from rvllm_jax.evaluation.answering import LOCK_STEP, VOTE, Answering, Machine
 from rvllm_jax.evaluation.asked_groups import plan
 from rvllm_jax.models.functional import Arrays, PureModel
@@ -80,7 +81,7 @@ def _store(arguments, folder: Path) -> FrameStore:
         shape = (arguments.frames * 6, 8, 8, 3)
         small = rng.integers(0, 256, shape, dtype=np.uint8)
         times = arguments.side // 8 + 1
-        decode.write(path, small.repeat(times, 1).repeat(times, 2), fps=8)
+        encode.write(path, small.repeat(times, 1).repeat(times, 2), fps=8)
     write_store(folder / "store", paths, stride=1, short_side=arguments.side)
     return FrameStore(folder / "store")
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from rvllm_jax.data.store import record
-from rvllm_jax.data.store.reader import FrameStore, write_store
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
+from rvllm_jax.data.video import encode
 from rvllm_jax.speed import figures
 from rvllm_jax.speed.input_steps import LIMITS, PIPELINE, Clips, Steps
 
@@ -61,7 +62,7 @@ def render(folder: Path, arguments: argparse.Namespace) -> Iterator[Path]:
         coarse = rng.integers(0, 256, (_SIDE // 8, _SIDE // 8, 3)).repeat(16, 0).repeat(16, 1)
         scene = (coarse + rng.integers(-16, 16, coarse.shape)).clip(0, 255).astype(np.uint8)
         moves = [scene[t % _SIDE :, 2 * t % _SIDE :][:_SIDE, :_SIDE] for t in range(length)]
-        decode.write(path, np.stack(moves), fps=25)
+        encode.write(path, np.stack(moves), fps=25)
     for encoding in record.ENCODINGS:
         write_store(folder / encoding, paths, short_side=_SIDE, encoding=encoding)
         yield folder / encoding

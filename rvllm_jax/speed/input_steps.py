@@ -15,7 +15,8 @@ from array_record.python import array_record_module
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches import clips, loader
 from rvllm_jax.data.store import record
-from rvllm_jax.data.store.reader import FrameStore, FrameStoreError
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text import prompt, tokenizer
 from rvllm_jax.system.malloc import keep_freed_memory
 from rvllm_jax.types import Batch, VisualLayout

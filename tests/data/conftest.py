@@ -13,9 +13,10 @@ import pytest
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches import loader
 from rvllm_jax.data.prepare.run import Options, prepare
-from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 from rvllm_jax.types import VisualLayout
 
 # The frame store: videos of several sizes, some of them broken.
@@ -29,7 +30,7 @@ def videos(tmp_path_factory) -> dict[str, Path]:
     paths = {f"v{number}.mp4": folder / f"v{number}.mp4" for number in range(11)}
     for number, path in enumerate(paths.values()):
         shape = (3 + 5 * number, 16 + 2 * number, 24, 3)
-        decode.write(path, rng.integers(0, 256, shape, np.uint8), fps=10)
+        encode.write(path, rng.integers(0, 256, shape, np.uint8), fps=10)
     paths["v3.mp4"].write_bytes(rng.bytes(5000))
     paths["v8.mp4"].write_bytes(b"")
     return paths
@@ -93,7 +94,7 @@ def clips_folder(lengths, tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     for name, length in lengths.items():
         small = rng.integers(0, 255, (length, 3, 4, 3), dtype=np.uint8)
-        decode.write(folder / name, small.repeat(12, 1).repeat(12, 2), fps=10)
+        encode.write(folder / name, small.repeat(12, 1).repeat(12, 2), fps=10)
     paths = {name: folder / name for name in lengths}
     write_store(folder / "store", paths, short_side=36, shards=4, frames_per_record=4)
     return folder / "store"
@@ -209,7 +210,7 @@ def write_with():
 def clip(tmp_path, moving_bar) -> Path:
     """A file of 20 frames of 36 x 48 pixels at 8 frames a second."""
     path = tmp_path / "clip.mp4"
-    decode.write(path, moving_bar(), fps=8, crf=12)
+    encode.write(path, moving_bar(), fps=8, crf=12)
     return path
 
 
@@ -220,7 +221,7 @@ _PREPARED = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4
 
 def _write(path, shade=100, frames=6):
     path.parent.mkdir(parents=True, exist_ok=True)
-    decode.write(path, np.full((frames, 16, 32, 3), shade, np.uint8), fps=5)
+    encode.write(path, np.full((frames, 16, 32, 3), shade, np.uint8), fps=5)
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches.loader import Dataset, eval_batches
-from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
-from rvllm_jax.data.video import decode as video
+from rvllm_jax.data.video import encode
 from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import LlamaConfig
@@ -60,7 +61,7 @@ def folder(tmp_path_factory):
         small = rng.integers(0, 256, (6, 2, 2, 3), dtype=np.uint8)
         if name == STILL:
             small[:] = small[0]
-        video.write(folder / name, small.repeat(8, 1).repeat(8, 2), fps=8)
+        encode.write(folder / name, small.repeat(8, 1).repeat(8, 2), fps=8)
     paths = {name: folder / name for name in VIDEOS}
     write_store(folder / "store", paths, short_side=16, frames_per_record=2)
     return folder / "store"

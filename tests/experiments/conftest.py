@@ -10,7 +10,7 @@ import pytest
 from rvllm_jax.config.check import resolve
 from rvllm_jax.data.prepare.run import Options, prepare
 from rvllm_jax.data.text import tokenizer as tokenizers
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 from rvllm_jax.experiments.saved.answering import Answerer
 from rvllm_jax.experiments.saved.open import describe_model
 from rvllm_jax.experiments.train import build_model
@@ -73,7 +73,7 @@ def videos(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name in VIDEOS:
         small = rng.integers(0, 256, (60, 5, 5, 3), dtype=np.uint8)
-        decode.write(folder / f"{name}.mp4", small.repeat(8, 1).repeat(8, 2), fps=8)
+        encode.write(folder / f"{name}.mp4", small.repeat(8, 1).repeat(8, 2), fps=8)
     return folder
 
 

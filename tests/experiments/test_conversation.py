@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.annotations.llava import read_llava
-from rvllm_jax.data.video.decode import VideoError
+from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.conversation import Talk, lines_of
 from rvllm_jax.experiments.saved.answering import How
 from rvllm_jax.generation.prompts import PromptError

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from rvllm_jax.bench import main
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 from rvllm_jax.speed import decoding
 
 
 def test_every_step_has_its_seconds_beside_bare_pyav(tmp_path, capsys):
     for name in ("a", "b"):
         frames = np.random.default_rng(0).integers(0, 256, (40, 64, 96, 3), np.uint8)
-        decode.write(tmp_path / f"{name}.mp4", frames, fps=25)
+        encode.write(tmp_path / f"{name}.mp4", frames, fps=25)
     main(["decode", f"--videos={tmp_path}", "--short_side=32", "--stride=2", "--rounds=2"])
     first, _, *lines = capsys.readouterr().out.splitlines()
     assert first == "2 files, every 2-th frame, 2 rounds"

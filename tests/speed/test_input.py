@@ -6,7 +6,8 @@ import json
 import pytest
 
 from rvllm_jax.bench import main
-from rvllm_jax.data.store.reader import FrameStore, FrameStoreError
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.speed import input
 from rvllm_jax.speed.input_steps import LIMITS, PIPELINE, Clips, Steps
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.check import Recipe, resolve
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import LlamaConfig
 from rvllm_jax.models.lora import LoRA
@@ -163,7 +163,7 @@ def workplace(tmp_path_factory):
         frames = np.zeros((12, 16, 16, 3), np.uint8)
         frames[:] = list(COLOURS.values())[number % 4]
         frames[:, :, : 2 * number] //= 2
-        decode.write(folder / "videos" / f"{number}.mp4", frames, fps=8)
+        encode.write(folder / "videos" / f"{number}.mp4", frames, fps=8)
     (folder / "videos" / "bad.mp4").write_bytes(b"this is no video")
     train = [_record(number) for number in range(6)]
     train.insert(3, _record(0, "bad.mp4"))

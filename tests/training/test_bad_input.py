@@ -13,7 +13,7 @@ import pytest
 from rvllm_jax.data.annotations.example import ConversationError
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.batches.source import SourceError
-from rvllm_jax.data.store.reader import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.experiments.train import Experiment, run
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints

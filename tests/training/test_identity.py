@@ -5,9 +5,10 @@ import pytest
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches.loader import Dataset
-from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 from rvllm_jax.training.identity import differences, fingerprint
 from rvllm_jax.types import VisualLayout
 
@@ -21,10 +22,10 @@ def dataset(tmp_path):
 
     def dataset(levels=(50, 90), answers=("red", "blue"), input="video", unused=None) -> Dataset:
         for name, level in zip(NAMES, levels, strict=True):
-            decode.write(tmp_path / name, np.full((8, 16, 16, 3), level, np.uint8), fps=8)
+            encode.write(tmp_path / name, np.full((8, 16, 16, 3), level, np.uint8), fps=8)
         paths = {name: tmp_path / name for name in NAMES}
         if unused is not None:
-            decode.write(tmp_path / "c.mp4", np.full((8, 16, 16, 3), unused, np.uint8), fps=8)
+            encode.write(tmp_path / "c.mp4", np.full((8, 16, 16, 3), unused, np.uint8), fps=8)
             paths["c.mp4"] = tmp_path / "c.mp4"
         write_store(tmp_path / "store", paths, short_side=16)
         pairs = zip(NAMES, answers, strict=True)

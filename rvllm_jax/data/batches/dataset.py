@@ -10,7 +10,8 @@ from absl import logging
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches import packing
 from rvllm_jax.data.batches.clips import Sampling, View, evaluation_views, load_clip, read_view
-from rvllm_jax.data.store.reader import FrameStore, FrameStoreError
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.types import Batch, VisualLayout

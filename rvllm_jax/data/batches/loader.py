@@ -21,7 +21,7 @@ from rvllm_jax.data.batches import packing
 from rvllm_jax.data.batches.clips import View
 from rvllm_jax.data.batches.dataset import ERRORS, READABLE, UNREADABLE, Dataset, PipelineError
 from rvllm_jax.data.batches.memory import BatchMemory
-from rvllm_jax.data.store.reader import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.system.malloc import keep_freed_memory
 from rvllm_jax.system.pool import end_with_parent
 from rvllm_jax.types import Batch, Questions

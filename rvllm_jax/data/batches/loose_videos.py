@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rvllm_jax.data.batches.clips import Sampling, View, evaluation_views, read_view
-from rvllm_jax.data.store.reader import FrameStore, write_store
-from rvllm_jax.data.video.decode import VideoError, VideoInfo
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
+from rvllm_jax.data.video.container import VideoError
+from rvllm_jax.data.video.decode import VideoInfo
 
 
 class Seen(NamedTuple):

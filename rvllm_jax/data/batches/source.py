@@ -12,9 +12,9 @@ from rvllm_jax.data.annotations.example import Conversation, check_videos
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.run import FRAMES, INFO
 from rvllm_jax.data.shapes import build
-from rvllm_jax.data.store.reader import FrameStore, check_share, write_store
+from rvllm_jax.data.store.reader import FrameStore, check_share
 from rvllm_jax.data.store.shards import INDEX, LOCK, read_json
-from rvllm_jax.data.store.writer import holds
+from rvllm_jax.data.store.writer import holds, write_store
 
 EMBEDDED = "shapes"  # the value of config.data.videos that asks for the embedded dataset
 Progress = Callable[[int, int], None]

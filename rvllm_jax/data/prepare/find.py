@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from rvllm_jax.data.annotations.example import leaves_folder
-from rvllm_jax.data.video.decode import VIDEO_SUFFIXES
+from rvllm_jax.data.video.container import VIDEO_SUFFIXES
 
 _YOUTUBE = r"[\w-]{11}"
 _FEATURES = ".pkl"  # Video-ChatGPT's, of a video

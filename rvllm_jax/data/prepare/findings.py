@@ -15,7 +15,7 @@ from rvllm_jax.data.annotations.llava import write_llava
 from rvllm_jax.data.prepare.find import VideoFiles
 from rvllm_jax.data.prepare.survey import Survey
 from rvllm_jax.data.prepare.tallies import describe_annotations, describe_videos
-from rvllm_jax.data.store.reader import StoreReport
+from rvllm_jax.data.store.writer import StoreReport
 from rvllm_jax.data.video.decode import ONE_FRAME
 
 DONE, REFUSED, TOO_MANY_BAD, PARTIAL = 0, 1, 3, 4  # exit codes of the command

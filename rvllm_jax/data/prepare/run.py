@@ -47,9 +47,15 @@ from rvllm_jax.data.prepare.folder import (
 )
 from rvllm_jax.data.prepare.survey import survey
 from rvllm_jax.data.store.metadata import is_described, write_metadata
-from rvllm_jax.data.store.reader import StoreReport, write_store
 from rvllm_jax.data.store.shards import INDEX, StoreWriteError, Task, write_atomically
-from rvllm_jax.data.store.writer import check_foreign, holds, is_of, read_report
+from rvllm_jax.data.store.writer import (
+    StoreReport,
+    check_foreign,
+    holds,
+    is_of,
+    read_report,
+    write_store,
+)
 
 _UNFINISHED = "the frames are not all stored yet; start the same command again, it continues"
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")

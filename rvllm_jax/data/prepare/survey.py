@@ -15,7 +15,7 @@ import simplejpeg
 
 from rvllm_jax.data.prepare.survey_journal import Job, SurveyJournal, Thumbnail
 from rvllm_jax.data.store import record
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import container, decode
 from rvllm_jax.data.video.decode import VideoInfo
 from rvllm_jax.system.pool import deaf_to_interrupts, end_with_parent, killed_with_parent
 
@@ -125,7 +125,7 @@ def _look(
     try:
         info = decode.probe(path, on_frame=alive)
         return name, info, short_side and _thumbnail(path, info, short_side, alive)
-    except decode.VideoError as error:
+    except container.VideoError as error:
         return name, str(error), None
 
 

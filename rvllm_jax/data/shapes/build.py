@@ -20,7 +20,7 @@ import numpy as np
 
 from rvllm_jax.data.shapes import questions
 from rvllm_jax.data.shapes import scene as shapes_scene
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 from rvllm_jax.system.pool import end_with_parent
 
 SIZES = {"train": 6000, "validation": 200, "test": 600, "heldout": 360}
@@ -155,7 +155,7 @@ def _make(
         if record["video"] not in present:
             rng = np.random.default_rng(_entropy(options, split, index, 1))
             clip = shapes_scene.render(rng, scene, options.size)
-            decode.write(videos / record["video"], clip, fps=options.fps, crf=options.crf)
+            encode.write(videos / record["video"], clip, fps=options.fps, crf=options.crf)
     return records
 
 
@@ -195,7 +195,7 @@ def _check(options: Options, sizes: Mapping[str, int]) -> None:
 def _fingerprint(options: Options, sizes: Mapping[str, int]) -> str:
     """Changes with the options, with the code that makes the dataset and with the encoder."""
     digest = hashlib.sha256(json.dumps([dataclasses.asdict(options), dict(sizes)]).encode())
-    for module in (shapes_scene, questions, decode):
+    for module in (shapes_scene, questions, encode):
         digest.update(Path(module.__file__).read_bytes())
     digest.update(Path(__file__).read_bytes())
     digest.update(f"av {av.__version__} numpy {np.__version__}".encode())

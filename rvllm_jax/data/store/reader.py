@@ -29,11 +29,6 @@ from rvllm_jax.data.store.shards import (
     record_file,
     times_file,
 )
-from rvllm_jax.data.store.writer import StoreReport, write_store
-
-__all__ = [
-    "FrameStore", "FrameStoreError", "StoreReport", "VideoEntry", "check_share", "write_store",
-]  # fmt: skip
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 _NAMED = 10  # how many videos a message names

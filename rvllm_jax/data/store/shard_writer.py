@@ -30,7 +30,7 @@ from rvllm_jax.data.store.shards import (
     times_file,
     write_atomically,
 )
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import container, decode
 
 # One record a chunk, so that a record is read without its neighbours. Neither noise-like raw
 # frames nor JPEG gain from compression what it costs at each read.
@@ -139,7 +139,7 @@ class _Shard:
         first_record, first_time = self._records, len(self.times)
         try:
             height, width = self._write(name, path, decoding)
-        except decode.VideoError as error:
+        except container.VideoError as error:
             self.bad[name] = str(error)
         except MemoryError:
             self.bad[name] = f"{path}: its frames take too much memory. {_SMALLER}"
@@ -175,7 +175,7 @@ class _Shard:
         for frame, seconds in decoding:
             if buffer is None:
                 if frame.size * per_record > _MAX_RECORD:
-                    raise decode.VideoError(
+                    raise container.VideoError(
                         f"{path}: {per_record} frames of {frame.shape[1]} x {frame.shape[0]} "
                         f"pixels are no record of at most {_MAX_RECORD:,} bytes. {_SMALLER}"
                     )

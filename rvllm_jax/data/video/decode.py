@@ -16,7 +16,6 @@ from rvllm_jax.data.video.container import (
     MAX_PIXELS,
     MAX_SIDE,
     REPLACE,
-    VIDEO_SUFFIXES,
     VideoError,
     declared,
     ends_as_gif,
@@ -25,14 +24,8 @@ from rvllm_jax.data.video.container import (
     pixel_aspect,
     reason,
 )
-from rvllm_jax.data.video.encode import write
 from rvllm_jax.data.video.orientation import Picture, Turn, shown_size, target_size
 from rvllm_jax.data.video.timing import EvenTimes, rate_of
-
-__all__ = [
-    "ONE_FRAME", "VIDEO_SUFFIXES", "Decoding", "VideoError", "VideoInfo", "decode", "probe",
-    "write",
-]  # fmt: skip
 
 ONE_FRAME = "one frame only"  # of a video that has no more
 

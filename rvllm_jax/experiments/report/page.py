@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rvllm_jax.data.store.reader import FrameStore, FrameStoreError
+from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.record import encode_jpeg
-from rvllm_jax.data.store.shards import write_atomically
+from rvllm_jax.data.store.shards import FrameStoreError, write_atomically
 from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.report import document, plots, tables
 from rvllm_jax.experiments.report.document import Heading, Part, Picture, Table, Text

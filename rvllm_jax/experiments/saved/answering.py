@@ -10,9 +10,9 @@ import jax
 
 from rvllm_jax.data.batches.clips import Sampling as Frames
 from rvllm_jax.data.batches.loose_videos import Seen, look, look_each
-from rvllm_jax.data.store.reader import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text.template import ChatError
-from rvllm_jax.data.video.decode import VideoError
+from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.saved.open import Described, read_arrays
 from rvllm_jax.generation import prompts
 from rvllm_jax.generation.prompts import PromptError

@@ -7,8 +7,9 @@ import pytest
 
 from rvllm_jax.data.batches import clips
 from rvllm_jax.data.batches.clips import Sampling, View
-from rvllm_jax.data.store.reader import FrameStore, write_store
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
+from rvllm_jax.data.video import encode
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "real_videos"
 COUNTS = {"one": 1, "two": 2, "short": 3, "odd": 7, "long": 20}
@@ -21,7 +22,7 @@ def store(request, tmp_path_factory):
     rng = np.random.default_rng(3)
     paths = {name: folder / f"{name}.mp4" for name in COUNTS}
     for name, path in paths.items():
-        decode.write(path, rng.integers(0, 256, (COUNTS[name], 16, 24, 3), np.uint8), fps=10)
+        encode.write(path, rng.integers(0, 256, (COUNTS[name], 16, 24, 3), np.uint8), fps=10)
     write_store(
         folder / "store", paths, short_side=None, frames_per_record=4, encoding=request.param
     )

@@ -8,7 +8,8 @@ import pytest
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches import clips, loader
 from rvllm_jax.data.batches.packing import PackingError
-from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt
 from rvllm_jax.types import NO_SLOT, PREFIX
 

@@ -5,9 +5,10 @@ import pytest
 
 from rvllm_jax.data.batches.clips import Sampling, evaluation_views, read_view
 from rvllm_jax.data.batches.loose_videos import look, look_each
-from rvllm_jax.data.store.reader import FrameStore, write_store
-from rvllm_jax.data.video import decode
-from rvllm_jax.data.video.decode import VideoError
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
+from rvllm_jax.data.video import encode
+from rvllm_jax.data.video.container import VideoError
 
 OPTIONS = dict(stride=2, short_side=24, encoding="jpeg", frames_per_record=4)
 
@@ -18,7 +19,7 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(1)
     for name, count in (("long", 60), ("short", 7)):
         frames = rng.integers(0, 255, (count, 32, 40, 3), dtype=np.uint8)
-        decode.write(folder / f"{name}.mp4", frames, fps=10)
+        encode.write(folder / f"{name}.mp4", frames, fps=10)
     (folder / "broken.mp4").write_bytes(b"no video")
     return folder
 

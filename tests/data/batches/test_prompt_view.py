@@ -5,7 +5,7 @@ import re
 import pytest
 
 from rvllm_jax.data.batches import dataset, prompt_view
-from rvllm_jax.data.store.reader import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError
 
 
 def runs(shown: str, sign: str) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 from rvllm_jax.data.annotations.example import ConversationError
 from rvllm_jax.data.batches.source import SourceError, open_source
 from rvllm_jax.data.prepare.run import Options, prepare
-from rvllm_jax.data.store.reader import FrameStoreError
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.video import encode
 
 OPTIONS = dict(stride=1, short_side=16, encoding="raw", frames_per_record=4, workers=0)
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
     videos.mkdir()
     for shade, name in enumerate(("a", "b", "c", "other")):
         frames = np.full((5, 16, 16, 3), 60 * shade, np.uint8)
-        decode.write(videos / f"{name}.mp4", frames, fps=5)
+        encode.write(videos / f"{name}.mp4", frames, fps=5)
     (videos / "bad.mp4").write_bytes(b"no video")
     for split, names in {"train": ["a", "bad", "b"], "test": ["c"], "spoilt": ["bad"]}.items():
         (tmp_path / f"{split}.json").write_text(json.dumps([_record(name) for name in names]))
@@ -99,7 +99,7 @@ def test_frames_are_reused_and_other_options_lie_beside_them(opened, folder):
 
 def test_a_video_that_was_replaced_is_decoded_again(opened, folder):
     dark = opened().store.read("a.mp4", np.array([0])).mean()
-    decode.write(folder / "videos" / "a.mp4", np.full((7, 16, 16, 3), 250, np.uint8), fps=5)
+    encode.write(folder / "videos" / "a.mp4", np.full((7, 16, 16, 3), 250, np.uint8), fps=5)
     source = opened()
     assert opened.worked and source.store.entries["a.mp4"].num_frames == 7
     assert source.store.read("a.mp4", np.array([0])).mean() > dark + 100

@@ -13,8 +13,8 @@ import pytest
 
 from rvllm_jax.data.prepare import beam
 from rvllm_jax.data.store import record, shard_writer, shards, writer
-from rvllm_jax.data.store.reader import FrameStoreError, write_store
-from rvllm_jax.data.store.shards import Options, Task
+from rvllm_jax.data.store.shards import FrameStoreError, Options, Task
+from rvllm_jax.data.store.writer import write_store
 
 ROOT = Path(__file__).parents[3]
 DIRECT = ["--runner=DirectRunner"]
@@ -94,8 +94,8 @@ def test_worker_processes_write_the_same_bytes(installed, stored, videos, option
     """As on other machines: nothing is shared with them but the folders."""
     program = f"""
 from pathlib import Path
-from rvllm_jax.data import beam
-from rvllm_jax.data.frames import write_store
+from rvllm_jax.data.prepare import beam
+from rvllm_jax.data.store.writer import write_store
 if __name__ == "__main__":
     names = {[str(path) for path in videos.values()]}
     arguments = ["--runner=DirectRunner", "--direct_running_mode=multi_processing"]

@@ -8,7 +8,7 @@ import pytest
 
 from rvllm_jax.data.prepare.charts import clock, size
 from rvllm_jax.data.prepare.run import Options, prepare
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import encode
 
 EVIL = "<script>alert(1)</script>"
 
@@ -32,12 +32,12 @@ class Page(html.parser.HTMLParser):
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     for name in ("a", "b"):
-        decode.write(folder / f"{name}.mp4", np.zeros((4, 16, 16, 3), np.uint8), fps=5)
+        encode.write(folder / f"{name}.mp4", np.zeros((4, 16, 16, 3), np.uint8), fps=5)
     (folder / "b&amp;'.mp4").write_bytes(b"no video")
     rows = [{"q": f"Is it {EVIL}?", "a": EVIL, "video_id": name} for name in ("a", "b")]
     rows += [{"q": "x", "a": "y", "video_id": name} for name in ("b&amp;'", "<b>lost")]
     rows += [{"q": "x", "a": " ", "video_id": EVIL}, {"q": "x", "a": "z", "video_id": "<b>lost"}]
-    decode.write(folder / "lone.mp4", np.zeros((4, 16, 16, 3), np.uint8), fps=5)
+    encode.write(folder / "lone.mp4", np.zeros((4, 16, 16, 3), np.uint8), fps=5)
     rows += [{"q": "x", "a": "y", "video_id": f"lost{number:03d}"} for number in range(300)]
     (folder / "rows.json").write_text(json.dumps(rows))
     prepare(

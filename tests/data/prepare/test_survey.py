@@ -13,8 +13,8 @@ import simplejpeg
 
 from rvllm_jax.data.prepare.survey import Survey, Thumbnail, _look, survey
 from rvllm_jax.data.prepare.survey_journal import Job
-from rvllm_jax.data.store.reader import write_store
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.store.writer import write_store
+from rvllm_jax.data.video import decode, encode
 from rvllm_jax.data.video.decode import VideoInfo
 
 ROOT = Path(__file__).parents[3]
@@ -62,8 +62,8 @@ def test_a_header_that_promises_too_much_does_not_decide_the_estimate():
 PROGRAM = """
 import ctypes, json, multiprocessing, os, signal, sys, time
 from pathlib import Path
-from rvllm_jax.data import video_survey
-from rvllm_jax.data.video import VideoInfo
+from rvllm_jax.data.prepare import survey as video_survey
+from rvllm_jax.data.video.decode import VideoInfo
 
 def look(job, alive):
     if "slow" in job[0]:  # four times the limit, with signs of life
@@ -151,6 +151,6 @@ def test_every_packet_that_is_read_is_a_sign_of_life(thumbnails, tmp_path, write
 def test_a_thumbnail_is_the_last_frame_that_there_is(tmp_path):
     frames = np.zeros((9, 32, 64, 3), np.uint8)
     frames[4:] = 255
-    decode.write(tmp_path / "a.mp4", frames, fps=5)
+    encode.write(tmp_path / "a.mp4", frames, fps=5)
     shown = survey({"a": tmp_path / "a.mp4"}, thumbnails=1, short_side=32).thumbnails["a"]
     assert simplejpeg.decode_jpeg(shown.jpeg).mean() > 200  # of the middle, not the first one

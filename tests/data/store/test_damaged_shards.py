@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.store import record
-from rvllm_jax.data.store.reader import FrameStore, FrameStoreError, write_store
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.writer import write_store
+from rvllm_jax.data.video import encode
 
 FEW = 100
 MANY = pytest.param(2000, marks=pytest.mark.slow)
@@ -25,7 +27,7 @@ def store(request, tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     paths = {f"{number}.mp4": folder / f"{number}.mp4" for number in range(3)}
     for path in paths.values():
-        decode.write(path, rng.integers(0, 256, (20, 32, 32, 3), np.uint8), fps=10)
+        encode.write(path, rng.integers(0, 256, (20, 32, 32, 3), np.uint8), fps=10)
     options = dict(short_side=None, frames_per_record=4, shards=1)
     write_store(folder / "store", paths, encoding=request.param, **options)
     return folder / "store"

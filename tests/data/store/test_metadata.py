@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.store import metadata, record
-from rvllm_jax.data.store.reader import FrameStore, FrameStoreError, write_store
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.writer import write_store
 
 ROOT = Path(__file__).parents[3]
 

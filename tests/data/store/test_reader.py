@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.store import reader as frames
-from rvllm_jax.data.store.reader import FrameStore, FrameStoreError, write_store
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.writer import write_store
+from rvllm_jax.data.video import decode, encode
 
 REAL = Path(__file__).parents[4] / "shared/data/real_videos"
 
@@ -60,7 +62,7 @@ def test_stride_and_short_side_reach_the_decoder(videos, tmp_path):
 def test_jpeg_frames_are_alike_and_smaller(tmp_path):
     y, x = np.mgrid[:64, :96]
     frames = np.stack([np.stack([2 * x + t, 3 * y, x + y], -1) for t in range(12)])
-    decode.write(tmp_path / "a.mp4", frames.clip(0, 255).astype(np.uint8), fps=10)
+    encode.write(tmp_path / "a.mp4", frames.clip(0, 255).astype(np.uint8), fps=10)
     sizes = {}
     for encoding in ("raw", "jpeg"):
         report = write_store(tmp_path / encoding, {"a": tmp_path / "a.mp4"}, encoding=encoding)

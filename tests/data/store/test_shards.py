@@ -11,7 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode
 
 ROOT = Path(__file__).parents[3]
@@ -86,7 +87,7 @@ def test_memory_does_not_depend_on_the_length_of_a_video(tmp_path):
                     out.mux(stream.encode(frame))
             out.mux(stream.encode())
         program = textwrap.dedent(f"""
-            from rvllm_jax.data.frames import write_store
+            from rvllm_jax.data.store.writer import write_store
             report = write_store({str(tmp_path / f"store{minutes}")!r}, {{"a": {str(path)!r}}},
                                  stride=6, encoding="jpeg")
             # Not getrusage: its peak is also that of the process that this one was forked from.

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.store import supervised
-from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import Options, Task
+from rvllm_jax.data.store.writer import write_store
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,8 +24,8 @@ PROGRAM = """
     import ctypes, json, os, signal, sys, time
     from pathlib import Path
     import numpy as np
-    from rvllm_jax.data import video
-    from rvllm_jax.data.frames import write_store
+    from rvllm_jax.data.video import decode as video
+    from rvllm_jax.data.store.writer import write_store
 
     FAILURES = {failures!r}  # name -> what happens at the third frame
 
@@ -166,8 +167,8 @@ def test_tasks_may_be_run_elsewhere(videos, stored, tmp_path, options):
 def test_a_disk_that_is_full_is_named_by_the_parent(videos, tmp_path, options):
     program = textwrap.dedent(f"""
         import resource, time
-        from rvllm_jax.data import video
-        from rvllm_jax.data.frames import write_store
+        from rvllm_jax.data.video import decode as video
+        from rvllm_jax.data.store.writer import write_store
 
         class Slow(video.Decoding):  # of the second shard: it is in work when the first one fails
             def __next__(self):
@@ -198,8 +199,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     store, rng = tmp_path / "store", random.Random(kills)
     program = textwrap.dedent(f"""
         import time
-        from rvllm_jax.data import video
-        from rvllm_jax.data.frames import write_store
+        from rvllm_jax.data.video import decode as video
+        from rvllm_jax.data.store.writer import write_store
 
         class Slow(video.Decoding):  # so that there is something to be killed at
             def __next__(self):
@@ -234,7 +235,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
 def test_a_process_that_ends_outside_of_any_video_is_no_videos_fault(videos, tmp_path, options):
     # Without the guard the spawned process starts a preparation of its own, and fails.
     program = textwrap.dedent(f"""
-        from rvllm_jax.data.frames import write_store
+        from rvllm_jax.data.store.writer import write_store
         write_store({str(tmp_path / "store")!r}, { ({k: str(v) for k, v in videos.items()})!r},
                     workers=1, **{options!r})
     """)

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvllm_jax.data.store.reader import FrameStore, FrameStoreError, check_share, write_store
+from rvllm_jax.data.store.reader import FrameStore, check_share
+from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.writer import write_store
 
 ROOT = Path(__file__).parents[3]
 
@@ -104,7 +106,7 @@ def script(folder: Path, videos: dict[str, Path], options: dict, body: str) -> l
     code = f"""
     import os, resource, signal, time
     from pathlib import Path
-    from rvllm_jax.data.frames import write_store
+    from rvllm_jax.data.store.writer import write_store
     if __name__ == "__main__":
         progress, workers = None, 0
         {body}

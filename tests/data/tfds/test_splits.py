@@ -6,7 +6,8 @@ import pytest
 
 from rvllm_jax.data import tfds
 from rvllm_jax.data.annotations.example import ConversationError
-from rvllm_jax.data.store.reader import FrameStoreError, write_store
+from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.tfds.splits import read_splits
 
 SOURCES = {

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import container, decode
 
 
 def picture(path: Path, codec: str, pixels: str):
@@ -82,7 +82,7 @@ def bad_files(folder: Path, clip: Path):
 @pytest.mark.parametrize("read", [lambda path: list(decode.decode(path)), decode.probe])
 def test_what_is_no_video_is_refused_by_path_and_reason(tmp_path, clip, read, name, reason):
     bad_files(tmp_path, clip)
-    with pytest.raises(decode.VideoError, match=reason) as raised:
+    with pytest.raises(container.VideoError, match=reason) as raised:
         read(tmp_path / name)
     assert str(tmp_path / name) in str(raised.value)
     assert any(advice in str(raised.value) for advice in ("Replace", "Check"))
@@ -112,7 +112,7 @@ def test_a_list_of_files_is_refused_and_none_of_them_is_opened(tmp_path, kind, s
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        with pytest.raises(decode.VideoError, match=rf"a list of other files \({kind}\)"):
+        with pytest.raises(container.VideoError, match=rf"a list of other files \({kind}\)"):
             list(decode.decode(tmp_path / f"list.{suffix}"))
     finally:
         over.set()
@@ -130,7 +130,7 @@ def test_unreadable_file_names_the_permission(clip):
         if user == 0:
             os.seteuid(65534)  # root may read everything
         try:
-            with pytest.raises(decode.VideoError, match="no permission"):
+            with pytest.raises(container.VideoError, match="no permission"):
                 list(decode.decode(path))
         finally:
             os.seteuid(user)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.prepare.survey import survey
-from rvllm_jax.data.store.reader import write_store
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode
-from rvllm_jax.data.video.container import MAX_PIXELS
+from rvllm_jax.data.video.container import MAX_PIXELS, VideoError
 
 FASTSTART = {"options": {"movflags": "+faststart"}}
 
@@ -49,7 +49,7 @@ def test_of_a_cut_file_what_decodes_is_used_if_it_is_enough(
     assert "damaged or cut" in note and f" {count} frames" in note
     if name != "a.gif":  # which declares no length: all that decodes is used
         path.write_bytes(data[: len(data) // 3])
-        with pytest.raises(decode.VideoError, match=r"a\..*damaged or cut.*at least 0\.9 is asked"):
+        with pytest.raises(VideoError, match=r"a\..*damaged or cut.*at least 0\.9 is asked"):
             used(path, min_decoded=0.9)
 
 
@@ -60,7 +60,7 @@ def test_of_a_file_cut_to_three_tenths_too_little_decodes(tmp_path, write_with, 
     assert used(path, min_decoded=1.0) == (200, "")
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 3 // 10])
-    with pytest.raises(decode.VideoError, match=r"and 25\.00 s, .* at least 0\.5 is asked"):
+    with pytest.raises(VideoError, match=r"and 25\.00 s, .* at least 0\.5 is asked"):
         used(path, min_decoded=0.5)
     path.write_bytes(data[: len(data) * 7 // 10])
     count, note = used(path, min_decoded=0.5)
@@ -130,9 +130,9 @@ def test_a_frame_count_of_a_billion_is_not_believed(tmp_path, write_with, noise)
 @pytest.mark.parametrize("count", [0, 10**9])
 def test_a_table_of_no_samples_or_a_billion_is_refused(tmp_path, write_with, noise, count):
     path = write_with(tmp_path / "a.mp4", noise)
-    with pytest.raises(decode.VideoError, match="a.mp4"):
+    with pytest.raises(VideoError, match="a.mp4"):
         used(patched(path, b"stsz", 12, ">I", count))
-    with pytest.raises(decode.VideoError, match="a.mp4"):
+    with pytest.raises(VideoError, match="a.mp4"):
         used(patched(path, b"stsz", 8, ">II", 10, 10**9))  # all of one size, no table
 
 
@@ -150,7 +150,7 @@ def test_an_absurd_size_is_refused_before_memory_is_taken(tmp_path, write_with, 
     path = write_with(tmp_path / "a.gif", noise, codec="gif", pixels="rgb8")
     patched(path, b"GIF89a", 6, "<HH", side, side)
     before = peak_memory()
-    with pytest.raises(decode.VideoError, match=f"no frame decodes.*above {MAX_PIXELS:,} pixels"):
+    with pytest.raises(VideoError, match=f"no frame decodes.*above {MAX_PIXELS:,} pixels"):
         used(path)
     assert peak_memory() - before < side * side // 4
 
@@ -162,7 +162,7 @@ def peak_memory() -> int:
 
 def test_a_long_thin_picture_is_refused_before_memory_is_taken(tmp_path, write_with):
     path = write_with(tmp_path / "a.mp4", np.zeros((1, 16, 4096, 3), np.uint8))
-    with pytest.raises(decode.VideoError, match="a frame would have 1048576 x 4096 pixels"):
+    with pytest.raises(VideoError, match="a frame would have 1048576 x 4096 pixels"):
         next(decode.decode(path, short_side=4096))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import decode, encode
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared/data/real_videos"
 
@@ -45,7 +45,7 @@ def test_short_side_is_met_exactly_and_the_aspect_kept(clip, short_side, shape):
 
 
 def test_portrait_videos_have_their_width_as_short_side(tmp_path, moving_bar):
-    decode.write(tmp_path / "tall.mp4", moving_bar(4, 64, 32), fps=8)
+    encode.write(tmp_path / "tall.mp4", moving_bar(4, 64, 32), fps=8)
     assert read(tmp_path / "tall.mp4", short_side=20)[0].shape[1:3] == (40, 20)
 
 

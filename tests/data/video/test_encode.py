@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from rvllm_jax.data.video import decode
+from rvllm_jax.data.video import container, encode
 
 
 def test_same_frames_give_the_same_bytes(tmp_path, moving_bar):
-    decode.write(tmp_path / "a.mp4", moving_bar(), fps=8)
-    decode.write(tmp_path / "b.mp4", moving_bar(), fps=8)
+    encode.write(tmp_path / "a.mp4", moving_bar(), fps=8)
+    encode.write(tmp_path / "b.mp4", moving_bar(), fps=8)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
@@ -23,16 +23,16 @@ def test_same_frames_give_the_same_bytes(tmp_path, moving_bar):
 )
 def test_write_refuses_what_h264_cannot_hold(tmp_path, frames):
     with pytest.raises(ValueError, match=str(tmp_path)):
-        decode.write(tmp_path / "a.mp4", frames, fps=8)
+        encode.write(tmp_path / "a.mp4", frames, fps=8)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, clip, moving_bar):
     before = clip.read_bytes()
-    with pytest.raises(decode.VideoError, match="free space"):
-        decode.write(tmp_path / "missing" / "a.mp4", moving_bar(), fps=8)
+    with pytest.raises(container.VideoError, match="free space"):
+        encode.write(tmp_path / "missing" / "a.mp4", moving_bar(), fps=8)
     (tmp_path / "taken.mp4").mkdir()
-    with pytest.raises(decode.VideoError, match="taken.mp4"):
-        decode.write(tmp_path / "taken.mp4", moving_bar(), fps=8)
+    with pytest.raises(container.VideoError, match="taken.mp4"):
+        encode.write(tmp_path / "taken.mp4", moving_bar(), fps=8)
     assert clip.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "taken.mp4"}

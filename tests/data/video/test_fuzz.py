@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = """
     import os, signal, sys
     import numpy as np
-    from rvllm_jax.data import video
+    from rvllm_jax.data.video import decode as video
 
     folder, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     originals = [open(path, "rb").read() for path in sys.argv[4:]]

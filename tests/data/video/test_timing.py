@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.batches import clips
-from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode
 from rvllm_jax.data.video.timing import EvenTimes, Rate, is_variable, measured
 

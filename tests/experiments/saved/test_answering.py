@@ -11,10 +11,11 @@ import pytest
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches.dataset import Dataset
-from rvllm_jax.data.store.reader import FrameStore, write_store
+from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text.prompt import stop_ids
 from rvllm_jax.data.text.template import ChatError
-from rvllm_jax.data.video.decode import VideoError
+from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.evaluation.answering import Answering
 from rvllm_jax.evaluation.asked_groups import plan
 from rvllm_jax.evaluation.asking import Asker
