@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.data.annotations.example import ConversationError
 from rvllm_jax.data.batches.clips import VIEWS
-from rvllm_jax.data.batches.loader import PipelineError
+from rvllm_jax.data.batches.dataset import PipelineError
 from rvllm_jax.data.batches.source import SourceError
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text.template import ChatError

@@ -60,10 +60,8 @@ class Batch(NamedTuple):
     segments: np.ndarray  # int32[B, L]; PREFIX, 1.. a question, PADDING
     targets: np.ndarray  # int32[B, L]; the token that should come next
     weights: np.ndarray  # float32[B, L]; 1 where `targets` counts in the loss, else 0
-    rows: np.ndarray  # int32[B]; number of the clip's conversation, or -1 for an empty row
-    errors: (
-        np.ndarray
-    )  # int32[B]; 0, or why the row was emptied (data/batches/dataset.py has the codes)
+    examples: np.ndarray  # int32[B]; number of the example whose video is shown, -1: empty
+    errors: np.ndarray  # int32[B]; 0, or why the sequence is empty (ERRORS in batches.dataset)
 
 
 class Questions(NamedTuple):
@@ -75,7 +73,9 @@ class Questions(NamedTuple):
     slots: np.ndarray  # int32[B, P]
     positions: np.ndarray  # int32[B, P]
     segments: np.ndarray  # int32[B, P]; PREFIX or PADDING (on the right)
-    asked: np.ndarray  # int32[B, Q, Lq]; questions up to the point where the answer starts
-    asked_mask: np.ndarray  # bool[B, Q, Lq]; False: padding (on the right)
+    question_tokens: (
+        np.ndarray
+    )  # int32[B, Q, Lq]; questions up to the point where the answer starts
+    question_mask: np.ndarray  # bool[B, Q, Lq]; False: padding (on the right)
     ids: np.ndarray  # int32[B, Q]; number of the question in the split, or -1 for none
-    counts: np.ndarray  # int32[B]; how many test clips of the video are this one
+    view_counts: np.ndarray  # int32[B]; how many test clips of the video are this one

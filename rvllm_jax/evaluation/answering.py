@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rvllm_jax.data.batches.loader import ERRORS, UNREADABLE, Dataset, question_batches
+from rvllm_jax.data.batches.dataset import ERRORS, UNREADABLE, Dataset
+from rvllm_jax.data.batches.loader import question_batches
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import Template
 from rvllm_jax.data.text.tokenizer import Tokenizer
@@ -79,7 +80,7 @@ class Answering:
         self.machine, self.dataset, self.plan = machine, dataset, plan
         self.fusion, self.seed = fusion, seed
         self.stops = stops = prompt.stop_ids(machine.tokenizer, machine.template)
-        needed = dataset.prefix_length + dataset.asked_length + max_new
+        needed = dataset.prefix_length + dataset.question_length + max_new
         if needed > machine.context:
             raise EvaluationError(
                 f"the longest prompt has {needed - max_new} tokens and --max_new={max_new} asks "

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rvllm_jax.data.batches.clips import View
-from rvllm_jax.data.batches.loader import AskedRow, Dataset, views_of
+from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.loader import QuestionSet, views_of
 from rvllm_jax.evaluation.answers.questions import Key, Question
 from rvllm_jax.evaluation.controls import SWAPPED, partners
 
@@ -27,10 +28,10 @@ class Group(NamedTuple):
     questions: tuple[int, ...]  # numbers in the dataset
     views: tuple[View | None, ...]  # the test clips, each that differs once
 
-    def rows(self, clips: int) -> list[AskedRow]:
+    def rows(self, clips: int) -> list[QuestionSet]:
         """As many rows as `clips`, empty ones behind."""
-        own = [AskedRow(self.clip, self.questions, view) for view in self.views]
-        return own + [AskedRow(-1, ())] * (clips - len(own))
+        own = [QuestionSet(self.clip, self.questions, view) for view in self.views]
+        return own + [QuestionSet(-1, ())] * (clips - len(own))
 
 
 class Plan(NamedTuple):
@@ -64,7 +65,7 @@ def plan(
     The numbers are the dataset's.
     """
     views: dict[int, tuple[View | None, ...]] = {}
-    plain = dict(enumerate(dataset.asked_clips))
+    plain = dict(enumerate(dataset.question_videos))
     batches = []
     for control, shown in {PLAIN: plain, **controls}.items():
         about: dict[int, list[int]] = {}
@@ -102,7 +103,7 @@ def chosen_controls(
     if not drawn:
         return {}
     drawn.sort()
-    clips = dataset.asked_clips
+    clips = dataset.question_videos
     plain = {number: clips[number] for number in drawn}
     controls = {"blind": plain, "shuffled": plain}
     others = partners([question.turn for question in questions], clips)

@@ -11,7 +11,8 @@ import numpy as np
 from absl import logging
 
 from rvllm_jax.data.annotations.example import Turn
-from rvllm_jax.data.batches.loader import Dataset, eval_batches
+from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.loader import eval_batches
 from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.evaluation.score.accuracy import accuracy_by_type
 from rvllm_jax.generation.decode import before_stop, generate
@@ -108,7 +109,7 @@ class Asker:
         for questions in batches:
             placed = self.put(questions)
             given = self._answer[blind](self.params, self.stats, placed)
-            answers, numbers, counts = self.fetch((given, placed.ids, placed.counts))
+            answers, numbers, counts = self.fetch((given, placed.ids, placed.view_counts))
             new = 0
             for place in np.argwhere(numbers >= 0):
                 number = numbers[tuple(place)]

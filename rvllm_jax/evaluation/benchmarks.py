@@ -9,7 +9,7 @@ from typing import Any
 from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations.example import Conversation
 from rvllm_jax.data.annotations.llava import read_llava
-from rvllm_jax.data.batches.source import EMBEDDED, open_source
+from rvllm_jax.data.batches.source import EMBEDDED, open_data
 from rvllm_jax.data.prepare.run import FRAMES, INFO, UNUSABLE
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import read_json
@@ -99,10 +99,10 @@ def open_shapes(
     root: str | Path, *, split: str = "", progress: Callable | None = None, **options: Any
 ) -> Benchmark:
     """The embedded dataset under `root`, rendered and stored there unless it is; options as those
-    of `data.sources.open_source`."""
+    of `data.batches.source.open_data`."""
     workers = os.cpu_count() or 1
     how = dict(max_bad=0.0, workers=workers, progress=progress)
-    source = open_source(EMBEDDED, {}, root=root, **how, **options)
+    source = open_data(EMBEDDED, {}, root=root, **how, **options)
     split = split or "test"
     if split not in source.splits:
         raise EvaluationError(

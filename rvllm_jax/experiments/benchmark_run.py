@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.batches.clips import VIEWS
-from rvllm_jax.data.batches.loader import Dataset
+from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answering import Answering, Machine, record

@@ -27,7 +27,7 @@ def evaluate(
     """Answers what is not answered yet, and returns lines that say what was done.
 
     data: the folder that holds one prepared folder a benchmark. model: a run or an exported folder.
-    progress: as that of `data.sources.open_source`, for what `shapes` prepares.
+    progress: as that of `data.batches.source.open_data`, for what `shapes` prepares.
 
     With several hosts each one calls it; host 0 writes, and returns lines about its benchmarks.
 

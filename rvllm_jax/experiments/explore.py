@@ -108,7 +108,7 @@ def answer_attention(
     before, after = prompt.prefix_ids(tokenizer, template)
     head = packing.prefix(before, after, visual=layout.filled(int(mask.sum())))
     segment = prompt.segment_ids(tokenizer, template, (turn,))
-    row = packing.pack_row(head, [segment], len(head) + len(segment[0]))
+    row = packing.pack_sequence(head, [segment], len(head) + len(segment[0]))
     fields = (row[name][None] for name in ("tokens", "slots", "positions", "segments"))
     weights = _weights(*nnx.split(module), frames[None], mask[None], *fields)
     weights = np.asarray(weights)[:, :, row["weights"] > 0]

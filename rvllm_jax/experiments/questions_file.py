@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 from rvllm_jax.data.annotations.example import decode_text, readable
-from rvllm_jax.data.batches.loose_videos import Seen
+from rvllm_jax.data.batches.loose_videos import VideoClips
 from rvllm_jax.data.store.shards import read_json
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import ChatError
@@ -175,7 +175,7 @@ class _Work:
     file: TextIO
     tally: Tally
 
-    def about(self, video: str, seen: Seen | VideoError, lines: list[Line]) -> None:
+    def about(self, video: str, seen: VideoClips | VideoError, lines: list[Line]) -> None:
         """Answers the lines about one video, or says why not."""
         asked = [line for line in lines if self.stands(line, seen)]
         if not asked:
@@ -195,7 +195,7 @@ class _Work:
                 if len(own) == len(line.asked):
                     self._write(line, own)
 
-    def stands(self, line: Line, seen: Seen | VideoError | None = None) -> bool:
+    def stands(self, line: Line, seen: VideoClips | VideoError | None = None) -> bool:
         """Whether a line has a question that can be asked, by itself or about a video; it is
         written where not."""
         if isinstance(seen, VideoError):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rvllm_jax.config.check import ConfigError, Recipe
-from rvllm_jax.data.batches.source import Source
+from rvllm_jax.data.batches.source import TrainingData
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.training.checkpoint import is_bound
@@ -26,7 +26,7 @@ def find_tokenizer(recipe: Recipe, workdir: Path) -> tokenizers.Tokenizer | None
     return tokenizer
 
 
-def open_tokenizer(recipe: Recipe, source: Source, workdir: Path) -> tokenizers.Tokenizer:
+def open_tokenizer(recipe: Recipe, source: TrainingData, workdir: Path) -> tokenizers.Tokenizer:
     """`find_tokenizer`, or one trained on the training text; kept in workdir/tokenizer."""
     tokenizer = find_tokenizer(recipe, workdir)
     if tokenizer is None:

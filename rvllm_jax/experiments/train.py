@@ -13,8 +13,8 @@ from rvllm_jax.config.check import Recipe
 from rvllm_jax.config.migrate import keep_decoder
 from rvllm_jax.data.annotations.example import Conversation
 from rvllm_jax.data.batches import prompt_view
-from rvllm_jax.data.batches.loader import Dataset
-from rvllm_jax.data.batches.source import Source, open_source
+from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.source import TrainingData, open_data
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.evaluation import controls
@@ -62,7 +62,7 @@ class Experiment:
 
     recipe: Recipe
     workdir: Path
-    source: Source
+    source: TrainingData
     tokenizer: tokenizers.Tokenizer
     model: PureModel
     layout: JitParallel | PmapParallel
@@ -83,7 +83,7 @@ class Experiment:
         if not is_bound(workdir):  # afterwards the folders may go
             open_start(recipe.model.weights, recipe.model.random, model)
         with HERE.first_then_others("preparing the data"):
-            source = open_source(
+            source = open_data(
                 data.videos,
                 {"train": data.conversations, "validation": data.validation, "test": data.test},
                 root=data.store,
@@ -213,7 +213,7 @@ def _unreadable(dataset: Dataset, asked: list[Asked], split: str, most: int) -> 
 
 def _controls(asker: Asker, dataset: Dataset, plain: list[Asked]) -> dict:
     """Accuracy under each control; and of the questions that only a look at the video decides."""
-    ways, clips = dict(controls.CONTROLS), dataset.asked_clips
+    ways, clips = dict(controls.CONTROLS), dataset.question_videos
     others = controls.partners(dataset.turns, clips)
     if others:
         ways[controls.SWAPPED] = dict(shown=[clips[other] for other in others])

@@ -79,22 +79,22 @@ def generate(
         seed: of answer (g, q), int[B / clips, Q]; of one number, answer a in that order gets
             seed + a. Answers with equal seeds and equal prompts are equal, in any batch.
         clips: so many rows in succession are clips of one video, asked the same questions. Their
-            next-token probabilities are averaged, weighted by `questions.counts`, and all go on
-            with the token chosen from the average. A clip without a question (id -1: it could not
-            be read) does not count.
+            next-token probabilities are averaged, weighted by `questions.view_counts`, and all go
+            on with the token chosen from the average. A clip without a question (id -1: it could
+            not be read) does not count.
         cache_dtype: of the keys and values, bfloat16 or float32; the decoder's own if None.
         blind: the control of `VideoLLM.encode`.
 
     Raises:
         ValueError: `max_new` below 1, no stop id, or rows that are no multiple of `clips`.
     """
-    B, Q, Lq = questions.asked.shape
+    B, Q, Lq = questions.question_tokens.shape
     _check(B, max_new, stop_ids, clips)
     G = B // clips
     model = unroll(model)
     prefix = read_prefix(model, questions, 0, blind=blind, cache_dtype=cache_dtype)
     asked_GCQ = (questions.ids >= 0).reshape(G, clips, Q)
-    weights_GCQ = asked_GCQ * jnp.asarray(questions.counts, jnp.float32).reshape(G, clips, 1)
+    weights_GCQ = asked_GCQ * jnp.asarray(questions.view_counts, jnp.float32).reshape(G, clips, 1)
     seeds = jnp.asarray(seed, jnp.uint32)
     if seeds.ndim == 0:
         seeds = seeds + jnp.arange(G * Q, dtype=jnp.uint32)
@@ -108,8 +108,8 @@ def generate(
         position_R=jnp.repeat(prefix_ends(questions), Q) - 1,
         cache=kv_cache.behind(prefix, Q, Lq + max_new),
     )
-    asked_RL = questions.asked.reshape(B * Q, Lq)
-    mask_RL = questions.asked_mask.reshape(B * Q, Lq)
+    asked_RL = questions.question_tokens.reshape(B * Q, Lq)
+    mask_RL = questions.question_mask.reshape(B * Q, Lq)
     answers = read_asked(model, answers, asked_RL, mask_RL, sampling, stop_ids)
     answers = advance(model, answers, max_new, sampling, stop_ids)
     return answers.tokens_AM.reshape(G, Q, max_new)
@@ -244,10 +244,12 @@ def fuse(logits_RV: jax.Array, weights_GCQ: jax.Array) -> jax.Array:
 
 def _seen(model: VideoLLM, questions: Questions, clips: int) -> jax.Array:
     """The tokens of each answer's prompt, bool[A, V]; those of a video's clips together."""
-    B, Q, Lq = questions.asked.shape
+    B, Q, Lq = questions.question_tokens.shape
     vocab_size = model.decoder.config.vocab_size
     text_BP = (questions.segments == PREFIX) & (questions.slots == NO_SLOT)
     prefix_BV = seen_tokens(questions.tokens, text_BP, vocab_size)
-    asked_RL, mask_RL = (x.reshape(B * Q, Lq) for x in (questions.asked, questions.asked_mask))
+    asked_RL, mask_RL = (
+        x.reshape(B * Q, Lq) for x in (questions.question_tokens, questions.question_mask)
+    )
     seen_RV = jnp.repeat(prefix_BV, Q, axis=0) | seen_tokens(asked_RL, mask_RL, vocab_size)
     return jnp.any(seen_RV.reshape(-1, clips, Q, vocab_size), axis=1).reshape(-1, vocab_size)

@@ -40,17 +40,17 @@ def prefixes(
         packing.prefix(before, after, visual=layout.filled(int(mask.sum()))) for mask in frame_mask
     ]
     length = round_up(max(map(len, heads)), MULTIPLE)
-    rows = [packing.pack_row(head, [], length) for head in heads]
+    rows = [packing.pack_sequence(head, [], length) for head in heads]
     fields = ("tokens", "slots", "positions", "segments")
     C = len(frames)
     return Questions(
         frames=frames,
         frame_mask=frame_mask,
         **{field: np.stack([row[field] for row in rows]) for field in fields},
-        asked=np.zeros((C, 0, 0), np.int32),
-        asked_mask=np.zeros((C, 0, 0), bool),
+        question_tokens=np.zeros((C, 0, 0), np.int32),
+        question_mask=np.zeros((C, 0, 0), bool),
         ids=np.zeros((C, 0), np.int32),
-        counts=np.ones(C, np.int32) if counts is None else np.asarray(counts, np.int32),
+        view_counts=np.ones(C, np.int32) if counts is None else np.asarray(counts, np.int32),
     )
 
 

@@ -274,7 +274,7 @@ class Session:
                 *prompts.padded([[*text, *ids] for ids in asked]), self.engine.vocab_size
             )
         room = prompts.round_up(max_new, _CACHE)
-        counts = jnp.asarray(self._questions.counts, jnp.float32)[None, :, None]
+        counts = jnp.asarray(self._questions.view_counts, jnp.float32)[None, :, None]
         return decode.Answers(
             step=jnp.int32(0),
             tokens_AM=jnp.full((count, room), self.engine.stop_ids[0], jnp.int32),

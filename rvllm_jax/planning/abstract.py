@@ -33,7 +33,7 @@ def batch(recipe: Recipe, stage: Stage) -> Batch:
         "frames": ((B, T, side, side, 3), np.uint8),
         "frame_mask": ((B, T), np.bool_),
         "weights": ((B, L), np.float32),
-        "rows": ((B,), np.int32),
+        "examples": ((B,), np.int32),
         "errors": ((B,), np.int32),
     }
     tokens = ((B, L), np.int32)

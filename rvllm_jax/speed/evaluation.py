@@ -22,7 +22,8 @@ from flax import nnx
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches.clips import VIEWS
-from rvllm_jax.data.batches.loader import AskedRow, Dataset, question_batches
+from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.loader import QuestionSet, question_batches
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt
@@ -139,7 +140,7 @@ def _beside(arguments, machine: Machine, dataset: Dataset) -> list[str]:
     theirs = plan(dataset, {}, videos=1, together=1)
     # One clip a batch: what is several rows of a group for us are as many calls for them.
     rows = [
-        AskedRow(group.clip, group.questions, view)
+        QuestionSet(group.clip, group.questions, view)
         for batch in theirs.batches
         for group in batch
         for view in group.views

@@ -133,10 +133,10 @@ def _questions(prompts: np.ndarray) -> Questions:
         slots=np.full((B, 1), NO_SLOT, np.int32),
         positions=np.zeros((B, 1), np.int32),
         segments=np.full((B, 1), PREFIX, np.int32),
-        asked=prompts[:, None, 1:],
-        asked_mask=np.ones((B, 1, L - 1), bool),
+        question_tokens=prompts[:, None, 1:],
+        question_mask=np.ones((B, 1, L - 1), bool),
         ids=np.arange(B, dtype=np.int32)[:, None],
-        counts=np.ones(B, np.int32),
+        view_counts=np.ones(B, np.int32),
     )
 
 
@@ -215,7 +215,9 @@ def _first_token(arguments, model, found: dict) -> list[str]:
     session = engine.session(*video)
     prompt = np.array([[session._prompt(question, [])]], np.int32)
     questions = session._questions._replace(
-        asked=prompt, asked_mask=np.ones(prompt.shape, bool), ids=np.zeros((1, 1), np.int32)
+        question_tokens=prompt,
+        question_mask=np.ones(prompt.shape, bool),
+        ids=np.zeros((1, 1), np.int32),
     )
     prefill = functools.partial(_ours(model, 1), questions)
     best = best_of(

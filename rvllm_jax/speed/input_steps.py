@@ -14,6 +14,7 @@ from array_record.python import array_record_module
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches import clips, loader
+from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
@@ -120,7 +121,7 @@ class Steps:
         return spent / self.count
 
     @functools.cached_property
-    def _dataset(self) -> loader.Dataset:
+    def _dataset(self) -> Dataset:
         turns = (Turn("What is it?", "A video.", "form"),)
         # As often as a batch has rows: none of an epoch's batches is padded with empty ones.
         again = range(self._wanted.batch)
@@ -130,7 +131,7 @@ class Steps:
         frames, step, crop, _ = self._wanted
         layout = VisualLayout("global", frames)
         sizes = dict(context=frames + 200, max_segments=1, step=step, crop=crop)
-        return loader.Dataset(asked, self._store, tokens, template, layout, **sizes)
+        return Dataset(asked, self._store, tokens, template, layout, **sizes)
 
     def _window(self) -> tuple[str, np.ndarray]:
         name = self._names[self._rng.integers(len(self._names))]

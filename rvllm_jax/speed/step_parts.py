@@ -86,7 +86,7 @@ def draw_batch(recipe: Recipe, stage: Stage, seed: int = 0) -> Batch:
         batch.slots[:, :V] = np.arange(V)
         batch.tokens[:, :V] = 0
     batch.tokens[batch.segments == PADDING] = 0
-    batch.rows[:] = np.arange(len(batch.rows))
+    batch.examples[:] = np.arange(len(batch.examples))
     return batch
 
 

@@ -38,10 +38,10 @@ class Together:
         """batch: this host's rows in its memory; placed: the same on the devices."""
         if self._hosts == 1:
             # Without the frames: their memory is wanted for the batches to come.
-            return Told(batch.rows, batch.errors, stop)
+            return Told(batch.examples, batch.errors, stop)
         own = np.full(jax.local_device_count(), stop, np.int32)
         flags = jax.make_array_from_process_local_data(self._each, own)
-        return self._tell(placed.rows, placed.errors, flags)
+        return self._tell(placed.examples, placed.errors, flags)
 
 
 def _tell(rows: jax.Array, errors: jax.Array, stop: jax.Array) -> Told:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 
-from rvllm_jax.data.batches.loader import Dataset
+from rvllm_jax.data.batches.dataset import Dataset
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -19,9 +19,9 @@ def fingerprint(dataset: Dataset) -> str:
         for video in sorted({conversation.video for conversation in dataset.conversations}):
             entry = dataset.store.entries.get(video)  # none: set aside
             digest.update(repr((video, entry and entry.file_crc)).encode())
-    for part in (dataset.rows.clips, dataset.rows.starts, dataset.rows.segments):
+    for part in (dataset.sequences.clips, dataset.sequences.starts, dataset.sequences.segments):
         digest.update(part.tobytes())
-    count = f"{len(dataset.conversations)} conversations in {len(dataset.rows)} rows"
+    count = f"{len(dataset.conversations)} conversations in {len(dataset.sequences)} rows"
     return f"{count}, {digest.hexdigest()[:16]}"
 
 

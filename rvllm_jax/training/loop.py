@@ -14,7 +14,8 @@ from absl import logging
 
 from rvllm_jax.config.check import Recipe
 from rvllm_jax.config.stage import Stage, StageError
-from rvllm_jax.data.batches.loader import Dataset, train_batches
+from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.loader import train_batches
 from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import Arrays, PureModel

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from rvllm_jax.data.batches.loader import Dataset
+from rvllm_jax.data.batches.dataset import Dataset
 
 
 class TrainingError(RuntimeError):

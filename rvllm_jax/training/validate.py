@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 
 from rvllm_jax.config.stage import Stage
-from rvllm_jax.data.batches.loader import Dataset, loss_batches
+from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.loader import loss_batches
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import Arrays
 from rvllm_jax.sharding import layouts
@@ -29,7 +30,7 @@ def validation_loss(
     what, (host, hosts) = f"validation rows of stage {stage.name}", layout.share
     pairs, bad = [], []
     for rows in loss_batches(dataset, batch=stage.batch, host=host, hosts=hosts):
-        bad += rows.rows[rows.errors != 0].tolist()
+        bad += rows.examples[rows.errors != 0].tolist()
         pairs.append(loss(params, stats, layout.spread(rows)))
     found: dict[str, int] = {}
     numbers = [number for own in HERE.gather(bad, what) for number in own]

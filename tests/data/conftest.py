@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
-from rvllm_jax.data.batches import loader
+from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.prepare.run import Options, prepare
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
@@ -112,7 +112,7 @@ def make(conversations, clips_folder, tk, template, layout):
     def make(chosen=conversations, store=None, **changes):
         sizes = dict(context=96, max_segments=3, step=2, crop=32) | changes
         store = store or FrameStore(clips_folder)
-        return loader.Dataset(chosen, store, tk, template, layout, **sizes)
+        return Dataset(chosen, store, tk, template, layout, **sizes)
 
     return make
 
@@ -122,7 +122,7 @@ def answers(tk):
     """answers(batch) -> what each row teaches: the decoded answers, in order."""
 
     def answers(batch):
-        for row in range(len(batch.rows)):
+        for row in range(len(batch.examples)):
             for segment in range(1, batch.segments[row].max(initial=0) + 1):
                 learned = (batch.segments[row] == segment) & (batch.weights[row] > 0)
                 yield tk.decode(batch.targets[row][learned])

@@ -14,7 +14,7 @@ QUESTIONS = [
     for n, clip in enumerate(CLIPS)
 ]
 VIEWS = {0: ["x", "y"], 1: ["x"], 2: ["x", "y"]}
-DATASET = SimpleNamespace(asked_clips=CLIPS, views=VIEWS.__getitem__)
+DATASET = SimpleNamespace(question_videos=CLIPS, views=VIEWS.__getitem__)
 
 
 def test_a_plan_asks_every_question_once_of_each_control():
@@ -53,7 +53,7 @@ def test_controls_keep_pairs_together_and_show_other_videos(seed):
 
 def test_controls_can_be_left_out_and_one_video_cannot_be_swapped():
     assert chosen_controls(DATASET, QUESTIONS, 0, 0) == {}
-    alone = SimpleNamespace(asked_clips=[0, 0])
+    alone = SimpleNamespace(question_videos=[0, 0])
     assert chosen_controls(alone, QUESTIONS[:2], 2, 0).keys() == {"blind", "shuffled"}
 
 

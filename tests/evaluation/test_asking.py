@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
-from rvllm_jax.data.batches.loader import Dataset, eval_batches
+from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.loader import eval_batches
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
@@ -179,7 +180,7 @@ def test_the_answer_that_most_test_clips_give_counts(make, asker, monkeypatch):
         for place, number in np.ndenumerate(questions.ids):
             own = said.setdefault(int(number), [])
             text = "abc"[(len(own) + number) % 3]
-            own += [text] * int(questions.counts[place[0]])
+            own += [text] * int(questions.view_counts[place[0]])
             ids[place][:1] = asker.tokenizer.encode(text)[:1]
         return ids
 

@@ -65,10 +65,10 @@ def some_questions() -> Questions:
         slots=slots,
         positions=np.where(in_prefix, np.arange(P), 0),
         segments=np.where(in_prefix, PREFIX, PADDING).astype(np.int32),
-        asked=np.where(asked_mask, rng.integers(1, 40, (B, Q, Lq)), 0),
-        asked_mask=asked_mask,
+        question_tokens=np.where(asked_mask, rng.integers(1, 40, (B, Q, Lq)), 0),
+        question_mask=asked_mask,
         ids=np.array([[0, 1, 2], [3, 4, -1]], np.int32),
-        counts=np.ones(B, np.int32),
+        view_counts=np.ones(B, np.int32),
     )
 
 
@@ -90,7 +90,7 @@ def uncached_logits(model_and_arrays):
 
     def of(questions, b, q, answer):
         prefix = int((questions.segments[b] == PREFIX).sum())
-        asked = questions.asked[b, q][questions.asked_mask[b, q]]
+        asked = questions.question_tokens[b, q][questions.question_mask[b, q]]
         row = [*questions.tokens[b, :prefix], *asked, *answer]
         tokens, slots = np.zeros((1, 20), np.int32), np.full((1, 20), NO_SLOT, np.int32)
         tokens[0, : len(row)], slots[0, :prefix] = row, questions.slots[b, :prefix]

@@ -94,9 +94,9 @@ def test_decoding_stops_when_all_answers_have_ended(
 
 def test_one_question_does_not_change_anothers_answer(ask, some_questions):
     questions = some_questions
-    asked = questions.asked.copy()
+    asked = questions.question_tokens.copy()
     asked[0, 1] = asked[0, 1] % 39 + 1
-    ids, other = ask(questions), ask(questions._replace(asked=asked))
+    ids, other = ask(questions), ask(questions._replace(question_tokens=asked))
     np.testing.assert_array_equal(ids[:, [0, 2]], other[:, [0, 2]])
     assert (ids[0, 1] != other[0, 1]).any()
 

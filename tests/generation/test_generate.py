@@ -73,7 +73,7 @@ def test_a_large_penalty_lets_no_token_come_twice(ask, some_questions):
     plain = ask(some_questions)
     repeated = 0
     for b, q in np.argwhere(some_questions.ids >= 0):
-        asked = some_questions.asked[b, q][some_questions.asked_mask[b, q]]
+        asked = some_questions.question_tokens[b, q][some_questions.question_mask[b, q]]
         text = (some_questions.slots[b] < 0) & (some_questions.segments[b] == 0)
         prompt = [*some_questions.tokens[b][text], *asked]
         assert len({*prompt, *ids[b, q]}) == len({*prompt}) + MAX_NEW
@@ -95,7 +95,7 @@ def test_clips_go_on_with_the_token_of_the_mean_probability(ask, some_questions,
     mask = some_questions.frame_mask[0]
     clips = [(rng.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8), mask) for _ in range(3)]
     counts = np.array([3, 1, 1], np.int32)
-    rows = clips_of(some_questions, 0, clips)._replace(counts=counts)
+    rows = clips_of(some_questions, 0, clips)._replace(view_counts=counts)
     fused = ask(rows, clips=3)[0]
     alone = ask(rows)
     for q in range(3):

@@ -210,7 +210,9 @@ def test_the_answer_of_several_clips_is_that_of_generate(parts):
     session.ask(QUESTIONS[0], max_new=MAX_NEW)
     asked = np.array([[tokenizer.encode(QUESTIONS[0])]] * 2, np.int32)
     questions = session._questions._replace(
-        asked=asked, asked_mask=np.ones(asked.shape, bool), ids=np.zeros((2, 1), np.int32)
+        question_tokens=asked,
+        question_mask=np.ones(asked.shape, bool),
+        ids=np.zeros((2, 1), np.int32),
     )
     run = jax.jit(lambda q: decode.generate(model, q, clips=2, **options))
     ids = np.asarray(run(questions))[0, 0].tolist()

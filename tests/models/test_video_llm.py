@@ -47,7 +47,7 @@ def some_batch(frames=LAYOUT.frames) -> Batch:
         segments=segments.astype(np.int32),
         targets=rng.integers(0, LLAMA.vocab_size, (B, L)).astype(np.int32),
         weights=(segments == 1).astype(np.float32),
-        rows=np.arange(B, dtype=np.int32),
+        examples=np.arange(B, dtype=np.int32),
         errors=np.zeros(B, np.int32),
     )
 

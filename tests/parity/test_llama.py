@@ -249,8 +249,8 @@ def _asked_behind(prompts, split) -> Questions:
         slots=np.full((B, split), NO_SLOT, np.int32),
         positions=np.tile(np.arange(split, dtype=np.int32), (B, 1)),
         segments=np.full((B, split), PREFIX, np.int32),
-        asked=prompts[:, None, split:],
-        asked_mask=np.ones((B, 1, L - split), bool),
+        question_tokens=prompts[:, None, split:],
+        question_mask=np.ones((B, 1, L - split), bool),
         ids=np.arange(B, dtype=np.int32)[:, None],
-        counts=np.ones(B, np.int32),
+        view_counts=np.ones(B, np.int32),
     )

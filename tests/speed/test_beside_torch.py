@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.data.batches.packing import pack_row, prefix
+from rvllm_jax.data.batches.packing import pack_sequence, prefix
 from rvllm_jax.models.functional import PureModel
 from rvllm_jax.models.llama import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
@@ -36,7 +36,7 @@ def packed_rows() -> Batch:
     rng, layout = np.random.default_rng(0), VisualLayout("global", FRAMES)
     head = prefix((), (), visual=layout.filled(FRAMES))
     rows = [
-        pack_row(
+        pack_sequence(
             head,
             [(rng.integers(1, 61, LENGTH), np.ones(LENGTH)) for _ in range(QUESTIONS)],
             FRAMES + QUESTIONS * LENGTH,
@@ -46,7 +46,7 @@ def packed_rows() -> Batch:
     return Batch(
         frames=rng.integers(0, 256, (2, FRAMES, 32, 32, 3), dtype=np.uint8),
         frame_mask=np.ones((2, FRAMES), bool),
-        rows=np.arange(2),
+        examples=np.arange(2),
         errors=np.zeros(2, np.int32),
         **{name: np.stack([row[name] for row in rows]) for name in rows[0]},
     )

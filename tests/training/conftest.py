@@ -76,7 +76,7 @@ def _tiny_batch(num_frames=(3, 1, 0, 0, 2, 3, 0, 1), *, with_frames=True, seed=0
         segments=segments,
         targets=rng.integers(0, LLAMA.vocab_size, (B, L)).astype(np.int32),
         weights=weights,
-        rows=np.where(empty, -1, np.arange(B)).astype(np.int32),
+        examples=np.where(empty, -1, np.arange(B)).astype(np.int32),
         errors=np.zeros(B, np.int32),
     )
 

@@ -41,7 +41,7 @@ def batch() -> Batch:
         frame_mask=jax.ShapeDtypeStruct((B, T), np.bool_),
         **dict.fromkeys(("tokens", "slots", "positions", "segments", "targets"), tokens),
         weights=jax.ShapeDtypeStruct((B, L), np.float32),
-        rows=rows,
+        examples=rows,
         errors=rows,
     )
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
-from rvllm_jax.data.batches.loader import Dataset
+from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer

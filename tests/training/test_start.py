@@ -10,7 +10,7 @@ import pytest
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.stage import StageError
 from rvllm_jax.data.annotations.example import Conversation, Turn
-from rvllm_jax.data.batches.packing import PackingError, Rows
+from rvllm_jax.data.batches.packing import PackingError, Sequences
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.tokenizer import TokenizerError
 from rvllm_jax.experiments import train as running
@@ -41,7 +41,7 @@ def test_what_does_not_fit_is_refused_before_the_data_is_touched(
     def decode(*_, **__):
         raise AssertionError("the data was touched")
 
-    monkeypatch.setattr(running, "open_source", decode)
+    monkeypatch.setattr(running, "open_data", decode)
     with pytest.raises(error, match=message):
         Experiment.open(recipe(**changes), tmp_path)
 
@@ -55,7 +55,7 @@ def test_a_start_says_whose_statistics_batchnorm_takes(recipe, tmp_path, caplog)
 
     caplog.set_level("INFO")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Opened):
-        patch.setattr(running, "open_source", stop)
+        patch.setattr(running, "open_data", stop)
         cut = {"stages__visual__accumulate": 2, "stages__visual__batch": 16}
         Experiment.open(recipe(**JOINT | cut), tmp_path)
     assert (
@@ -129,9 +129,9 @@ def test_what_ended_a_start_is_mended_in_the_same_working_directory(recipe, sett
 
 
 def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch, recipe):
-    rows = Rows(np.zeros(1, np.int32), np.arange(2), np.zeros(1, np.int32))
+    rows = Sequences(np.zeros(1, np.int32), np.arange(2), np.zeros(1, np.int32))
     asked = SimpleNamespace(
-        conversations=source("red").splits["train"], rows=rows, input="caption_in_slot"
+        conversations=source("red").splits["train"], sequences=rows, input="caption_in_slot"
     )
     result = SimpleNamespace(position=SimpleNamespace(done=7))
     table = {"accuracy": {}, "controls": {}, "counts": {}, "seconds": {}, "steps": 7}

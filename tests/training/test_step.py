@@ -130,7 +130,7 @@ def test_the_loss_is_a_mean_over_the_tokens_of_the_batch(float64, prepare, tiny_
     batch = tiny_batch()
     _, metrics = part.step(part.state, batch)
     loss_of = jax.jit(make_loss(part.model))
-    rows = [type(batch)(*(x[row : row + 1] for x in batch)) for row in range(len(batch.rows))]
+    rows = [type(batch)(*(x[row : row + 1] for x in batch)) for row in range(len(batch.examples))]
     losses = [loss_of(part.params, part.state.stats, row) for row in rows]
     sums, tokens = np.array(losses, np.float64).T
     assert len(set(tokens)) > 3 and 0 in tokens  # uneven rows, and empty ones

@@ -22,7 +22,7 @@ _TIE = 1e-6  # places; below it rounding would decide which of two frames is nea
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class FrameSampling:
     """How the frames of a clip are taken from a video.
 
     frames: T, of a full clip. step: places from one to the next, which is the clip's interval
@@ -104,10 +104,12 @@ def nearest(times: np.ndarray, places: np.ndarray) -> np.ndarray:
     return (right - earlier).astype(np.int32)
 
 
-def choose(times: np.ndarray, sampling: Sampling, rng: np.random.Generator | None) -> np.ndarray:
+def choose(
+    times: np.ndarray, sampling: FrameSampling, rng: np.random.Generator | None
+) -> np.ndarray:
     """The stored frames of a clip from a random start, or, without `rng`, from the middle one.
 
-    >>> choose(np.arange(20) / 25, Sampling(frames=3, step=4), None)
+    >>> choose(np.arange(20) / 25, FrameSampling(frames=3, step=4), None)
     array([ 5,  9, 13], dtype=int32)
 
     Args:
@@ -140,7 +142,7 @@ def crop_box(
 
 
 def evaluation_views(
-    times: np.ndarray, height: int, width: int, *, sampling: Sampling, crop: int, views: str
+    times: np.ndarray, height: int, width: int, *, sampling: FrameSampling, crop: int, views: str
 ) -> list[View]:
     """The test clips of a video, each that differs once, with its count; all are starts x crops.
 
@@ -201,7 +203,7 @@ def load_clip(
     All frames share one crop, so that what moves in the clip is what moved before the camera.
 
     Args:
-        frames, step, short, long: as in `Sampling`.
+        frames, step, short, long: as in `FrameSampling`.
         crop: side of the square, pixels.
         flip: mirrors one clip in two, never a centred one. It makes "left" and "right" in the
             answers wrong.
@@ -215,7 +217,7 @@ def load_clip(
         FrameStoreError: the store does not hold the video, or a part of it is damaged.
     """
     entry = store.entry(name)
-    indices = choose(store.timestamps(name), Sampling(frames, step, short, long), rng)
+    indices = choose(store.timestamps(name), FrameSampling(frames, step, short, long), rng)
     try:
         y, x = crop_box(entry.height, entry.width, crop, rng)
     except ValueError as error:

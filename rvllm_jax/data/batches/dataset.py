@@ -9,7 +9,7 @@ from absl import logging
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches import packing
-from rvllm_jax.data.batches.clips import Sampling, View, evaluation_views, load_clip, read_view
+from rvllm_jax.data.batches.clips import FrameSampling, View, evaluation_views, load_clip, read_view
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text import prompt
@@ -32,7 +32,7 @@ class Dataset:
     store: None is allowed where input is "caption_in_slot", which puts the caption's text where
         the visual tokens would be and gives clips of no frames.
     step: stored frames between two frames of a clip. crop: H = W of the clips.
-    short, long: how clips are taken from short and from long videos, as in clips.Sampling.
+    short, long: how clips are taken from short and from long videos, as in clips.FrameSampling.
     flip: mirrors one training clip in two. test_clips: which ones `views` gives, a key of
         clips.VIEWS.
     independent_turns: each turn is a segment of its own; False: the turns of a conversation follow
@@ -70,7 +70,7 @@ class Dataset:
             raise PipelineError("stage.input = 'video' needs a frame store; got none")
         self.conversations, self.store, self.layout = list(conversations), store, layout
         self.input, self.context, self.crop = input, context, crop
-        self.sampling = Sampling(layout.frames, step, short, long)
+        self.sampling = FrameSampling(layout.frames, step, short, long)
         self.flip, self.test_clips = flip, test_clips
         self.frames = layout.frames if input == "video" else 0
         self.left_out: dict[str, str] = {}
@@ -82,11 +82,11 @@ class Dataset:
             texts = [self.conversations[number].caption for number in self.clips]
             self._captions = [tokenizer.encode(text) for text in texts]
         owners = self._tokenize(members, tokenizer, template, independent_turns)
-        self.rows = self._plan(owners, max_segments)
+        self.sequences = self._plan(owners, max_segments)
 
     def steps_per_epoch(self, batch: int) -> int:
         """Batches of `batch` rows an epoch, the last one padded with empty rows."""
-        return -(-len(self.rows) // batch)
+        return -(-len(self.sequences) // batch)
 
     def num_steps(self, epochs: int, batch: int) -> int:
         """Batches of `batch` rows in `epochs` epochs."""
@@ -128,15 +128,17 @@ class Dataset:
         gives a row of zero weight, its conversation's number and the error's code.
         """
         if clip < 0:
-            return self._row(packing.empty_row(self.context), *self._no_frames(out), -1, READABLE)
+            return self._row(
+                packing.empty_sequence(self.context), *self._no_frames(out), -1, READABLE
+            )
         try:
             frames, mask = self._read(clip, rng, out, view)
         except FrameStoreError as error:
             logging.warning("row emptied: %s", error)
-            fields = packing.empty_row(self.context)
+            fields = packing.empty_sequence(self.context)
             return self._row(fields, *self._no_frames(out), self.clips[clip], UNREADABLE)
         parts = [self._segments[self._first_segment[clip] + s] for s in segments]
-        fields = packing.pack_row(self.prefix(clip), parts, self.context)
+        fields = packing.pack_sequence(self.prefix(clip), parts, self.context)
         return self._row(fields, frames, mask, self.clips[clip], READABLE)
 
     def reopened(self) -> "Dataset":
@@ -155,7 +157,7 @@ class Dataset:
         return [self.conversations[number].turns[turn] for number, turn in self.questions]
 
     @property
-    def asked_clips(self) -> list[int]:
+    def question_videos(self) -> list[int]:
         """The number of each question's clip."""
         return np.repeat(np.arange(len(self.clips)), np.diff(self._first_question)).tolist()
 
@@ -167,7 +169,7 @@ class Dataset:
         shown: the clip that each question is asked about, its own by default.
         """
         about: dict[int, list[int]] = {}
-        clips = self.asked_clips if shown is None else shown
+        clips = self.question_videos if shown is None else shown
         for question, clip in zip(range(len(self.questions)), clips, strict=True):
             about.setdefault(clip, []).append(question)
         return [
@@ -232,7 +234,7 @@ class Dataset:
         self._segments, self._asked = packing.Ragged(segments), packing.Ragged(asked)
         return owners
 
-    def _plan(self, owners: list[int], max_segments: int) -> packing.Rows:
+    def _plan(self, owners: list[int], max_segments: int) -> packing.Sequences:
         prefixes = np.asarray([len(self.prefix(clip)) for clip in range(len(self.clips))])
         lengths = self._segments.lengths
         ends = self._first_segment
@@ -247,8 +249,9 @@ class Dataset:
                 "or more"
             )
         own = [lengths[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
-        self.prefix_length, self.asked_length = int(prefixes.max()), int(self._asked.lengths.max())
-        return packing.plan_rows(own, self.context - prefixes, max_segments)
+        self.prefix_length = int(prefixes.max())
+        self.question_length = int(self._asked.lengths.max())
+        return packing.plan_sequences(own, self.context - prefixes, max_segments)
 
     def _video(self, clip: int) -> str:
         return self.conversations[self.clips[clip]].video
@@ -273,4 +276,4 @@ class Dataset:
 
     @staticmethod
     def _row(fields: dict, frames, mask, number: int, error: int) -> Batch:
-        return Batch(frames, mask, rows=np.int32(number), errors=np.int32(error), **fields)
+        return Batch(frames, mask, examples=np.int32(number), errors=np.int32(error), **fields)

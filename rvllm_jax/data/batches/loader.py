@@ -19,17 +19,12 @@ from absl import flags
 
 from rvllm_jax.data.batches import packing
 from rvllm_jax.data.batches.clips import View
-from rvllm_jax.data.batches.dataset import ERRORS, READABLE, UNREADABLE, Dataset, PipelineError
+from rvllm_jax.data.batches.dataset import READABLE, Dataset, PipelineError
 from rvllm_jax.data.batches.memory import BatchMemory
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.system.malloc import keep_freed_memory
 from rvllm_jax.system.pool import end_with_parent
 from rvllm_jax.types import Batch, Questions
-
-__all__ = [
-    "ERRORS", "READABLE", "UNREADABLE", "Dataset", "PipelineError",
-    "AskedRow", "train_batches", "loss_batches", "eval_batches", "question_batches", "views_of",
-]  # fmt: skip
 
 _CLIP, _PERMUTATION = 1, 2  # streams of random numbers; data/batches/packing.py has 0
 _LARGE = 1 << 20  # bytes of a batch's frames from which they are worth a memory of their own
@@ -59,7 +54,7 @@ def train_batches(
     if (epochs is None) == (steps is None):
         raise PipelineError("train_batches: give either epochs or steps")
     steps = dataset.num_steps(epochs, batch) if steps is None else steps
-    source = _Rows(len(dataset.rows), batch, steps, seed, host, hosts)
+    source = _Rows(len(dataset.sequences), batch, steps, seed, host, hosts)
     load = functools.partial(_load_row, dataset.reopened(), seed)
     return _graph(dataset, source, load, start_step, workers)
 
@@ -68,7 +63,7 @@ def loss_batches(
     dataset: Dataset, *, batch: int, workers: int = 0, host: int = 0, hosts: int = 1
 ) -> Iterator[Batch]:
     """One epoch in order with centred clips, for a loss on held-out data."""
-    source = _Rows(len(dataset.rows), batch, dataset.steps_per_epoch(batch), None, host, hosts)
+    source = _Rows(len(dataset.sequences), batch, dataset.steps_per_epoch(batch), None, host, hosts)
     load = functools.partial(_load_row, dataset.reopened(), None)
     return _graph(dataset, source, load, 0, workers)
 
@@ -95,7 +90,7 @@ def eval_batches(
     """
     views = functools.cache(lambda clip: views_of(dataset, clip) if test_clips else [None])
     rows = [
-        AskedRow(clip, numbers, view)
+        QuestionSet(clip, numbers, view)
         for clip, numbers in dataset.question_groups(max_questions, shown)
         for view in views(clip)
     ]
@@ -103,7 +98,7 @@ def eval_batches(
     return question_batches(dataset, rows, batch=batch, max_questions=max_questions, **how)
 
 
-class AskedRow(NamedTuple):
+class QuestionSet(NamedTuple):
     """A clip and up to `max_questions` questions about it; clip -1: an empty row."""
 
     clip: int
@@ -113,7 +108,7 @@ class AskedRow(NamedTuple):
 
 def question_batches(
     dataset: Dataset,
-    rows: Sequence[AskedRow],
+    rows: Sequence[QuestionSet],
     *,
     batch: int,
     max_questions: int,
@@ -166,15 +161,15 @@ def _load_row(dataset: Dataset, seed: int | None, epoch: int, row: int, out) -> 
     if row < 0:
         return dataset.load(-1, (), None, out)
     rng = None if seed is None else np.random.default_rng((_CLIP, seed, epoch, row))
-    return dataset.load(*dataset.rows[row], rng, out)
+    return dataset.load(*dataset.sequences[row], rng, out)
 
 
 def _load_questions(
     dataset: Dataset, rows, max_questions: int, permute_seed, epoch: int, at: int, out
 ) -> Questions:
-    clip, numbers, view = rows[at] if at >= 0 else AskedRow(-1, ())
+    clip, numbers, view = rows[at] if at >= 0 else QuestionSet(-1, ())
     row = dataset.load(clip, (), None, out, view=view)
-    asked = np.zeros((max_questions, dataset.asked_length), np.int32)
+    asked = np.zeros((max_questions, dataset.question_length), np.int32)
     mask, ids = np.zeros(asked.shape, bool), np.full(max_questions, -1, np.int32)
     if row.errors == READABLE:
         for place, number in enumerate(numbers):

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rvllm_jax.data.batches.clips import Sampling, View, evaluation_views, read_view
+from rvllm_jax.data.batches.clips import FrameSampling, View, evaluation_views, read_view
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.data.video.decode import VideoInfo
 
 
-class Seen(NamedTuple):
+class VideoClips(NamedTuple):
     """The C distinct test clips of a video, of T frames each."""
 
     frames: np.ndarray  # uint8[C, T, S, S, 3]; zeros where there is no frame
@@ -26,24 +26,24 @@ class Seen(NamedTuple):
     note: str  # what a person should know of the file, such as that it is cut; or ""
 
 
-def look(path: str | Path, sampling: Sampling, **options) -> Seen:
-    """The clips of one file, decoded in this process; raises what `look_each` gives or raises."""
-    (seen,) = look_each([path], sampling, workers=0, **options)
+def load_video(path: str | Path, sampling: FrameSampling, **options) -> VideoClips:
+    """The clips of one file, decoded in this process; raises what `load_videos` gives or raises."""
+    (seen,) = load_videos([path], sampling, workers=0, **options)
     if isinstance(seen, VideoError):
         raise seen
     return seen
 
 
-def look_each(
+def load_videos(
     paths: Sequence[str | Path],
-    sampling: Sampling,
+    sampling: FrameSampling,
     *,
     crop: int,
     views: str,
     workers: int | None = None,
     at_once: int = 16,
     **options,
-) -> Iterator[Seen | VideoError]:
+) -> Iterator[VideoClips | VideoError]:
     """The clips of each file, in order, or why there are none: no such file, nothing of it
     decodes, its frames are smaller than the crop.
 
@@ -92,7 +92,7 @@ def _seen(store, name: str, path: Path, sampling, crop: int, views: str, said):
     frames, mask = (np.stack(part) for part in zip(*clips, strict=True))
     counts = np.array([view.count for view in chosen], np.int32)
     shown = np.stack([_padded(times, view, sampling.frames) for view in chosen])
-    return Seen(frames, mask, counts, shown, *said)
+    return VideoClips(frames, mask, counts, shown, *said)
 
 
 def _padded(times: np.ndarray, view: View, frames: int) -> np.ndarray:

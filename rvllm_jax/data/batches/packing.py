@@ -53,7 +53,7 @@ def prefix(
     return Prefix(tokens.astype(np.int32), slots)
 
 
-def empty_row(context: int) -> dict[str, np.ndarray]:
+def empty_sequence(context: int) -> dict[str, np.ndarray]:
     """The token fields of types.Batch for a row without content, each [context]."""
     return {
         "tokens": np.zeros(context, np.int32),
@@ -65,7 +65,7 @@ def empty_row(context: int) -> dict[str, np.ndarray]:
     }
 
 
-def pack_row(
+def pack_sequence(
     head: Prefix, segments: Iterable[tuple[np.ndarray, np.ndarray]], context: int
 ) -> dict[str, np.ndarray]:
     """One row of types.Batch: the prefix, then the segments, each [context].
@@ -74,7 +74,7 @@ def pack_row(
     Each segment's positions go on from the prefix's end, as if it were the only one.
     Raises PackingError if they pass the context.
     """
-    row, length = empty_row(context), len(head)
+    row, length = empty_sequence(context), len(head)
     segments = list(segments)
     total = length + sum(len(ids) for ids, _ in segments)
     if total > context:
@@ -120,7 +120,7 @@ class Ragged:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class Sequences:
     """The rows of an epoch: row i holds `segments[starts[i]:starts[i + 1]]` of clip `clips[i]`.
 
     Segments are counted within their clip. int32[R], int64[R + 1], int32[number of segments].
@@ -138,9 +138,9 @@ class Rows:
         return int(self.clips[row]), self.segments[self.starts[row] : self.starts[row + 1]]
 
 
-def plan_rows(
+def plan_sequences(
     lengths: Sequence[np.ndarray], budgets: np.ndarray | Sequence[int], max_segments: int
-) -> Rows:
+) -> Sequences:
     """Groups each clip's segments into rows, by first fit in order.
 
     lengths: int[n] a clip, the tokens of its segments; budgets: int[clips], the tokens that are
@@ -162,7 +162,7 @@ def plan_rows(
         clips += [clip] * len(rows)
     starts = np.cumsum([0] + [len(own) for own in members], dtype=np.int64)
     flat = np.fromiter((s for own in members for s in own), np.int32, count=int(starts[-1]))
-    return Rows(np.asarray(clips, np.int32), starts, flat)
+    return Sequences(np.asarray(clips, np.int32), starts, flat)
 
 
 def _first_fit(lengths: list[int], budget: int, most: int) -> list[list[int]]:

@@ -34,7 +34,7 @@ def show_rows(dataset: Dataset, tokenizer: Tokenizer, rows: int) -> str:
 
 
 def _rows(dataset: Dataset) -> Iterator[tuple[int, np.ndarray]]:
-    return (dataset.rows[number] for number in range(len(dataset.rows)))
+    return (dataset.sequences[number] for number in range(len(dataset.sequences)))
 
 
 def _segments(row: Batch, tokenizer: Tokenizer) -> Iterator[str]:

@@ -25,7 +25,7 @@ class SourceError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TrainingData:
     """Annotations by split, and the frames that they name.
 
     `set_aside` names the videos that did not decode and why; their conversations are in no split.
@@ -39,7 +39,7 @@ class Source:
     origins: dict[str, dict] = dataclasses.field(default_factory=dict)
 
 
-def open_source(
+def open_data(
     videos: str,
     annotations: dict[str, str],
     *,
@@ -48,7 +48,7 @@ def open_source(
     workers: int,
     progress: Callable[[str], Progress] | None = None,
     **options,
-) -> Source:
+) -> TrainingData:
     """Reads the annotations, and stores the frames of their videos under `root` unless they are.
 
     `videos` is a folder, or "shapes" for the embedded dataset, which is rendered first. A folder
@@ -93,7 +93,7 @@ def open_source(
                 f"{paths[split]}: none of its {len(splits[split])} conversations is left, as its "
                 f"videos do not decode: {set_aside}. Replace these videos, or leave out the file"
             )
-    return Source(kept, store, set_aside, _origins(paths))
+    return TrainingData(kept, store, set_aside, _origins(paths))
 
 
 def _videos(splits: dict[str, list[Conversation]]) -> list[str]:

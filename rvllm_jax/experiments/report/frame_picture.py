@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rvllm_jax.data.batches.loose_videos import Seen
+from rvllm_jax.data.batches.loose_videos import VideoClips
 
 _ACROSS = 10  # frames of a line
 _INCH = 1.1  # of a frame's side
@@ -14,7 +14,7 @@ _LABEL = 0.2  # inches below a frame
 _CLIPS = 25  # clips shown; all test clips of a video
 
 
-def draw(seen: Seen, title: str) -> bytes:
+def draw(seen: VideoClips, title: str) -> bytes:
     """A PNG. Of one clip every frame is shown; of several each has a line of its own, of up to ten
     of its frames, evenly spaced, and says how many of the test clips it is."""
     lines = _lines(seen)
@@ -42,7 +42,7 @@ def draw(seen: Seen, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _lines(seen: Seen) -> list[tuple[int, np.ndarray]]:
+def _lines(seen: VideoClips) -> list[tuple[int, np.ndarray]]:
     """(clip, its frames) of each line of the picture."""
     if len(seen.frames) == 1:
         frames = np.flatnonzero(seen.mask[0])

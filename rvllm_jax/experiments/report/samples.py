@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rvllm_jax.data.batches.loader import READABLE, Dataset
+from rvllm_jax.data.batches.dataset import READABLE, Dataset
 from rvllm_jax.evaluation.asking import Asked
 
 SAMPLES_A_SPLIT = 4  # questions on the sheet of frames

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax
 
-from rvllm_jax.data.batches.clips import Sampling as Frames
-from rvllm_jax.data.batches.loose_videos import Seen, look, look_each
+from rvllm_jax.data.batches.clips import FrameSampling
+from rvllm_jax.data.batches.loose_videos import VideoClips, load_video, load_videos
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text.template import ChatError
 from rvllm_jax.data.video.container import VideoError
@@ -57,18 +57,18 @@ class Answerer:
         self.described, self.clips, self.say = described, clips, say
         self._cache_dtype = cache_dtype
 
-    def look(self, path: str | Path) -> Seen:
+    def look(self, path: str | Path) -> VideoClips:
         """The clips of a video file; raises VideoError or FrameStoreError."""
-        return look(path, **self._frames())
+        return load_video(path, **self._frames())
 
-    def look_each(self, paths: Sequence[str | Path]) -> Iterator[Seen | VideoError]:
+    def look_each(self, paths: Sequence[str | Path]) -> Iterator[VideoClips | VideoError]:
         """The clips of each file, decoded by watched processes; raises FrameStoreError."""
-        return look_each(paths, **self._frames())
+        return load_videos(paths, **self._frames())
 
     def _frames(self) -> dict:
         data = self.described.recipe.data
         return dict(
-            sampling=Frames(data.frames, data.step, data.short, data.long),
+            sampling=FrameSampling(data.frames, data.step, data.short, data.long),
             crop=data.crop,
             views=self.clips,
             stride=data.stride,
@@ -77,7 +77,7 @@ class Answerer:
             frames_per_record=data.frames_per_record,
         )
 
-    def check(self, seen: Seen, question: str) -> None:
+    def check(self, seen: VideoClips, question: str) -> None:
         """Refuses a first question that cannot be asked, by PromptError; needs no model."""
         recipe, tokenizer = self.described.recipe, self.described.tokenizer
         template = self.described.template
@@ -105,7 +105,7 @@ class Answerer:
         )
         return engine
 
-    def session(self, seen: Seen, name: str) -> Session:
+    def session(self, seen: VideoClips, name: str) -> Session:
         """The video, encoded."""
         engine, start = self.engine, time.perf_counter()
         session = engine.session(seen.frames, seen.mask, seen.counts)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.batches import clips
-from rvllm_jax.data.batches.clips import LONG, SHORT, Sampling
+from rvllm_jax.data.batches.clips import LONG, SHORT, FrameSampling
 
 POLICIES = list(itertools.product(SHORT, LONG))
 
@@ -29,7 +29,7 @@ def cases(number=300, times=varying, longest=400):
         rng = np.random.default_rng(seed)
         count = int(rng.integers(1, 12 if seed % 3 == 0 else longest))
         frames = int(rng.choice([1, 2, 6, 25, 100, 199, 200, rng.integers(1, 40)]))
-        sampling = Sampling(frames, int(rng.integers(1, 8)), *POLICIES[seed % len(POLICIES)])
+        sampling = FrameSampling(frames, int(rng.integers(1, 8)), *POLICIES[seed % len(POLICIES)])
         yield rng, times(rng, count), sampling
 
 
@@ -72,7 +72,7 @@ def test_a_clip_is_as_long_as_its_policy_says_and_goes_forward(times):
                 assert (indices == np.resize(indices[:single_pass], sampling.frames)).all()
                 indices = indices[:single_pass]
             assert (np.diff(shown[indices]) >= 0).all()
-    assert Sampling(6, 2).filled(3) == 2  # padded, unless told otherwise
+    assert FrameSampling(6, 2).filled(3) == 2  # padded, unless told otherwise
 
 
 def test_each_frame_is_the_nearest_to_its_wanted_time():
@@ -133,13 +133,13 @@ def test_a_stretched_or_spread_clip_covers_the_whole_video_evenly():
 
 def test_random_starts_cover_every_place_and_the_centred_one_is_in_the_middle():
     rng = np.random.default_rng(1)
-    times, sampling = np.arange(12) / 25, Sampling(3, 4)
+    times, sampling = np.arange(12) / 25, FrameSampling(3, 4)
     starts = [clips.choose(times, sampling, rng)[0] for _ in range(4000)]
     counts = np.bincount(starts)
     assert len(counts) == 4  # 12 frames leave starts 0 to 3 for a span of 9
     assert (abs(counts - 1000) < 150).all()
     assert clips.choose(times, sampling, None).tolist() == [1, 5, 9]
-    stretched = Sampling(4, 8, short="stretch")
+    stretched = FrameSampling(4, 8, short="stretch")
     firsts = np.bincount([clips.choose(times, stretched, rng)[0] for _ in range(3000)])
     assert len(firsts) == 3 and (abs(firsts - 1000) < 150).all()  # of a part of three frames
 
@@ -147,7 +147,9 @@ def test_random_starts_cover_every_place_and_the_centred_one_is_in_the_middle():
 def test_random_starts_are_uniform_in_time_where_the_rate_varies():
     times = np.concatenate([np.arange(90) / 90, 1 + np.arange(10)])  # 1 s at 90, 10 s at 1
     rng = np.random.default_rng(2)
-    starts = np.array([times[clips.choose(times, Sampling(1, 1), rng)[0]] for _ in range(2000)])
+    starts = np.array(
+        [times[clips.choose(times, FrameSampling(1, 1), rng)[0]] for _ in range(2000)]
+    )
     early = (starts < 1).mean()  # nine frames in ten, a tenth of the time
     assert 0.07 < early < 0.18
 
@@ -163,12 +165,12 @@ def test_crop_box_is_uniform_or_centred_and_refuses_what_does_not_fit():
 
 def test_policies_that_do_not_exist_are_refused_by_key():
     with pytest.raises(ValueError, match=r"config\.data\.short is 'cut'; expected .*'stretch'"):
-        Sampling(4, 1, short="cut")
+        FrameSampling(4, 1, short="cut")
     with pytest.raises(ValueError, match=r"config\.data\.long is 'all'; expected .*'spread'"):
-        Sampling(4, 1, long="all")
+        FrameSampling(4, 1, long="all")
     for numbers in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match=r"both must be at least 1"):
-            Sampling(*numbers)
+            FrameSampling(*numbers)
 
 
 def views_of(times, sampling, views="25x1", height=16, width=24, crop=10):
@@ -211,7 +213,7 @@ def test_starts_are_spread_evenly_from_the_first_to_the_last(views, number):
 
 def test_without_a_free_start_the_offsets_lie_within_one_sampling_step():
     for views, number in (("25x1", 25), ("5x5", 5)):
-        for sampling in (Sampling(4, 50, short="stretch"), Sampling(4, 2, long="spread")):
+        for sampling in (FrameSampling(4, 50, short="stretch"), FrameSampling(4, 2, long="spread")):
             every = expanded(views_of(np.arange(100) / 30, sampling, views))[:: 25 // number]
             firsts = np.array([view.indices[0] for view in every])
             step = 100 / 4
@@ -219,7 +221,7 @@ def test_without_a_free_start_the_offsets_lie_within_one_sampling_step():
             assert (abs(firsts - expected) <= 0.5).all()
             assert all((np.diff(view.indices) == step).all() for view in every)
     # A clip of all frames and a video of one leave nothing to shift.
-    for count, sampling in ((31, Sampling(6, 6)), (1, Sampling(100, 6, short="stretch"))):
+    for count, sampling in ((31, FrameSampling(6, 6)), (1, FrameSampling(100, 6, short="stretch"))):
         [only] = views_of(np.arange(count) / 30, sampling)
         assert only.count == 25
 
@@ -236,17 +238,17 @@ def test_the_middle_test_clip_is_the_centred_one():
 
 
 def test_five_crops_are_the_centre_and_the_four_corners_of_each_start():
-    views = views_of(np.arange(100) / 30, Sampling(4, 6), "5x5")
+    views = views_of(np.arange(100) / 30, FrameSampling(4, 6), "5x5")
     corners = [(3, 7, 10), (0, 0, 10), (0, 14, 10), (6, 0, 10), (6, 14, 10)]
     assert [view.box for view in views] == corners * 5
     assert len({view.indices.tobytes() for view in views}) == 5
-    square = views_of(np.arange(100) / 30, Sampling(4, 6), "5x5", height=10, width=10)
+    square = views_of(np.arange(100) / 30, FrameSampling(4, 6), "5x5", height=10, width=10)
     assert [view.count for view in square] == [5] * 5
-    assert {view.box for view in views_of(np.arange(9), Sampling(4, 6))} == {corners[0]}
+    assert {view.box for view in views_of(np.arange(9), FrameSampling(4, 6))} == {corners[0]}
 
 
 def test_unknown_test_clips_and_crops_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"'10x3' are unknown; expected one of .*'5x5'"):
-        views_of(np.arange(9), Sampling(4, 6), "10x3")
+        views_of(np.arange(9), FrameSampling(4, 6), "10x3")
     with pytest.raises(ValueError, match="a crop of 17 x 17 pixels does not fit"):
-        views_of(np.arange(9), Sampling(4, 6), crop=17)
+        views_of(np.arange(9), FrameSampling(4, 6), crop=17)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.batches import clips
-from rvllm_jax.data.batches.clips import Sampling, View
+from rvllm_jax.data.batches.clips import FrameSampling, View
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import encode
@@ -35,7 +35,7 @@ def test_a_clip_is_one_crop_of_the_chosen_frames(store):
         rng = np.random.default_rng(seed)
         clip, mask = clips.load_clip(store, "long", frames=4, step=3, crop=10, rng=rng)
         same = np.random.default_rng(seed)
-        indices = clips.choose(store.timestamps("long"), Sampling(4, 3), same)
+        indices = clips.choose(store.timestamps("long"), FrameSampling(4, 3), same)
         y, x = clips.crop_box(16, 24, 10, same)
         np.testing.assert_array_equal(clip, whole[indices, y : y + 10, x : x + 10])
         assert mask.all()
@@ -78,7 +78,7 @@ def test_a_long_video_can_be_spread_over_the_clip(store):
 @pytest.mark.parametrize("short", clips.SHORT)
 @pytest.mark.parametrize("long", clips.LONG)
 def test_any_length_of_clip_and_video(store, frames, short, long):
-    sampling = Sampling(frames, 3, short, long)
+    sampling = FrameSampling(frames, 3, short, long)
     for name, count in COUNTS.items():
         whole = store.read(name, np.arange(count))
         times = store.timestamps(name)
@@ -122,7 +122,7 @@ def test_half_of_the_training_clips_are_mirrored_as_a_whole_where_asked(store):
 def test_mirroring_that_is_off_draws_no_number(store):
     rng, same = (np.random.default_rng(4) for _ in range(2))
     clips.load_clip(store, "long", frames=4, step=3, crop=10, rng=rng)
-    clips.choose(store.timestamps("long"), Sampling(4, 3), same)
+    clips.choose(store.timestamps("long"), FrameSampling(4, 3), same)
     clips.crop_box(16, 24, 10, same)
     assert rng.bit_generator.state == same.bit_generator.state
 
@@ -152,7 +152,7 @@ def test_a_real_file_of_variable_rate_is_sampled_by_its_times(tmp_path):
     assert len(times) == 32 and distances.max() > 1.9 * distances.min()
     differ = 0
     for frames, step in ((6, 6), (6, 5), (8, 4), (10, 3), (15, 2), (30, 1), (1, 6)):
-        sampling = Sampling(frames, step)
+        sampling = FrameSampling(frames, step)
         for start in range(sampling.free(32) + 1):
             found = clips.nearest(times, sampling.places(32, start))
             wanted = times[0] + (start + step * np.arange(frames)) / rate

@@ -7,6 +7,7 @@ import pytest
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
 from rvllm_jax.data.batches import clips, loader
+from rvllm_jax.data.batches.dataset import UNREADABLE, Dataset, PipelineError
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
@@ -22,18 +23,18 @@ def test_a_caption_stands_in_the_video_s_place(make, tk, conversations, template
     for batch in batches:
         assert batch.frames.shape == (2, 0, 32, 32, 3) and batch.frame_mask.shape == (2, 0)
         assert (batch.slots == NO_SLOT).all()
-        for row in np.flatnonzero(batch.rows >= 0):
-            conversation = conversations[batch.rows[row]]
+        for row in np.flatnonzero(batch.examples >= 0):
+            conversation = conversations[batch.examples[row]]
             prefix = batch.tokens[row][batch.segments[row] == PREFIX].tolist()
             assert prefix == before + tk.encode(conversation.caption) + after
-            seen.add(int(batch.rows[row]))
+            seen.add(int(batch.examples[row]))
     assert seen == set(range(5))
     found = sorted(a for b in batches for a in answers(b))
     assert found == sorted(f" {t.answer}" for c in conversations for t in c.turns)
 
 
 def test_a_caption_needs_no_store(tk, conversations, layout, template):
-    dataset = loader.Dataset(conversations, None, tk, template, layout, input="caption_in_slot",
+    dataset = Dataset(conversations, None, tk, template, layout, input="caption_in_slot",
                                context=96, max_segments=3, crop=32)  # fmt: skip
     assert len(list(loader.loss_batches(pickle.loads(pickle.dumps(dataset)), batch=4))) == 2
 
@@ -41,7 +42,7 @@ def test_a_caption_needs_no_store(tk, conversations, layout, template):
 def test_turns_of_a_dialogue_can_be_one_segment(make, tk, conversations, template):
     dataset = make(independent_turns=False, context=160)
     batches = list(loader.loss_batches(dataset, batch=1))
-    first = next(b for b in batches if b.rows[0] == 1)
+    first = next(b for b in batches if b.examples[0] == 1)
     ids, weights = prompt.segment_ids(tk, template, conversations[1].turns)
     own = first.segments[0] == 1
     assert first.segments[0].max() == 1
@@ -58,13 +59,13 @@ def test_a_prompt_longer_than_the_context_is_refused_before_training(make, conve
 
 def test_what_does_not_fit_together_is_refused_by_name(make, conversations):
     stray = Conversation("stray", "gone.mp4", conversations[0].turns, "x")
-    with pytest.raises(loader.PipelineError, match=r"'stray': video 'gone\.mp4' is not in"):
+    with pytest.raises(PipelineError, match=r"'stray': video 'gone\.mp4' is not in"):
         make([*conversations, stray])
-    with pytest.raises(loader.PipelineError, match="crop of 40 .*36 x 48.*config.data.crop"):
+    with pytest.raises(PipelineError, match="crop of 40 .*36 x 48.*config.data.crop"):
         make(crop=40)
-    with pytest.raises(loader.PipelineError, match="stage.input is 'audio'"):
+    with pytest.raises(PipelineError, match="stage.input is 'audio'"):
         make(input="audio")
-    with pytest.raises(loader.PipelineError, match="no conversation is left of 0"):
+    with pytest.raises(PipelineError, match="no conversation is left of 0"):
         make([])
 
 
@@ -78,7 +79,7 @@ def test_conversations_of_videos_set_aside_are_left_out_by_name(
     dataset = make([lost, *conversations], store=FrameStore(tmp_path / "store"))
     assert list(dataset.left_out) == ["lost"] and "broken.mp4" in dataset.left_out["lost"]
     assert {n for n, _ in dataset.questions} == {1, 2, 3, 4, 5}
-    rows = {int(r) for b in loader.loss_batches(dataset, batch=1) for r in b.rows}
+    rows = {int(r) for b in loader.loss_batches(dataset, batch=1) for r in b.examples}
     assert rows == {1, 2, 3, 5}
 
 
@@ -96,7 +97,7 @@ def test_the_prefix_has_the_slots_of_the_frames_that_the_policy_fills(
     for batch in batches:
         slots = batch.slots[0][batch.slots[0] != NO_SLOT]
         assert slots.tolist() == layout.filled(int(batch.frame_mask.sum())).tolist()
-        filled[conversations[batch.rows[0]].video] = int(batch.frame_mask.sum())
+        filled[conversations[batch.examples[0]].video] = int(batch.frame_mask.sum())
     b = 3 if short == "pad" else 4  # 5 frames hold 3, two apart
     assert filled == {"a.mp4": 4, "b.mp4": b, "c.mp4": 4, "d.mp4": 4}
 
@@ -130,7 +131,7 @@ def test_every_test_clip_of_a_video_can_be_loaded(make, lengths, conversations):
                 assert (row.frames == expected).all() and (row.frame_mask == mask).all()
                 centred = dataset.load(clip, (), None)
                 assert (row.tokens == centred.tokens).all() and (row.slots == centred.slots).all()
-    with pytest.raises(loader.PipelineError, match="'caption_in_slot' has no test clips"):
+    with pytest.raises(PipelineError, match="'caption_in_slot' has no test clips"):
         make(input="caption_in_slot").views(0)
 
 
@@ -150,8 +151,8 @@ def test_a_video_whose_times_are_damaged_gives_an_empty_row(make, clips_folder, 
     [times] = tmp_path.glob(f"times-{store.entries['c.mp4'].shard:05d}-of*")
     times.write_bytes(times.read_bytes()[::-1])
     batches = loader.loss_batches(make(store=store), batch=1)
-    errors = {int(batch.rows[0]): int(batch.errors[0]) for batch in batches}
-    assert errors == {0: 0, 1: 0, 2: loader.UNREADABLE, 4: 0}
+    errors = {int(batch.examples[0]): int(batch.errors[0]) for batch in batches}
+    assert errors == {0: 0, 1: 0, 2: UNREADABLE, 4: 0}
 
 
 def test_unknown_policies_are_refused_by_key(make):

@@ -10,6 +10,7 @@ import pytest
 
 from rvllm_jax.data.batches import loader
 from rvllm_jax.data.batches.clips import load_clip
+from rvllm_jax.data.batches.dataset import READABLE, UNREADABLE, PipelineError
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.text import prompt
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX
@@ -46,7 +47,7 @@ def test_shapes_and_types_are_those_of_the_batch(make):
         value = getattr(batch, field)
         assert value.shape == (2, 96) and value.dtype == np.int32
     assert batch.weights.shape == (2, 96) and batch.weights.dtype == np.float32
-    assert batch.rows.dtype == batch.errors.dtype == np.int32
+    assert batch.examples.dtype == batch.errors.dtype == np.int32
 
 
 def test_rows_hold_the_video_s_slots_and_its_conversations_alone(
@@ -54,7 +55,7 @@ def test_rows_hold_the_video_s_slots_and_its_conversations_alone(
 ):
     dataset, seen = make(), collections.Counter()
     for batch in loader.loss_batches(dataset, batch=1):
-        number, prefix = int(batch.rows[0]), batch.segments[0] == PREFIX
+        number, prefix = int(batch.examples[0]), batch.segments[0] == PREFIX
         name = conversations[number].video[0]
         frames = int(batch.frame_mask.sum())
         assert frames == min(4, -(-lengths[f"{name}.mp4"] // 2))
@@ -100,32 +101,32 @@ def test_hosts_parts_join_to_the_global_batch(make):
                   for h in range(2)), strict=True)  # fmt: skip
     joined = [type(a)(*(np.concatenate(pair) for pair in zip(a, b, strict=True))) for a, b in parts]
     _equal(whole, joined)
-    with pytest.raises(loader.PipelineError, match="batch 5: expected a multiple of the 2 hosts"):
+    with pytest.raises(PipelineError, match="batch 5: expected a multiple of the 2 hosts"):
         loader.train_batches(make(), seed=3, batch=5, steps=5, hosts=2)
 
 
 def test_the_end_of_an_epoch_is_padded_with_rows_that_teach_nothing(make):
     dataset = make()
-    assert len(dataset.rows) == 6
+    assert len(dataset.sequences) == 6
     last = list(loader.train_batches(dataset, seed=1, batch=4, epochs=1))[-1]
-    assert (last.rows >= 0).tolist() == [True, True, False, False]
+    assert (last.examples >= 0).tolist() == [True, True, False, False]
     empty = type(last)(*(field[2:] for field in last))
     assert (empty.segments == PADDING).all() and (empty.slots == NO_SLOT).all()
     assert not empty.frame_mask.any() and not empty.weights.any()
-    assert not empty.frames.any() and (empty.errors == loader.READABLE).all()
+    assert not empty.frames.any() and (empty.errors == READABLE).all()
 
 
 def test_training_moves_the_clip_and_validation_centres_it(make, clips_folder):
     dataset = make()
     store, sizes = FrameStore(clips_folder), {"frames": 4, "step": 2, "crop": 32}
-    centred = {int(b.rows[0]): b for b in loader.loss_batches(dataset, batch=1)}
+    centred = {int(b.examples[0]): b for b in loader.loss_batches(dataset, batch=1)}
     frames, mask = load_clip(store, "b.mp4", **sizes, rng=None)
     assert (centred[1].frames[0] == frames).all() and (centred[1].frame_mask[0] == mask).all()
     drawn = [
         {
             batch.frames[0].tobytes()
             for batch in loader.train_batches(dataset, seed=seed, batch=1, epochs=8)
-            if batch.rows[0] == 4
+            if batch.examples[0] == 4
         }
         for seed in (0, 1)
     ]
@@ -143,8 +144,8 @@ def test_a_damaged_record_empties_its_row_and_says_so(clips_folder, make, tmp_pa
     shard.write_bytes(content)
     dataset = make(store=store)
     batches = list(loader.train_batches(dataset, seed=0, batch=2, epochs=1))
-    errors = {int(r): int(e) for b in batches for r, e in zip(b.rows, b.errors, strict=True)}
-    assert errors == {0: 0, 1: 0, 2: loader.UNREADABLE, 4: 0}
+    errors = {int(r): int(e) for b in batches for r, e in zip(b.examples, b.errors, strict=True)}
+    assert errors == {0: 0, 1: 0, 2: UNREADABLE, 4: 0}
     for batch in batches:
         hit = batch.errors != 0
         assert not batch.weights[hit].any() and not batch.frame_mask[hit].any()
@@ -167,23 +168,23 @@ def test_every_question_is_asked_once_in_groups_of_its_video(make, tk, conversat
     ]
     assert ids.shape == (8, 3) and (ids >= 0).sum(1).tolist() == [3, 3, 3, 1, 3, 2, 0, 0]
     for batch in batches:
-        assert batch.asked.shape == (4, 3, dataset.asked_length)
+        assert batch.question_tokens.shape == (4, 3, dataset.question_length)
         assert batch.tokens.shape == (4, dataset.prefix_length)
         for place, number in np.ndenumerate(batch.ids):
             if number < 0:
-                assert not batch.asked_mask[place].any()
+                assert not batch.question_mask[place].any()
                 continue
             conversation, turn = dataset.questions[number]
             question = conversations[conversation].turns[turn].question
-            asked = batch.asked[place][batch.asked_mask[place]].tolist()
+            asked = batch.question_tokens[place][batch.question_mask[place]].tolist()
             assert asked == prompt.question_ids(tk, template, question)
-            assert not np.diff(batch.asked_mask[place].astype(int)).max(initial=-1) > 0
+            assert not np.diff(batch.question_mask[place].astype(int)).max(initial=-1) > 0
     assert (batches[-1].segments[2:] == PADDING).all() and not batches[-1].frame_mask[2:].any()
 
 
 def test_the_prefix_asked_behind_is_the_prefix_trained_on(make):
     dataset = make()
-    trained = {int(b.rows[0]): b for b in loader.loss_batches(dataset, batch=1)}
+    trained = {int(b.examples[0]): b for b in loader.loss_batches(dataset, batch=1)}
     for batch in loader.eval_batches(dataset, batch=1, max_questions=3):
         conversation = dataset.questions[batch.ids[0, 0]][0]
         other, real = trained[conversation], batch.segments[0] == PREFIX
@@ -233,7 +234,7 @@ def test_a_question_can_be_asked_about_another_video(
 
 def test_the_length_of_a_stream_is_given_in_one_way(make):
     for both in ({}, {"epochs": 1, "steps": 2}):
-        with pytest.raises(loader.PipelineError, match="either epochs or steps"):
+        with pytest.raises(PipelineError, match="either epochs or steps"):
             loader.train_batches(make(), seed=0, batch=1, **both)
 
 
@@ -241,10 +242,10 @@ def test_every_question_is_asked_about_every_test_clip(make, conversations):
     dataset = make(test_clips="5x5")
     batches = list(loader.eval_batches(dataset, batch=4, max_questions=2, test_clips=True))
     asked = np.zeros(len(dataset.questions), int)
-    of_clip = dataset.asked_clips
+    of_clip = dataset.question_videos
     shown = {clip: [] for clip in range(len(dataset.clips))}
     for batch in batches:
-        for frames, ids, count in zip(batch.frames, batch.ids, batch.counts, strict=True):
+        for frames, ids, count in zip(batch.frames, batch.ids, batch.view_counts, strict=True):
             numbers = ids[ids >= 0]
             asked[numbers] += count
             if len(numbers):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.batches import loader
+from rvllm_jax.data.batches.dataset import UNREADABLE
 from rvllm_jax.data.store.reader import FrameStore
 
 ROOT = Path(__file__).parents[3]
@@ -86,8 +87,8 @@ def test_damaged_records_leave_every_other_row_and_resuming_as_they_were(
     damaged, hit = make(store=store), 0
     streams = [list(loader.train_batches(d, **STREAM)) for d in (sound, damaged)]
     for before, after in zip(*streams, strict=True):
-        bad = after.errors == loader.UNREADABLE
-        assert (after.rows == before.rows).all() and (after.rows[bad] == 2).all()
+        bad = after.errors == UNREADABLE
+        assert (after.examples == before.examples).all() and (after.examples[bad] == 2).all()
         assert digest(after, ~bad) == digest(before, ~bad)
         assert not after.frames[bad].any() and not after.weights[bad].any()
         hit += bad.sum()
@@ -97,10 +98,10 @@ def test_damaged_records_leave_every_other_row_and_resuming_as_they_were(
 
 PROGRAM = """
 import os, pickle, sys, time, multiprocessing
-from rvllm_jax.data import pipeline
+from rvllm_jax.data.batches import loader
 if __name__ == "__main__":
     dataset = pickle.load(open(sys.argv[1], "rb"))
-    batches = pipeline.train_batches(dataset, seed=0, batch=72, steps=10**6, workers=2)
+    batches = loader.train_batches(dataset, seed=0, batch=72, steps=10**6, workers=2)
     kept = [next(batches) for _ in range(9)]
     pids = [process.pid for process in multiprocessing.active_children()]
     for pid in [os.getpid(), *pids]:

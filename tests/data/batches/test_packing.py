@@ -14,7 +14,7 @@ SEGMENTS = [
 
 
 def test_a_row_worked_out_by_hand():
-    row = packing.pack_row(HEAD, SEGMENTS, 18)
+    row = packing.pack_sequence(HEAD, SEGMENTS, 18)
     expected = {
         "tokens": [1, 5, 0, 0, 0, 6, 10, 11, 12, 2, 20, 21, 2, 22, 23, 2, 0, 0],
         "slots": [-1, -1, 0, 1, 4, -1] + [-1] * 12,
@@ -29,16 +29,16 @@ def test_a_row_worked_out_by_hand():
 
 
 def test_each_packed_segment_is_what_it_is_alone():
-    both = packing.pack_row(HEAD, SEGMENTS, 30)
+    both = packing.pack_sequence(HEAD, SEGMENTS, 30)
     for number, segment in enumerate(SEGMENTS, 1):
-        alone = packing.pack_row(HEAD, [segment], 30)
+        alone = packing.pack_sequence(HEAD, [segment], 30)
         for name in ("tokens", "slots", "positions", "targets", "weights"):
             chosen = both[name][(both["segments"] == PREFIX) | (both["segments"] == number)]
             assert (chosen == alone[name][alone["segments"] >= 0]).all(), name
 
 
 def test_text_stands_where_the_video_would():
-    row = packing.pack_row(packing.prefix([1], [6], text=[30, 31]), SEGMENTS[:1], 10)
+    row = packing.pack_sequence(packing.prefix([1], [6], text=[30, 31]), SEGMENTS[:1], 10)
     assert row["tokens"][:5].tolist() == [1, 30, 31, 6, 10]
     assert (row["slots"] == NO_SLOT).all()
     with pytest.raises(ValueError, match="either visual or text"):
@@ -46,22 +46,22 @@ def test_text_stands_where_the_video_would():
 
 
 def test_an_empty_row_teaches_nothing():
-    row = packing.empty_row(4)
+    row = packing.empty_sequence(4)
     assert (row["segments"] == PADDING).all() and not row["weights"].any()
     assert (row["slots"] == NO_SLOT).all() and not row["tokens"].any()
 
 
 def test_a_row_that_passes_the_context_is_refused():
-    assert packing.pack_row(HEAD, SEGMENTS, 16)["segments"][-1] == 2
+    assert packing.pack_sequence(HEAD, SEGMENTS, 16)["segments"][-1] == 2
     with pytest.raises(packing.PackingError, match=r"16 tok.*config\.data\.context = 15: raise"):
-        packing.pack_row(HEAD, SEGMENTS, 15)
+        packing.pack_sequence(HEAD, SEGMENTS, 15)
 
 
 def test_every_segment_is_in_one_row_that_it_fits():
     rng = np.random.default_rng(0)
     lengths = [rng.integers(1, 20, rng.integers(1, 30)) for _ in range(200)]
     budgets = rng.integers(20, 60, 200)
-    rows = packing.plan_rows(lengths, budgets, 5)
+    rows = packing.plan_sequences(lengths, budgets, 5)
     used = []
     for number in range(len(rows)):
         clip, segments = rows[number]
@@ -73,7 +73,7 @@ def test_every_segment_is_in_one_row_that_it_fits():
 
 
 def test_rows_are_filled_before_a_new_one_is_opened():
-    rows = packing.plan_rows([[6, 6, 4, 4], [1] * 7], [10, 10], 3)
+    rows = packing.plan_sequences([[6, 6, 4, 4], [1] * 7], [10, 10], 3)
     assert [rows[i][1].tolist() for i in range(len(rows))] == [
         [0, 2], [1, 3], [0, 1, 2], [3, 4, 5], [6]
     ]  # fmt: skip
@@ -82,9 +82,9 @@ def test_rows_are_filled_before_a_new_one_is_opened():
 
 def test_segments_that_can_never_fit_are_refused():
     with pytest.raises(packing.PackingError, match=r"clip 1 .*11 .*10 are.*config\.data\.context"):
-        packing.plan_rows([[1], [3, 11]], [10, 10], 2)
+        packing.plan_sequences([[1], [3, 11]], [10, 10], 2)
     with pytest.raises(packing.PackingError, match=r"config\.data\.questions=0: expected"):
-        packing.plan_rows([[1]], [10], 0)
+        packing.plan_sequences([[1]], [10], 0)
 
 
 def test_epoch_order_is_a_pure_function_and_differs_by_epoch_and_seed():

@@ -23,14 +23,14 @@ def test_questions_are_masked_and_answers_are_learned(make, tk, conversations, l
     assert runs(shown, ".") == ["<s>", "\n", *(turn.question for turn in turns)]
     assert f"<{len(layout.filled(3))} visual tokens>" in shown
     assert shown.count("question") - 1 == (3 if independent else 1)  # one in the legend
-    row = made.load(*made.rows[0], None)
+    row = made.load(*made.sequences[0], None)
     assert f", {int((row.weights > 0).sum())} learned" in shown
 
 
 def test_as_many_rows_as_there_are(make, tk):
     made = make()
     assert prompt_view.show_rows(made, tk, 2).count("\nrow ") == 2
-    assert prompt_view.show_rows(made, tk, 999).count("\nrow ") == len(made.rows) > 2
+    assert prompt_view.show_rows(made, tk, 999).count("\nrow ") == len(made.sequences) > 2
 
 
 def test_a_row_without_frames_says_so(make, tk, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.annotations.example import ConversationError
-from rvllm_jax.data.batches.source import SourceError, open_source
+from rvllm_jax.data.batches.source import SourceError, open_data
 from rvllm_jax.data.prepare.run import Options, prepare
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.video import encode
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def opened(folder):
-    """opened(split=file, ..., option=value) -> Source; `worked` lists the videos decoded a time."""
+    """opened(split=file, ..., option=value) -> TrainingData; `worked`: videos decoded a time."""
     worked = []
 
     def progress(title):
@@ -47,7 +47,7 @@ def opened(folder):
         splits = {"train": "train", "validation": validation, "test": test}
         paths = {s: str(folder / f"{name}.json") if name else "" for s, name in splits.items()}
         worked.clear()
-        return open_source(
+        return open_data(
             str(folder / "videos"), paths, root=folder / "root", max_bad=max_bad,
             progress=progress, **OPTIONS | changes,
         )  # fmt: skip
@@ -131,7 +131,7 @@ def prepared(folder):
 def _open_prepared(out, **changes):
     splits = {split: str(out / f"{split}.json") for split in ("train", "test")}
     given = dict(root=out / "unused", max_bad=0.0) | OPTIONS | changes
-    return open_source(str(out), given.pop("annotations", splits), **given)
+    return open_data(str(out), given.pop("annotations", splits), **given)
 
 
 def test_a_prepared_folder_needs_no_videos_and_tells_where_it_comes_from(prepared):

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
-from rvllm_jax.data.batches import loader
+from rvllm_jax.data.batches.dataset import PipelineError
 from rvllm_jax.data.text import prompt, tokenizer
 
 TURNS = (Turn("What colour is it?", "Red."), Turn("Why {is} it %s?", "Paint </s>."))
@@ -141,7 +141,7 @@ def test_a_turn_that_would_teach_nothing_is_refused(tk, turn, says):
 
 def test_a_dataset_names_the_conversation_that_would_teach_nothing(make, conversations):
     lost = Conversation("lost", "a.mp4", (Turn("What?", "Red."), Turn("Why?", "")), "x")
-    with pytest.raises(loader.PipelineError, match=r"'lost': turn 1, 'Why\?': the answer ''"):
+    with pytest.raises(PipelineError, match=r"'lost': turn 1, 'Why\?': the answer ''"):
         make([*conversations, lost])
 
 

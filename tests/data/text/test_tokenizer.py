@@ -65,7 +65,7 @@ def test_it_learns_words_and_keeps_the_special_ids(trained):
 
 def test_training_is_deterministic_across_processes(trained, tmp_path):
     command = (
-        "import sys; from rvllm_jax.data import tokenizer;"
+        "import sys; from rvllm_jax.data.text import tokenizer;"
         f"tokenizer.train({TEXTS!r}, 500).save(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", command, str(tmp_path / "other")], check=True)

@@ -6,12 +6,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from rvllm_jax.data.batches.loose_videos import Seen
+from rvllm_jax.data.batches.loose_videos import VideoClips
 from rvllm_jax.data.video.decode import VideoInfo
 from rvllm_jax.experiments.report.frame_picture import draw
 
 
-def seen(clips: int, frames: int, real: int) -> Seen:
+def seen(clips: int, frames: int, real: int) -> VideoClips:
     """Frame f of clip c is of one colour, (9 f + 5, 40 c, 200), where it is real."""
     array = np.zeros((clips, frames, 8, 8, 3), np.uint8)
     number = np.arange(frames)
@@ -21,7 +21,7 @@ def seen(clips: int, frames: int, real: int) -> Seen:
     mask = np.tile(number < real, (clips, 1))
     times = np.where(mask, number / 10, np.nan)
     info = VideoInfo("h264", 8, 8, 10.0, frames, 1.0, 1)
-    return Seen(array, mask, np.ones(clips, np.int32), times, info, "")
+    return VideoClips(array, mask, np.ones(clips, np.int32), times, info, "")
 
 
 def colours(picture: bytes) -> set[tuple]:
