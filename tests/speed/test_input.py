@@ -85,4 +85,4 @@ def test_a_store_of_one_s_own_is_measured(tmp_path):
         list(input.run(parser.parse_args([*SMALL, "--crop=999", f"--store={jpeg}"])))
     # Every row of a batch is a clip, however many videos there are.
     steps = Steps(FrameStore(jpeg), Clips(4, 2, 32, batch=3), batches=1, workers=0)
-    assert len(steps._dataset.rows) % 3 == 0
+    assert len(steps._dataset.sequences) % 3 == 0
