@@ -39,7 +39,7 @@ class VideoError(Exception):
     """A file that cannot be read or written as a video: its path, what failed, what to do."""
 
 
-class Declared(NamedTuple):
+class DeclaredLength(NamedTuple):
     """The length that a header declares: 0 for what it leaves open or what cannot be believed.
 
     `of_picture` is False where `seconds` may be those of the sound. `doubt` says what was not
@@ -50,6 +50,21 @@ class Declared(NamedTuple):
     seconds: float
     of_picture: bool
     doubt: str
+
+    def is_cut(self, frames: int, end: float, duration: float) -> bool:
+        """Whether less decoded than this: `frames` up to `end` seconds, the last for `duration`."""
+        if self.frames:  # an edit list may hide frames: then the seconds are all there
+            missing = self.seconds == 0 or end + 2 * duration < self.seconds
+            return self.frames > frames and missing
+        if self.of_picture:  # mkv and webm
+            return self.seconds > 1.02 * end + 2 * duration
+        return self.seconds > 1.5 * end + 1  # sound may outlast the picture, hence the slack
+
+    def decoded_share(self, frames: int, end: float) -> float:
+        """How much of it `frames` up to `end` seconds are; 1 where nothing reliable is declared."""
+        shares = [frames / self.frames] if self.frames else []
+        shares += [end / self.seconds] if self.seconds and self.of_picture else []
+        return max(shares, default=1.0)
 
 
 def open_file(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
@@ -65,7 +80,9 @@ def open_file(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
     except PermissionError as error:
         raise VideoError(f"{path}: no permission to read it. Change the file's mode.") from error
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: not a readable video ({reason(error)}). {REPLACE}") from error
+        raise VideoError(
+            f"{path}: not a readable video ({error_reason(error)}). {REPLACE}"
+        ) from error
     try:
         stream = _video_stream(path, container)
         stream.codec_context.options = limit
@@ -120,7 +137,7 @@ def _brand(container: av.container.InputContainer) -> str:
     return container.metadata.get("major_brand", "").strip()
 
 
-def moving(
+def reject_picture(
     path: Path, container: av.container.InputContainer, frames: Iterator[av.VideoFrame]
 ) -> Iterator[av.VideoFrame]:
     """`frames` of the file; of a GIF, or another format that pictures have too, two at least.
@@ -139,7 +156,9 @@ def moving(
     yield from frames
 
 
-def declared(container: av.container.InputContainer, stream: av.VideoStream) -> Declared:
+def declared_length(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> DeclaredLength:
     """The length that the header declares."""
     frames, seconds, of_picture = stream.frames, 0.0, True
     if stream.duration is not None:
@@ -163,7 +182,7 @@ def declared(container: av.container.InputContainer, stream: av.VideoStream) -> 
         doubts.append(f"{seconds:.0f} s")
         seconds = 0.0
     doubt = f"its header declares {' and '.join(doubts)}, which is not believed" if doubts else ""
-    return Declared(frames, seconds, of_picture, doubt)
+    return DeclaredLength(frames, seconds, of_picture, doubt)
 
 
 def ends_as_gif(path: Path) -> bool:
@@ -188,5 +207,6 @@ def _clock(text: str) -> float:
     return 3600 * hours + 60 * minutes + seconds
 
 
-def reason(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
+    """What an error of FFmpeg or of the system says, in words."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,6 +1,7 @@
-"""The only decoder of the project.
+"""Decoding a video file: its frames as players show them, their times, and what is wrong with it.
 
-One file is read by one thread: `frames.write_store` gives every process its own files.
+The only decoder of the project. One file is read by one thread: processes decode files side by
+side (data/store/shard_writer.py).
 """
 
 import logging
@@ -16,20 +17,19 @@ from rvllm_jax.data.video.container import (
     MAX_PIXELS,
     MAX_SIDE,
     REPLACE,
+    DeclaredLength,
     VideoError,
-    declared,
+    declared_length,
     ends_as_gif,
-    moving,
+    error_reason,
     open_file,
     pixel_aspect,
-    reason,
+    reject_picture,
 )
-from rvllm_jax.data.video.orientation import Picture, Turn, shown_size, target_size
-from rvllm_jax.data.video.timing import EvenTimes, rate_of
+from rvllm_jax.data.video.orientation import Orientation, RgbConverter, shown_size, target_size
+from rvllm_jax.data.video.timing import Clock, EvenTimes, frame_rate
 
 ONE_FRAME = "one frame only"  # of a video that has no more
-
-_LATE = 2.0  # frames by which times may go back without being taken for missing ones
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
         self.note = ""
         self._path, self._stride, self._short_side = Path(path), stride, short_side
         self._min_decoded, self._on_frame = min_decoded, on_frame
-        self._damage: list[str] = []
+        self._damage = ""  # the first that was met, in words
         self._frames = self._guarded()
 
     def __next__(self) -> tuple[np.ndarray, float]:
@@ -149,127 +149,96 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
             raise VideoError(f"{self._path}: takes more memory than there is. {REPLACE}") from error
         except (av.FFmpegError, ArithmeticError, LookupError, OSError, ValueError) as error:
             raise VideoError(
-                f"{self._path}: cannot be decoded ({reason(error)}). {REPLACE}"
+                f"{self._path}: cannot be decoded ({error_reason(error)}). {REPLACE}"
             ) from error
 
     def _shown(self, container, stream) -> Iterator[tuple[np.ndarray, float]]:
-        length = declared(container, stream)
-        rate, uneven = rate_of(self._path, stream, length, self._on_frame)
-        interval = 1 / rate if 0.01 <= rate <= 1000 else 1 / 25
-        number, mended, seconds, lasts = 0, 0, 0.0, interval
-        even: EvenTimes | None = None
-        for frame in moving(self._path, container, _decoded(container, stream, self._damage)):
-            if number == 0:
-                seconds = frame.time or 0.0
-                picture = self._started(frame, stream, rate, length)
+        """The frames that the stride keeps, as RGB, with their times."""
+        length = declared_length(container, stream)
+        fps, uneven = frame_rate(self._path, stream, length, self._on_frame)
+        clock, even = Clock(fps), None
+        for frame in reject_picture(self._path, container, self._decoded(container, stream)):
+            seconds = clock.tick(frame)
+            if clock.frames == 1:
+                converter = self._started(frame, stream, fps, length)
                 if uneven and self._stride > 1:  # else all are there to choose from
-                    even = EvenTimes(seconds, self._stride / rate, 2 + 2 * uneven // self._stride)
-            elif frame.time is not None and frame.time > seconds:
-                seconds = frame.time
-            else:  # broken files lack or repeat timestamps; order in time must survive all the same
-                seconds += _mended(frame.time, seconds, interval)
-                mended += 1
+                    step, most = self._stride / fps, 2 + 2 * uneven // self._stride
+                    even = EvenTimes(seconds, step, most)
             if even is not None:
-                for nearest, time in even.pick(frame, seconds):
-                    yield picture.rgb(nearest), time
-            elif number % self._stride == 0:
-                yield picture.rgb(frame), seconds
-            number += 1
-            if frame.duration and frame.time_base:
-                lasts = max(interval, float(frame.duration * frame.time_base))
+                kept = even.pick(frame, seconds)
+            else:
+                kept = [(frame, seconds)] if (clock.frames - 1) % self._stride == 0 else []
+            for nearest, time in kept:
+                yield converter.rgb(nearest), time
             self._on_frame()
         for nearest, time in even.rest() if even else ():
-            yield picture.rgb(nearest), time
+            yield converter.rgb(nearest), time
         if container.format.name == "gif" and not self._damage and not ends_as_gif(self._path):
-            self._damage.append("the end of the file is missing")
-        if number == 0 and stream.width == 0:
-            self._damage.append(f"its size is not told, or above {MAX_PIXELS:,} pixels a frame")
-        self._finish(length, number, seconds, lasts, mended)
+            self._damage = "the end of the file is missing"
+        if clock.frames == 0 and stream.width == 0:
+            unknown = f"its size is not given, or above {MAX_PIXELS:,} pixels a frame"
+            self._damage = "; ".join(filter(None, [self._damage, unknown]))
+        self._finish(length, clock)
 
-    def _started(self, frame, stream, rate: float, length) -> Picture:
+    def _decoded(self, container, stream) -> Iterator[av.VideoFrame]:
+        """All frames that decode; the first damage that is met is noted."""
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as error:  # the rest of the file cannot be found
+                self._damage = self._damage or error_reason(error)
+                return
+            if packet is None:
+                return
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:  # the packets behind it may well decode
+                self._damage = self._damage or error_reason(error)
+                continue
+            if not self._damage and any(frame.is_corrupt for frame in frames):
+                self._damage = "a frame is corrupt"
+            yield from frames
+
+    def _started(self, frame, stream, fps: float, length: DeclaredLength) -> RgbConverter:
         """Fills `info`; returns how frames like the first one are shown."""
-        turn = Turn.of(frame)
-        shown = shown_size(frame, pixel_aspect(stream), turn)
-        size = target_size(*shown, self._short_side)
-        if size[0] * size[1] > MAX_PIXELS or max(size) > MAX_SIDE:
+        orientation = Orientation.from_frame(frame)
+        shown = shown_size(frame, pixel_aspect(stream), orientation)
+        width, height = target_size(*shown, self._short_side)
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
             raise VideoError(
-                f"{self._path}: a frame would have {size[0]} x {size[1]} pixels, at most "
+                f"{self._path}: a frame would have {width} x {height} pixels, at most "
                 f"{MAX_PIXELS:,} are possible, and {MAX_SIDE:,} a side. {REPLACE}"
             )
-        said = rate, length.frames, length.seconds, self._path.stat().st_size
-        self.info = VideoInfo(stream.codec_context.name, *target_size(*shown, None), *said)
-        return Picture(turn, frame.rotation, size)
+        codec, size = stream.codec_context.name, self._path.stat().st_size
+        declared = fps, length.frames, length.seconds
+        self.info = VideoInfo(codec, *target_size(*shown, None), *declared, size)
+        return RgbConverter(orientation, frame.rotation, (width, height))
 
-    def _finish(self, length, number: int, seconds: float, lasts: float, mended: int) -> None:
-        """Says what came out: `note`, or `VideoError` where that is too little."""
-        if number == 0:
-            why = "; ".join(self._damage) or "its video stream is empty"
+    def _finish(self, length: DeclaredLength, clock: Clock) -> None:
+        """Describes what came out in `note`; raises `VideoError` where that is too little."""
+        if clock.frames == 0:
+            why = self._damage or "its video stream is empty"
             raise VideoError(f"{self._path}: no frame decodes ({why}). {REPLACE}")
         notes = [length.doubt] if length.doubt else []
-        end = seconds + lasts
-        if self._damage or _is_cut(length, number, end, lasts):
+        end = clock.seconds + clock.duration
+        if self._damage or length.is_cut(clock.frames, end, clock.duration):
             what = (
-                f"it declares {length.frames} frames and {length.seconds:.2f} s, {number} frames "
-                f"up to {seconds:.2f} s decode"
+                f"it declares {length.frames} frames and {length.seconds:.2f} s, {clock.frames} "
+                f"frames up to {clock.seconds:.2f} s decode"
             )
-            why = f" ({self._damage[0]})" if self._damage else ""
-            if _share(length, number, end) < self._min_decoded:
+            why = f" ({self._damage})" if self._damage else ""
+            if length.decoded_share(clock.frames, end) < self._min_decoded:
                 raise VideoError(
                     f"{self._path}: damaged or cut: {what}{why}, where a share of at least "
                     f"{self._min_decoded} is asked for. {REPLACE}"
                 )
             notes.append(f"damaged or cut: {what} and are used{why}")
             _log.warning("%s is %s", self._path, notes[-1])
-        if number == 1:
+        if clock.frames == 1:
             notes.append(ONE_FRAME)
-        if mended:
-            notes.append(f"{mended} times of frames are missing or do not increase and were mended")
+        if clock.mended:
+            notes.append(
+                f"{clock.mended} times of frames are missing or do not increase and were mended"
+            )
         self.note = "; ".join(notes)
-
-
-def _mended(time: float | None, last: float, interval: float) -> float:
-    """By how many seconds a frame is behind the one before, whose time is not before its own.
-
-    Where it is late by few frames, as those of MPEG-PS that have no time in the file, by so little
-    that the times of the frames to come are not passed too.
-    """
-    late = time is not None and last - time <= _LATE * interval
-    return interval / 8 if late else interval
-
-
-def _is_cut(length, number: int, end: float, lasts: float) -> bool:
-    """Whether less came out than is declared: `number` frames, to `end`, the last for `lasts`."""
-    if length.frames:  # an edit list may hide frames: then the seconds are all there
-        missing = length.seconds == 0 or end + 2 * lasts < length.seconds
-        return length.frames > number and missing
-    if length.of_picture:  # mkv and webm
-        return length.seconds > 1.02 * end + 2 * lasts
-    return length.seconds > 1.5 * end + 1  # sound may outlast the picture, hence the slack
-
-
-def _share(length, number: int, end: float) -> float:
-    """How much of the declared length came out; 1 where nothing reliable is declared."""
-    shares = [number / length.frames] if length.frames else []
-    shares += [end / length.seconds] if length.seconds and length.of_picture else []
-    return max(shares, default=1.0)
-
-
-def _decoded(container, stream, damage: list[str]) -> Iterator[av.VideoFrame]:
-    """All frames that decode; what does not is described in `damage`."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError as error:  # the rest of the file cannot be found
-            damage[:] = damage or [reason(error)]
-            packet = None
-        if packet is None:
-            return
-        try:
-            decoded = packet.decode()
-        except av.FFmpegError as error:  # the packets behind it may well decode
-            damage[:] = damage or [reason(error)]
-            continue
-        if not damage and any(frame.is_corrupt for frame in decoded):
-            damage.append("a frame is corrupt")
-        yield from decoded

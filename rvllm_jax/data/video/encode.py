@@ -8,7 +8,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from rvllm_jax.data.video.container import VideoError, reason
+from rvllm_jax.data.video.container import VideoError, error_reason
 
 
 def write(path: str | os.PathLike, frames: np.ndarray, *, fps: float, crf: int = 18) -> None:
@@ -30,7 +30,7 @@ def write(path: str | os.PathLike, frames: np.ndarray, *, fps: float, crf: int =
         os.replace(part, path)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
-            f"{path}: writing failed ({reason(error)}). Check the folder and its free space."
+            f"{path}: writing failed ({error_reason(error)}). Check the folder and its free space."
         ) from error
     finally:
         part.unlink(missing_ok=True)

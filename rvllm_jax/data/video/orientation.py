@@ -1,4 +1,4 @@
-"""From a decoded frame to the RGB picture that a player shows."""
+"""From a decoded frame to the RGB image that a player shows: oriented, with square pixels."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 
-class Turn(NamedTuple):
-    """How the stored picture is turned to be shown: axes swapped, then flipped down and across."""
+class Orientation(NamedTuple):
+    """How stored pixels are oriented to be shown: axes swapped, then flipped."""
 
     transposed: bool
-    down: bool
-    across: bool
+    flip_vertical: bool
+    flip_horizontal: bool
 
     @classmethod
-    def of(cls, frame: av.VideoFrame) -> "Turn":
+    def from_frame(cls, frame: av.VideoFrame) -> "Orientation":
         """By the frame's display matrix, to the nearest quarter turn.
 
         The matrix maps the point (x, y) to (a x + c y, b x + d y).
@@ -29,33 +29,39 @@ class Turn(NamedTuple):
         return cls(False, d < 0, a < 0)
 
     def apply(self, image: np.ndarray) -> np.ndarray:
+        """`uint8[h, w, 3]` as it is shown, a view."""
         if self.transposed:
             image = image.swapaxes(0, 1)
-        return image[:: -1 if self.down else 1, :: -1 if self.across else 1]
+        return image[:: -1 if self.flip_vertical else 1, :: -1 if self.flip_horizontal else 1]
 
 
-class Picture:
-    """Turns frames into RGB of one size (width, height), as they are shown."""
+class RgbConverter:
+    """Converts frames to RGB of one size (width, height), as they are shown.
 
-    def __init__(self, turn: Turn, rotation: int, size: tuple[int, int]):
-        self._turn, self._rotation, self._size = turn, rotation, size
+    orientation: of frames that declare the same `rotation` (degrees) as the first one.
+    """
+
+    def __init__(self, orientation: Orientation, rotation: int, size: tuple[int, int]):
+        self._orientation, self._rotation, self._size = orientation, rotation, size
         self._reformatter = VideoReformatter()
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """`uint8[height, width, 3]`, a view of memory that nobody else uses."""
         if frame.rotation != self._rotation:
-            self._turn, self._rotation = Turn.of(frame), frame.rotation
-        size = self._size[::-1] if self._turn.transposed else self._size
+            self._orientation, self._rotation = Orientation.from_frame(frame), frame.rotation
+        size = self._size[::-1] if self._orientation.transposed else self._size
         frame = self._reformatter.reformat(frame, *size, format="rgb24", threads=1)
         (plane,) = frame.planes
         shape, strides = (frame.height, frame.width, 3), (plane.line_size, 3, 1)
-        return self._turn.apply(np.ndarray(shape, np.uint8, buffer=plane, strides=strides))
+        return self._orientation.apply(np.ndarray(shape, np.uint8, buffer=plane, strides=strides))
 
 
-def shown_size(frame: av.VideoFrame, aspect: float, turn: Turn) -> tuple[float, float]:
-    """(width, height) with square pixels, after turning; not yet whole numbers."""
+def shown_size(
+    frame: av.VideoFrame, aspect: float, orientation: Orientation
+) -> tuple[float, float]:
+    """(width, height) with square pixels, after rotation; not yet whole numbers."""
     width = frame.width * aspect
-    return (frame.height, width) if turn.transposed else (width, frame.height)
+    return (frame.height, width) if orientation.transposed else (width, frame.height)
 
 
 def target_size(width: float, height: float, short_side: int | None) -> tuple[int, int]:

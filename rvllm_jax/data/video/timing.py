@@ -1,4 +1,4 @@
-"""The rate of a file, and which of its frames are shown at evenly spaced times if it varies."""
+"""When frames are shown: a file's rate, times that increase, and frames at evenly spaced times."""
 
 import heapq
 import math
@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import av
 
-from rvllm_jax.data.video.container import Declared, open_file
+from rvllm_jax.data.video.container import DeclaredLength, open_file
 
 _ROUNDED = 0.1  # share of a step by which the last frame's time may be rounded down
 _ALIKE = 0.01  # share by which two rates of a constant one may differ
 _REORDERED = 32  # packets among which the next in presentation order is; H.264 and HEVC need 16
 _OFF = 1.5  # frames by which times of a constant rate may be off: one is missing, say
+_LATE = 2.0  # frames by which times may go back without being taken for missing ones
 _JUMP = 10.0  # seconds; FFmpeg's own limit, above which times of a broadcast have begun anew
 
 
@@ -27,7 +28,9 @@ class Rate(NamedTuple):
     uneven: int
 
 
-def rate_of(path: Path, stream: Any, length: Declared, on_packet: Callable[[], None]) -> Rate:
+def frame_rate(
+    path: Path, stream: Any, length: DeclaredLength, on_packet: Callable[[], None]
+) -> Rate:
     """The rate of an open file, of which nothing is read by this.
 
     mp4, mov and AVI declare how many frames there are in how many seconds. Of others, such as mkv,
@@ -37,17 +40,17 @@ def rate_of(path: Path, stream: Any, length: Declared, on_packet: Callable[[], N
     fps = float(stream.average_rate or 0)
     if length.frames:
         return Rate(fps, length.frames if is_variable(float(stream.base_rate or 0), fps) else 0)
-    again, own = open_file(path)
+    again, its_stream = open_file(path)
     with again:
         jumps = bool(again.format.flags & av.format.Flags.ts_discont.value)
-        times = _times(again, own, on_packet)
-        return measured(times, fps, longest=_JUMP if jumps else math.inf) or Rate(fps, 0)
+        times = _packet_times(again, its_stream, on_packet)
+        return measure_rate(times, fps, longest=_JUMP if jumps else math.inf) or Rate(fps, 0)
 
 
-def measured(
+def measure_rate(
     packets: Iterable[tuple[float | None, float]], fps: float, *, longest: float = math.inf
 ) -> Rate | None:
-    """The rate by the times of all packets; None where they are missing, jump or tell no rate.
+    """The rate by the times of all packets; None where they are missing, jump or give no rate.
 
     packets: (time, duration) in seconds, of which the time is None and the duration 0 if unknown,
     in an order that differs from that of presentation by few packets. fps: the rate that is kept if
@@ -55,7 +58,7 @@ def measured(
     """
     interval = 1 / fps if 0.01 <= fps <= 1000 else 0.0
     frames, first, last, lasts, low, high = 0, 0.0, -math.inf, 0.0, 0.0, 0.0
-    for time, duration in _presented(packets):
+    for time, duration in _in_presentation_order(packets):
         if time < last or (frames and time - last > longest):
             return None
         if time == last:  # a second field
@@ -71,7 +74,9 @@ def measured(
     return Rate(frames / seconds, frames) if 0.01 <= frames / seconds <= 1000 else None
 
 
-def _presented(packets: Iterable[tuple[float | None, float]]) -> Iterator[tuple[float, float]]:
+def _in_presentation_order(
+    packets: Iterable[tuple[float | None, float]],
+) -> Iterator[tuple[float, float]]:
     """The packets in the order of their times, -inf first where one lacks its time."""
     waiting: list[tuple[float, float]] = []
     for time, duration in packets:
@@ -85,7 +90,7 @@ def _presented(packets: Iterable[tuple[float | None, float]]) -> Iterator[tuple[
         yield heapq.heappop(waiting)
 
 
-def _times(
+def _packet_times(
     container: Any, stream: Any, on_packet: Callable[[], None]
 ) -> Iterator[tuple[float | None, float]]:
     """(time, duration) of each packet in the file's order, up to what cannot be read."""
@@ -107,9 +112,48 @@ def _times(
 def is_variable(base: float, average: float) -> bool:
     """Whether a file's frames come unevenly, by what FFmpeg found in its first packets.
 
-    base: the lowest rate at which all of their times can be told exactly. average: frames a second.
+    base: the lowest rate at which all of their times are exact. average: frames a second.
     """
     return base > 0 and 0.01 <= average <= 1000 and abs(base - average) > _ALIKE * average
+
+
+class Clock:
+    """When each frame of a file is shown, in seconds: times that strictly increase, one by one.
+
+    Broken files lack or repeat times; the order must survive all the same.
+
+    Attributes:
+        frames: how many there were. mended: for how many of them the file gives no usable time.
+        seconds: of the last one. duration: seconds for which that one is shown.
+    """
+
+    def __init__(self, fps: float):
+        self._interval = 1 / fps if 0.01 <= fps <= 1000 else 1 / 25
+        self.frames, self.mended = 0, 0
+        self.seconds, self.duration = 0.0, self._interval
+
+    def tick(self, frame: av.VideoFrame) -> float:
+        """When the next frame is shown."""
+        if self.frames == 0:
+            self.seconds = frame.time or 0.0
+        elif frame.time is not None and frame.time > self.seconds:
+            self.seconds = frame.time
+        else:
+            self.seconds += self._mend(frame.time)
+            self.mended += 1
+        self.frames += 1
+        if frame.duration and frame.time_base:
+            self.duration = max(self._interval, float(frame.duration * frame.time_base))
+        return self.seconds
+
+    def _mend(self, time: float | None) -> float:
+        """By how many seconds a frame follows the one before, whose time is not before its own.
+
+        Where it is late by few frames, as those of MPEG-PS that have no time in the file, by so
+        little that the times of the frames to come are not passed too.
+        """
+        late = time is not None and self.seconds - time <= _LATE * self._interval
+        return self._interval / 8 if late else self._interval
 
 
 class EvenTimes:

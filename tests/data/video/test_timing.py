@@ -10,7 +10,7 @@ from rvllm_jax.data.batches import clips
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode
-from rvllm_jax.data.video.timing import EvenTimes, Rate, is_variable, measured
+from rvllm_jax.data.video.timing import EvenTimes, Rate, is_variable, measure_rate
 
 
 def picked(times, start, step, most=10**9):
@@ -55,30 +55,30 @@ def test_which_rates_are_variable():
 
 def test_the_rate_is_that_of_all_packets_where_it_varies():
     uneven = np.r_[np.arange(60) / 30, 2 + np.arange(100) / 5]
-    fps, frames = measured([(t, 0.2) for t in uneven], 30.0)
+    fps, frames = measure_rate([(t, 0.2) for t in uneven], 30.0)
     assert frames == 160 and fps == pytest.approx(160 / 22)
-    assert measured([(t, 0.0) for t in uneven], 0.0).uneven == 160  # FFmpeg knows no rate
+    assert measure_rate([(t, 0.0) for t in uneven], 0.0).uneven == 160  # FFmpeg knows no rate
 
 
 def test_packets_out_of_order_rounded_or_one_short_have_a_constant_rate():
     times = np.round(np.arange(900) * 1001 / 30000, 3)  # milliseconds, as webm has them
     order = np.argsort(np.arange(900) + np.random.default_rng(0).integers(0, 16, 900))  # B frames
     rate = 30000 / 1001
-    assert measured([(t, 0.0) for t in times[order]], rate) == Rate(rate, 0)
-    assert measured([(t, 0.0) for t in np.delete(times, 400)], rate) == Rate(rate, 0)
-    assert measured([(t, 0.0) for t in np.repeat(times, 2)], rate) == Rate(rate, 0)  # fields
-    fps, frames = measured([(t, 0.0) for t in times], 25.0)  # FFmpeg was mistaken
+    assert measure_rate([(t, 0.0) for t in times[order]], rate) == Rate(rate, 0)
+    assert measure_rate([(t, 0.0) for t in np.delete(times, 400)], rate) == Rate(rate, 0)
+    assert measure_rate([(t, 0.0) for t in np.repeat(times, 2)], rate) == Rate(rate, 0)  # fields
+    fps, frames = measure_rate([(t, 0.0) for t in times], 25.0)  # FFmpeg was mistaken
     assert frames == 900 and fps == pytest.approx(rate, rel=1e-4)
 
 
 def test_times_that_jump_or_are_missing_tell_no_rate():
     times = [(t, 0.0) for t in np.arange(200) / 25]
-    assert measured([*times, *times], 25.0) is None
-    assert measured([*times, (9000.0, 0.0)], 25.0, longest=10.0) is None
-    assert measured([*times, (9000.0, 0.0)], 25.0).uneven == 201
-    assert measured([*times[:90], (None, 0.0), *times[90:]], 25.0) is None
-    assert measured([(1e6 * t, 0.0) for t, _ in times], 25.0) is None  # a frame in eleven hours
-    assert measured(times[:1], 25.0) is None and measured([], 25.0) is None
+    assert measure_rate([*times, *times], 25.0) is None
+    assert measure_rate([*times, (9000.0, 0.0)], 25.0, longest=10.0) is None
+    assert measure_rate([*times, (9000.0, 0.0)], 25.0).uneven == 201
+    assert measure_rate([*times[:90], (None, 0.0), *times[90:]], 25.0) is None
+    assert measure_rate([(1e6 * t, 0.0) for t, _ in times], 25.0) is None  # a frame in eleven hours
+    assert measure_rate(times[:1], 25.0) is None and measure_rate([], 25.0) is None
 
 
 CONTAINERS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx", "ts": "libx264",
