@@ -6,13 +6,9 @@ python -m rvllm_jax.bench checkpoint|decode|evaluation|generation|input|load|ste
 import argparse
 import sys
 
-from rvllm_jax.config.check import ConfigError
-from rvllm_jax.config.stage import StageError
-from rvllm_jax.data.store.shards import FrameStoreError
-from rvllm_jax.sharding.mesh import MeshError
 from rvllm_jax.speed import checkpoint, decoding, evaluation, generation, input, loading, step
+from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
-from rvllm_jax.weights.errors import WeightsError
 
 # Each has DESCRIPTION, add_arguments(parser) and run(arguments) -> the report, or its lines.
 COMMANDS = {
@@ -24,8 +20,6 @@ COMMANDS = {
     "load": loading,
     "step": step,
 }
-REFUSED = (ConfigError, FrameStoreError, MeshError, StageError, WeightsError)
-REFUSED += (generation.MissingTorch,)
 _AS_USED = ("evaluation", "generation", "step")  # by commands that keep their memory, as main does
 
 
@@ -42,12 +36,10 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.command in _AS_USED:
         keep_all_freed_memory_on_cpu()
-    try:
+    with report_errors(""):
         report = COMMANDS[arguments.command].run(arguments)
         for line in [report] if isinstance(report, str) else report:
             print(line, flush=True)
-    except REFUSED as error:
-        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -10,16 +10,12 @@ import sys
 from absl import app
 
 from rvllm_jax.data import tfds
-from rvllm_jax.data.annotations.example import ConversationError
-from rvllm_jax.data.prepare.find import VideoFilesError
-from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.system.errors import report_errors
 
 
+@report_errors("error: ")
 def main(command) -> None:
-    try:
-        command.execute()
-    except (ConversationError, FrameStoreError, VideoFilesError) as error:
-        sys.exit(f"error: {error}")
+    command.execute()
 
 
 def parse(argv: list[str]):

@@ -16,20 +16,15 @@ import sys
 
 from absl import app, flags, logging
 
-from rvllm_jax.config.check import ConfigError
-from rvllm_jax.data.annotations.example import ConversationError
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.data.text.prompt import TEMPLATE_NAMES
-from rvllm_jax.data.text.tokenizer_files import TokenizerError
 from rvllm_jax.experiments.conversation import Talk, lines_of
 from rvllm_jax.experiments.questions_file import QuestionsError, answer_file
-from rvllm_jax.experiments.saved.answering import REFUSALS, Answerer, How
+from rvllm_jax.experiments.saved.answering import Answerer, How
 from rvllm_jax.experiments.saved.open import describe_model
 from rvllm_jax.generation.sampling import Sampling
+from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
-from rvllm_jax.training.checkpoint import CheckpointError
-from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.hf_config import HuggingFaceConfigError
 
 MODEL = flags.DEFINE_string("model", None, "A working directory, or an exported folder.")
 BEST = flags.DEFINE_string("best", "", "Of a run: the best of this stage; none: the newest.")
@@ -49,30 +44,19 @@ SEED = flags.DEFINE_integer("seed", 0, "Of sampling.", 0, 2**31 - 1)
 MAX_NEW = flags.DEFINE_integer("max_new", 256, "Tokens of an answer at most.")
 STOP = flags.DEFINE_multi_string("stop", [], "A text that ends an answer; may be repeated.")
 
-REFUSED = (
-    *(*REFUSALS, WeightsError, CheckpointError, ConfigError, TokenizerError, ConversationError),
-    *(QuestionsError, HuggingFaceConfigError),
-)
-
 
 def say(line: str) -> None:
     dimmed = f"\033[2m{line}\033[0m" if sys.stderr.isatty() else line
     print(dimmed, file=sys.stderr, flush=True)
 
 
+@report_errors(interrupted="stopped")
 def main(argv: list[str]) -> None:
     if len(argv) != (1 if QUESTIONS.value else 2) or bool(QUESTIONS.value) != bool(OUT.value):
         raise app.UsageError("give either one VIDEO, or --questions and --out")
     keep_all_freed_memory_on_cpu()
     logging.set_verbosity(logging.WARNING)
-    try:
-        sys.exit(chat(*argv[1:]))
-    except REFUSED as error:
-        print(f"refused: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(chat(*argv[1:]))
 
 
 def chat(video: str = "") -> int:

@@ -11,15 +11,10 @@ model.json, which --config.model.weights takes; --form=transformers is a folder 
 loads. Exit codes: 0 done; 1 refused, nothing was written.
 """
 
-import sys
-
 from absl import app, flags, logging
 
-from rvllm_jax.config.check import ConfigError
 from rvllm_jax.experiments.saved.convert import convert
-from rvllm_jax.training.checkpoint import CheckpointError
-from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.hf_config import HuggingFaceConfigError
+from rvllm_jax.system.errors import report_errors
 
 SOURCE = flags.DEFINE_list("source", None, "Folders, .safetensors files, or one run.")
 OUT = flags.DEFINE_string("out", None, "A new folder.")
@@ -32,23 +27,20 @@ LEAVE_OUT = flags.DEFINE_string(
 )
 
 
+@report_errors("refused: ", OSError)
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file that it reads
-    try:
-        told = convert(
-            SOURCE.value,
-            OUT.value,
-            form=FORM.value,
-            best=BEST.value,
-            vocab_size=VOCAB_SIZE.value,
-            leave_out=LEAVE_OUT.value,
-        )
-    except (WeightsError, HuggingFaceConfigError, CheckpointError, ConfigError, OSError) as error:
-        print(f"refused: {error}", file=sys.stderr)
-        sys.exit(1)
-    print("\n".join(told))
+    report = convert(
+        SOURCE.value,
+        OUT.value,
+        form=FORM.value,
+        best=BEST.value,
+        vocab_size=VOCAB_SIZE.value,
+        leave_out=LEAVE_OUT.value,
+    )
+    print("\n".join(report))
 
 
 if __name__ == "__main__":

@@ -15,35 +15,20 @@ Exit codes: 0 done; 1 refused.
 """
 
 import dataclasses
-import sys
 
 from absl import app, flags, logging
 
-from rvllm_jax.config.check import ConfigError
-from rvllm_jax.data.annotations.example import ConversationError
 from rvllm_jax.data.batches.clips import VIEWS
-from rvllm_jax.data.batches.dataset import PipelineError
-from rvllm_jax.data.batches.source import SourceError
-from rvllm_jax.data.store.shards import FrameStoreError
-from rvllm_jax.data.text.template import ChatError
-from rvllm_jax.data.text.tokenizer import TokenizerError
 from rvllm_jax.evaluation.answering import FUSIONS
-from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.evaluate import Options, evaluate
 from rvllm_jax.hosts import flags as cluster_flags
 from rvllm_jax.hosts.join import joined
-from rvllm_jax.hosts.sync import HERE, HostsError
-from rvllm_jax.system.lines import LinesError
+from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.system.progress import bar
-from rvllm_jax.training.checkpoint import CheckpointError
-from rvllm_jax.weights.errors import WeightsError
 
 _OPTIONS = Options()
-_REFUSED = (
-    *(EvaluationError, ConversationError, PipelineError, FrameStoreError, SourceError, LinesError),
-    *(TokenizerError, ChatError, CheckpointError, WeightsError, ConfigError),
-)
 
 BENCHMARKS = flags.DEFINE_list("benchmarks", None, "Names, separated by commas.")
 DATA = flags.DEFINE_string("data", "", "Folder of the prepared benchmarks.")
@@ -64,6 +49,7 @@ TENSOR = flags.DEFINE_integer("tensor", 1, "by the other dimension, for models t
 flags.adopt_module_key_flags(cluster_flags)
 
 
+@report_errors()
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
@@ -74,24 +60,19 @@ def main(argv: list[str]) -> None:
         CONTROLS.value, SEED.value, ALLOW_PARTIAL.value, FSDP.value, TENSOR.value,
     )  # fmt: skip
     asked = {"benchmarks": ",".join(BENCHMARKS.value)} | dataclasses.asdict(options)
-    try:
-        with joined(cluster_flags.cluster(), {f"--{k}": repr(v) for k, v in asked.items()}):
-            answer(options)
-    except HostsError as error:
-        sys.exit(f"refused: {error}")
+    with joined(cluster_flags.cluster(), {f"--{k}": repr(v) for k, v in asked.items()}):
+        answer(options)
 
 
+@report_errors()  # here too: a host that exits with a text gives it to the others
 def answer(options: Options) -> None:
     """On each of the hosts; one that refuses ends all, and tells the others why."""
     progress = bar if HERE.is_first else None
-    try:
-        told = evaluate(
-            BENCHMARKS.value, DATA.value, MODEL.value, OUT.value, options, progress=progress
-        )
-    except _REFUSED as error:
-        sys.exit(f"refused: {error}")
+    lines = evaluate(
+        BENCHMARKS.value, DATA.value, MODEL.value, OUT.value, options, progress=progress
+    )
     if HERE.is_first:
-        print("\n".join(told))
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

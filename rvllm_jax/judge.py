@@ -22,17 +22,14 @@ from pathlib import Path
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from rvllm_jax.data.annotations.example import ConversationError
-from rvllm_jax.evaluation.answers.answered import AnswersError
 from rvllm_jax.evaluation.answers.predictions import import_predictions
 from rvllm_jax.evaluation.judge import exact, judges
 from rvllm_jax.evaluation.judge.benchmark import Scoring, benchmark_folders, judge_benchmark
-from rvllm_jax.evaluation.judge.endpoint import EndpointError, Patience
-from rvllm_jax.evaluation.judge.prompts import PromptsError, load_prompts
-from rvllm_jax.evaluation.judge.verdicts import VerdictsError
+from rvllm_jax.evaluation.judge.endpoint import Patience
+from rvllm_jax.evaluation.judge.prompts import load_prompts
 from rvllm_jax.evaluation.score import compare
 from rvllm_jax.evaluation.score.text import comparison_lines, score_lines
-from rvllm_jax.system.lines import LinesError
+from rvllm_jax.system.errors import report_errors
 
 RESULTS = flags.DEFINE_string("results", None, "Folder of answers; verdicts go beside them.")
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Which folders below it; none: all.")
@@ -64,7 +61,7 @@ ANNOTATIONS = flags.DEFINE_list("annotations", [], "Files that they are predicti
 SPLIT = flags.DEFINE_string("split", "", "Of the annotations, where they do not show it.")
 DUPLICATES = flags.DEFINE_bool("duplicates", False, "Keep the first of several predictions.")
 COMPARE = flags.DEFINE_list("compare", [], "Files judged.NAME.jsonl: models, judges or seeds.")
-REFUSED, UNFINISHED = 1, 3
+UNFINISHED = 3
 
 
 def judging(stop: threading.Event) -> judges.Judging:
@@ -123,6 +120,7 @@ def judge(stop: threading.Event) -> int:
     return code
 
 
+@report_errors()
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
@@ -134,15 +132,10 @@ def main(argv: list[str]) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    try:
-        if COMPARE.value:
-            compared = compare.compare(COMPARE.value, resamples=RESAMPLES.value)
-            sys.exit(print("\n".join(comparison_lines(compared))))
-        sys.exit(judge(stop))
-    except (AnswersError, ConversationError, EndpointError, LinesError, PromptsError,
-            VerdictsError) as error:  # fmt: skip
-        print(f"refused: {error}", file=sys.stderr)
-        sys.exit(REFUSED)
+    if COMPARE.value:
+        compared = compare.compare(COMPARE.value, resamples=RESAMPLES.value)
+        sys.exit(print("\n".join(comparison_lines(compared))))
+    sys.exit(judge(stop))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rvllm_jax.config.check import resolve
-from rvllm_jax.config.cli import parse, told_without_traceback
+from rvllm_jax.config.cli import parse
 from rvllm_jax.config.migrate import with_kept_decoder
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.train import run, show_prompt
 from rvllm_jax.hosts import flags as cluster_flags
 from rvllm_jax.hosts.join import joined
 from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.system.paths import refuse_urls
 from rvllm_jax.training.checkpoint import claim, flat
@@ -60,6 +61,7 @@ def _worth_showing(record: python_logging.LogRecord) -> bool:
     return record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
 
 
+@report_errors(None)
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
@@ -95,4 +97,4 @@ def start() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(told_without_traceback()(main), flags_parser=told_without_traceback()(parse))
+    app.run(main, flags_parser=report_errors(None)(parse))

@@ -11,10 +11,11 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from rvllm_jax.config.check import resolve
-from rvllm_jax.config.cli import parse, told_without_traceback
+from rvllm_jax.config.cli import parse
 from rvllm_jax.costs import chips
 from rvllm_jax.planning import plans, rates, text
-from rvllm_jax.planning.compile import EFFORTS, NoCompiler
+from rvllm_jax.planning.compile import EFFORTS
+from rvllm_jax.system.errors import report_errors
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe, such as configs/joint.py:paper.", lock_config=True
@@ -48,28 +49,25 @@ TPU_PYTHON = flags.DEFINE_string(
 )
 
 
+@report_errors("error: ", ValueError)
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
     jax.config.update("jax_platforms", "cpu")
-    try:
-        chosen = [chips.parse(name) for name in TOPOLOGY.value]
-        made = plans.make_all(
-            resolve(CONFIG.value),
-            CONFIG.value.to_dict(),
-            chosen,
-            stages=STAGES.value,
-            clips_a_device=CLIPS.value,
-            efficiency=EFFICIENCY.value,
-            tpu_python=TPU_PYTHON.value if COMPILE.value else "",
-            effort=EFFORT.value,
-        )
-    except (ValueError, NoCompiler) as error:
-        sys.exit(f"error: {error}")
+    made = plans.make_all(
+        resolve(CONFIG.value),
+        CONFIG.value.to_dict(),
+        [chips.parse(name) for name in TOPOLOGY.value],
+        stages=STAGES.value,
+        clips_a_device=CLIPS.value,
+        efficiency=EFFICIENCY.value,
+        tpu_python=TPU_PYTHON.value if COMPILE.value else "",
+        effort=EFFORT.value,
+    )
     print(text.show(made, PAIRS.value))
     sys.exit(0 if all(plan.fits for plan in made) else 1)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "topology"])
-    app.run(main, flags_parser=told_without_traceback()(parse))
+    app.run(main, flags_parser=report_errors(None)(parse))

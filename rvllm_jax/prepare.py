@@ -20,15 +20,11 @@ import sys
 from absl import app, flags
 
 from rvllm_jax.data import annotations
-from rvllm_jax.data.annotations.example import ConversationError
 from rvllm_jax.data.prepare import beam
-from rvllm_jax.data.prepare.find import VideoFilesError
-from rvllm_jax.data.prepare.findings import REFUSED
-from rvllm_jax.data.prepare.run import Options, PreparationError, prepare
-from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.prepare.run import Options, prepare
+from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.progress import bar
 
-INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 _OPTIONS = Options()
 
 VIDEOS = flags.DEFINE_string("videos", None, "Folder of the videos, also in folders below it.")
@@ -52,37 +48,31 @@ THUMBNAILS = flags.DEFINE_integer("thumbnails", 24, "Videos shown in the report.
 RUNNER = flags.DEFINE_string("runner", None, "Apache Beam's, such as DirectRunner; none: local.")
 
 
+@report_errors(interrupted="\ninterrupted; start the same command again, it continues")
 def main(argv: list[str]) -> None:
     if len(argv) > 1 and RUNNER.value is None:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     options = Options(STRIDE.value, SHORT_SIDE.value, ENCODING.value, RECORD.value, INTERVAL.value)
-    try:
-        beam.check_folder(OUT.value)
-        pipeline = RUNNER.value and beam.runner([f"--runner={RUNNER.value}", *argv[1:]])
-        prepared = prepare(
-            VIDEOS.value,
-            ANNOTATIONS.value,
-            OUT.value,
-            split=SPLIT.value,
-            format=FORMAT.value,
-            options=options,
-            workers=WORKERS.value,
-            max_bad=MAX_BAD.value,
-            check=CHECK.value,
-            allow_partial=ALLOW_PARTIAL.value,
-            own=OWN.value,
-            thumbnails=THUMBNAILS.value,
-            run_tasks=pipeline,
-            progress=bar,
-            say=functools.partial(print, flush=True),  # also where it goes to a file
-        )
-    except (PreparationError, ConversationError, VideoFilesError, FrameStoreError) as error:
-        print(f"refused: {error}", file=sys.stderr)
-        sys.exit(REFUSED)
-    except KeyboardInterrupt:
-        print("\ninterrupted; start the same command again, it continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    beam.check_folder(OUT.value)
+    pipeline = RUNNER.value and beam.runner([f"--runner={RUNNER.value}", *argv[1:]])
+    prepared = prepare(
+        VIDEOS.value,
+        ANNOTATIONS.value,
+        OUT.value,
+        split=SPLIT.value,
+        format=FORMAT.value,
+        options=options,
+        workers=WORKERS.value,
+        max_bad=MAX_BAD.value,
+        check=CHECK.value,
+        allow_partial=ALLOW_PARTIAL.value,
+        own=OWN.value,
+        thumbnails=THUMBNAILS.value,
+        run_tasks=pipeline,
+        progress=bar,
+        say=functools.partial(print, flush=True),  # also where it goes to a file
+    )
     print(f"{prepared.verdict}\nreport: {prepared.page}")
     sys.exit(prepared.code)
 

@@ -9,26 +9,20 @@ videos of the training, and failures with frames. Several folders are compared.
 Exit codes: 0 done; 1 refused.
 """
 
-import sys
-
 from absl import app, flags
 
-from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.report.page import report
-from rvllm_jax.system.lines import LinesError
+from rvllm_jax.system.errors import report_errors
 
 RESULTS = flags.DEFINE_list("results", None, "Folders that evaluate and judge wrote.")
 FAILURES = flags.DEFINE_integer("failures", 12, "Wrong answers shown of each, with frames.")
 
 
+@report_errors()
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
-    try:
-        folder, notes = report(RESULTS.value, most_failures=FAILURES.value)
-    except (EvaluationError, LinesError) as error:
-        print(f"refused: {error}", file=sys.stderr)
-        sys.exit(1)
+    folder, notes = report(RESULTS.value, most_failures=FAILURES.value)
     print("\n".join([*notes, f"report: {folder / 'report.html'}"]))
 
 

@@ -77,11 +77,6 @@ def test_a_mesh_that_does_not_go_with_the_devices_is_told_in_words(tmp_path, giv
     assert said in done.stderr and not (tmp_path / "data").exists()
 
 
-def test_what_was_not_foreseen_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError), main.told_without_traceback():
-        raise ZeroDivisionError
-
-
 def test_a_working_directory_keeps_all_that_changes_its_results(tmp_path, joint):
     config = joint().to_dict()
     claim(tmp_path, config, ignore=main.MAY_CHANGE)

@@ -19,10 +19,11 @@ from rvllm_jax.models.llama import DECODERS
 from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.projector import PROJECTOR_KINDS
 from rvllm_jax.models.resnet import RESNETS
+from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.types import VISUAL_KINDS
 
 
-class ConfigError(ValueError):
+class ConfigError(RvllmError, ValueError):
     """A configuration whose parts are unknown or do not fit together."""
 
 

@@ -1,25 +1,11 @@
-"""What commands with a --config share: overrides refused by name, foreseen errors told in words."""
+"""What commands with a --config share: overrides that are refused by name."""
 
-import contextlib
 import re
 import sys
-from collections.abc import Iterator
 
 from absl import app, flags
 
 from rvllm_jax.config.check import refuse_unknown
-
-
-@contextlib.contextmanager
-def told_without_traceback() -> Iterator[None]:
-    """Ends with code 1 and the message alone, where the error is one that was foreseen."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith("rvllm_jax."):
-            raise  # where it comes from is worth reading
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def parse(argv: list[str]) -> list[str]:

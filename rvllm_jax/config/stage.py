@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable
 
 from rvllm_jax.models.lora import LoRA, is_adapter
+from rvllm_jax.system.errors import RvllmError
 
 FROZEN = "frozen"
 INPUTS = ("video", "caption_in_slot")
 
 
-class StageError(ValueError):
+class StageError(RvllmError, ValueError):
     """A stage that cannot be run as configured."""
 
 

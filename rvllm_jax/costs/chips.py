@@ -4,8 +4,10 @@ import dataclasses
 import math
 import re
 
+from rvllm_jax.system.errors import RvllmError
 
-class TopologyError(ValueError):
+
+class TopologyError(RvllmError, ValueError):
     """A topology that does not exist."""
 
 

@@ -27,12 +27,13 @@ from rvllm_jax.data.text.template import ChatError
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.saved.answering import Answerer, How
 from rvllm_jax.generation.prompts import PromptError
+from rvllm_jax.system.errors import RvllmError
 
 _OURS = ("answer", "answers", "error")
 _SETTINGS = ".settings.json"  # beside the answers: what they were made with
 
 
-class QuestionsError(ValueError):
+class QuestionsError(RvllmError, ValueError):
     """A file of questions, or of answers, that cannot be used at all; says what to do."""
 
 

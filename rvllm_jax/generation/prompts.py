@@ -8,12 +8,13 @@ import numpy as np
 from rvllm_jax.data.batches import packing
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.tokenizer import Tokenizer
+from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.types import Questions, VisualLayout
 
 MULTIPLE = 32  # tokens; prompts are padded to one, so that few lengths are compiled
 
 
-class PromptError(ValueError):
+class PromptError(RvllmError, ValueError):
     """A question that is empty, or that does not fit the context; says the lengths."""
 
 

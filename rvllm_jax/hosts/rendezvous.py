@@ -12,12 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rvllm_jax.system.errors import RvllmError
+
 _HELLO = "rvllm_jax"  # by which a line is known from that of a stranger
 _RETRY = 0.2  # seconds
 _LONGEST = 1 << 22  # bytes of a line
 
 
-class HostsError(RuntimeError):
+class HostsError(RvllmError, RuntimeError):
     """The hosts are not all there or do not agree; the message names them."""
 
 

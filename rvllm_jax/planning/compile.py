@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.costs.chips import Topology
+from rvllm_jax.system.errors import RvllmError
 
 # libtpu asks the machine who it is and waits for answers unless told.
 SETTINGS = {
@@ -23,7 +24,7 @@ SETTINGS = {
 EFFORTS = {"least": "-1.0", "full": "0.0"}
 
 
-class NoCompiler(RuntimeError):
+class NoCompiler(RvllmError, RuntimeError):
     """A Python without libtpu, or a compilation that failed."""
 
 

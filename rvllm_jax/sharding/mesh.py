@@ -11,11 +11,12 @@ from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.sharding import constrain
+from rvllm_jax.system.errors import RvllmError
 
 AXES = ("data", "fsdp", "tensor")
 
 
-class MeshError(ValueError):
+class MeshError(RvllmError, ValueError):
     """A mesh that does not go with the devices, the hosts or the decoder."""
 
 

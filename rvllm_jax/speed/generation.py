@@ -23,6 +23,7 @@ from rvllm_jax.models.llama import LlamaConfig
 from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.speed import figures
+from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.types import NO_SLOT, PREFIX, Questions, VisualLayout
 from rvllm_jax.weights.hf_config import llama_values
 
@@ -32,7 +33,7 @@ SIZES = ("width", "layers", "vocab", "prompt", "new", "frames", "rounds")  # of 
 _SIDE = 112  # pixels of the video's frames
 
 
-class MissingTorch(RuntimeError):
+class MissingTorch(RvllmError, RuntimeError):
     """torch or transformers cannot be imported; says what to install."""
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -9,12 +10,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rvllm_jax.system.atomic import naming
+from rvllm_jax.system.errors import RvllmError
 
-class LinesError(ValueError):
+_CONTINUES = "Free some space, then start the same command again: it continues"
+
+
+class LinesError(RvllmError, ValueError):
     """A file of lines that cannot be used as it is; says where, and what to do."""
 
 
-class Lines:
+class JsonLines:
     """A file that one process at a time appends to, each record by one write.
 
     Opening it cuts off a last line that was not written to its end. Raises LinesError where
@@ -23,7 +29,8 @@ class Lines:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        with naming(self.path, error=LinesError):
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -36,16 +43,26 @@ class Lines:
     def append(self, record: dict) -> None:
         """Adds one record. Raises ValueError for a number that JSON has not, such as NaN."""
         content = memoryview(dump(record).encode())
-        while content:  # a full disk writes a part, then raises
-            content = content[os.write(self._file, content) :]
+        with naming(self.path, advice=_CONTINUES, error=LinesError):
+            while content:  # a full disk writes a part, then raises
+                content = content[os.write(self._file, content) :]
+
+    def sync(self) -> None:
+        """Returns once all is on the disk; what is appended without it outlives the process."""
+        with naming(self.path, advice=_CONTINUES, error=LinesError):
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+                    raise
 
     def close(self) -> None:
-        """Returns once all is on the disk."""
-        with contextlib.suppress(OSError):  # not every file system can
+        """Ends, once all is on the disk where the file system can."""
+        with contextlib.suppress(OSError):
             os.fsync(self._file)
         os.close(self._file)
 
-    def __enter__(self) -> "Lines":
+    def __enter__(self) -> "JsonLines":
         return self
 
     def __exit__(self, *_: object) -> None:

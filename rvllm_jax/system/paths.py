@@ -4,8 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rvllm_jax.system.errors import RvllmError
 
-class PlaceError(ValueError):
+
+class PlaceError(RvllmError, ValueError):
     """A path to where nothing can be read or written; the message says what to name instead."""
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 
+from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.training.checkpoint_series import CheckpointError, Series
 
 __all__ = ["CheckpointError", "Checkpoints", "WorkdirError", "claim", "flat", "is_bound"]
 
 
-class WorkdirError(RuntimeError):
+class WorkdirError(RvllmError, RuntimeError):
     """The working directory belongs to another configuration; the message says what differs."""
 
 

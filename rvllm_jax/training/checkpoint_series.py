@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rvllm_jax.system.errors import RvllmError
+
 _OVERHEAD = 256 * 1024  # bytes of metadata files beside the arrays
 _TO_FREE_SPACE = (
     "Free space there, or move the working directory to a larger disk and continue with "
@@ -24,7 +26,7 @@ _TO_FREE_SPACE = (
 )
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RvllmError, RuntimeError):
     """A checkpoint cannot be written, found or restored; the message says where and what to do."""
 
 

@@ -19,11 +19,13 @@ from typing import Any, TextIO
 import jax
 import tqdm
 
+from rvllm_jax.system.errors import RvllmError
+
 _RESERVED = ("step", "stage", "kind")
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-class MetricsError(RuntimeError):
+class MetricsError(RvllmError, RuntimeError):
     """metrics.jsonl cannot be read or written; the message says where and what to do."""
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from absl import logging
 
 from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.system.errors import RvllmError
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RvllmError, RuntimeError):
     """Training cannot go on; the message says why and what to do."""
 
 

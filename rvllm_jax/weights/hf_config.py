@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.models.llama_config import LinearScaling, LlamaConfig, RopeScaling
+from rvllm_jax.system.errors import RvllmError
 
 # LLaVA files leave out of `text_config` what equals transformers' defaults: those of Llama-7B.
 LLAVA_DEFAULTS = {
@@ -20,7 +21,7 @@ LLAVA_DEFAULTS = {
 }
 
 
-class HuggingFaceConfigError(ValueError):
+class HuggingFaceConfigError(RvllmError, ValueError):
     """A config.json that lacks a key, or asks for what the decoder cannot compute."""
 
 

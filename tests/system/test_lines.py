@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rvllm_jax.system.lines import Lines, LinesError, read_lines
+from rvllm_jax.system.lines import JsonLines, LinesError, read_lines
 
 
 def held(path):
@@ -12,12 +12,12 @@ def held(path):
 @pytest.mark.parametrize("size", [10, 100_000])  # beyond what is looked at in one piece
 def test_a_half_written_last_line_is_cut_off_and_the_rest_kept(tmp_path, size):
     path = tmp_path / "x.jsonl"
-    with Lines(path) as lines:
+    with JsonLines(path) as lines:
         lines.append({"n": 1})
     with open(path, "ab") as file:
         file.write(b'{"n": 2, "text": "' + b"x" * size)
     assert held(path) == [{"n": 1}]  # also for a reader who changes nothing
-    with Lines(path) as lines:
+    with JsonLines(path) as lines:
         assert lines.cut == size + 18
         lines.append({"n": 3})
     assert held(path) == [{"n": 1}, {"n": 3}]
@@ -26,18 +26,18 @@ def test_a_half_written_last_line_is_cut_off_and_the_rest_kept(tmp_path, size):
 def test_a_file_of_half_a_line_becomes_empty(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"n"')
-    with Lines(path) as lines:
+    with JsonLines(path) as lines:
         assert lines.cut == 4
     assert path.read_bytes() == b""
 
 
 def test_one_writer_at_a_time(tmp_path):
     path = tmp_path / "x.jsonl"
-    with Lines(path) as first:
+    with JsonLines(path) as first:
         with pytest.raises(LinesError, match="another process is writing"):
-            Lines(path)
+            JsonLines(path)
         first.append({"n": 1})
-    with Lines(path) as second:
+    with JsonLines(path) as second:
         second.append({"n": 2})
     assert held(path) == [{"n": 1}, {"n": 2}]
 
@@ -45,7 +45,7 @@ def test_one_writer_at_a_time(tmp_path):
 def test_any_text_comes_back_and_nan_does_not_get_in(tmp_path):
     path = tmp_path / "x.jsonl"
     texts = ["a\nb", "ü", "\ud800", "\u2028", '"']
-    with Lines(path) as lines:
+    with JsonLines(path) as lines:
         for text in texts:
             lines.append({"t": text})
         with pytest.raises(ValueError):

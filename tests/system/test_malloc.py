@@ -13,8 +13,8 @@ if platform.libc_ver()[0] != "glibc":
 # Page faults of a call whose result is a block of 64 MB, 16,384 pages, and is dropped.
 _FAULTS = """
 import resource, sys
-from rvllm_jax.data.kept_memory import *
-from rvllm_jax.data import kept_memory
+from rvllm_jax.system.malloc import *
+from rvllm_jax.system import malloc
 exec(sys.argv[1])
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: x + 1)
@@ -42,7 +42,7 @@ def test_a_call_on_cpu_takes_its_temporaries_from_what_was_kept():
 
 
 def test_nothing_is_changed_where_jax_may_find_an_accelerator():
-    told = "keep_all_freed_memory_on_cpu(); assert not kept_memory._all_is_kept"
+    told = "keep_all_freed_memory_on_cpu(); assert not malloc._all_is_kept"
     accelerated = "import jax; jax.config.update('jax_platforms', 'cuda,cpu'); " + told
     back = "; jax.config.update('jax_platforms', 'cpu')"
     assert faults(accelerated + back) > 4000

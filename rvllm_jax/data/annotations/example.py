@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from rvllm_jax.system.errors import RvllmError
+
 _NAMED = 10  # how many offenders a message names
 
 
-class ConversationError(ValueError):
+class ConversationError(RvllmError, ValueError):
     """An annotation file that cannot be used as it is; the message says where and what to do."""
 
 

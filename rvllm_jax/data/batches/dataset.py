@@ -14,6 +14,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.tokenizer import Tokenizer
+from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.types import Batch, VisualLayout
 
 READABLE, UNREADABLE = 0, 1  # values of Batch.errors
@@ -21,7 +22,7 @@ ERRORS = {UNREADABLE: "the frame store could not read the clip"}
 INPUTS = ("video", "caption_in_slot")
 
 
-class PipelineError(ValueError):
+class PipelineError(RvllmError, ValueError):
     """Data that does not fit together; says what was given and what to do."""
 
 

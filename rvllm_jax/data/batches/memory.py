@@ -17,6 +17,8 @@ import time
 
 import numpy as np
 
+from rvllm_jax.system.errors import RvllmError
+
 _KEPT = 3  # batches that the caller may hold without a copy: used, on its way, and one more
 _ALIGNMENT = 4096  # bytes; JAX takes an array over without a copy, on a CPU, from 64
 _POLL = 5e-4  # seconds between two looks whether a slot is free
@@ -27,7 +29,7 @@ class Closed(Exception):  # noqa: N818  (what ends a wait, not an error)
     """The stream has ended; what waits for its memory ends too."""
 
 
-class BatchMemoryError(RuntimeError):
+class BatchMemoryError(RvllmError, RuntimeError):
     """Memory that this system does not have; the message says what to do."""
 
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX
 
 _ORDER = 0  # sets this stream of random numbers apart from data/batches/loader.py's
 
 
-class PackingError(ValueError):
+class PackingError(RvllmError, ValueError):
     """A prompt that does not fit the context; names the conversation, the lengths and the key."""
 
 

@@ -15,12 +15,13 @@ from rvllm_jax.data.shapes import build
 from rvllm_jax.data.store.reader import FrameStore, check_share
 from rvllm_jax.data.store.shards import INDEX, LOCK, read_json
 from rvllm_jax.data.store.writer import holds, write_store
+from rvllm_jax.system.errors import RvllmError
 
 EMBEDDED = "shapes"  # the value of config.data.videos that asks for the embedded dataset
 Progress = Callable[[int, int], None]
 
 
-class SourceError(ValueError):
+class SourceError(RvllmError, ValueError):
     """Annotations that cannot be used with their videos; the message says what to do."""
 
 

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 from rvllm_jax.data.annotations.example import leaves_folder
 from rvllm_jax.data.video.container import VIDEO_SUFFIXES
+from rvllm_jax.system.errors import RvllmError
 
 _YOUTUBE = r"[\w-]{11}"
 _FEATURES = ".pkl"  # Video-ChatGPT's, of a video
 
 
-class VideoFilesError(ValueError):
+class VideoFilesError(RvllmError, ValueError):
     """A folder in which the videos cannot be found for certain; the message says what to do."""
 
 

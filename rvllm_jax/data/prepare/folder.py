@@ -11,6 +11,7 @@ from rvllm_jax.data.annotations.example import readable
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.find import VideoFiles
 from rvllm_jax.data.store.shards import LOCK, TEMPORARY, read_json
+from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lock import locked
 
 FRAMES = "frames"
@@ -21,7 +22,7 @@ INFO, UNUSABLE = ".info.json", ".unusable.json"  # behind a split's name
 REPORT, CHECK = "report", "check"  # pages: NAME.html and NAME.json
 
 
-class PreparationError(ValueError):
+class PreparationError(RvllmError, ValueError):
     """A preparation that cannot be started as it was asked for; the message says what to do."""
 
 

@@ -23,6 +23,8 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
+from rvllm_jax.system.errors import RvllmError
+
 LAYOUT = 1
 ENCODINGS = ("raw", "jpeg")
 JPEG_QUALITY = 90
@@ -32,7 +34,7 @@ _VARINT, _BYTES = 0, 2
 _BYTES_LIST, _INT64_LIST = 1, 3
 
 
-class RecordError(ValueError):
+class RecordError(RvllmError, ValueError):
     """Bytes that are not a record of this layout."""
 
 

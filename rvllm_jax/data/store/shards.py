@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from rvllm_jax.system.errors import RvllmError
+
 INDEX, LOCK, TEMPORARY = "index.json", "lock", ".tmp"
 
 
-class FrameStoreError(Exception):
+class FrameStoreError(RvllmError):
     """A store that cannot be written or read: its path, what is wrong and what to do."""
 
 

@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import re
 
+from rvllm_jax.system.errors import RvllmError
 
-class ChatError(ValueError):
+
+class ChatError(RvllmError, ValueError):
     """A prompt that cannot be spelled, or that would teach nothing; says what to do."""
 
 

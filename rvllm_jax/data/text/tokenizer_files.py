@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rvllm_jax.system.errors import RvllmError
+
 FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 TEMPLATE = "chat_template.jinja"
@@ -21,7 +23,7 @@ TOKENIZER_FILES = (FAST, SENTENCEPIECE, CONFIG, MAP, ADDED, TEMPLATE)
 _NAMED = ("bos", "eos", "pad", "unk")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(RvllmError, ValueError):
     """A folder that holds no usable tokenizer, or a size that none can have; says what to do."""
 
 

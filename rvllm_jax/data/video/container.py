@@ -10,6 +10,8 @@ from typing import NamedTuple
 import av
 from av.stream import Disposition
 
+from rvllm_jax.system.errors import RvllmError
+
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif",
     ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".vob", ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".ogv",
@@ -35,7 +37,7 @@ _LISTS = {
 _HEAD = 1024  # bytes that are looked at
 
 
-class VideoError(Exception):
+class VideoError(RvllmError):
     """A file that cannot be read or written as a video: its path, what failed, what to do."""
 
 

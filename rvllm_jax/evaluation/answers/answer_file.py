@@ -8,13 +8,13 @@ from typing import Any
 from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO
 from rvllm_jax.evaluation.answers.questions import EvaluationError, Key
-from rvllm_jax.system.lines import Lines, now, read_lines, unlike
+from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
 
 class AnswerFile:
     """The file, open for one process. `done` are the questions that it holds, by id and control."""
 
-    def __init__(self, lines: Lines, done: set[Key]):
+    def __init__(self, lines: JsonLines, done: set[Key]):
         self._lines, self.done = lines, done
 
     @classmethod
@@ -27,7 +27,7 @@ class AnswerFile:
         for a line that is broken or where another process is writing.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        lines = Lines(folder / ANSWERS)
+        lines = JsonLines(folder / ANSWERS)
         try:
             known = read_info_if_any(folder)
             _check_same(folder, known, info)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import read_lines
 
 ANSWERS, INFO = "answers.jsonl", "info.json"
@@ -19,7 +20,7 @@ _TEXTS = (
 )
 
 
-class AnswersError(ValueError):
+class AnswersError(RvllmError, ValueError):
     """Answers that cannot be judged as they are; says where, and what to do."""
 
 

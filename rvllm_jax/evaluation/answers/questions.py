@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.system.errors import RvllmError
 
 TEXT_GENERATION = "video_text_generation"
 # Which criteria a question of each type of text generation is judged by.
@@ -15,7 +16,7 @@ _NAMED = 5  # how many ids a message names
 Key = tuple[str, str]  # a question's id, and the control that it is asked under
 
 
-class EvaluationError(ValueError):
+class EvaluationError(RvllmError, ValueError):
     """An evaluation that cannot be started or continued as asked; the message says what to do."""
 
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from absl import logging
 
 from rvllm_jax.evaluation.judge.chat import Completion
+from rvllm_jax.system.errors import RvllmError
 
 _LARGEST = 4 << 20  # bytes of a reply
 _PIECE = 1 << 16
@@ -27,7 +28,7 @@ _SHOWN = 200  # characters of a reply that messages show
 _REFUSED = (400, 413, 422)  # this request, perhaps no other one
 
 
-class EndpointError(RuntimeError):
+class EndpointError(RvllmError, RuntimeError):
     """An endpoint that cannot be used at all: address, key, model or protocol are wrong."""
 
 

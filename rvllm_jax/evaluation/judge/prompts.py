@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rvllm_jax.evaluation.answers.answered import CRITERIA
 from rvllm_jax.evaluation.judge.items import CONSISTENCY, FAITHFULNESS, QA, Item
+from rvllm_jax.system.errors import RvllmError
 
 # What a prompt may name in braces; all other braces are text.
 FIELDS = ("id", "question", "question1", "question2", "answer", "prediction", "prediction1",
@@ -77,7 +78,7 @@ OURS: dict[str, dict[str, str]] = {
 }
 
 
-class PromptsError(ValueError):
+class PromptsError(RvllmError, ValueError):
     """A file of prompts that cannot be used; says what it lacks."""
 
 

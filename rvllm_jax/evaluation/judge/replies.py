@@ -16,12 +16,13 @@ from typing import Any
 
 from rvllm_jax.evaluation.judge.items import FAITHFULNESS, QA
 from rvllm_jax.evaluation.judge.verdicts import LARGEST, Verdict
+from rvllm_jax.system.errors import RvllmError
 
 _FENCE = re.compile(r"```[A-Za-z0-9_+-]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _LONGEST = 10_000  # characters of a reply that is looked at
 
 
-class ReplyError(ValueError):
+class ReplyError(RvllmError, ValueError):
     """A reply that is no verdict; the message says why, also to the judge."""
 
 

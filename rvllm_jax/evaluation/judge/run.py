@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rvllm_jax.evaluation.judge.endpoint import EndpointError, NoReply, Stopped
 from rvllm_jax.evaluation.judge.items import Item, Key
 from rvllm_jax.evaluation.judge.verdicts import Verdict, VerdictsError, line
-from rvllm_jax.system.lines import Lines
+from rvllm_jax.system.lines import JsonLines
 
 _IN_A_ROW = 10  # questions without a reply, of each thread, after which the endpoint is down
 Judge = Callable[[Item], Verdict]
@@ -29,7 +29,7 @@ class Done:
 def judge_items(
     items: Iterable[Item],
     judge: Judge,
-    lines: Lines,
+    lines: JsonLines,
     held: dict[Key, str],
     *,
     concurrency: int = 1,

@@ -9,13 +9,14 @@ from typing import Any
 
 from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.judge.items import Item, Key
-from rvllm_jax.system.lines import Lines, now, read_lines, unlike
+from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
 LARGEST = 5.0  # of scores; the smallest is 0
 _TOLD = ("created", "base_url")  # an endpoint that moves is the same judge
 
 
-class VerdictsError(ValueError):
+class VerdictsError(RvllmError, ValueError):
     """Verdicts that do not fit together or to the answers; says where, and what to do."""
 
 
@@ -142,14 +143,14 @@ def read_made_with(path: Path) -> dict[str, Any] | None:
 
 def open_verdicts(
     folder: Path, name: str, made_with: Mapping[str, Any]
-) -> tuple[Lines, dict[Key, str]]:
+) -> tuple[JsonLines, dict[Key, str]]:
     """The file that verdicts are added to, and the items it holds: key -> `Item.of`.
 
     made_with: all that verdicts depend on beside the answers. Raises VerdictsError where the file
     was made with anything else or holds an item twice, LinesError where another process has it.
     """
     path, beside = paths(folder, name)
-    lines = Lines(path)
+    lines = JsonLines(path)
     try:
         known = read_made_with(beside)
         if known is None:

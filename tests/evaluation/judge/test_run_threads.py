@@ -7,7 +7,7 @@ import pytest
 from rvllm_jax.evaluation.judge.items import items
 from rvllm_jax.evaluation.judge.run import judge_items
 from rvllm_jax.evaluation.judge.verdicts import Verdict
-from rvllm_jax.system.lines import Lines
+from rvllm_jax.system.lines import JsonLines
 
 
 def test_an_error_of_our_own_stops_all_threads(answer, tmp_path):
@@ -22,6 +22,6 @@ def test_an_error_of_our_own_stops_all_threads(answer, tmp_path):
         return Verdict(correct=True)
 
     some = items(answer(f"q{n}") for n in range(30))
-    with Lines(tmp_path / "x.jsonl") as file, pytest.raises(OSError, match="disk full"):
+    with JsonLines(tmp_path / "x.jsonl") as file, pytest.raises(OSError, match="disk full"):
         judge_items(some, faulty, file, {}, concurrency=2, stop=stop)
     assert len(asked) < 10

@@ -1,0 +1,147 @@
+"""The only writer of files that are replaced and of JSON, and the only reader of JSON.
+
+A file is written beside its place and renamed: it is there whole or as it was before, also where
+the process is killed. An error names the file, the room that is left, and what the caller says is
+to be done.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rvllm_jax.system.errors import RvllmError
+
+TEMPORARY = ".tmp"  # behind the name of a file that is being written
+AGAIN = "Free some space or name another folder, then start the same command again"
+
+
+class WriteError(RvllmError):
+    """A file that its folder does not take: no room, or no permission."""
+
+
+class JsonError(RvllmError):
+    """A file of JSON that is absent or broken."""
+
+
+@contextlib.contextmanager
+def naming(
+    path: str | Path,
+    *,
+    advice: str = AGAIN,
+    error: Callable[[str], Exception] = WriteError,
+    failures: type[Exception] | tuple[type[Exception], ...] = OSError,
+) -> Iterator[None]:
+    """Within it, `failures` of writing raise `error`, which names `path`."""
+    try:
+        yield
+    except RvllmError:
+        raise
+    except failures as failed:
+        raise error(
+            f"{path}: cannot be written ({failed}), with {_room(Path(path).parent)}. {advice}"
+        ) from failed
+
+
+@contextlib.contextmanager
+def replacing(
+    path: str | Path,
+    *,
+    synced: bool = False,
+    advice: str = AGAIN,
+    error: Callable[[str], Exception] = WriteError,
+) -> Iterator[Path]:
+    """A path beside `path` to write to; it becomes `path` at the end, or goes where that fails.
+
+    synced: returns only when the content is on the disk, for what must outlive the machine.
+    """
+    temporary = Path(path).with_name(Path(path).name + TEMPORARY)
+    try:
+        with naming(path, advice=advice, error=error):
+            yield temporary
+            if synced:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def move(source: str | Path, target: str | Path) -> None:
+    """Renames a file, in the place of what was there."""
+    os.replace(source, target)
+
+
+def write_bytes(path: str | Path, content: bytes, *, only_new: bool = False, **how: Any) -> None:
+    """Replaces a file. only_new: not where it holds this content already. how: of `replacing`."""
+    path = Path(path)
+    if only_new and path.is_file() and path.read_bytes() == content:
+        return
+    with replacing(path, **how) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str, *, errors: str = "strict", **how: Any) -> None:
+    """Replaces a file of UTF-8. errors: str.encode's. how: of `write_bytes`."""
+    write_bytes(path, text.encode(errors=errors), **how)
+
+
+def dump_json(value: Any, *, indent: int | None = 1, **style: Any) -> str:
+    """`value` as the content of a file. style: json.dumps's sort_keys, ensure_ascii, allow_nan."""
+    return json.dumps(value, indent=indent, **style) + "\n"
+
+
+def write_json(
+    path: str | Path, value: Any, *, indent: int | None = 1, allow_nan: bool = True, **how: Any
+) -> None:
+    """Replaces a file of JSON. allow_nan: else NaN raises ValueError. how: of `write_bytes`."""
+    write_text(path, dump_json(value, indent=indent, allow_nan=allow_nan), **how)
+
+
+def read_json(
+    path: str | Path,
+    *,
+    absent: dict[str, Any] | None = None,
+    advice: str = "restore the file",
+    error: Callable[[str], Exception] = JsonError,
+) -> dict[str, Any]:
+    """The object in a file of JSON.
+
+    absent: returned where there is no such file; None: that is an error too.
+
+    Raises:
+      error: not there, not readable, no JSON or no object; names the file and ends with `advice`.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as failed:
+        if absent is not None:
+            return absent
+        raise error(f"{path}: is not there; {advice}") from failed
+    except (OSError, ValueError, RecursionError) as failed:
+        raise error(f"{path}: cannot be read as JSON ({failed}); {advice}") from failed
+    if not isinstance(value, dict):
+        raise error(f"{path}: holds no JSON object but a {type(value).__name__}; {advice}")
+    return value
+
+
+def read_json_or_empty(path: str | Path) -> dict[str, Any]:
+    """The object in a file of JSON; {} where the file is absent or broken."""
+    try:
+        return read_json(path)
+    except JsonError:
+        return {}
+
+
+def _room(folder: Path) -> str:
+    """What a file in `folder` may take."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    files = "" if limit == resource.RLIM_INFINITY else f", {limit:,} allowed a file (ulimit -f)"
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return f"{shutil.disk_usage(there).free:,} bytes free in {there}{files}"
