@@ -85,7 +85,7 @@ def talker(joint, tmp_path_factory):
     from rvllm_jax.data.text import tokenizer
     from rvllm_jax.data.video import encode
     from rvllm_jax.experiments.train import build_model
-    from rvllm_jax.models.llama import LlamaConfig
+    from rvllm_jax.models.llama_config import LlamaConfig
     from rvllm_jax.training.checkpoint import Checkpoints, claim
     from rvllm_jax.weights.hf_config import llama_values
 

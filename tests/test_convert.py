@@ -18,9 +18,8 @@ from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
 from rvllm_jax.training.start import open_start
 from rvllm_jax.weights import load
-from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.hf_config import HuggingFaceConfigError
 from rvllm_jax.weights.open import open_weights
+from rvllm_jax.weights.safetensors import WeightsError
 
 ROOT = Path(__file__).parents[1]
 
@@ -176,10 +175,10 @@ def test_what_does_not_fit_leaves_nothing_behind(llama, run, joint, tmp_path):
     (bad / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
     values = json.loads((llama / "config.json").read_text())
     for change, error, message in (
-        ({"hidden_size": None}, HuggingFaceConfigError, "hidden_size"),
+        ({"hidden_size": None}, WeightsError, "hidden_size"),
         ({"num_hidden_layers": 3}, WeightsError, r"missing: model\.layers\.2\.self_attn"),
-        ({"hidden_act": "gelu"}, HuggingFaceConfigError, "hidden_act='gelu'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, HuggingFaceConfigError, "'yarn'"),
+        ({"hidden_act": "gelu"}, WeightsError, "hidden_act='gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, WeightsError, "'yarn'"),
     ):
         kept = {k: v for k, v in (values | change).items() if v is not None}
         (bad / "config.json").write_text(json.dumps(kept))

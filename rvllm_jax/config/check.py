@@ -15,7 +15,7 @@ from rvllm_jax.data.batches.clips import LONG, SHORT, VIEWS
 from rvllm_jax.data.batches.source import EMBEDDED
 from rvllm_jax.data.text.prompt import TEMPLATE_NAMES
 from rvllm_jax.data.text.tokenizer import MIN_VOCAB
-from rvllm_jax.models.llama import DECODERS
+from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.projector import PROJECTOR_KINDS
 from rvllm_jax.models.resnet import RESNETS

@@ -12,7 +12,7 @@ from typing import Any
 
 from rvllm_jax.config.check import ConfigError, Recipe
 from rvllm_jax.data.store.shards import write_atomically
-from rvllm_jax.models.llama import DECODERS
+from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.weights.hf_config import llama_values
 

@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 
 from rvllm_jax.config.stage import Stage
-from rvllm_jax.models.llama import DECODERS, LlamaConfig
+from rvllm_jax.models.llama_config import DECODERS, LlamaConfig
 from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.resnet import RESNETS, ResNetConfig
 from rvllm_jax.types import VisualLayout

@@ -20,7 +20,7 @@ from rvllm_jax.evaluation.asked_groups import Group, Plan
 from rvllm_jax.evaluation.controls import SWAPPED
 from rvllm_jax.generation.decode import before_stop, generate
 from rvllm_jax.hosts.compiling import compiled_together
-from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.types import Questions
 
 LOCK_STEP, VOTE = "lock_step", "vote"  # how several clips of a video give one answer
@@ -47,7 +47,7 @@ class Machine:
     share: (number, count): the block of every batch that this host reads, of so many.
     """
 
-    model: PureModel
+    model: FunctionalModel
     params: Arrays
     stats: Arrays
     tokenizer: Tokenizer

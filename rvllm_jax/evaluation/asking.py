@@ -17,7 +17,7 @@ from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.evaluation.score.accuracy import accuracy_by_type
 from rvllm_jax.generation.decode import before_stop, generate
 from rvllm_jax.hosts.compiling import compiled_together
-from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.models.functional import Arrays, FunctionalModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Asker:
 
     def __init__(
         self,
-        model: PureModel,
+        model: FunctionalModel,
         params: Arrays,
         stats: Arrays,
         tokenizer: Tokenizer,

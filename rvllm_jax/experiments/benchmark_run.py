@@ -62,7 +62,7 @@ class BenchmarkRun:
         )
 
     def _plan(self) -> Plan:
-        options, rows = self.options, self.opened.layout.rows
+        options, rows = self.options, self.opened.layout.batch_shards
         starts, crops = VIEWS[options.clips]
         videos = (options.videos or self.opened.recipe.evaluation.batch) // (starts * crops)
         counts = [len(own) for _, own in self.dataset.question_groups(len(self.asked))]
@@ -213,7 +213,7 @@ def _machine(opened: Opened) -> Machine:
         opened.tokenizer,
         opened.template,
         opened.recipe.llama.context,
-        put=opened.layout.spread,
+        put=opened.layout.evaluation_batch,
         replicated=NamedSharding(opened.layout.mesh, PartitionSpec()),
         share=opened.layout.share,
     )

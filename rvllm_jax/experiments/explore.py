@@ -22,7 +22,7 @@ from rvllm_jax.data.batches import packing
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.experiments.train import Experiment
-from rvllm_jax.models.attention import Where, make_mask
+from rvllm_jax.models.attention import TokenPositions, make_mask
 from rvllm_jax.models.llama import Attention, Llama, rope_angles, rotate
 from rvllm_jax.models.video_llm import VideoLLM, normalise
 from rvllm_jax.training.checkpoint import claim
@@ -150,7 +150,7 @@ def decoder_attention(
     The arguments are those of `Llama.__call__`.
     """
     row = jnp.arange(x_BLD.shape[1], dtype=jnp.int32)[None]
-    mask_BLL = make_mask(Where(row, segments_BL), Where(row, segments_BL))
+    mask_BLL = make_mask(TokenPositions(row, segments_BL), TokenPositions(row, segments_BL))
     rope = rope_angles(decoder.config, positions_BL)
     graph, params = nnx.split(decoder.layers)
 

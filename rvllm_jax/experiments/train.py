@@ -24,9 +24,9 @@ from rvllm_jax.experiments.report.samples import answered_samples
 from rvllm_jax.experiments.saved import training_videos
 from rvllm_jax.experiments.tokenizer import find_tokenizer, open_tokenizer
 from rvllm_jax.hosts.sync import HERE
-from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.models.video_llm import VideoLLM
-from rvllm_jax.sharding.layouts import JitParallel, PmapParallel
+from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.system import progress
 from rvllm_jax.training import metrics
 from rvllm_jax.training.boundaries import boundary_losses
@@ -37,7 +37,7 @@ from rvllm_jax.training.start import open_start
 from rvllm_jax.training.unreadable import count_unreadable, warn_of_unreadable
 
 
-def build_model(recipe: Recipe) -> PureModel:
+def build_model(recipe: Recipe) -> FunctionalModel:
     """The recipe's model, traced and not allocated."""
 
     def make(rngs):
@@ -53,7 +53,7 @@ def build_model(recipe: Recipe) -> PureModel:
             lora=recipe.lora,
         )
 
-    return PureModel.of(make)
+    return FunctionalModel.of(make)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Experiment:
     workdir: Path
     source: TrainingData
     tokenizer: tokenizers.Tokenizer
-    model: PureModel
-    layout: JitParallel | PmapParallel
+    model: FunctionalModel
+    layout: Layout
 
     @classmethod
     def open(cls, recipe: Recipe, workdir: Path) -> "Experiment":
@@ -162,7 +162,7 @@ class Experiment:
             batch=evaluation.batch,
             max_new=evaluation.max_new,
             max_questions=self.recipe.data.questions,
-            put=self.layout.spread,
+            put=self.layout.evaluation_batch,
             fetch=self.layout.fetch,
             share=self.layout.share,
         )
@@ -180,7 +180,7 @@ def evaluate(
     experiment: Experiment, result: Result, datasets: dict[str, Dataset]
 ) -> tuple[dict, list[run_report.Sample]]:
     """Answers every split and, on unseen clips where there are any, the controls."""
-    asker = experiment.asker(*experiment.layout.shown(result.params, result.stats))
+    asker = experiment.asker(*experiment.layout.evaluation_arrays(result.params, result.stats))
     results: dict = {"accuracy": {}, "controls": {}, "counts": {}, "unreadable_questions": {}}
     samples, asked = [], {}
     for split, dataset in datasets.items():

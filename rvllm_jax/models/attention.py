@@ -13,7 +13,7 @@ from rvllm_jax.models import flash
 from rvllm_jax.types import PADDING, PREFIX
 
 
-class Shared(NamedTuple):
+class SharedPrefix(NamedTuple):
     """Keys and values that several rows in succession see: of B rows, the first B / A read row 0 of
     these A, the next ones row 1, and so on. So a video's prefix is held and read once, however
     many questions stand behind it."""
@@ -23,14 +23,14 @@ class Shared(NamedTuple):
     seen: jax.Array  # bool[A, P]; by every query alike
 
 
-class Where(NamedTuple):
+class TokenPositions(NamedTuple):
     """Where tokens stand in a row: their place in it, and what they belong to."""
 
     index: jax.Array  # int32[B, T]; the order in the row or cache, not the RoPE position
     segment: jax.Array  # int32[B, T]; PREFIX, 1.. a question, PADDING
 
 
-def make_mask(query: Where, key: Where) -> jax.Array:
+def make_mask(query: TokenPositions, key: TokenPositions) -> jax.Array:
     """Which keys each query sees, as `bool[B, T, S]`; build it once and share it among layers.
 
     A key is seen when it does not come later and is of the prefix or of the query's question.
@@ -49,7 +49,7 @@ def attend(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     mask_BTS: jax.Array,
-    shared: Shared | None = None,
+    shared: SharedPrefix | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention -> `[B, T, N, H]` in the dtype of `q_BTNH`.
 
@@ -68,7 +68,7 @@ def products(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     mask_BTS: jax.Array,
-    shared: Shared | None = None,
+    shared: SharedPrefix | None = None,
 ) -> jax.Array:
     """`attend` in plain matrix products, on every device and for every shape and dtype.
 
@@ -110,7 +110,7 @@ def _scores(q_BKRH: jax.Array, k_BSKH: jax.Array, wide) -> jax.Array:
 
 
 def _gathered(x_BKRx: jax.Array, rows: int) -> jax.Array:
-    """The rows that read the same of so many `rows` of `Shared`, as rows of one matrix product."""
+    """The rows that read the same of so many `rows` of `SharedPrefix`, as rows of one product."""
     B, K, R, last = x_BKRx.shape
     return x_BKRx.reshape(rows, -1, K, R, last).swapaxes(1, 2).reshape(rows, K, -1, last)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.sharding import constrain
+from rvllm_jax.sharding import constrain, rules
 
 TILES = (512, 256, 128)  # tokens of a splash tile; the first that divides the row is taken
 _INFOS = ("fwd_mask_info", "dq_mask_info", "dkv_mask_info")
@@ -81,7 +81,7 @@ def splash(
     Every query must see a key. `interpret`: run it in JAX's own operations, as on CPU.
     """
     run = functools.partial(_splash, interpret=interpret)
-    heads, rows = P(constrain.ROWS, None, "tensor"), P(constrain.ROWS)
+    heads, rows = P(rules.BATCH_AXES, None, "tensor"), P(rules.BATCH_AXES)
     run = constrain.on_each_device(run, (heads, heads, heads, rows), heads)
     return run(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
 

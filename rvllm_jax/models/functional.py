@@ -25,8 +25,8 @@ def _filled(state: Any, arrays: Arrays) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class PureModel:
-    """A module's structure without its arrays, made once by `PureModel.of`.
+class FunctionalModel:
+    """A module's structure without its arrays, made once by `FunctionalModel.of`.
 
     `params` and `stats` map a path ("decoder/layers/mlp/up/kernel") to its shape and dtype:
     trainable parameters, and the running statistics of BatchNorm.
@@ -38,7 +38,7 @@ class PureModel:
     stat_state: Any
 
     @classmethod
-    def of(cls, make: Callable[[nnx.Rngs], nnx.Module]) -> "PureModel":
+    def of(cls, make: Callable[[nnx.Rngs], nnx.Module]) -> "FunctionalModel":
         """Traces `make(rngs)` without allocating anything."""
         abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
         graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rvllm_jax.models import kv_cache
-from rvllm_jax.models.attention import Shared, Where, attend, make_mask
+from rvllm_jax.models.attention import SharedPrefix, TokenPositions, attend, make_mask
 from rvllm_jax.models.kv_cache import KVCache
-from rvllm_jax.models.llama_config import DECODERS, LlamaConfig, RopeScaling, rope_frequencies
+from rvllm_jax.models.llama_config import LlamaConfig, rope_frequencies
 from rvllm_jax.models.lora import Linear, LoRA, adapt
-from rvllm_jax.sharding.constrain import ROWS, constrain, constrain_layer
+from rvllm_jax.sharding.constrain import constrain, constrain_layer
+from rvllm_jax.sharding.rules import BATCH_AXES
 from rvllm_jax.types import PREFIX
 
-__all__ = ["DECODERS", "Llama", "LlamaConfig", "RopeScaling"]
 REMAT_POLICIES = ("none", "full", "dots")
 # Up to this depth the scan is unrolled: a training step of 4 layers on CPU then takes a fifth less.
 UNROLLED_LAYERS = 4
@@ -40,9 +40,11 @@ def rotate(x_BLNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x_BLNH.dtype)
 
 
-def shared_keys(cache: KVCache, of_layer: tuple[jax.Array, jax.Array] | None) -> Shared | None:
+def shared_keys(
+    cache: KVCache, of_layer: tuple[jax.Array, jax.Array] | None
+) -> SharedPrefix | None:
     """One layer's (k, v) of the prefixes in front of a cache's rows, for `attend`."""
-    return of_layer and Shared(*of_layer, cache.shared.segments == PREFIX)
+    return of_layer and SharedPrefix(*of_layer, cache.shared.segments == PREFIX)
 
 
 @jax.custom_vjp
@@ -109,11 +111,11 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BLD, rope, mask_BLS, past):
         """-> output `[B, L, D]` and the new (k, v), each `[B, L, K, H]`; `past` is one layer's
-        (k, v, length, `Shared` or None) of a cache that these are to follow, or None."""
+        (k, v, length, `SharedPrefix` or None) of a cache that these are to follow, or None."""
         x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])  # as in MLP
         heads = (*x_BLD.shape[:2], -1, self.head_dim)
         q_BLNH, k_BLKH, v_BLKH = (
-            constrain(project(x_MD).reshape(heads), ROWS, None, "tensor")
+            constrain(project(x_MD).reshape(heads), BATCH_AXES, None, "tensor")
             for project in (self.q, self.k, self.v)
         )
         q_BLNH, k_BLKH = rotate(q_BLNH, rope), rotate(k_BLKH, rope)
@@ -140,11 +142,11 @@ class MLP(nnx.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         # One axis of B * L tokens: on CPU the gradient of a product over two axes is slower.
         x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])
-        hidden_MF = constrain(jax.nn.silu(self.gate(x_MD)) * self.up(x_MD), ROWS, "tensor")
+        hidden_MF = constrain(jax.nn.silu(self.gate(x_MD)) * self.up(x_MD), BATCH_AXES, "tensor")
         return self.down(hidden_MF).reshape(x_BLD.shape)
 
 
-class Block(nnx.Module):
+class DecoderLayer(nnx.Module):
     """One layer: x + attention(norm1(x)), then x + mlp(norm2(x))."""
 
     def __init__(self, config: LlamaConfig, *, rngs, dtype, param_dtype):
@@ -156,8 +158,8 @@ class Block(nnx.Module):
 
     def __call__(self, x_BLD, rope, mask_BLS, past):
         attended, new = self.attention(self.norm1(x_BLD), rope, mask_BLS, past)
-        x_BLD = constrain(x_BLD + attended, ROWS)
-        return constrain(x_BLD + self.mlp(self.norm2(x_BLD)), ROWS), new
+        x_BLD = constrain(x_BLD + attended, BATCH_AXES)
+        return constrain(x_BLD + self.mlp(self.norm2(x_BLD)), BATCH_AXES), new
 
 
 class Llama(nnx.Module):
@@ -196,8 +198,8 @@ class Llama(nnx.Module):
 
         @nnx.split_rngs(splits=config.layers)
         @nnx.vmap(in_axes=0, out_axes=0)
-        def stack(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        def stack(rngs: nnx.Rngs) -> DecoderLayer:
+            return DecoderLayer(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
         self.layers = stack(rngs)
         self.norm = RMSNorm(config.width, config.norm_eps, param_dtype=param_dtype)
@@ -221,13 +223,14 @@ class Llama(nnx.Module):
         L = x_BLD.shape[1]
         row = jnp.arange(L, dtype=jnp.int32)[None]
         if cache is None:
-            here = Where(row, segments_BL)
+            here = TokenPositions(row, segments_BL)
             mask_BLS = make_mask(here, here)
         else:
             cache = kv_cache.reserve(cache, segments_BL)
             slots = jnp.arange(cache.segments.shape[1], dtype=jnp.int32)[None]
             mask_BLS = make_mask(
-                Where(cache.length + row, segments_BL), Where(slots, cache.segments)
+                TokenPositions(cache.length + row, segments_BL),
+                TokenPositions(slots, cache.segments),
             )
         x_BLD, new = self._run_layers(
             x_BLD.astype(self.dtype), rope_angles(self.config, positions_BL), mask_BLS, cache
@@ -268,7 +271,9 @@ class Llama(nnx.Module):
         it not said where it lies before, the float32 table would be gathered and then rounded.
         """
         table_VD = constrain(self.embed.embedding[...].astype(self.dtype), "tensor", "fsdp")
-        return constrain(jnp.take(constrain(table_VD, None, "tensor"), tokens_BL, axis=0), ROWS)
+        return constrain(
+            jnp.take(constrain(table_VD, None, "tensor"), tokens_BL, axis=0), BATCH_AXES
+        )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """`[..., D]` -> `[..., vocab_size]` in float32, or in float64 where `hidden` is."""
@@ -276,4 +281,4 @@ class Llama(nnx.Module):
         matrix = self.embed.embedding[...].T if tied else self.head.kernel[...]
         matrix = constrain(matrix.astype(hidden.dtype), "fsdp", "tensor")
         logits = project(hidden, matrix)
-        return constrain(logits, ROWS, *[None] * (logits.ndim - 2), "tensor")
+        return constrain(logits, BATCH_AXES, *[None] * (logits.ndim - 2), "tensor")

@@ -62,6 +62,11 @@ class LlamaConfig:
         first layers' outputs do not drown it, so that `tiny` learns to copy much sooner."""
         return self.init_std if self.tied else 0.5
 
+    @property
+    def tensor_sizes(self) -> dict[str, int]:
+        """The sizes that a mesh's `tensor` axis splits, by name."""
+        return {name: getattr(self, name) for name in ("heads", "kv_heads", "mlp_width")}
+
 
 # From the published config.json files, except `tiny` and `small`, which are ours; the vocabulary of
 # `tiny` is that of the tokenizer in use, so replace it. In order: vocabulary, width, layers, heads,

@@ -6,10 +6,10 @@ are Flax's own `nnx.LoRA`, which stacks and scans with the layers, keeps the pat
 has neither alpha nor merging; those are here.
 
 qwix 0.1.8 was tried on both supported pairs of JAX and Flax, and not taken. It adapts a single
-`Block`, but fails on a stack of them under `jax.lax.scan`, and so on `PureModel`: it hangs its
-random state on every module, where the scan takes it for an array of the layers; without that
-state A and B are created on the layer that exists within the scan's body alone. It finds weights
-by replacing the code of JAX's functions and searching the caller's frames.
+`DecoderLayer`, but fails on a stack of them under `jax.lax.scan`, and so on `FunctionalModel`: it
+hangs its random state on every module, where the scan takes it for an array of the layers; without
+that state A and B are created on the layer that exists within the scan's body alone. It finds
+weights by replacing the code of JAX's functions and searching the caller's frames.
 """
 
 import dataclasses

@@ -103,7 +103,7 @@ class ConvNorm(nnx.Module):
         return self.norm(self.conv(x_NhwC), mask_N, use_running=use_running)
 
 
-class Block(nnx.Module):
+class ResidualBlock(nnx.Module):
     """A residual block: 3x3, 3x3 ("basic"), or 1x1, 3x3, 1x1 to four times `width` (bottleneck)."""
 
     def __init__(self, inputs, width, stride, bottleneck, make_norm, **dtypes):
@@ -174,7 +174,7 @@ class ResNet(nnx.Module):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 self.stages[-1].append(
-                    Block(inputs, width, stride, config.bottleneck, make_norm, **dtypes)
+                    ResidualBlock(inputs, width, stride, config.bottleneck, make_norm, **dtypes)
                 )
                 inputs = width * 4 if config.bottleneck else width
 

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rvllm_jax.models.llama import Llama, LlamaConfig
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.lora import LoRA
-from rvllm_jax.models.projector import Projector, pool
+from rvllm_jax.models.projector import Projector
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
-from rvllm_jax.sharding.constrain import ROWS, constrain, join_frames, split_frames
+from rvllm_jax.models.visual_tokens import pool
+from rvllm_jax.sharding.constrain import constrain, join_frames, split_frames
+from rvllm_jax.sharding.rules import BATCH_AXES
 from rvllm_jax.types import NO_SLOT, Batch, Questions, VisualLayout
 
 # Red, green, blue over ImageNet, for pixels in [0, 1]: what the published ResNets were trained on.
@@ -88,7 +91,7 @@ class VideoLLM(nnx.Module):
         x_NhwE = self.encoder(x_NHWC, join_frames(mask_BT), use_running=use_running)
         # Only the tokens are gathered over `tensor`, not the feature maps.
         tokens_BVE = pool(split_frames(x_NhwE, B, T), mask_BT, self.layout)
-        return constrain(self.projector(constrain(tokens_BVE, ROWS)), ROWS)
+        return constrain(self.projector(constrain(tokens_BVE, BATCH_AXES)), BATCH_AXES)
 
     def embed(
         self, tokens_BL: jax.Array, slots_BL: jax.Array, visual_BVD: jax.Array | None
@@ -101,40 +104,3 @@ class VideoLLM(nnx.Module):
         places_BL1 = jnp.maximum(slots_BL, 0)[:, :, None]
         spliced_BLD = jnp.take_along_axis(visual_BVD, places_BL1, axis=1)
         return jnp.where(is_text_BL1, x_BLD, spliced_BLD.astype(x_BLD.dtype))
-
-
-def token_loss_sum(
-    decoder: Llama,
-    hidden_BLD: jax.Array,
-    targets_BL: jax.Array,
-    weights_BL: jax.Array,
-    chunk: int = 0,
-) -> jax.Array:
-    """Sum over all tokens of weight times cross entropy: a scalar in float32 or better.
-
-    `chunk` places of every row are taken at a time, their logits `[B, chunk, vocab]` recomputed in
-    the backward pass, so that the full logits are never held; 0 takes all at once. The chunks cut
-    the row and not the batch, which may be spread over devices.
-    """
-    L = hidden_BLD.shape[1]
-    if chunk <= 0 or chunk >= L:
-        return _cross_entropy_sum(decoder, hidden_BLD, targets_BL, weights_BL)
-
-    def cut(x):  # [B, L, ...] -> [chunks, B, chunk, ...], padded with weight 0
-        padding = [(0, 0), (0, -L % chunk)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, padding)
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
-
-    def add(total, part):
-        return total + _cross_entropy_sum(decoder, *part), None
-
-    wide = jnp.promote_types(hidden_BLD.dtype, jnp.float32)
-    parts = (cut(hidden_BLD), cut(targets_BL), cut(weights_BL))
-    total, _ = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), jnp.zeros((), wide), parts)
-    return total
-
-
-def _cross_entropy_sum(decoder, hidden, targets, weights):
-    logits = decoder.logits(hidden)
-    right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - right))

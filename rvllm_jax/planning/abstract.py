@@ -7,14 +7,14 @@ import optax
 
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.config.stage import Stage
-from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.training import optimizer
 from rvllm_jax.training.step import State, split
 from rvllm_jax.types import Batch
 
 
 def state(
-    recipe: Recipe, stage: Stage, model: PureModel
+    recipe: Recipe, stage: Stage, model: FunctionalModel
 ) -> tuple[optax.GradientTransformation, State]:
     """The optimizer and the state of a stage; what is frozen in the computation's dtype."""
     labels = stage.labels(model.params)

@@ -17,14 +17,14 @@ from rvllm_jax.config.check import resolve
 from rvllm_jax.experiments.train import build_model
 from rvllm_jax.planning import abstract, hlo
 from rvllm_jax.sharding import mesh
-from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.training.compiling import compile_update
 
 OVERFLOW = re.compile(r"Used ([0-9.]+)([KMGT]) of ([0-9.]+)([KMGT]) hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_step(recipe, stage, model, layout: JitParallel):
+def compile_step(recipe, stage, model, layout: JitLayout):
     """The compiled training step of `stage` over the layout's mesh."""
     tx, state = abstract.state(recipe, stage, model)
     labels, batch = stage.labels(model.params), abstract.batch(recipe, stage)
@@ -64,7 +64,7 @@ def answer(request: dict) -> dict:
     recipe = resolve(request["config"])
     stage = next(each for each in recipe.stages if each.name == request["stage"])
     stage = dataclasses.replace(stage, batch=request["batch"])
-    layout = JitParallel(mesh.make_mesh(**recipe.mesh, devices=devices))
+    layout = JitLayout(mesh.make_mesh(**recipe.mesh, devices=devices))
     try:
         program = compile_step(recipe, stage, build_model(recipe), layout)
     except jax.errors.JaxRuntimeError as error:

@@ -16,10 +16,11 @@ from rvllm_jax.config.schema import Recipe
 from rvllm_jax.config.stage import Stage
 from rvllm_jax.costs.flops import Convolution, convolutions
 from rvllm_jax.models import flash
-from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.planning import abstract
 from rvllm_jax.sharding import mesh as sharding
-from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.sharding.layouts import JitLayout
+from rvllm_jax.sharding.rules import AXES
 
 # How many arrays of a block's size exist at once in its backward pass: recomputed outputs of its
 # convolutions and norms, and their gradients.
@@ -45,10 +46,10 @@ class Memory:
 def abstract_mesh(recipe: Recipe, chips: int) -> AbstractMesh:
     """The recipe's mesh over that many devices; ValueError where it does not fit them."""
     if recipe.parallel == "pmap":
-        return AbstractMesh((chips, 1, 1), sharding.AXES)
+        return AbstractMesh((chips, 1, 1), AXES)
     sizes = sharding.mesh_sizes(**recipe.mesh, devices=chips)
-    sharding.check_tensor(sizes[2], recipe.llama)
-    return AbstractMesh(sizes, sharding.AXES)
+    sharding.check_tensor(sizes[2], recipe.llama.tensor_sizes)
+    return AbstractMesh(sizes, AXES)
 
 
 def _bytes(arrays, shardings) -> int:
@@ -57,11 +58,11 @@ def _bytes(arrays, shardings) -> int:
 
 
 def measure(
-    recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh, platform: str
+    recipe: Recipe, stage: Stage, model: FunctionalModel, mesh: AbstractMesh, platform: str
 ) -> Memory:
     """The formula, for a batch of `stage.batch` rows over `mesh` of "cpu", "gpu" or "tpu"."""
     tx, state = abstract.state(recipe, stage, model)
-    where = JitParallel(mesh).shardings(tx, state)
+    where = JitLayout(mesh).state_shardings(tx, state)
     rows = stage.batch / (mesh.shape["data"] * mesh.shape["fsdp"])
     trainable = _bytes(state.trainable, where.trainable)
     return Memory(

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 from jax.sharding import AbstractMesh
 
+from rvllm_jax.config.build import step_costs
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.config.stage import Stage
-from rvllm_jax.costs import flops
 from rvllm_jax.costs.chips import Topology
-from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.planning import memory
 from rvllm_jax.planning import rates as speed
 from rvllm_jax.planning.compile import Compiled
 from rvllm_jax.planning.memory import Memory
 from rvllm_jax.planning.rates import Speed
-from rvllm_jax.sharding import constrain
+from rvllm_jax.sharding import rules
 
 WORTH_TELLING = 2**20  # bytes of parameters that a mesh does not divide
 
@@ -30,7 +30,7 @@ class Plan:
     topology: Topology
     mesh: dict[str, int]
     memory: Memory
-    work: dict[str, tuple[float, float]]  # operations of one clip, as flops.step gives them
+    work: dict[str, tuple[float, float]]  # operations of one clip, as `StepCosts.step` gives them
     speed: Speed
     largest_batch: int  # 0: not one row a device fits
     advice: str  # "" where it fits
@@ -54,7 +54,7 @@ class Plan:
 def make(
     recipe: Recipe,
     stage: Stage,
-    model: PureModel,
+    model: FunctionalModel,
     topology: Topology,
     *,
     clips_a_device: int = 0,
@@ -78,7 +78,7 @@ def make(
         topology=topology,
         mesh=dict(mesh.shape),
         memory=measured,
-        work=flops.step(recipe, stage, model.params),
+        work=step_costs(recipe, stage, model.params).step(),
         speed=speed.predict(recipe, stage, model, mesh, topology, efficiency),
         largest_batch=_largest_batch(recipe, stage, measured, mesh, topology),
         advice="" if fits else _advice(recipe, stage, model, topology),
@@ -90,7 +90,7 @@ def make(
     )
 
 
-def with_compiled(plan: Plan, model: PureModel, compiled: Compiled) -> Plan:
+def with_compiled(plan: Plan, model: FunctionalModel, compiled: Compiled) -> Plan:
     """The plan, where the compiler's word counts: whether it fits, and by how much it does not."""
     advice = ""
     if not compiled.fits:
@@ -99,7 +99,9 @@ def with_compiled(plan: Plan, model: PureModel, compiled: Compiled) -> Plan:
     return dataclasses.replace(plan, compiled=compiled, advice=advice)
 
 
-def _notes(recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh) -> Iterator[str]:
+def _notes(
+    recipe: Recipe, stage: Stage, model: FunctionalModel, mesh: AbstractMesh
+) -> Iterator[str]:
     frames, tensor = recipe.data.frames, mesh.shape["tensor"]
     if frames % tensor and stage.input == "video":
         yield (
@@ -115,8 +117,8 @@ def _notes(recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh) -
         whole = {
             path: math.prod(x.shape) * x.dtype.itemsize
             for path, x in model.params.items()
-            if axis in constrain.param_spec(one, path, x.shape)
-            and axis not in constrain.param_spec(mesh, path, x.shape)
+            if axis in rules.param_spec(one, path, x.shape)
+            and axis not in rules.param_spec(mesh, path, x.shape)
         }
         if sum(whole.values()) > WORTH_TELLING:
             yield (
@@ -136,7 +138,11 @@ def _largest_batch(
 
 
 def _advice(
-    recipe: Recipe, stage: Stage, model: PureModel, topology: Topology, over: int | None = None
+    recipe: Recipe,
+    stage: Stage,
+    model: FunctionalModel,
+    topology: Topology,
+    over: int | None = None,
 ) -> str:
     """By how much it does not fit, and the first changes that make it.
 

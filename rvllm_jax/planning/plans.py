@@ -11,7 +11,7 @@ from rvllm_jax.config.schema import Recipe
 from rvllm_jax.config.stage import Stage, StageError
 from rvllm_jax.costs.chips import Topology, known
 from rvllm_jax.experiments.train import build_model
-from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.planning import plan as estimate
 from rvllm_jax.planning import rates
 from rvllm_jax.planning.compile import compile_on
@@ -59,7 +59,9 @@ def make_all(
     ]
 
 
-def _make(recipe: Recipe, stage: Stage, model: PureModel, topology: Topology, **kinds) -> Plan:
+def _make(
+    recipe: Recipe, stage: Stage, model: FunctionalModel, topology: Topology, **kinds
+) -> Plan:
     try:
         return estimate.make(recipe, stage, model, topology, **kinds)
     except (MeshError, StageError) as error:

@@ -10,12 +10,13 @@ import math
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from rvllm_jax.config.build import step_costs
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.config.stage import FROZEN, Stage
-from rvllm_jax.costs import flops
 from rvllm_jax.costs.chips import Topology
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.sharding import mesh as sharding
+from rvllm_jax.costs.flops import convolutions
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.sharding.rules import AXES
 
 EFFICIENCY = 0.5  # of the peak arithmetic, in matrix products and convolutions
 STREAMING = 0.3  # of the peak memory bandwidth, in norms and activations between convolutions
@@ -48,7 +49,7 @@ class Speed:
 def predict(
     recipe: Recipe,
     stage: Stage,
-    model: PureModel,
+    model: FunctionalModel,
     mesh: AbstractMesh,
     topology: Topology,
     efficiency: float = EFFICIENCY,
@@ -56,7 +57,7 @@ def predict(
     """A step of `stage`; `efficiency` is the share of the peak that matrix products reach."""
     chip = topology.chip
     peak = chip.flops_in(recipe.model.dtype) * efficiency
-    work = flops.step(recipe, stage, model.params)
+    work = step_costs(recipe, stage, model.params).step()
     clips = stage.batch / topology.chips
     rest = sum(executed for name, (_, executed) in work.items() if name != "encoder")
     tensor = mesh.shape["tensor"]
@@ -78,7 +79,7 @@ def predict(
 def scaling(
     recipe: Recipe,
     stage: Stage,
-    model: PureModel,
+    model: FunctionalModel,
     tensor: int,
     rows: int,
     topology: Topology,
@@ -88,27 +89,27 @@ def scaling(
     found = {}
     for chips in COUNTS:
         if chips % tensor == 0:
-            mesh = AbstractMesh((1, chips // tensor, tensor), sharding.AXES)
+            mesh = AbstractMesh((1, chips // tensor, tensor), AXES)
             own = dataclasses.replace(stage, batch=rows * chips // tensor)
             slice_ = dataclasses.replace(topology, chips=chips)
             found[chips] = predict(recipe, own, model, mesh, slice_, efficiency)
     return found
 
 
-def _encoder_bytes(recipe: Recipe, stage: Stage, model: PureModel) -> float:
+def _encoder_bytes(recipe: Recipe, stage: Stage, model: FunctionalModel) -> float:
     """That one clip's feature maps move through the memory in a step."""
     if stage.input != "video":
         return 0.0
-    times, extra = flops.passes(recipe, stage, model.params)["encoder"]
+    times, extra = step_costs(recipe, stage, model.params).passes()["encoder"]
     crossings = FORWARD_CROSSINGS * (1 + extra)
     crossings += BACKWARD_CROSSINGS if times - extra > 1 else 0
-    convs = flops.convolutions(recipe.resnet, recipe.data.crop)
+    convs = convolutions(recipe.resnet, recipe.data.crop)
     size = jnp.dtype(recipe.model.dtype).itemsize
     return recipe.data.frames * sum(each.elements for each in convs) * size * crossings
 
 
 def collectives(
-    recipe: Recipe, stage: Stage, model: PureModel, mesh: AbstractMesh
+    recipe: Recipe, stage: Stage, model: FunctionalModel, mesh: AbstractMesh
 ) -> dict[str, float]:
     """Bytes that each device receives in a step, by what for."""
     data, fsdp, tensor = (mesh.shape[axis] for axis in mesh.axis_names)
@@ -125,7 +126,7 @@ def collectives(
     decoder, trained = elements("decoder/", False), elements("decoder/", True)
     encoder = elements("encoder/", False) if stage.input == "video" else 0
     encoder_trained = elements("encoder/", True) if stage.input == "video" else 0
-    times, extra = flops.passes(recipe, stage, model.params)["decoder"]
+    times, extra = step_costs(recipe, stage, model.params).passes()["decoder"]
     flows = 1 if times - extra > 1 else 0
     rows = stage.batch / (data * fsdp)
     places = rows * recipe.data.context * recipe.llama.width * size

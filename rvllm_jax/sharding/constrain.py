@@ -1,4 +1,4 @@
-"""Where parameters and activations lie on a mesh of `data`, `fsdp` and `tensor`.
+"""Where activations lie on a mesh of `data`, `fsdp` and `tensor`.
 
 The compiler left to itself may gather the frames or the rows of all devices. So the model says
 where its activations lie; without a mesh, or with one device, it says nothing and nothing changes.
@@ -6,7 +6,6 @@ where its activations lie; without a mesh, or with one device, it says nothing a
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
@@ -15,29 +14,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-ROWS = ("data", "fsdp")  # the axes that the rows of a batch are split over
-
-# First match wins. Stacked decoder kernels are [layers, in, out].
-RULES = (
-    (r"decoder/.*/(q|k|v|gate|up)/kernel", P(None, "fsdp", "tensor")),
-    (r"decoder/.*/(o|down)/kernel", P(None, "tensor", "fsdp")),
-    (r"decoder/.*/(q|k|v|gate|up)/lora/lora_a", P(None, "fsdp", None)),  # as their kernels
-    (r"decoder/.*/(q|k|v|gate|up)/lora/lora_b", P(None, None, "tensor")),
-    (r"decoder/.*/(o|down)/lora/lora_a", P(None, "tensor", None)),
-    (r"decoder/.*/(o|down)/lora/lora_b", P(None, None, "fsdp")),
-    (r"decoder/embed/embedding", P("tensor", "fsdp")),
-    (r"decoder/head/kernel", P("fsdp", "tensor")),
-    (r"encoder/.*kernel", P(None, None, None, "fsdp")),
-    (r"projector/.*(kernel|embedding)", P(None, "fsdp")),
-    (r".*", P()),
-)
-LAYERS = "decoder/layers/"
+from rvllm_jax.sharding.rules import BATCH_AXES, dividing_spec, param_sharding, param_spec
 
 _MESH: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
-def over(mesh: Mesh) -> Iterator[None]:
+def use_mesh(mesh: Mesh) -> Iterator[None]:
     """What is traced in here lies on `mesh`."""
     token = _MESH.set(mesh)
     try:
@@ -63,7 +46,7 @@ def divides(rows: int, *heads: int) -> bool:
     mesh = _mesh()
     if mesh is None:
         return True
-    groups = math.prod(mesh.shape[name] for name in ROWS)
+    groups = math.prod(mesh.shape[name] for name in BATCH_AXES)
     return rows % groups == 0 and all(n % mesh.shape["tensor"] == 0 for n in heads)
 
 
@@ -75,29 +58,13 @@ def on_each_device(function: Callable, given: tuple[P, ...], returned: P) -> Cal
     return jax.shard_map(function, mesh=mesh, in_specs=given, out_specs=returned, check_vma=False)
 
 
-def param_spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> P:
-    """Where a parameter lies; an axis that does not divide its dimension is dropped."""
-    spec = next(spec for pattern, spec in RULES if re.fullmatch(pattern, path))
-    return _that_divide(mesh, spec, shape)
-
-
-def _that_divide(mesh: Mesh, axes, shape: tuple[int, ...]) -> P:
-    def parts(axis) -> int:
-        names = axis if isinstance(axis, tuple) else (axis,)
-        return math.prod(mesh.shape[name] for name in names)
-
-    axes = [*axes, *[None] * len(shape)][: len(shape)]
-    pairs = zip(axes, shape, strict=True)
-    return P(*(axis if axis and size % parts(axis) == 0 else None for axis, size in pairs))
-
-
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     """`x`, its first dimensions split over `axes` and the others whole, as far as they divide."""
     mesh = _mesh()
     if mesh is None:
         return x
-    where = NamedSharding(mesh, _that_divide(mesh, axes, x.shape))
-    return jax.lax.with_sharding_constraint(x, where)
+    sharding = NamedSharding(mesh, dividing_spec(mesh, axes, x.shape))
+    return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def constrain_params(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -106,9 +73,7 @@ def constrain_params(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     if mesh is None:
         return arrays
     return {
-        path: jax.lax.with_sharding_constraint(
-            x, NamedSharding(mesh, param_spec(mesh, path, x.shape))
-        )
+        path: jax.lax.with_sharding_constraint(x, param_sharding(mesh, path, x.shape))
         for path, x in arrays.items()
     }
 
@@ -122,14 +87,14 @@ def constrain_layer(state, dtype):
     mesh = _mesh()
     if mesh is None:
         return state
-    found = []
+    leaves = []
     for path, leaf in nnx.to_flat_state(state):
         name, x = "/".join(map(str, path)), leaf.get_value()
-        spec = param_spec(mesh, LAYERS + name, (1, *x.shape))
+        spec = param_spec(mesh, f"decoder/layers/{name}", (1, *x.shape))
         x = x.astype(dtype) if name.endswith("kernel") else x
         x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec[1:])))
-        found.append((path, leaf.replace(x)))
-    return nnx.from_flat_state(found)
+        leaves.append((path, leaf.replace(x)))
+    return nnx.from_flat_state(leaves)
 
 
 def frame_parts(frames: int) -> int:
@@ -148,20 +113,20 @@ def join_frames(x: jax.Array) -> jax.Array:
     mesh, (B, T) = _mesh(), x.shape[:2]
     parts, rest = frame_parts(T), x.shape[2:]
     if parts == 1:
-        return constrain(x.reshape(B * T, *rest), ROWS)
+        return constrain(x.reshape(B * T, *rest), BATCH_AXES)
     groups = mesh.size // parts
     if B % groups:
         raise ValueError(f"{B} clips do not divide into data x fsdp = {groups}")
-    x = constrain(x, ROWS, "tensor").reshape(groups, B // groups, parts, T // parts, *rest)
-    x = constrain(x.swapaxes(1, 2), ROWS, "tensor")
-    return constrain(x.reshape(B * T, *rest), (*ROWS, "tensor"))
+    x = constrain(x, BATCH_AXES, "tensor").reshape(groups, B // groups, parts, T // parts, *rest)
+    x = constrain(x.swapaxes(1, 2), BATCH_AXES, "tensor")
+    return constrain(x.reshape(B * T, *rest), (*BATCH_AXES, "tensor"))
 
 
 def split_frames(x: jax.Array, B: int, T: int) -> jax.Array:
     """`[B * T, ...]` of `join_frames` -> `[B, T, ...]`."""
     mesh, parts, rest = _mesh(), frame_parts(T), x.shape[1:]
     if parts == 1:
-        return constrain(x.reshape(B, T, *rest), ROWS)
+        return constrain(x.reshape(B, T, *rest), BATCH_AXES)
     groups = mesh.size // parts
-    x = constrain(x, (*ROWS, "tensor")).reshape(groups, parts, B // groups, T // parts, *rest)
-    return constrain(x.swapaxes(1, 2).reshape(B, T, *rest), ROWS, "tensor")
+    x = constrain(x, (*BATCH_AXES, "tensor")).reshape(groups, parts, B // groups, T // parts, *rest)
+    return constrain(x.swapaxes(1, 2).reshape(B, T, *rest), BATCH_AXES, "tensor")

@@ -1,19 +1,16 @@
-"""Meshes, and where each array lies on them."""
+"""Meshes over the devices, which part of a batch each host reads, and arrays across hosts."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.models.llama_config import LlamaConfig
-from rvllm_jax.sharding import constrain
+from rvllm_jax.sharding.rules import AXES, BATCH_AXES
 from rvllm_jax.system.errors import RvllmError
-
-AXES = ("data", "fsdp", "tensor")
 
 
 class MeshError(RvllmError, ValueError):
@@ -28,10 +25,10 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise MeshError(f"config.mesh {sizes}: sizes are positive, and one of them may be -1")
-    known = int(np.prod([size for size in sizes if size != -1]))
+    known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and devices % known == 0:
         sizes[sizes.index(-1)] = devices // known
-    if -1 in sizes or int(np.prod(sizes)) != devices:
+    if -1 in sizes or math.prod(sizes) != devices:
         raise MeshError(
             f"config.mesh data={data} fsdp={fsdp} tensor={tensor} does not cover the "
             f"{devices} devices present; set sizes whose product is {devices}"
@@ -46,70 +43,43 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
-def check_tensor(tensor: int, llama: LlamaConfig) -> None:
-    """Raises MeshError where the decoder's heads do not divide into `tensor` parts."""
-    found = [
-        f"{name}={size}"
-        for name in ("heads", "kv_heads", "mlp_width")
-        if (size := getattr(llama, name)) % tensor
-    ]
-    if found:
-        most = math.gcd(llama.heads, llama.kv_heads, llama.mlp_width)
+def check_tensor(tensor: int, sizes: Mapping[str, int]) -> None:
+    """Raises MeshError where one of the decoder's `sizes` does not divide into `tensor` parts.
+
+    sizes: what the axis splits, by name: numbers of heads and hidden units.
+    """
+    if undivided := [f"{name}={size}" for name, size in sizes.items() if size % tensor]:
         raise MeshError(
-            f"config.mesh.tensor={tensor} does not divide the decoder's {', '.join(found)}; set it "
-            f"to a divisor of {most}"
+            f"config.mesh.tensor={tensor} does not divide the decoder's {', '.join(undivided)}; "
+            f"set it to a divisor of {math.gcd(*sizes.values())}"
         )
-
-
-def param_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Where a parameter lies; an axis that does not divide its dimension is dropped."""
-    return NamedSharding(mesh, constrain.param_spec(mesh, path, shape))
-
-
-def param_shardings(mesh: Mesh, arrays: dict) -> dict[str, NamedSharding]:
-    return {path: param_sharding(mesh, path, array.shape) for path, array in arrays.items()}
-
-
-def optimizer_shardings(mesh: Mesh, tx: optax.GradientTransformation, params: dict):
-    """Moments lie where their parameters do; everything else is replicated."""
-
-    def is_masked(x):  # in each group's state, for the parameters of the other groups
-        return isinstance(x, optax.MaskedNode)
-
-    return optax.tree_utils.tree_map_params(
-        tx,
-        lambda moment, sharding: moment if is_masked(moment) else sharding,
-        jax.eval_shape(tx.init, params),
-        param_shardings(mesh, params),
-        transform_non_params=lambda _: NamedSharding(mesh, P()),
-        is_leaf=is_masked,
-    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch are split over `data` x `fsdp`."""
-    return NamedSharding(mesh, P(constrain.ROWS))
+    """The first dimension of a batch's arrays is split over `data` x `fsdp`."""
+    return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def share_of_rows(sharding: NamedSharding, rows: int) -> tuple[int, int]:
-    """(number, count): the rows of a batch that this host's devices hold are the `number`th of so
-    many equal blocks; hosts that the mesh's `tensor` axis joins hold the same one.
+def host_share(sharding: NamedSharding, shards: int) -> tuple[int, int]:
+    """(number, count): of a batch in `count` equal blocks this host's devices hold that `number`.
 
-    rows: how many parts `sharding` makes. Raises MeshError where they are no block.
+    Hosts that the mesh's `tensor` axis joins hold the same one. shards: how many parts `sharding`
+    makes of a batch. Raises MeshError where the host's parts are no block.
     """
-    places = sharding.addressable_devices_indices_map((rows,)).values()
-    own = sorted({place[0].indices(rows)[0] for place in places})
-    if own != list(range(own[0], own[0] + len(own))) or own[0] % len(own) or rows % len(own):
+    indices = sharding.addressable_devices_indices_map((shards,)).values()
+    parts = sorted({index[0].indices(shards)[0] for index in indices})
+    first, count = parts[0], len(parts)
+    if parts != list(range(first, first + count)) or first % count or shards % count:
         raise MeshError(
             f"config.mesh {dict(sharding.mesh.shape)}: the devices of host {jax.process_index()} "
-            f"hold the parts {own} of {rows} of a batch, which are no block of it; choose `tensor` "
-            "so that it divides a host's devices or is a multiple of them"
+            f"hold the parts {parts} of {shards} of a batch, which are no block of it; choose "
+            "`tensor` so that it divides a host's devices or is a multiple of them"
         )
-    return own[0] // len(own), rows // len(own)
+    return first // count, shards // count
 
 
 def put_batch(batch, sharding: NamedSharding):
-    """This host's block of rows -> global arrays of all hosts' rows."""
+    """This host's block of a batch -> global arrays of all hosts' blocks."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import jax
 
+from rvllm_jax.config.build import build_layout
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.experiments.train import build_model
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.sharding import layouts
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.speed import figures
 from rvllm_jax.speed.step import add_recipe, describe, measured_recipe
 from rvllm_jax.speed.step_parts import hold_stage
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     figures.check(arguments.json)
     if arguments.folder and not Path(arguments.folder).is_dir():
         raise ConfigError(f"--folder={arguments.folder}: there is no such folder; make it first")
-    layouts.for_recipe(recipe, model := build_model(recipe))
+    build_layout(recipe, model := build_model(recipe))
     yield describe(recipe)
     with tempfile.TemporaryDirectory(dir=arguments.folder or None) as folder:
         size, rounds = measure(recipe, model, Path(folder), arguments.rounds)
@@ -60,7 +60,9 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     figures.write(arguments.json, config=recipe.name, bytes=size, rounds=seconds)
 
 
-def measure(recipe: Recipe, model: PureModel, folder: Path, rounds: int) -> tuple[int, list[Rates]]:
+def measure(
+    recipe: Recipe, model: FunctionalModel, folder: Path, rounds: int
+) -> tuple[int, list[Rates]]:
     """Bytes of a checkpoint, and the seconds of each round."""
     number = len(recipe.stages) - 1
     _, labels, tx, holding, held, key = hold_stage(recipe, model, number)

@@ -32,8 +32,8 @@ from rvllm_jax.data.text.tokenizer import Tokenizer, train
 from rvllm_jax.data.video import encode
 from rvllm_jax.evaluation.answering import LOCK_STEP, VOTE, Answering, Machine
 from rvllm_jax.evaluation.asked_groups import plan
-from rvllm_jax.models.functional import Arrays, PureModel
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.functional import Arrays, FunctionalModel
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.speed.generation import best_of
@@ -106,7 +106,7 @@ def _machine(arguments) -> tuple[Machine, list[Conversation]]:
     def make(rngs: nnx.Rngs) -> VideoLLM:
         return VideoLLM(RESNETS[arguments.encoder], config, layout, rngs=rngs)
 
-    model = PureModel.of(make)
+    model = FunctionalModel.of(make)
     params = _drawn(model.params)
     stats = {path: jnp.ones(x.shape) for path, x in model.stats.items()}
     return Machine(model, params, stats, tokenizer, template, config.context), conversations

@@ -19,7 +19,7 @@ from rvllm_jax.generation import decode
 from rvllm_jax.generation.sampling import GREEDY
 from rvllm_jax.generation.session import Engine
 from rvllm_jax.generation.unrolled import unroll
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.speed import figures

@@ -22,9 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rvllm_jax.weights import load as merge
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.open import Weights, open_weights
-from rvllm_jax.weights.safetensors import write
+from rvllm_jax.weights.safetensors import WeightsError, write
 
 DESCRIPTION = "a folder's weights to the device, beside the disk"
 DISK, CACHE = "disk", "cache"

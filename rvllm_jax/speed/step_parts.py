@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rvllm_jax.config.build import build_layout, step_costs
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.config.stage import Stage
-from rvllm_jax.costs import flops
 from rvllm_jax.experiments.train import build_model
-from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.resnet import ResNet
-from rvllm_jax.models.video_llm import normalise, token_loss_sum
+from rvllm_jax.models.video_llm import normalise
 from rvllm_jax.planning import abstract
 from rvllm_jax.sharding import layouts
 from rvllm_jax.sharding.constrain import join_frames
@@ -93,13 +94,13 @@ def draw_batch(recipe: Recipe, stage: Stage, seed: int = 0) -> Batch:
 def make_parts(recipe: Recipe) -> list[Part]:
     """All parts, in the order in which they are measured; nothing is allocated yet.
 
-    ValueError where the rows are too short for their questions, or as `parallel.for_recipe`.
+    ValueError where the rows are too short for their questions, or as `config.build.build_layout`.
     """
     question_length(recipe)  # before anything is compiled
     model, found = build_model(recipe), []
-    layouts.for_recipe(recipe, model)
+    build_layout(recipe, model)
     for number, stage in enumerate(recipe.stages):
-        work = flops.step(recipe, stage, model.params).values()
+        work = step_costs(recipe, stage, model.params).step().values()
         count = stage.batch * sum(once for once, _ in work)
 
         def start(number=number):
@@ -108,7 +109,7 @@ def make_parts(recipe: Recipe) -> list[Part]:
         found.append(Part(f"stage {stage.name}", stage.batch, count, start))
     if stage.input != "video":
         return found
-    once, clips = flops.forward(recipe), stage.batch
+    once, clips = step_costs(recipe, stage, model.params).forward(), stage.batch
     # Three times: the forward pass, the gradients of the weights, those of the inputs.
     decoder = 3 * clips * sum(once[name] for name in ("decoder", "attention", "head"))
     return [
@@ -119,7 +120,7 @@ def make_parts(recipe: Recipe) -> list[Part]:
     ]
 
 
-def draw_arrays(recipe: Recipe, model: PureModel, layout) -> dict:
+def draw_arrays(recipe: Recipe, model: FunctionalModel, layout) -> dict:
     """The arrays that a run of the recipe starts from; the same ones at every call."""
     holding = Holding(model, recipe.stages, recipe.model.dtype, layout)
     return holding.draw(jax.random.key(recipe.seed))
@@ -136,7 +137,7 @@ class HeldStage(NamedTuple):
     key: jax.Array
 
 
-def hold_stage(recipe: Recipe, model: PureModel, number: int) -> HeldStage:
+def hold_stage(recipe: Recipe, model: FunctionalModel, number: int) -> HeldStage:
     """Draws and places the arrays of stage `number`, as training does."""
     stage, layout = recipe.stages[number], layouts.make(recipe.parallel, recipe.mesh)
     labels = stage.labels(model.params)
@@ -147,7 +148,7 @@ def hold_stage(recipe: Recipe, model: PureModel, number: int) -> HeldStage:
     return HeldStage(layout, labels, tx, holding, holding.place(arrays, number, labels, tx), key)
 
 
-def _start_stage(recipe: Recipe, model: PureModel, number: int) -> Started:
+def _start_stage(recipe: Recipe, model: FunctionalModel, number: int) -> Started:
     layout, labels, tx, _, held, _ = hold_stage(recipe, model, number)
     stage, state = recipe.stages[number], held.state
     batch = layout.put(draw_batch(recipe, stage))
@@ -171,7 +172,7 @@ def _memory(program) -> int:
 def _started(layout, function: Callable, *arguments: Any) -> Started:
     jax.block_until_ready(arguments)
     start = time.perf_counter()
-    program = jax.jit(layout.over(function)).lower(*arguments).compile()
+    program = jax.jit(layout.on_mesh(function)).lower(*arguments).compile()
     compiling = time.perf_counter() - start
     return Started(lambda: jax.block_until_ready(program(*arguments)), compiling, _memory(program))
 
@@ -184,13 +185,13 @@ class _Only(nnx.Module):
             setattr(self, name, part)
 
 
-def _alone(recipe: Recipe, name: str, make: Callable) -> tuple[PureModel, dict, dict, Any]:
+def _alone(recipe: Recipe, name: str, make: Callable) -> tuple[FunctionalModel, dict, dict, Any]:
     """(the model of one part, its parameters, its statistics, their layout)."""
     dtype = jnp.dtype(recipe.model.dtype)
     kinds = dict(dtype=dtype, param_dtype=jnp.promote_types(dtype, jnp.float32))
-    model = PureModel.of(lambda rngs: _Only(**{name: make(rngs=rngs, **kinds)}))
+    model = FunctionalModel.of(lambda rngs: _Only(**{name: make(rngs=rngs, **kinds)}))
     layout = layouts.make("jit", recipe.mesh)
-    where = layout.arrays(model.params, model.stats)
+    where = layout.array_shardings(model.params, model.stats)
     params, stats = jax.jit(model.init, out_shardings=where)(jax.random.key(recipe.seed))
     return model, params, stats, layout
 
@@ -234,7 +235,7 @@ def _start_decoder(recipe: Recipe) -> Started:
     return _started(layout, jax.grad(loss), params, batch)
 
 
-def _start_loss(recipe: Recipe, model: PureModel) -> Started:
+def _start_loss(recipe: Recipe, model: FunctionalModel) -> Started:
     """The validation loss: forward, with running statistics."""
     layout = layouts.make("jit", recipe.mesh)
     arrays = draw_arrays(recipe, model, layout)

@@ -11,8 +11,8 @@ from absl import logging
 
 from rvllm_jax.config.stage import Stage
 from rvllm_jax.hosts.sync import HERE
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.sharding.layouts import JitParallel, PmapParallel
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.training.step import State, make_step
 
 
@@ -24,11 +24,11 @@ def keep_programs(folder: str) -> None:
 
 
 def compile_update(
-    model: PureModel,
+    model: FunctionalModel,
     stage: Stage,
     labels: dict[str, str],
     tx: optax.GradientTransformation,
-    layout: JitParallel | PmapParallel,
+    layout: Layout,
     state: State,
     batch: Any,
     loss_chunk: int,

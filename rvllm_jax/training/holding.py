@@ -14,9 +14,9 @@ import numpy as np
 import optax
 
 from rvllm_jax.config.stage import FROZEN, Stage
-from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.sharding.constrain import platform
-from rvllm_jax.sharding.layouts import JitParallel, PmapParallel
+from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.training.step import State, split
 from rvllm_jax.training.waiting import Waiting, to_devices, to_host
 from rvllm_jax.weights import load
@@ -42,10 +42,10 @@ class Holding:
 
     def __init__(
         self,
-        model: PureModel,
+        model: FunctionalModel,
         stages: tuple[Stage, ...],
         dtype: str,
-        layout: JitParallel | PmapParallel,
+        layout: Layout,
     ):
         self.model, self.dtype, self.layout = model, np.dtype(dtype), layout
         labels = [stage.labels(model.params) for stage in stages]
@@ -79,7 +79,7 @@ class Holding:
                 {p: x for p, x in part.items() if p not in start} for part in (params, stats)
             )
 
-        places = self.layout.arrays(self.model.params, self.model.stats)
+        places = self.layout.array_shardings(self.model.params, self.model.stats)
         where = tuple({p: x for p, x in part.items() if p not in start} for part in places)
         # On CPU the same bits, compiled in half the time: a program that runs once.
         quick = {"xla_backend_optimization_level": 1} if platform() == "cpu" else None
@@ -92,7 +92,7 @@ class Holding:
             loaded = load.load(start, shapes | self.model.stats, places[0] | places[1])
             params |= {path: loaded[path] for path in self.model.params if path in loaded}
             stats |= {path: loaded[path] for path in self.model.stats if path in loaded}
-        data = jax.device_put(np.asarray(jax.random.key_data(key)), self.layout.whole)
+        data = jax.device_put(np.asarray(jax.random.key_data(key)), self.layout.replicated)
         return {"params": params, "stats": stats, "opt": None, "key": data}
 
     def like(self, stage: int, labels: dict[str, str], tx: optax.GradientTransformation) -> dict:
@@ -103,12 +103,12 @@ class Holding:
         }
         trainable, frozen = split(params, labels)
         state = State(trainable, frozen, self.model.stats, jax.eval_shape(tx.init, trainable))
-        where = self.layout.shardings(tx, state)
+        where = self.layout.state_shardings(tx, state)
         placed = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, where
         )
         key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.layout.whole)
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.layout.replicated)
         return _named(placed, {}, key)
 
     def place(
@@ -116,7 +116,7 @@ class Holding:
     ) -> Held:
         """Takes over `arrays` and empties it: what is copied here is freed before training."""
         params, stats, opt = arrays.pop("params"), arrays.pop("stats"), arrays.pop("opt")
-        where, _ = self.layout.arrays(self.model.params, self.model.stats)
+        where, _ = self.layout.array_shardings(self.model.params, self.model.stats)
         placed, waiting = {}, {}
         for path in list(params):
             x = params.pop(path)
@@ -129,7 +129,7 @@ class Holding:
         trainable, frozen = split(placed, labels)
         if opt is None:
             shapes = jax.eval_shape(tx.init, trainable)
-            places = self.layout.shardings(tx, State(trainable, frozen, stats, shapes)).opt
+            places = self.layout.state_shardings(tx, State(trainable, frozen, stats, shapes)).opt
             opt = jax.jit(tx.init, out_shardings=places)(trainable)
         return Held(self.layout.place(tx, State(trainable, frozen, stats, opt)), waiting)
 

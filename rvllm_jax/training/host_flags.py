@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.sharding.layouts import JitParallel, PmapParallel
+from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.types import Batch
 
 
@@ -28,11 +28,11 @@ class Told(NamedTuple):
 class Together:
     """Tells all hosts each one's rows, errors and signal; every host makes the same calls."""
 
-    def __init__(self, layout: JitParallel | PmapParallel):
+    def __init__(self, layout: Layout):
         self._hosts = jax.process_count()
         if self._hosts > 1:
             self._each = NamedSharding(layout.mesh, P(layout.mesh.axis_names))  # one a device
-            self._tell = jax.jit(_tell, out_shardings=layout.whole)
+            self._tell = jax.jit(_tell, out_shardings=layout.replicated)
 
     def tell(self, batch: Batch, placed: Batch, stop: bool) -> Told:
         """batch: this host's rows in its memory; placed: the same on the devices."""

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from absl import logging
 
+from rvllm_jax.config.build import build_layout
 from rvllm_jax.config.check import Recipe
 from rvllm_jax.config.stage import Stage, StageError
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.loader import train_batches
 from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.hosts.sync import HERE
-from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.sharding import layouts
 from rvllm_jax.training import identity, optimizer
 from rvllm_jax.training.checkpoint import Checkpoints, WorkdirError, is_bound
@@ -44,13 +45,13 @@ class Result:
     position: Position
 
 
-def open_layout(recipe: Recipe, model: PureModel) -> layouts.JitParallel | layouts.PmapParallel:
+def open_layout(recipe: Recipe, model: FunctionalModel) -> layouts.Layout:
     """The layout over the devices; raises where a batch or a stage's table does not fit it."""
-    layout = layouts.for_recipe(recipe, model)
-    if recipe.evaluation.batch % layout.rows:
+    layout = build_layout(recipe, model)
+    if recipe.evaluation.batch % layout.batch_shards:
         raise StageError(
             f"config.evaluation.batch={recipe.evaluation.batch} must be a multiple of the "
-            f"{layout.rows} devices that a batch is split over"
+            f"{layout.batch_shards} devices that a batch is split over"
         )
     return layout
 
@@ -69,7 +70,7 @@ class Trainer:
         self,
         recipe: Recipe,
         workdir: Path,
-        model: PureModel,
+        model: FunctionalModel,
         train_sets: dict[str, Dataset],
         validation_sets: dict[str, Dataset],
         probe: Callable[[str, Arrays, Arrays], dict[str, float]] | None = None,
@@ -90,7 +91,7 @@ class Trainer:
         HERE.same(self.made_of, "what they train on")
         self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint_keep)
         loss = make_loss(model, loss_chunk=recipe.model.loss_chunk)
-        self.loss = compiled_together(jax.jit(self.parallel.over(loss)))
+        self.loss = compiled_together(jax.jit(self.parallel.on_mesh(loss)))
         self.interrupt, self.together = Interrupt(), Together(self.parallel)
         self.stop = False  # whether any host was told to, as all hosts know by now
 
@@ -286,7 +287,7 @@ class Trainer:
             )  # fmt: skip
 
     def _validate(self, stage: Stage, held: Held, position: Position) -> None:
-        params, stats = self.parallel.shown(*self.holding.shown(held))
+        params, stats = self.parallel.evaluation_arrays(*self.holding.shown(held))
         values = validation_loss(
             self.loss, params, stats, self.validation_sets[stage.input], self.parallel, stage,
             most=self.recipe.max_unreadable,

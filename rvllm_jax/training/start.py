@@ -4,14 +4,14 @@ import re
 
 from absl import logging
 
-from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.lora import without_adapters
 from rvllm_jax.weights import load
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.open import Entry, open_weights
+from rvllm_jax.weights.safetensors import WeightsError
 
 
-def open_start(folders: str, random: str, model: PureModel) -> dict[str, Entry]:
+def open_start(folders: str, random: str, model: FunctionalModel) -> dict[str, Entry]:
     """The arrays on disk that a run of `model` starts from, by path; nothing but headers is read.
 
     `folders` names folders or .safetensors files, separated by commas; "" none. Parameters that

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from rvllm_jax.config.stage import FROZEN
-from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.models.functional import Arrays, FunctionalModel
+from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.norms import BatchNorm
-from rvllm_jax.models.video_llm import token_loss_sum
 from rvllm_jax.sharding.constrain import constrain_params
 from rvllm_jax.types import Batch
 
@@ -46,7 +46,9 @@ def _all_finite(arrays: Arrays) -> jax.Array:
     return jnp.all(jnp.array([jnp.isfinite(x).all() for x in arrays.values()], bool))
 
 
-def _make_gradient(model: PureModel, use_running: bool, accumulate: int, chunk: int, axis_name):
+def _make_gradient(
+    model: FunctionalModel, use_running: bool, accumulate: int, chunk: int, axis_name
+):
     """(state, batch, tokens) -> (loss, gradients, statistics) of this device's rows."""
 
     def loss_of(trainable, frozen, stats, batch, tokens):
@@ -76,7 +78,7 @@ def _make_gradient(model: PureModel, use_running: bool, accumulate: int, chunk: 
 
 
 def make_step(
-    model: PureModel,
+    model: FunctionalModel,
     tx: optax.GradientTransformation,
     *,
     use_running: bool,
@@ -116,7 +118,7 @@ def make_step(
     return step
 
 
-def make_loss(model: PureModel, *, loss_chunk: int = 0):
+def make_loss(model: FunctionalModel, *, loss_chunk: int = 0):
     """(params, stats, batch) -> (sum of token losses, answer tokens), with running statistics."""
 
     def loss(params: Arrays, stats: Arrays, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -18,7 +18,7 @@ def validation_loss(
     params: Arrays,
     stats: Arrays,
     dataset: Dataset,
-    layout: layouts.JitParallel | layouts.PmapParallel,
+    layout: layouts.Layout,
     stage: Stage,
     *,
     most: int,
@@ -31,7 +31,7 @@ def validation_loss(
     pairs, bad = [], []
     for rows in loss_batches(dataset, batch=stage.batch, host=host, hosts=hosts):
         bad += rows.examples[rows.errors != 0].tolist()
-        pairs.append(loss(params, stats, layout.spread(rows)))
+        pairs.append(loss(params, stats, layout.evaluation_batch(rows)))
     found: dict[str, int] = {}
     numbers = [number for own in HERE.gather(bad, what) for number in own]
     count_unreadable(dataset, numbers, found, most=most, what=what)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.models.llama_config import LinearScaling, LlamaConfig, RopeScaling
-from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.weights.safetensors import WeightsError
 
 # LLaVA files leave out of `text_config` what equals transformers' defaults: those of Llama-7B.
 LLAVA_DEFAULTS = {
@@ -21,10 +21,6 @@ LLAVA_DEFAULTS = {
 }
 
 
-class HuggingFaceConfigError(RvllmError, ValueError):
-    """A config.json that lacks a key, or asks for what the decoder cannot compute."""
-
-
 def read_llama_config(folder: str | Path) -> LlamaConfig:
     """`llama_config` of a folder's config.json, or of the model.json of a folder of ours."""
     path = Path(folder) / "config.json"
@@ -33,25 +29,25 @@ def read_llama_config(folder: str | Path) -> LlamaConfig:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise HuggingFaceConfigError(f"{path}: cannot be read as JSON: {error}") from error
+        raise WeightsError(f"{path}: cannot be read as JSON: {error}") from error
     if path == ours:
         values = values.get("decoder")
     if not isinstance(values, dict):
-        raise HuggingFaceConfigError(f"{path}: holds no decoder")
+        raise WeightsError(f"{path}: holds no decoder")
     return llama_config(values, str(path))
 
 
 def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
     """The decoder of a config.json (its `text_config`, where it has one).
 
-    Raises HuggingFaceConfigError, naming the file `where`: a size is missing or no positive
+    Raises WeightsError, naming the file `where`: a size is missing or no positive
     number, a choice is neither true nor false, the activation is not SiLU, or the rotary scaling is
     neither linear nor Llama 3's.
     """
     if "text_config" in values:
         values = _text_values(values, where)
     if (act := values.get("hidden_act", "silu")) != "silu":
-        raise HuggingFaceConfigError(f"{where}: hidden_act={act!r}; this decoder has 'silu' only")
+        raise WeightsError(f"{where}: hidden_act={act!r}; this decoder has 'silu' only")
     width = _size(values, "hidden_size", where)
     heads = _size(values, "num_attention_heads", where)
     theta, scaling = _rope(values, where)
@@ -75,10 +71,10 @@ def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
             attention_bias=_flag(values, "attention_bias", where),
             mlp_bias=_flag(values, "mlp_bias", where),
         )
-    except HuggingFaceConfigError:  # which names the file already
+    except WeightsError:  # which names the file already
         raise
     except ValueError as error:
-        raise HuggingFaceConfigError(f"{where}: {error}") from error
+        raise WeightsError(f"{where}: {error}") from error
 
 
 def llama_values(config: LlamaConfig, dtype: str) -> dict[str, Any]:
@@ -126,9 +122,9 @@ def _text_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The decoder's part of a LLaVA's config.json, whole."""
     text = values["text_config"]
     if not isinstance(text, Mapping):
-        raise HuggingFaceConfigError(f"{where}: text_config={text!r}, expected an object")
+        raise WeightsError(f"{where}: text_config={text!r}, expected an object")
     if (kind := text.get("model_type", "llama")) != "llama":
-        raise HuggingFaceConfigError(
+        raise WeightsError(
             f"{where}: the decoder in text_config is a {kind!r}; this one is a 'llama'"
         )
     # transformers writes at the top what it does, and may leave False below.
@@ -144,7 +140,7 @@ def _rope(values: Mapping[str, Any], where: str):
     found = {key: _rope_set(rope, values, where) for key, rope in sets.items()}
     first, *others = found.values()
     if any(other != first for other in others):
-        raise HuggingFaceConfigError(
+        raise WeightsError(
             f"{where}: rope_scaling={sets['rope_scaling']!r} and rope_parameters="
             f"{sets['rope_parameters']!r} are different rotary embeddings (the first has "
             f"rope_theta={first[0]:g}); leave the one that the weights were trained with"
@@ -154,12 +150,12 @@ def _rope(values: Mapping[str, Any], where: str):
 
 def _rope_set(rope: Any, values: Mapping[str, Any], where: str):
     if not isinstance(rope, Mapping) or any(isinstance(x, Mapping) for x in rope.values()):
-        raise HuggingFaceConfigError(f"{where}: rotary parameters {rope!r}, expected one set")
+        raise WeightsError(f"{where}: rotary parameters {rope!r}, expected one set")
     theta = rope.get("rope_theta", values.get("rope_theta"))
     theta = float(_number({"rope_theta": 1e4 if theta is None else theta}, "rope_theta", where))
     share = rope.get("partial_rotary_factor", values.get("partial_rotary_factor"))
     if share not in (None, 1):
-        raise HuggingFaceConfigError(
+        raise WeightsError(
             f"{where}: partial_rotary_factor={share!r}; this decoder turns whole heads"
         )
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -172,28 +168,26 @@ def _rope_set(rope: Any, values: Mapping[str, Any], where: str):
         numbers = [float(_number(rope, key, where)) for key in keys]
         original = _size(rope, "original_max_position_embeddings", where)
         return theta, RopeScaling(*numbers, original)
-    raise HuggingFaceConfigError(
-        f"{where}: rotary scaling {kind!r}; this decoder has 'linear' and 'llama3'"
-    )
+    raise WeightsError(f"{where}: rotary scaling {kind!r}; this decoder has 'linear' and 'llama3'")
 
 
 def _number(values: Mapping[str, Any], key: str, where: str) -> float:
     if key not in values:
-        raise HuggingFaceConfigError(
+        raise WeightsError(
             f"{where}: needs {key!r}, which is not there; take the config.json that was published "
             "with the weights"
         )
     value = values[key]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
-        raise HuggingFaceConfigError(f"{where}: {key}={value!r}, expected a positive number")
+        raise WeightsError(f"{where}: {key}={value!r}, expected a positive number")
     return value
 
 
 def _size(values: Mapping[str, Any], key: str, where: str) -> int:
     value = _number(values, key, where)
     if value != int(value):
-        raise HuggingFaceConfigError(f"{where}: {key}={value!r}, expected a whole number")
+        raise WeightsError(f"{where}: {key}={value!r}, expected a whole number")
     return int(value)
 
 
@@ -206,7 +200,7 @@ def _flag(values: Mapping[str, Any], key: str, where: str) -> bool:
     """False where the key is absent or null. A text would count as true, "false" too."""
     value = values.get(key)
     if not isinstance(value, bool | None):
-        raise HuggingFaceConfigError(
+        raise WeightsError(
             f"{where}: {key}={value!r}, expected true or false, without quotes; take the "
             "config.json that was published with the weights"
         )

@@ -1,7 +1,7 @@
 """The sizes of a ResNet, by the shapes of its arrays: torchvision's files have no configuration."""
 
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.open import Weights
+from rvllm_jax.weights.safetensors import WeightsError
 
 STEM = "encoder/stem/conv/kernel"
 # Keys of transformers' config.json that change strides and not shapes, and their value in ours.

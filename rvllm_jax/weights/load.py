@@ -8,8 +8,8 @@ import jax
 
 from rvllm_jax.weights import in_memory, on_devices
 from rvllm_jax.weights.check import find_faults, listed
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.open import Entry, Weights
+from rvllm_jax.weights.safetensors import WeightsError
 
 
 def combine(sources: list[Weights]) -> dict[str, Entry]:

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rvllm_jax.weights import names as rules
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.names import Layout
-from rvllm_jax.weights.safetensors import FileTensor, read_header
+from rvllm_jax.weights.safetensors import FileTensor, WeightsError, read_header
 
 INDEX = "model.safetensors.index.json"
 EMBEDDING, HEAD = "decoder/embed/embedding", "decoder/head/kernel"

@@ -16,7 +16,12 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.system.errors import RvllmError
+
+
+class WeightsError(RvllmError, ValueError):
+    """Weights that cannot be used; the message names the file, what is in it and what to do."""
+
 
 DTYPES = {
     "F64": np.dtype(np.float64),

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.names import Layout
 from rvllm_jax.weights.open import INDEX, OURS, Entry
-from rvllm_jax.weights.safetensors import NAMES, write
+from rvllm_jax.weights.safetensors import NAMES, WeightsError, write
 
 FLAT = "model.safetensors"
 SHARD_BYTES = 5_000_000_000  # as transformers splits

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.safetensors import WeightsError
 
 # The vocabulary's axis of each array that has one.
 AXES = {"decoder/embed/embedding": 0, "decoder/head/kernel": 1}

@@ -17,8 +17,8 @@ from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
 from rvllm_jax.data.video import encode
 from rvllm_jax.evaluation.asking import Asked, Asker, score
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
@@ -90,7 +90,7 @@ def model_and_arrays(vocab_size: int):
         types = dict(dtype=jnp.float64, param_dtype=jnp.float64)
         return VideoLLM(resnet, llama, LAYOUT, rngs=rngs, **types)
 
-    pure = PureModel.of(build)
+    pure = FunctionalModel.of(build)
     params, stats = jax.jit(pure.init)(jax.random.key(5))
     large = {n: p * 10 if n.startswith("decoder/") and p.ndim > 1 else p for n, p in params.items()}
     return pure, large, stats
@@ -143,10 +143,12 @@ def test_the_questions_of_a_clip_that_cannot_be_read_stay_in_the_denominators(
 def test_questions_are_split_over_the_devices_and_answered_alike(make, tk, kind):
     model, params, stats = model_and_arrays(tk.vocab_size)
     layout = layouts.make(kind, dict(data=-1, fsdp=1, tensor=1))
-    assert layout.rows == 8
+    assert layout.batch_shards == 8
     settings = dict(batch=8, max_new=5, max_questions=2)
     alone = Asker(model, params, stats, tk, **settings)
-    spread = Asker(model, *layout.shown(params, stats), tk, put=layout.spread, **settings)
+    spread = Asker(
+        model, *layout.evaluation_arrays(params, stats), tk, put=layout.evaluation_batch, **settings
+    )
     dataset = make()
     assert answers(spread.ask(dataset)) == answers(alone.ask(dataset))
     questions = next(iter(eval_batches(dataset, batch=8, max_questions=2)))

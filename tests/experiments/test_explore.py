@@ -11,8 +11,9 @@ from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.experiments import explore
-from rvllm_jax.models.attention import Where, make_mask
-from rvllm_jax.models.llama import LlamaConfig, rope_angles
+from rvllm_jax.models.attention import TokenPositions, make_mask
+from rvllm_jax.models.llama import rope_angles
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import PREFIX, VisualLayout
@@ -54,7 +55,7 @@ def test_the_weights_of_a_layer_give_its_own_output(module):
     x = jax.random.normal(key, (2, 7, 16)) * 3
     segments = jnp.array([[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 1, 1, -1]])
     row = jnp.arange(7)[None]
-    mask = make_mask(Where(row, segments), Where(row, segments))
+    mask = make_mask(TokenPositions(row, segments), TokenPositions(row, segments))
     rope = rope_angles(module.decoder.config, jnp.broadcast_to(row, (2, 7)))
     weights = explore.attention_weights(first, x, rope, mask)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
@@ -65,13 +66,13 @@ def test_the_weights_of_a_layer_give_its_own_output(module):
 
 
 def test_later_layers_read_what_the_decoder_itself_hands_them(module):
-    """The second layer's weights are those of the first layer's output, from `Block` itself."""
+    """The second layer reads what the first one, `DecoderLayer` itself, hands it."""
     x = jax.random.normal(jax.random.key(2), (1, 5, 16))
     positions, segments = jnp.arange(5)[None], jnp.full((1, 5), PREFIX)
     weights = explore.decoder_attention(module.decoder, x, positions, segments)
     graph, stacked = nnx.split(module.decoder.layers)
     one, two = (nnx.merge(graph, jax.tree.map(lambda s, i=i: s[i], stacked)) for i in range(2))
-    row = Where(jnp.arange(5)[None], segments)
+    row = TokenPositions(jnp.arange(5)[None], segments)
     mask, rope = make_mask(row, row), rope_angles(module.decoder.config, positions)
     after = two.norm1(one(x, rope, mask, None)[0])
     wanted = explore.attention_weights(two.attention, after, rope, mask)

@@ -20,8 +20,8 @@ from rvllm_jax.evaluation.judge.local import LocalJudge, local_judging
 from rvllm_jax.evaluation.judge.prompts import Prompts
 from rvllm_jax.generation.session import Engine
 from rvllm_jax.generation.streaming import text_of
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import VisualLayout
@@ -37,7 +37,7 @@ TEMPLATE, CONTEXT, MAX_NEW = prompt.TEMPLATES["short"], 128, 5
 def parts():
     tokenizer = train(["which way does the red circle go? it goes left and then up"] * 3, 300)
     llama = LlamaConfig(tokenizer.vocab_size, 16, 2, 4, 2, 8, 24, context=CONTEXT)
-    pure = PureModel.of(
+    pure = FunctionalModel.of(
         lambda rngs: VideoLLM(
             ResNetConfig((1,), False, (8,), stem="small"), llama, VisualLayout("global", 3),
             rngs=rngs,

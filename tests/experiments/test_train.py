@@ -16,7 +16,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.evaluation.asking import Asked
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.train import Experiment, _unreadable, asked_datasets, evaluate
-from rvllm_jax.models.llama import DECODERS
+from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.training.loop import Position, Result
 from rvllm_jax.training.unreadable import TrainingError
 from rvllm_jax.weights.hf_config import llama_values, read_llama_config

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Questions, VisualLayout
@@ -24,9 +24,9 @@ def float64():
 
 
 def make_model(llama: LlamaConfig, layout: VisualLayout = LAYOUT):
-    """A PureModel, parameters of which the decoder's matrices are large, and statistics."""
+    """A FunctionalModel, parameters of which the decoder's matrices are large, and statistics."""
     with jax.enable_x64(True):
-        pure = PureModel.of(
+        pure = FunctionalModel.of(
             lambda rngs: VideoLLM(
                 ResNetConfig((1,), False, (8,), stem="small"),
                 llama,

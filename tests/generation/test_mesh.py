@@ -11,7 +11,7 @@ from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.generation import decode
 from rvllm_jax.generation.sampling import GREEDY, Sampling
 from rvllm_jax.generation.session import Engine
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.sharding import layouts
 from rvllm_jax.types import Questions
 
@@ -25,7 +25,7 @@ def layout():
 
 
 def placed(layout, params, stats):
-    return jax.device_put((params, stats), layout.arrays(params, stats))
+    return jax.device_put((params, stats), layout.array_shardings(params, stats))
 
 
 @pytest.mark.slow
@@ -73,5 +73,7 @@ def test_a_batch_on_a_mesh(model_and_arrays, some_questions, layout):
     there = questions.ids >= 0
     for sampling in (GREEDY, HOT):
         one = np.asarray(ids(params, stats, questions, sampling))
-        many = np.asarray(ids(*placed(layout, params, stats), layout.spread(questions), sampling))
+        many = np.asarray(
+            ids(*placed(layout, params, stats), layout.evaluation_batch(questions), sampling)
+        )
         np.testing.assert_array_equal(one[there], many[there])

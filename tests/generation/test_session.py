@@ -13,7 +13,7 @@ from rvllm_jax.generation import decode
 from rvllm_jax.generation.sampling import GREEDY, Sampling
 from rvllm_jax.generation.session import Engine, PromptError, Turn
 from rvllm_jax.generation.streaming import text_of
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.types import NO_SLOT
 
 QUESTIONS = ["which way does it go?", "and then?", "what colour is the circle? red or é 赤"]

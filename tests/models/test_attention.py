@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.models.attention import Shared, Where, attend, make_mask
+from rvllm_jax.models.attention import SharedPrefix, TokenPositions, attend, make_mask
 from rvllm_jax.types import PADDING, PREFIX
 
 
-def where(segments) -> Where:
+def where(segments) -> TokenPositions:
     segments = jnp.asarray(segments, jnp.int32)
-    return Where(jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape), segments)
+    return TokenPositions(jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape), segments)
 
 
 def test_mask_of_a_packed_row():
@@ -30,7 +30,7 @@ def test_mask_of_a_packed_row():
 def test_mask_onto_a_cache():
     """Padding inside a cache and slots not yet written are seen by nobody."""
     key = where([[PREFIX, PADDING, 1, 1, PADDING]])
-    query = Where(jnp.array([[2, 3]]), jnp.array([[1, 1]]))
+    query = TokenPositions(jnp.array([[2, 3]]), jnp.array([[1, 1]]))
     np.testing.assert_array_equal(
         make_mask(query, key)[0], np.array([[1, 0, 1, 0, 0], [1, 0, 1, 1, 0]], bool)
     )
@@ -68,7 +68,7 @@ def test_shared_keys_count_as_keys_of_each_row_that_reads_them(rows_of_one):
     both = np.concatenate([np.broadcast_to(seen_BP[:, None], (B, T, P)), mask], axis=-1)
     with jax.enable_x64(True):
         expected = attend(q, k, v, both)
-        shared = Shared(*map(jnp.asarray, (*before, seen)))
+        shared = SharedPrefix(*map(jnp.asarray, (*before, seen)))
         np.testing.assert_allclose(attend(q, *own, mask, shared), expected, rtol=1e-12)
 
 

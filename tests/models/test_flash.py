@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.models import flash
-from rvllm_jax.models.attention import Where, attend, make_mask, products
-from rvllm_jax.sharding import constrain
+from rvllm_jax.models.attention import TokenPositions, attend, make_mask, products
+from rvllm_jax.sharding import constrain, rules
 from rvllm_jax.types import PADDING, PREFIX
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -30,8 +30,10 @@ def packed(B: int, T: int, S: int) -> jax.Array:
     segments = np.full((B, S), PADDING)
     for end, segment in reversed(bounds):
         segments[ends < end] = segment
-    whole = Where(jnp.broadcast_to(jnp.arange(S), (B, S)), jnp.asarray(segments, jnp.int32))
-    return make_mask(Where(whole.index[:, S - T :], whole.segment[:, S - T :]), whole)
+    whole = TokenPositions(
+        jnp.broadcast_to(jnp.arange(S), (B, S)), jnp.asarray(segments, jnp.int32)
+    )
+    return make_mask(TokenPositions(whole.index[:, S - T :], whole.segment[:, S - T :]), whole)
 
 
 def drawn(B, T, S, N, K, H, dtype=jnp.float32):
@@ -76,14 +78,14 @@ def test_splash_gives_what_the_products_give(T, S, N, K, dtype, tolerance):
 
 def test_on_a_mesh_each_device_takes_its_rows_and_heads():
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
-    heads = NamedSharding(mesh, P(constrain.ROWS, None, "tensor"))
+    heads = NamedSharding(mesh, P(rules.BATCH_AXES, None, "tensor"))
     q, k, v = drawn(4, 128, 128, 4, 2, 64)
     mask = packed(4, 128, 128)
     expected = products(q, k, v, mask)
 
     @jax.jit
     def over(q, k, v, mask):
-        with constrain.over(mesh):
+        with constrain.use_mesh(mesh):
             return splash(q, k, v, mask)
 
     split = (jax.device_put(x, heads) for x in (q, k, v))
@@ -135,7 +137,7 @@ def test_what_does_not_divide_over_the_mesh_is_left_to_xla(changes, monkeypatch)
     for own, kernel in ((LLAMA, flash.splash), (LLAMA | changes, None)):
         B, T, S, N, K, H = own.values()
         q, k = (jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K))
-        with constrain.over(mesh):
+        with constrain.use_mesh(mesh):
             assert flash.choose(q, k, k) is kernel
         assert flash.choose(q, k, k) is flash.splash  # of one device all do
 
@@ -187,7 +189,7 @@ def test_the_program_for_a_tpu_holds_no_scores(heads, size):
     mask = jax.ShapeDtypeStruct((2, 2048, 2048), jnp.bool_, sharding=one)
 
     def attended(*given):
-        with constrain.over(mesh):
+        with constrain.use_mesh(mesh):
             return attend(*given)
 
     temporary = {

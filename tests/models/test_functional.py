@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.norms import BatchNorm
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
@@ -35,7 +35,7 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def model():
-    return PureModel.of(lambda rngs: Small(rngs=rngs))
+    return FunctionalModel.of(lambda rngs: Small(rngs=rngs))
 
 
 def test_paths_shapes_and_dtypes(model):
@@ -51,7 +51,7 @@ def test_nothing_is_allocated():
     # The 13 billion parameters of Vicuna-13B, in float32, are 52 GB.
     llama = LlamaConfig(32000, 5120, 40, 40, 40, 128, 13824, 4096)
     layout = VisualLayout("global", frames=2)
-    big = PureModel.of(lambda rngs: VideoLLM(ResNetConfig(), llama, layout, rngs=rngs))
+    big = FunctionalModel.of(lambda rngs: VideoLLM(ResNetConfig(), llama, layout, rngs=rngs))
     assert sum(x.size for x in big.params.values()) > 13e9
     leaves = jax.tree.leaves((big.params, big.stats, big.param_state, big.stat_state))
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)

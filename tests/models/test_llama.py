@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from rvllm_jax.models import kv_cache, llama
-from rvllm_jax.models.llama import DECODERS, Llama, LlamaConfig
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.llama_config import DECODERS, LlamaConfig, RopeScaling
 from rvllm_jax.types import PADDING, PREFIX
 
 CONFIG = LlamaConfig(50, 16, 2, 4, 2, 6, 24, context=32, tied=True)
@@ -210,7 +211,7 @@ def test_named_decoders_have_the_published_sizes():
     assert published == {name: sizes for name, sizes in ours.items() if name in published}
     assert DECODERS.keys() - published.keys() == {"tiny", "small"}
     scaling = {name: c.rope_scaling for name, c in DECODERS.items() if c.rope_scaling}
-    assert scaling == {"llama-3.2-1b": llama.RopeScaling(32.0, 1.0, 4.0, 8192)}
+    assert scaling == {"llama-3.2-1b": RopeScaling(32.0, 1.0, 4.0, 8192)}
 
 
 def test_bfloat16_computes_in_bfloat16_and_gives_float32_logits():

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import Llama, LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.lora import MATRICES, LoRA, adapted, is_adapter, merged, without_adapters
 from rvllm_jax.types import PREFIX
 
@@ -19,12 +20,14 @@ ALL = LoRA(rank=2, alpha=5.0, targets=".*")
 POSITIONS, SEGMENTS = np.arange(7)[None], np.full((1, 7), PREFIX, np.int32)
 
 
-def model_of(lora, dtype=jnp.float64, **kinds) -> PureModel:
+def model_of(lora, dtype=jnp.float64, **kinds) -> FunctionalModel:
     kinds |= {"dtype": dtype, "lora": lora}
-    return PureModel.of(lambda rngs: Llama(CONFIG, rngs=rngs, **({"param_dtype": dtype} | kinds)))
+    return FunctionalModel.of(
+        lambda rngs: Llama(CONFIG, rngs=rngs, **({"param_dtype": dtype} | kinds))
+    )
 
 
-def some(model: PureModel, seed=0) -> dict:
+def some(model: FunctionalModel, seed=0) -> dict:
     """Parameters by path, B among them, so that every matrix matters."""
     rng = np.random.default_rng(seed)
     return {
@@ -33,7 +36,7 @@ def some(model: PureModel, seed=0) -> dict:
     }
 
 
-def logits(model: PureModel, params: dict) -> jax.Array:
+def logits(model: FunctionalModel, params: dict) -> jax.Array:
     module = model.merge(params, {})
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 7, CONFIG.width)))
     return module.logits(module(x, POSITIONS, SEGMENTS)[0])

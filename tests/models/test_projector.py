@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.models.projector import Places, Projector, pool
+from rvllm_jax.models.projector import Projector, SpatialEmbedding
+from rvllm_jax.models.visual_tokens import pool
 from rvllm_jax.types import VISUAL_KINDS, VisualLayout
 
 MASK_BT = np.array([[True, True, True], [True, False, False], [False, False, False]])
@@ -115,7 +116,7 @@ def test_unknown_projector_is_refused():
 def test_each_place_adds_its_own_embedding(kind):
     """A token moved to another place moves by the difference of the places' embeddings."""
     layout = VisualLayout(kind, 3, grid=2)
-    places = Places(layout, 7, 1.0, rngs=nnx.Rngs(0))
+    places = SpatialEmbedding(layout, 7, 1.0, rngs=nnx.Rngs(0))
     added_VD = places(jnp.zeros((2, layout.tokens, 7)))[1]
     embedding_pD = places.embedding[...]
     assert embedding_pD.shape == (4, 7) and len(np.unique(embedding_pD)) == 28

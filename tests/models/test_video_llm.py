@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama_config import LlamaConfig
+from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.resnet import ResNetConfig
-from rvllm_jax.models.video_llm import IMAGENET_MEAN, VideoLLM, normalise, token_loss_sum
+from rvllm_jax.models.video_llm import IMAGENET_MEAN, VideoLLM, normalise
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Batch, VisualLayout
 
 RESNET = ResNetConfig((1,), False, (8,), stem="small")
@@ -19,7 +20,7 @@ B, L, SIZE = 2, 20, 4
 
 @pytest.fixture(scope="module")
 def model():
-    return PureModel.of(lambda rngs: VideoLLM(RESNET, LLAMA, LAYOUT, rngs=rngs))
+    return FunctionalModel.of(lambda rngs: VideoLLM(RESNET, LLAMA, LAYOUT, rngs=rngs))
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,11 @@ from flax import nnx
 
 from rvllm_jax.config.stage import OptimizerSpec, Stage
 from rvllm_jax.generation.decode import generate
-from rvllm_jax.models.llama import Llama, LlamaConfig, RopeScaling
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.llama_config import LlamaConfig, RopeScaling
+from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.resnet import ResNetConfig
-from rvllm_jax.models.video_llm import VideoLLM, token_loss_sum
+from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.training.optimizer import build
 from rvllm_jax.types import NO_SLOT, PREFIX, Questions, VisualLayout
 

@@ -8,9 +8,10 @@ import pytest
 from flax import nnx
 
 from rvllm_jax.config.stage import OptimizerSpec, Stage
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.projector import Projector, adaptive_average
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.projector import Projector
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
+from rvllm_jax.models.visual_tokens import adaptive_average
 from rvllm_jax.training.optimizer import build
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
@@ -71,7 +72,9 @@ def their_model(config: ResNetConfig, dtype):
 
 def our_model(config: ResNetConfig, dtype, arrays: dict[str, np.ndarray]):
     """A ResNet, and its parameters and statistics out of `arrays`, every leaf by name."""
-    model = PureModel.of(lambda rngs: ResNet(config, rngs=rngs, dtype=dtype, param_dtype=dtype))
+    model = FunctionalModel.of(
+        lambda rngs: ResNet(config, rngs=rngs, dtype=dtype, param_dtype=dtype)
+    )
     assert arrays.keys() == model.params.keys() | model.stats.keys()
     for name, leaf in (model.params | model.stats).items():
         assert leaf.shape == arrays[name].shape, name
@@ -88,7 +91,7 @@ def assert_close(ours: dict, theirs: dict, tolerance: float):
         assert difference <= tolerance * np.linalg.norm(np.ravel(array)), name
 
 
-def loss_and_gradients(model: PureModel, *, use_running):
+def loss_and_gradients(model: FunctionalModel, *, use_running):
     """A function to the gradients of sum(features x weight), the features and new statistics."""
 
     def loss(params, stats, x_NHWC, weight_NhwE):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import Llama, LlamaConfig
-from rvllm_jax.models.video_llm import token_loss_sum
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.llama_config import LlamaConfig
+from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.types import PREFIX
 from rvllm_jax.weights import load, names
 from rvllm_jax.weights.hf_config import llama_config, llama_values
@@ -73,7 +74,7 @@ class Ours:
     def __init__(self, folder, dtype):
         weights = open_weights(folder)
         self.config = llama_config(weights.config, str(folder))
-        self.model = PureModel.of(lambda rngs: Decoder(self.config, rngs, jnp.dtype(dtype)))
+        self.model = FunctionalModel.of(lambda rngs: Decoder(self.config, rngs, jnp.dtype(dtype)))
         targets, place = self.model.params, jax.sharding.SingleDeviceSharding(jax.devices()[0])
         assert load.check(weights.entries, targets) == []
         self.params = load.load(weights.entries, targets, dict.fromkeys(targets, place))

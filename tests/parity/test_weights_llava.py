@@ -10,15 +10,15 @@ from flax import nnx
 
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.describe import describe_weights, expected
-from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.projector import Projector
 from rvllm_jax.types import PREFIX
 from rvllm_jax.weights import load, names
 from rvllm_jax.weights.check import PROJECTOR
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.hf_config import llama_config
 from rvllm_jax.weights.open import open_weights
+from rvllm_jax.weights.safetensors import WeightsError
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 transformers = pytest.importorskip("transformers", reason="a requirement of the package")
@@ -92,7 +92,7 @@ def test_llavas_language_path_and_projector_are_transformers(llava, form, tmp_pa
     rng = np.random.default_rng(0)
     features, tokens = rng.normal(size=(2, 3, 1024)), rng.integers(0, 32064, (2, 7))
     with jax.enable_x64(True):
-        model = PureModel.of(lambda rngs: LanguagePath(config, rngs))
+        model = FunctionalModel.of(lambda rngs: LanguagePath(config, rngs))
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         params = load.load(weights.entries, model.params, dict.fromkeys(model.params, place))
         mine = np.asarray(jax.jit(lambda p, *at: model.merge(p, {})(*at))(params, features, tokens))
@@ -128,7 +128,7 @@ def test_llavas_gradients_and_greedy_answers_are_transformers(llava, tmp_path):
     theirs.backward()
     with jax.enable_x64(True):
         config = llama_config(weights.config, "config.json")
-        model = PureModel.of(lambda rngs: LanguagePath(config, rngs))
+        model = FunctionalModel.of(lambda rngs: LanguagePath(config, rngs))
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         params = load.load(weights.entries, model.params, dict.fromkeys(model.params, place))
 

@@ -8,10 +8,10 @@ import pytest
 from flax import nnx
 
 from rvllm_jax.experiments.saved.convert import convert
-from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.resnet import RESNETS, ResNet, ResNetConfig
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.open import open_weights
+from rvllm_jax.weights.safetensors import WeightsError
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 transformers = pytest.importorskip("transformers", reason="a requirement of the package")
@@ -107,7 +107,7 @@ def test_a_resnet_gives_torchs_features(name, form, tmp_path):
         k: tuple(v) if isinstance(v, list) else v for k, v in weights.config["encoder"].items()
     })  # fmt: skip
     assert described == config
-    model = PureModel.of(lambda rngs: ResNet(config, rngs=rngs))
+    model = FunctionalModel.of(lambda rngs: ResNet(config, rngs=rngs))
     arrays = {p.removeprefix("encoder/"): e.read() for p, e in weights.entries.items()}
     assert arrays.keys() == model.params.keys() | model.stats.keys()
     frames = np.random.default_rng(0).normal(size=(2, 64, 70, 3)).astype(np.float32)

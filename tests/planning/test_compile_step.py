@@ -7,8 +7,9 @@ import pytest
 
 from rvllm_jax.experiments.train import build_model
 from rvllm_jax.planning import compile_step, memory
-from rvllm_jax.sharding.layouts import JitParallel
-from rvllm_jax.sharding.mesh import AXES, make_mesh
+from rvllm_jax.sharding.layouts import JitLayout
+from rvllm_jax.sharding.mesh import make_mesh
+from rvllm_jax.sharding.rules import AXES
 
 pytestmark = pytest.mark.slow  # compiles for half a minute and more
 
@@ -24,7 +25,7 @@ def compiled(recipe):
     stage = dataclasses.replace(made.stages[-1], batch=16, accumulate=2)
     model = build_model(made)
     jax.config.update("jax_disable_most_optimizations", True)
-    program = compile_step.compile_step(made, stage, model, JitParallel(make_mesh(2, 4, 1)))
+    program = compile_step.compile_step(made, stage, model, JitLayout(make_mesh(2, 4, 1)))
     jax.config.update("jax_disable_most_optimizations", False)
     mesh = memory.abstract_mesh(made, 8)
     return compile_step.measured(program, 8), memory.measure(made, stage, model, mesh, "cpu")

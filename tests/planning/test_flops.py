@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rvllm_jax.costs import flops
+from rvllm_jax.config.build import step_costs
+from rvllm_jax.costs.flops import convolutions
 from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.planning import abstract
@@ -52,7 +53,10 @@ def test_the_forward_pass_is_that_of_the_traced_model(recipe, changes):
         return module.decoder.logits(module(batch, use_running=True))
 
     jaxpr = jax.make_jaxpr(forward)(model.params, model.stats, batch).jaxpr
-    expected = sum(flops.forward(made).values()) * batch.tokens.shape[0]
+    expected = (
+        sum(step_costs(made, made.stages[-1], model.params).forward().values())
+        * batch.tokens.shape[0]
+    )
     assert counted(jaxpr) == expected
 
 
@@ -60,14 +64,14 @@ def test_a_clip_of_the_paper(paper):
     """100 visual tokens and 125 of text: 8.45 TFLOP in stage 1, 11.45 in stage 2."""
     recipe, model = paper
     totals = [
-        sum(own for own, _ in flops.step(recipe, stage, model.params, tokens=225).values())
+        sum(own for own, _ in step_costs(recipe, stage, model.params, tokens=225).step().values())
         for stage in recipe.stages
     ]
     assert totals == pytest.approx([8.45e12, 11.45e12], rel=0.01)
 
 
 def test_resnet50_has_4_1_billion_products_a_frame():
-    convs = flops.convolutions(RESNETS["resnet50"], 224)
+    convs = convolutions(RESNETS["resnet50"], 224)
     assert len(convs) == 53
     assert sum(each.flops for each in convs) / 2 == pytest.approx(4.09e9, rel=0.01)
     assert sum(each.elements for each in convs) == pytest.approx(11.1e6, rel=0.01)
@@ -75,8 +79,10 @@ def test_resnet50_has_4_1_billion_products_a_frame():
 
 def test_what_is_frozen_costs_no_gradient_of_its_weights(tiny):
     recipe, model = tiny
-    language, visual, joint = (flops.passes(recipe, stage, model.params) for stage in recipe.stages)
-    assert flops.step(recipe, recipe.stages[0], model.params)["encoder"] == (0, 0)
+    language, visual, joint = (
+        step_costs(recipe, stage, model.params).passes() for stage in recipe.stages
+    )
+    assert step_costs(recipe, recipe.stages[0], model.params).step()["encoder"] == (0, 0)
     assert language["decoder"] == (3, 0) and language["head"] == (3, 0)
     assert visual["encoder"] == (3, 0) and visual["decoder"] == (2, 0)
     assert joint["encoder"] == (3, 0) and joint["decoder"] == (3, 0)
@@ -86,13 +92,13 @@ def test_what_is_frozen_costs_no_gradient_of_its_weights(tiny):
 def test_recomputation_is_counted_apart(recipe):
     made = recipe(model__remat="full", model__loss_chunk=8)
     model = build_model(made)
-    plain = flops.step(recipe(), made.stages[-1], model.params)
-    again = flops.step(made, made.stages[-1], model.params)
-    once = flops.forward(made)
+    plain = step_costs(recipe(), made.stages[-1], model.params).step()
+    again = step_costs(made, made.stages[-1], model.params).step()
+    once = step_costs(made, made.stages[-1], model.params).forward()
     for name in ("encoder", "decoder", "attention", "head"):
         assert again[name][0] == plain[name][0] == plain[name][1]
         assert again[name][1] - again[name][0] == once[name]
-    dots = flops.step(recipe(model__remat="dots"), made.stages[-1], model.params)
+    dots = step_costs(recipe(model__remat="dots"), made.stages[-1], model.params).step()
     assert dots["decoder"][1] == plain["decoder"][1]
     assert dots["attention"][1] == again["attention"][1]
 
@@ -101,4 +107,4 @@ def test_dtypes_do_not_matter(tiny):
     recipe, model = tiny
     half = {p: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for p, x in model.params.items()}
     stage = recipe.stages[-1]
-    assert flops.step(recipe, stage, half) == flops.step(recipe, stage, model.params)
+    assert step_costs(recipe, stage, half).step() == step_costs(recipe, stage, model.params).step()

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from rvllm_jax.planning import abstract, memory
-from rvllm_jax.sharding.layouts import JitParallel
-from rvllm_jax.sharding.mesh import AXES, make_mesh
+from rvllm_jax.sharding.layouts import JitLayout
+from rvllm_jax.sharding.mesh import make_mesh
+from rvllm_jax.sharding.rules import AXES
 
 
 def of(recipe, model, stage, sizes=(1, 1, 1), platform="cpu"):
@@ -20,7 +21,7 @@ def of(recipe, model, stage, sizes=(1, 1, 1), platform="cpu"):
 def test_state_and_input_are_those_of_real_arrays(tiny, sizes, number):
     recipe, model = tiny
     stage = recipe.stages[number]
-    layout = JitParallel(make_mesh(*sizes))
+    layout = JitLayout(make_mesh(*sizes))
     tx, shapes = abstract.state(recipe, stage, model)
     state = layout.place(tx, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
     batch = layout.put(
@@ -83,7 +84,7 @@ def test_no_large_array_of_the_paper_lies_whole_on_every_device(paper):
     recipe, model = paper
     mesh = memory.abstract_mesh(recipe, 64)
     tx, state = abstract.state(recipe, recipe.stages[1], model)
-    where = JitParallel(mesh).shardings(tx, state)
+    where = JitLayout(mesh).state_shardings(tx, state)
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(where), strict=True)
     whole = [x for x, s in pairs if s.shard_shape(x.shape) == x.shape]
     assert max(x.size * x.dtype.itemsize for x in whole) < 2**20

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
+from rvllm_jax.config.build import step_costs
 from rvllm_jax.costs import chips as topologies
-from rvllm_jax.costs import flops
 from rvllm_jax.planning import memory, rates
 
 
@@ -31,7 +31,7 @@ def test_the_decoder_takes_its_operations_at_the_stated_share(paper):
     half, whole = (
         predicted(recipe, model, stage, "h200:1", 1, efficiency=share) for share in (0.25, 0.5)
     )
-    rest = sum(x for name, (_, x) in flops.step(recipe, stage, model.params).items()
+    rest = sum(x for name, (_, x) in step_costs(recipe, stage, model.params).step().items()
                if name != "encoder")  # fmt: skip
     assert half.arithmetic - whole.arithmetic >= rest / 989e12 * 2 * 0.999
 

@@ -23,7 +23,7 @@ from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.config.stage import FROZEN, Stage
 from rvllm_jax.experiments.train import build_model
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import IMAGENET_MEAN, IMAGENET_STD
 from rvllm_jax.sharding import layouts

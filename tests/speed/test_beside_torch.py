@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.batches.packing import pack_sequence, prefix
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama_config import LlamaConfig
+from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.resnet import ResNetConfig
-from rvllm_jax.models.video_llm import VideoLLM, token_loss_sum
+from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import Batch, VisualLayout
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
@@ -59,7 +60,7 @@ def test_seven_packed_questions_give_the_gradients_of_seven_encoded_videos(
     with jax.enable_x64(True):
         kinds = dict(dtype=jnp.float64, param_dtype=jnp.float64)
         layout = VisualLayout("global", FRAMES)
-        model = PureModel.of(lambda rngs: VideoLLM(RESNET, LLAMA, layout, rngs=rngs, **kinds))
+        model = FunctionalModel.of(lambda rngs: VideoLLM(RESNET, LLAMA, layout, rngs=rngs, **kinds))
         params, stats = jax.jit(model.init)(jax.random.key(0))
         batch = packed_rows()
 

@@ -14,8 +14,8 @@ import pytest
 
 from rvllm_jax.config.check import Recipe, resolve
 from rvllm_jax.data.video import encode
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
@@ -33,13 +33,13 @@ def _tiny_model(
     layout: VisualLayout = LAYOUT,
     param_dtype=None,
     lora: LoRA | None = None,
-) -> PureModel:
+) -> FunctionalModel:
     kinds = {"dtype": dtype, "param_dtype": param_dtype or dtype, "lora": lora}
 
     def make(rngs):
         return VideoLLM(RESNET, llama, layout, rngs=rngs, **kinds)
 
-    return PureModel.of(make)
+    return FunctionalModel.of(make)
 
 
 def _tiny_batch(num_frames=(3, 1, 0, 0, 2, 3, 0, 1), *, with_frames=True, seed=0) -> Batch:
@@ -81,7 +81,7 @@ def _tiny_batch(num_frames=(3, 1, 0, 0, 2, 3, 0, 1), *, with_frames=True, seed=0
     )
 
 
-def _tiny_arrays(model: PureModel, seed=0) -> tuple[dict, dict]:
+def _tiny_arrays(model: FunctionalModel, seed=0) -> tuple[dict, dict]:
     # Compiling `model.init` takes longer than all else here.
     rng = np.random.default_rng(seed)
 
@@ -107,7 +107,7 @@ def process_groups():
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """(dtype, llama, layout, param_dtype: dtype by default, lora) -> PureModel."""
+    """(dtype, llama, layout, param_dtype: dtype by default, lora) -> FunctionalModel."""
     return _tiny_model
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.stage import OptimizerSpec, Stage
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.planning import hlo
 from rvllm_jax.sharding import mesh as sharding
-from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.training import optimizer
 from rvllm_jax.training.step import State, make_step
 from rvllm_jax.types import Batch, VisualLayout
@@ -28,9 +28,9 @@ LLAMA = LlamaConfig(512, 512, 6, 4, 4, 128, 512, context=64)
 STAGE = Stage("joint", "video", B, ((".*", "adamw"),), {"adamw": OptimizerSpec("adamw", 0.1)})
 
 
-def model() -> PureModel:
+def model() -> FunctionalModel:
     layout = VisualLayout("global", T)
-    return PureModel.of(lambda rngs: VideoLLM(RESNET, LLAMA, layout, rngs=rngs, remat="full"))
+    return FunctionalModel.of(lambda rngs: VideoLLM(RESNET, LLAMA, layout, rngs=rngs, remat="full"))
 
 
 def batch() -> Batch:
@@ -53,7 +53,7 @@ def program(request):
     labels = STAGE.labels(made.params)
     tx = optimizer.build(STAGE, labels, steps=10)
     state = State(made.params, {}, made.stats, jax.eval_shape(tx.init, made.params))
-    layout = JitParallel(sharding.make_mesh(*request.param))
+    layout = JitLayout(sharding.make_mesh(*request.param))
     step = make_step(made, tx, use_running=False, loss_chunk=8)
     return layout.compile(step, tx, state, batch()), state, layout.mesh
 

@@ -12,8 +12,8 @@ import pytest
 
 from rvllm_jax.config.stage import StageError
 from rvllm_jax.experiments.train import Experiment
-from rvllm_jax.models.llama import LlamaConfig
-from rvllm_jax.sharding.mesh import param_sharding
+from rvllm_jax.models.llama_config import LlamaConfig
+from rvllm_jax.sharding.rules import param_sharding
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import WorkdirError
 from rvllm_jax.training.holding import Holding

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
-from rvllm_jax.sharding.layouts import JitParallel, PmapParallel
+from rvllm_jax.sharding.layouts import JitLayout, PmapLayout
 from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.optimizer import build
@@ -15,8 +15,8 @@ VISUAL = Stage("visual", "video", 8, (("encoder/.*", "adamw"), (".*", FROZEN)), 
 JOINT = Stage("joint", "video", 8, (("projector/.*", FROZEN), (".*", "adamw")), OWN)
 LAST = Stage("last", "video", 8, (("encoder/.*", "adamw"), (".*", FROZEN)), OWN)
 LAYOUTS = {
-    "fsdp=8": lambda: JitParallel(make_mesh(1, 8, 1)),
-    "pmap": lambda: PmapParallel(jax.devices()),
+    "fsdp=8": lambda: JitLayout(make_mesh(1, 8, 1)),
+    "pmap": lambda: PmapLayout(jax.devices()),
 }
 UP, PROJECTOR, STEM = (
     *("decoder/layers/mlp/up/kernel", "projector/linear_1/kernel", "encoder/stem/conv/kernel"),

@@ -7,7 +7,7 @@ import pytest
 
 from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
 from rvllm_jax.models.lora import LoRA, is_adapter
-from rvllm_jax.sharding.layouts import JitParallel, PmapParallel, make
+from rvllm_jax.sharding.layouts import JitLayout, PmapLayout, make
 from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.training.optimizer import build
 from rvllm_jax.training.step import State, make_step, split
@@ -33,18 +33,18 @@ ADAPTERS = Stage(
 # Rows 2, 3 and 6 are empty: on 8 devices three, on 4 one, has padding only.
 NUM_FRAMES = (3, 1, 0, 0, 2, 3, 0, 1)
 LAYOUTS = {
-    "data=8": lambda: JitParallel(make_mesh(8, 1, 1)),
-    "fsdp=8": lambda: JitParallel(make_mesh(1, 8, 1)),
-    "data=2 fsdp=2 tensor=2": lambda: JitParallel(make_mesh(2, 2, 2)),
-    "pmap": lambda: PmapParallel(jax.devices()),
-    "pmap over 4": lambda: PmapParallel(jax.devices()[:4]),
+    "data=8": lambda: JitLayout(make_mesh(8, 1, 1)),
+    "fsdp=8": lambda: JitLayout(make_mesh(1, 8, 1)),
+    "data=2 fsdp=2 tensor=2": lambda: JitLayout(make_mesh(2, 2, 2)),
+    "pmap": lambda: PmapLayout(jax.devices()),
+    "pmap over 4": lambda: PmapLayout(jax.devices()[:4]),
 }
 # Two rows a device at least, as two micro-batches need.
 FOURFOLD = ("data=2 fsdp=2 tensor=2", "pmap over 4")
 
 
 def one_device():
-    return JitParallel(make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    return JitLayout(make_mesh(1, 1, 1, devices=jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -174,9 +174,9 @@ def test_parameters_are_spread_by_fsdp_and_copied_by_pmap(tiny_model, tiny_array
 
 
 def test_make():
-    assert isinstance(make("pmap", {}), PmapParallel) and make("pmap", {}).rows == 8
+    assert isinstance(make("pmap", {}), PmapLayout) and make("pmap", {}).batch_shards == 8
     parallel = make("jit", {"data": 2, "fsdp": -1, "tensor": 2})
-    assert isinstance(parallel, JitParallel) and parallel.rows == 4
+    assert isinstance(parallel, JitLayout) and parallel.batch_shards == 4
 
 
 def test_pmap_is_refused_on_several_hosts(monkeypatch):

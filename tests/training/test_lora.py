@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rvllm_jax.experiments.train import Experiment
-from rvllm_jax.models.llama import LlamaConfig
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.lora import LoRA, is_adapter
 from rvllm_jax.training.checkpoint import CheckpointError, WorkdirError, claim
 from rvllm_jax.training.checkpoint_part import read_model

@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec as P
 from rvllm_jax.config.stage import OptimizerSpec, Stage
 from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.sharding import mesh as sharding
-from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.sharding import rules
+from rvllm_jax.sharding.layouts import make
 from rvllm_jax.training.optimizer import build
 
 
@@ -23,7 +24,7 @@ def mesh():
 )
 def test_the_mesh_covers_all_devices(sizes, expected):
     mesh = sharding.make_mesh(*sizes)
-    assert mesh.axis_names == sharding.AXES and mesh.devices.shape == expected
+    assert mesh.axis_names == rules.AXES and mesh.devices.shape == expected
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
@@ -67,13 +68,13 @@ def test_sizes_that_do_not_cover_the_devices_are_refused(sizes):
     ],
 )
 def test_where_a_parameter_lies(mesh, path, shape, spec):
-    where = sharding.param_sharding(mesh, path, shape)
+    where = rules.param_sharding(mesh, path, shape)
     assert where.mesh == mesh and where.spec == spec
     jax.device_put(jnp.zeros(shape), where)  # jax itself refuses a spec that does not fit
 
 
 def test_every_kernel_of_the_decoder_is_split(mesh, tiny_model):
-    where = sharding.param_shardings(mesh, tiny_model().params)
+    where = rules.param_shardings(mesh, tiny_model().params)
     kernels = [path for path in where if path.endswith(("kernel", "embedding"))]
     assert len(kernels) > 10
     for path in kernels:
@@ -93,7 +94,7 @@ def test_moments_lie_where_their_parameters_do(mesh, tiny_model):
     )
     tx = build(stage, stage.labels(params), steps=10)
     shapes = jax.eval_shape(tx.init, params)
-    where = sharding.optimizer_shardings(mesh, tx, params)
+    where = rules.optimizer_shardings(mesh, tx, params)
     assert jax.tree.structure(where) == jax.tree.structure(shapes)
     found = {path: 0 for path in params}
     for key_path, leaf in jax.tree.leaves_with_path(where):
@@ -102,7 +103,7 @@ def test_moments_lie_where_their_parameters_do(mesh, tiny_model):
             assert leaf == NamedSharding(mesh, P())
         else:
             found[path] += 1
-            assert leaf == sharding.param_sharding(mesh, path, params[path].shape), key_path
+            assert leaf == rules.param_sharding(mesh, path, params[path].shape), key_path
     assert found == {path: 1 if path.startswith("encoder/") else 2 for path in params}
 
 
@@ -141,19 +142,19 @@ class OfHost:
 )
 def test_a_host_reads_the_rows_that_its_devices_hold(sizes, devices, share):
     rows = sizes[0] * sizes[1]
-    assert sharding.share_of_rows(OfHost(sizes, devices), rows) == share
+    assert sharding.host_share(OfHost(sizes, devices), rows) == share
 
 
 def test_rows_that_are_no_block_are_refused():
     with pytest.raises(ValueError, match=r"hold the parts \[0, 2\] of 4 .*choose `tensor`"):
-        sharding.share_of_rows(OfHost((4, 1, 2), (0, 4)), 4)
+        sharding.host_share(OfHost((4, 1, 2), (0, 4)), 4)
 
 
 def test_heads_that_do_not_divide_over_tensor_are_refused():
     llama = DECODERS["smollm2-135m"]  # 9 heads, 3 of keys and values, 1,536 wide
     for tensor in (1, 3):
-        sharding.check_tensor(tensor, llama)
+        sharding.check_tensor(tensor, llama.tensor_sizes)
     with pytest.raises(ValueError, match="tensor=2 .* heads=9, kv_heads=3; .* a divisor of 3"):
-        sharding.check_tensor(2, llama)
+        sharding.check_tensor(2, llama.tensor_sizes)
     with pytest.raises(ValueError, match="tensor=2"):
-        JitParallel(sharding.make_mesh(-1, 1, 2)).checked(llama)
+        make("jit", {"data": -1, "fsdp": 1, "tensor": 2}, llama.tensor_sizes)

@@ -18,7 +18,7 @@ from rvllm_jax.experiments.tokenizer import open_tokenizer
 from rvllm_jax.experiments.train import Experiment, asked_datasets
 from rvllm_jax.sharding.mesh import MeshError
 from rvllm_jax.training.checkpoint import claim
-from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.safetensors import WeightsError
 
 JOINT = {"schedule": "visual,joint", "stages__joint__batch": 8}
 

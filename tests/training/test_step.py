@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
-from rvllm_jax.models.llama import LlamaConfig
-from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.models.llama_config import LlamaConfig
+from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.training.optimizer import build
 from rvllm_jax.training.step import State, make_loss, make_step, split
@@ -185,7 +185,7 @@ def test_a_batch_of_empty_rows_is_harmless(joint, tiny_batch):
 
 def compiled(part, batch):
     """The memory of the compiled step, and the bytes of its optimizer state."""
-    parallel = JitParallel(make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    parallel = JitLayout(make_mesh(1, 1, 1, devices=jax.devices()[:1]))
     jax.config.update("jax_disable_most_optimizations", False)
     program = parallel.compile(part.pure, part.tx, part.state, parallel.put(batch))
     jax.config.update("jax_disable_most_optimizations", True)

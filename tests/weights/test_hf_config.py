@@ -7,7 +7,8 @@ import re
 import pytest
 
 from rvllm_jax.models.llama_config import DECODERS, LinearScaling, RopeScaling
-from rvllm_jax.weights.hf_config import HuggingFaceConfigError, llama_config, llama_values
+from rvllm_jax.weights.hf_config import llama_config, llama_values
+from rvllm_jax.weights.safetensors import WeightsError
 
 OLD = {  # as Vicuna 1.5 16k and the first Llama files were published
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -68,7 +69,7 @@ def test_the_rotary_embedding_is_that_of_transformers_or_refused(name):
     theirs = transformers.LlamaConfig.from_dict(copy.deepcopy(values)).rope_parameters
     if differ:
         message = rf"x: rope_scaling=.* are different .*rope_theta={theirs['rope_theta']:g}\)"
-        with pytest.raises(HuggingFaceConfigError, match=message):
+        with pytest.raises(WeightsError, match=message):
             llama_config(values, "x")
         return
     ours = llama_config(values, "x")
@@ -91,7 +92,7 @@ def test_what_goes_out_says_the_same_rotary_embedding_in_every_key():
 def test_a_missing_key_is_named(key):
     values = {k: v for k, v in OLD.items() if k != key}
     key = "max_position_embeddings" if key == "max_sequence_length" else key
-    with pytest.raises(HuggingFaceConfigError, match=f"^x: needs '{key}'"):
+    with pytest.raises(WeightsError, match=f"^x: needs '{key}'"):
         llama_config(values, "x")
 
 
@@ -100,9 +101,7 @@ def test_a_llava_is_tied_where_either_level_says_so_and_its_decoder_is_a_llama()
     for top, inner in ((True, False), (False, True), (False, False)):
         values = {"text_config": text | {"tie_word_embeddings": inner}, "tie_word_embeddings": top}
         assert llama_config(values, "x").tied == (top or inner)
-    with pytest.raises(
-        HuggingFaceConfigError, match="x: the decoder in text_config is a 'mistral'"
-    ):
+    with pytest.raises(WeightsError, match="x: the decoder in text_config is a 'mistral'"):
         llama_config({"text_config": text | {"model_type": "mistral"}}, "x")
 
 
@@ -119,7 +118,7 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize("key, value", IMPOSSIBLE)
 def test_impossible_sizes_are_refused(key, value):
-    with pytest.raises(HuggingFaceConfigError, match="x: "):
+    with pytest.raises(WeightsError, match="x: "):
         llama_config(OLD | {key: value}, "x")
 
 
@@ -128,10 +127,10 @@ def test_a_choice_is_true_or_false_and_nothing_else(key):
     assert llama_config(OLD | {key: None}, "x") == llama_config(OLD | {key: False}, "x")
     for value in ("no", "false", "", 0, 1, []):
         message = rf"^x: {key}={re.escape(repr(value))}, expected true or false"
-        with pytest.raises(HuggingFaceConfigError, match=message):
+        with pytest.raises(WeightsError, match=message):
             llama_config(OLD | {key: value}, "x")
         if key == "tie_word_embeddings":  # of a LLaVA, at either level
             for top, inner in ((value, False), (True, value)):
                 llava = {"text_config": {"vocab_size": 32064, key: inner}, key: top}
-                with pytest.raises(HuggingFaceConfigError, match=message):
+                with pytest.raises(WeightsError, match=message):
                     llama_config(llava, "x")

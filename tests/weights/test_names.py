@@ -2,8 +2,9 @@
 
 import pytest
 
-from rvllm_jax.models.functional import PureModel
-from rvllm_jax.models.llama import Llama, LlamaConfig
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.weights import names as rules
 
@@ -16,7 +17,7 @@ MODELS = {
 
 
 def paths(room):
-    model = PureModel.of(MODELS[room])
+    model = FunctionalModel.of(MODELS[room])
     return {f"{room}/{path}": x.shape for path, x in (model.params | model.stats).items()}
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.open import open_weights
+from rvllm_jax.weights.safetensors import WeightsError
 
 INDEX = "model.safetensors.index.json"
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.safetensors import read_header, write
+from rvllm_jax.weights.safetensors import WeightsError, read_header, write
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -9,8 +9,8 @@ import pytest
 from safetensors import safe_open
 
 from rvllm_jax.weights import names
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.open import INDEX, open_weights
+from rvllm_jax.weights.safetensors import WeightsError
 from rvllm_jax.weights.save import save_flat, save_published
 
 RESNET = {"architecture": "resnet18"}  # as timm says it

@@ -7,8 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rvllm_jax.weights import stream as streaming
-from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.safetensors import read_header
+from rvllm_jax.weights.safetensors import WeightsError, read_header
 
 ARRAYS = {
     "matrix": np.random.default_rng(0).normal(size=(300, 700)).astype(np.float32),

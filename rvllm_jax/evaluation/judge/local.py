@@ -20,7 +20,7 @@ from rvllm_jax.evaluation.judge.prompts import Prompts
 from rvllm_jax.experiments.saved.open import open_model
 from rvllm_jax.generation.session import Engine, PromptError
 from rvllm_jax.training.checkpoint import CheckpointError
-from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.safetensors import WeightsError
 
 
 class LocalJudge:

@@ -22,8 +22,8 @@ from rvllm_jax.models.lora import merged
 from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.weights import load, names
 from rvllm_jax.weights.check import PROJECTOR, projector_hint
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.open import OURS, Entry, open_weights
+from rvllm_jax.weights.safetensors import WeightsError
 from rvllm_jax.weights.save import save_flat, save_published
 from rvllm_jax.weights.vocabulary import AXES, grow
 
@@ -56,7 +56,7 @@ def convert(
 ) -> list[str]:
     """Writes `out` from `sources` (see convert.py), and returns lines that say what was done.
 
-    Raises WeightsError, HuggingFaceConfigError, CheckpointError or ConfigError before it writes.
+    Raises WeightsError, CheckpointError or ConfigError before it writes.
     """
     runs = [source for source in sources if is_bound(source)]
     if best and not runs:

@@ -10,16 +10,16 @@ import jax
 from rvllm_jax.config import migrate
 from rvllm_jax.config.check import ConfigError, resolve
 from rvllm_jax.experiments.train import build_model
-from rvllm_jax.models.functional import PureModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.projector import Projector
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.types import VisualLayout
 from rvllm_jax.weights.check import PROJECTOR
-from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.hf_config import HuggingFaceConfigError, llama_config, llama_values
+from rvllm_jax.weights.hf_config import llama_config, llama_values
 from rvllm_jax.weights.infer import resnet_shape
 from rvllm_jax.weights.open import OURS, Weights
+from rvllm_jax.weights.safetensors import WeightsError
 
 
 def describe(resnet, llama, projector, layout, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def describe_weights(weights: Weights) -> dict[str, Any]:
 def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """The paths, shapes and dtypes of the parts that the model.json of `where` describes.
 
-    Raises WeightsError, HuggingFaceConfigError or ConfigError where it describes no such parts.
+    Raises WeightsError or ConfigError where it describes no such parts.
     """
     folder = where if where.is_dir() else where.parent
     try:
@@ -69,9 +69,9 @@ def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.Shape
             return model.params | model.stats
         found = {}
         for name, make in _parts(description, str(folder / OURS)).items():
-            model = PureModel.of(make)
+            model = FunctionalModel.of(make)
             found |= {f"{name}/{path}": x for path, x in (model.params | model.stats).items()}
-    except (ConfigError, HuggingFaceConfigError):  # which say what is wrong
+    except (ConfigError, WeightsError):  # which say what is wrong
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rvllm_jax.weights.check import PROJECTOR
-from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.safetensors import WeightsError
 
 
 def left_out(paths: Iterable[str], regex: str) -> list[str]:

@@ -16,15 +16,15 @@ from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.experiments.tokenizer import check_tokenizer
 from rvllm_jax.experiments.train import build_model
-from rvllm_jax.models.functional import Arrays, PureModel
+from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
-from rvllm_jax.sharding.layouts import JitParallel
+from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.training.checkpoint_part import newest, read_model
 from rvllm_jax.weights import load
-from rvllm_jax.weights.errors import WeightsError
 from rvllm_jax.weights.open import OURS, open_weights
+from rvllm_jax.weights.safetensors import WeightsError
 
 ALL_DEVICES = {"data": -1, "fsdp": 1, "tensor": 1}
 # Cast to the dtype of the computation wherever they are used.
@@ -60,11 +60,11 @@ class Opened:
 
     path: Path
     recipe: Recipe
-    model: PureModel
+    model: FunctionalModel
     params: Arrays
     stats: Arrays
     tokenizer: tokenizers.Tokenizer
-    layout: JitParallel
+    layout: JitLayout
     step: int
     told: str
 
@@ -122,7 +122,7 @@ def read_arrays(described: Described) -> Opened:
     """
     path, best, recipe = described.path, described.best, described.recipe
     model, layout = build_model(recipe), layouts.make("jit", recipe.mesh)
-    places = layout.arrays(model.params, model.stats)
+    places = layout.array_shardings(model.params, model.stats)
     if described.is_run:
         params, stats, step, told = read_run(path, best, model, places[0] | places[1])
     else:
@@ -153,7 +153,7 @@ def _dtype(path: str, leaf: Any, recipe: Recipe) -> np.dtype:
     return np.dtype(recipe.model.dtype if computed else leaf.dtype)
 
 
-def _read_export(path: Path, recipe: Recipe, model: PureModel, places: Mapping) -> Arrays:
+def _read_export(path: Path, recipe: Recipe, model: FunctionalModel, places: Mapping) -> Arrays:
     entries = open_weights(path).entries
     targets = model.params | model.stats
     load.check(entries, targets, where=str(path))
@@ -167,7 +167,10 @@ def _read_export(path: Path, recipe: Recipe, model: PureModel, places: Mapping) 
 
 
 def read_run(
-    workdir: Path, best: str, model: PureModel, places: Mapping[str, Any] = MappingProxyType({})
+    workdir: Path,
+    best: str,
+    model: FunctionalModel,
+    places: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Arrays, Arrays, int, str]:
     """(params, stats, step, where they came from in words) of a run of `model`; see `read_model`.
 

@@ -13,7 +13,7 @@ from rvllm_jax.data.text.tokenizer_files import (
     read_json,
     token_ids,
 )
-from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.safetensors import WeightsError
 
 DOES = {"bos_token_id": "begins texts", "eos_token_id": "ends answers"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from rvllm_jax.data.store.shards import write_atomically
-from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.safetensors import WeightsError
 
 FILE = "training_videos.json"
 

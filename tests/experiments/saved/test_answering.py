@@ -70,7 +70,7 @@ def test_a_session_about_a_file_says_what_the_asker_says_about_the_prepared_vide
         batch=4,
         max_new=opened.recipe.evaluation.max_new,
         max_questions=2,
-        put=opened.layout.spread,
+        put=opened.layout.evaluation_batch,
     )
     asked = [a.answer for a in asker.ask(prepared)]
     said = []

@@ -8,8 +8,7 @@ from rvllm_jax.config import migrate
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.experiments.saved.describe import expected
 from rvllm_jax.experiments.saved.open import describe_model
-from rvllm_jax.weights.errors import WeightsError
-from rvllm_jax.weights.hf_config import HuggingFaceConfigError
+from rvllm_jax.weights.safetensors import WeightsError
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,7 @@ def test_what_describes_no_model_is_refused_with_its_file(tmp_path, description)
 
 
 def test_a_decoder_without_a_size_is_refused_with_its_file(tmp_path):
-    with pytest.raises(HuggingFaceConfigError, match=f"{tmp_path}/model.json: needs 'hidden_size'"):
+    with pytest.raises(WeightsError, match=f"{tmp_path}/model.json: needs 'hidden_size'"):
         expected({"decoder": {"vocab_size": 8}}, tmp_path)
 
 

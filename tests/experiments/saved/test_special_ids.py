@@ -8,7 +8,7 @@ import pytest
 
 from rvllm_jax.data.text import tokenizer
 from rvllm_jax.experiments.saved.convert import convert
-from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.safetensors import WeightsError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rvllm_jax.experiments.saved import training_videos
-from rvllm_jax.weights.errors import WeightsError
+from rvllm_jax.weights.safetensors import WeightsError
 
 
 def test_a_run_notes_its_videos_and_those_of_what_it_starts_from(tmp_path):
