@@ -1,4 +1,4 @@
-"""Videos and annotations -> frames and conversations to train from.
+"""Videos and annotations -> frames and examples to train from.
 
     python -m rvllm_jax.prepare --videos=FOLDER --annotations=FILE[,FILE] --out=OUT --split=train
 
@@ -21,15 +21,15 @@ from absl import app, flags
 
 from rvllm_jax.data import annotations
 from rvllm_jax.data.prepare import beam
-from rvllm_jax.data.prepare.run import Options, prepare
+from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.progress import bar
 
-_OPTIONS = Options()
+_OPTIONS = PrepareOptions()
 
 VIDEOS = flags.DEFINE_string("videos", None, "Folder of the videos, also in folders below it.")
 ANNOTATIONS = flags.DEFINE_list("annotations", None, "FILE[,FILE...]; the format is recognised.")
-OUT = flags.DEFINE_string("out", None, "Folder for frames, conversations and report.")
+OUT = flags.DEFINE_string("out", None, "Folder for frames, examples and report.")
 SPLIT = flags.DEFINE_string("split", None, "train, validation or test; recorded in every result.")
 FORMAT = flags.DEFINE_enum("format", None, annotations.FORMATS, "What the annotations must be.")
 STRIDE = flags.DEFINE_integer("stride", _OPTIONS.stride, "Every stride-th frame is stored.")
@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 and RUNNER.value is None:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
-    options = Options(STRIDE.value, SHORT_SIDE.value, ENCODING.value, RECORD.value, INTERVAL.value)
+    options = PrepareOptions(
+        STRIDE.value, SHORT_SIDE.value, ENCODING.value, RECORD.value, INTERVAL.value
+    )
     beam.check_folder(OUT.value)
     pipeline = RUNNER.value and beam.runner([f"--runner={RUNNER.value}", *argv[1:]])
     prepared = prepare(

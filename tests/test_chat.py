@@ -102,8 +102,8 @@ def test_a_conversation_at_a_terminal(talker, tmp_path):
     chat.type("\x03")
     assert chat.ended() == 0 and "Traceback" not in chat.seen
     assert (tmp_path / "frames.png").read_bytes().startswith(b"\x89PNG")
-    (conversation,) = read_llava(tmp_path / "conversation.json")
-    (turn,) = conversation.turns
+    (example,) = read_llava(tmp_path / "conversation.json")
+    (turn,) = example.turns
     assert turn.question == "what moves?" and len(turn.answer) >= 1
 
 

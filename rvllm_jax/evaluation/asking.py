@@ -24,7 +24,7 @@ from rvllm_jax.models.functional import Arrays, FunctionalModel
 class Asked:
     """One question of a split and what the model said."""
 
-    conversation: int
+    example: int
     turn: Turn
     answer: str
     unreadable: bool = False  # nothing was shown: none of its clips could be read

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.annotations import published
-from rvllm_jax.data.annotations.example import Conversation
+from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.batches.source import EMBEDDED, open_data
 from rvllm_jax.data.prepare.run import FRAMES, INFO, UNUSABLE
@@ -24,7 +24,7 @@ NAMES = (*PUBLISHED, EMBEDDED, OWN)
 class Benchmark:
     """One split of a benchmark.
 
-    `conversations` can be asked; `unusable` cannot, by `reasons` {video: why}: their questions
+    `examples` can be asked; `unusable` cannot, by `reasons` {video: why}: their questions
     count as failed. `partial` says in words what the split lacks of its published counts.
     `published` is the number of questions that the split has, None where none is published.
     `train` is its training split, where one is prepared beside it.
@@ -33,13 +33,13 @@ class Benchmark:
     name: str
     split: str
     folder: Path
-    conversations: list[Conversation]
-    unusable: list[Conversation]
+    examples: list[Example]
+    unusable: list[Example]
     reasons: Mapping[str, str]
     store: FrameStore
     partial: list[str]
     published: int | None
-    train: list[Conversation]
+    train: list[Example]
 
 
 def check_names(names: list[str]) -> None:
@@ -62,7 +62,7 @@ def open_benchmark(
     split: which of the prepared ones; may be left out where there is one beside "train".
     command: the options of `prepare` that fit the model, for messages.
 
-    Raises EvaluationError, ConversationError or FrameStoreError before anything is computed.
+    Raises EvaluationError, AnnotationError or FrameStoreError before anything is computed.
     """
     folder = Path(data) / name
     if name == OWN and not folder.is_dir():
@@ -109,8 +109,8 @@ def open_shapes(
             f"--split={split}: {EMBEDDED} has the splits {', '.join(source.splits)}"
         )
     train = source.splits["train"] if split != "train" else []
-    conversations, folder = source.splits[split], Path(root) / EMBEDDED
-    return Benchmark(EMBEDDED, split, folder, conversations, [], {}, source.store, [], None, train)
+    examples, folder = source.splits[split], Path(root) / EMBEDDED
+    return Benchmark(EMBEDDED, split, folder, examples, [], {}, source.store, [], None, train)
 
 
 def _split(name: str, folder: Path, split: str, command: str) -> str:

@@ -44,7 +44,7 @@ class BenchmarkRun:
         self.benchmark, self.opened, self.options = benchmark, opened, options
         self.folder, self.training = out / benchmark.name, training
         self.questions = questions_of(
-            benchmark.name, benchmark.conversations, benchmark.unusable, benchmark.reasons
+            benchmark.name, benchmark.examples, benchmark.unusable, benchmark.reasons
         )
         self.dataset = _dataset(benchmark, opened, options.clips)
         by_place = _by_place(benchmark)
@@ -172,7 +172,7 @@ def _dataset(benchmark: Benchmark, opened: Opened, clips: str) -> Dataset:
     # An answer is not shown to the model: a long one must not refuse its question.
     silent = [
         dataclasses.replace(c, turns=tuple(Turn(t.question, "-", t.kind) for t in c.turns))
-        for c in benchmark.conversations
+        for c in benchmark.examples
     ]
     try:
         return Dataset(
@@ -197,10 +197,10 @@ def _dataset(benchmark: Benchmark, opened: Opened, clips: str) -> Dataset:
 
 
 def _by_place(benchmark: Benchmark) -> dict[tuple[int, int], str]:
-    """Where a question stands among the conversations -> its id."""
+    """Where a question stands among the examples -> its id."""
     found = {}
-    for number, conversation in enumerate(benchmark.conversations):
-        own: list[Question] = questions_of(benchmark.name, [conversation])
+    for number, example in enumerate(benchmark.examples):
+        own: list[Question] = questions_of(benchmark.name, [example])
         found |= {(number, turn): question.id for turn, question in enumerate(own)}
     return found
 

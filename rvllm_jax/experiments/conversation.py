@@ -10,8 +10,8 @@ from typing import TextIO
 
 from jax.errors import JaxRuntimeError
 
-from rvllm_jax.data.annotations.example import Conversation, ConversationError, Turn
-from rvllm_jax.data.annotations.llava import llava_conversation, write_llava
+from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn
+from rvllm_jax.data.annotations.llava import llava_example, write_llava
 from rvllm_jax.experiments.report import frame_picture
 from rvllm_jax.experiments.saved.answering import REFUSALS, Answerer, How
 from rvllm_jax.generation.streaming import text_of
@@ -73,7 +73,7 @@ class Talk:
                     self._stream(line)
             except KeyboardInterrupt:
                 self._say("stopped")
-            except (*REFUSALS, ConversationError, OSError) as error:
+            except (*REFUSALS, AnnotationError, OSError) as error:
                 self._say(str(error))
             except JaxRuntimeError as error:
                 self._say(f"the device failed: {str(error).splitlines()[0]}")
@@ -135,8 +135,8 @@ class Talk:
             return
         caption = " ".join(turn.answer for turn in turns)
         name = self._path.name
-        content = write_llava([Conversation(self._path.stem, name, turns, caption)])
-        llava_conversation(json.loads(content)[0], f"this conversation, for {file}")
+        content = write_llava([Example(self._path.stem, name, turns, caption)])
+        llava_example(json.loads(content)[0], f"this conversation, for {file}")
         self._write(file, content)
         left = len(asked) - len(turns)
         self._say(

@@ -73,7 +73,7 @@ class Tally:
 
 
 def read(path: str | Path) -> list[Line]:
-    """The lines of a file of questions; raises QuestionsError or ConversationError.
+    """The lines of a file of questions; raises QuestionsError or AnnotationError.
 
     A line that asks nothing is among them, with its error.
     """
@@ -135,7 +135,7 @@ def answer_file(
         batch: how many questions about a video are answered together.
 
     Raises:
-        QuestionsError, ConversationError: before anything is computed.
+        QuestionsError, AnnotationError: before anything is computed.
     """
     lines, out, described = read(questions), Path(out), answerer.described
     settings = {

@@ -11,7 +11,7 @@ from absl import logging
 
 from rvllm_jax.config.check import Recipe
 from rvllm_jax.config.migrate import keep_decoder
-from rvllm_jax.data.annotations.example import Conversation
+from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.batches import prompt_view
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.source import TrainingData, open_data
@@ -103,10 +103,10 @@ class Experiment:
     def template(self) -> prompt.Template:
         return prompt.find_template(self.recipe.data.template, self.tokenizer)
 
-    def dataset(self, conversations: list[Conversation], input: str = "video") -> Dataset:
+    def dataset(self, examples: list[Example], input: str = "video") -> Dataset:
         data = self.recipe.data
         return Dataset(
-            conversations,
+            examples,
             self.source.store,
             self.tokenizer,
             self.template,
@@ -173,7 +173,7 @@ def asked_datasets(experiment: Experiment) -> dict[str, Dataset]:
     splits = experiment.source.splits
     chosen = {"train": splits["train"][: experiment.recipe.evaluation.train_videos]}
     chosen.update({split: splits[split] for split in ("test", "heldout") if split in splits})
-    return {split: experiment.dataset(conversations) for split, conversations in chosen.items()}
+    return {split: experiment.dataset(examples) for split, examples in chosen.items()}
 
 
 def evaluate(
@@ -205,7 +205,7 @@ def evaluate(
 
 def _unreadable(dataset: Dataset, asked: list[Asked], split: str, most: int) -> int:
     """How many questions of a split were asked about nothing; refused above `most`."""
-    bad, found = [a.conversation for a in asked if a.unreadable], {}
+    bad, found = [a.example for a in asked if a.unreadable], {}
     count_unreadable(dataset, bad, found, most=most, what=f"questions of {split}")
     warn_of_unreadable(found, f"questions of {split}, counted as wrong")
     return len(bad)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.loader import QuestionSet, question_batches
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> str:
     """The report, as text."""
     with tempfile.TemporaryDirectory() as folder:
         store = _store(arguments, Path(folder))
-        machine, conversations = _machine(arguments)
+        machine, examples = _machine(arguments)
         lines = [
             f"{arguments.encoder}, {arguments.frames} frames of {arguments.side} pixels; decoder "
             f"d={arguments.width}, {arguments.layers} layers; {arguments.questions} questions a "
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> str:
             f"{'':24}{'questions/s':>12}  ratio",
         ]
         for clips in arguments.clips:
-            dataset = _dataset(arguments, store, machine, conversations, clips)
+            dataset = _dataset(arguments, store, machine, examples, clips)
             lines += _beside(arguments, machine, dataset)
     return "\n".join(lines)
 
@@ -87,11 +87,11 @@ def _store(arguments, folder: Path) -> FrameStore:
     return FrameStore(folder / "store")
 
 
-def _machine(arguments) -> tuple[Machine, list[Conversation]]:
+def _machine(arguments) -> tuple[Machine, list[Example]]:
     questions = [f"What does the shape number {n} do?" for n in range(arguments.questions)]
     turns = tuple(Turn(question, "-") for question in questions)
-    conversations = [
-        Conversation(str(number), f"{number}.mp4", turns, "-") for number in range(arguments.videos)
+    examples = [
+        Example(str(number), f"{number}.mp4", turns, "-") for number in range(arguments.videos)
     ]
     template = TEMPLATES["vicuna_v1"]
     # Its words as whole tokens, as a real vocabulary has them.
@@ -109,7 +109,7 @@ def _machine(arguments) -> tuple[Machine, list[Conversation]]:
     model = FunctionalModel.of(make)
     params = _drawn(model.params)
     stats = {path: jnp.ones(x.shape) for path, x in model.stats.items()}
-    return Machine(model, params, stats, tokenizer, template, config.context), conversations
+    return Machine(model, params, stats, tokenizer, template, config.context), examples
 
 
 def _drawn(shapes) -> Arrays:
@@ -119,9 +119,9 @@ def _drawn(shapes) -> Arrays:
     return {path: jnp.asarray(x, jnp.float32) for path, x in drawn.items()}
 
 
-def _dataset(arguments, store: FrameStore, machine: Machine, conversations, clips) -> Dataset:
+def _dataset(arguments, store: FrameStore, machine: Machine, examples, clips) -> Dataset:
     return Dataset(
-        conversations,
+        examples,
         store,
         machine.tokenizer,
         machine.template,

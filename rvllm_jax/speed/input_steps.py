@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from array_record.python import array_record_module
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches import clips, loader
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.store import record
@@ -125,7 +125,7 @@ class Steps:
         turns = (Turn("What is it?", "A video.", "form"),)
         # As often as a batch has rows: none of an epoch's batches is padded with empty ones.
         again = range(self._wanted.batch)
-        asked = [Conversation(f"{n}#{i}", n, turns, "A video.") for n in self._names for i in again]
+        asked = [Example(f"{n}#{i}", n, turns, "A video.") for n in self._names for i in again]
         template = prompt.TEMPLATES["short"]
         tokens = tokenizer.train(list(prompt.texts(template, asked)), tokenizer.MIN_VOCAB)
         frames, step, crop, _ = self._wanted

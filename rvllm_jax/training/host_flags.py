@@ -20,7 +20,7 @@ from rvllm_jax.types import Batch
 class Told(NamedTuple):
     """Of all hosts' rows of one batch; arrays that are still on their way until they are read."""
 
-    rows: np.ndarray | jax.Array  # int32[B], the numbers of their conversations
+    rows: np.ndarray | jax.Array  # int32[B], the numbers of their examples
     errors: np.ndarray | jax.Array  # int32[B]
     stop: bool | jax.Array  # whether any host was told to stop, before this update
 

@@ -7,21 +7,22 @@ from rvllm_jax.data.batches.dataset import Dataset
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Names the conversations of a dataset, their order, the rows that they are packed into, and
+    """Names the examples of a dataset, their order, the rows that they are packed into, and
     the files that their frames come from.
 
     Row k of an epoch is the same wherever this is the same.
     """
     digest = hashlib.sha256()
-    for conversation in dataset.conversations:
-        digest.update(repr(conversation).encode())
+    for example in dataset.examples:
+        # As the class was once called: checkpoints hold fingerprints that were made so.
+        digest.update(repr(example).replace("Example", "Conversation", 1).encode())
     if dataset.input == "video":
-        for video in sorted({conversation.video for conversation in dataset.conversations}):
+        for video in sorted({example.video for example in dataset.examples}):
             entry = dataset.store.entries.get(video)  # none: set aside
             digest.update(repr((video, entry and entry.file_crc)).encode())
     for part in (dataset.sequences.clips, dataset.sequences.starts, dataset.sequences.segments):
         digest.update(part.tobytes())
-    count = f"{len(dataset.conversations)} conversations in {len(dataset.sequences)} rows"
+    count = f"{len(dataset.examples)} conversations in {len(dataset.sequences)} rows"
     return f"{count}, {digest.hexdigest()[:16]}"
 
 

@@ -276,8 +276,8 @@ class Trainer:
             self._skipped(stage, position, rows, done, k)
 
     def _skipped(self, stage, position: Position, rows: np.ndarray, done: int, k: int) -> None:
-        conversations = self.train_sets[stage.input].conversations
-        names = sorted({conversations[row].video for row in rows if row >= 0})
+        examples = self.train_sets[stage.input].examples
+        names = sorted({examples[row].video for row in rows if row >= 0})
         logging.warning("step %d: loss or gradient not finite, update skipped: %s", done, names)
         if position.skipped >= self.recipe.max_skipped:
             raise too_many_skipped(

@@ -18,11 +18,11 @@ def count_unreadable(
 ) -> None:
     """Adds what could not be read to `found`, that of before by video.
 
-    numbers: of the conversations. Raises `TrainingError` where more than `most` were found, with
+    numbers: of the examples. Raises `TrainingError` where more than `most` were found, with
     the files that hold their videos. what: what is counted, such as "rows of stage visual".
     """
     for number in numbers:
-        name = dataset.conversations[number].video
+        name = dataset.examples[number].video
         found[name] = found.get(name, 0) + 1
     count = sum(found.values())
     if numbers and count > most:

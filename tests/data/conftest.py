@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import Dataset
-from rvllm_jax.data.prepare.run import Options, prepare
+from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
@@ -58,7 +58,7 @@ def copy(stored, tmp_path) -> Path:
     return tmp_path
 
 
-# The dataset: conversations about four videos, two of them about one, "a.mp4".
+# The dataset: examples about four videos, two of them about one, "a.mp4".
 
 
 @pytest.fixture(scope="session")
@@ -78,13 +78,13 @@ def template() -> prompt.Template:
 
 
 @pytest.fixture(scope="session")
-def conversations() -> list[Conversation]:
-    def conversation(name, turns):
+def examples() -> list[Example]:
+    def example(name, turns):
         made = (Turn(f"What is {i} in it?", f"Answer {name} {i}.", "form") for i in range(turns))
-        return Conversation(name, f"{name[0]}.mp4", tuple(made), f"Caption of {name}.")
+        return Example(name, f"{name[0]}.mp4", tuple(made), f"Caption of {name}.")
 
     turns = {"a": 4, "b": 3, "c": 1, "a2": 2, "d": 5}
-    return [conversation(name, count) for name, count in turns.items()]
+    return [example(name, count) for name, count in turns.items()]
 
 
 @pytest.fixture(scope="session")
@@ -101,15 +101,15 @@ def clips_folder(lengths, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tk(template, conversations):
-    return tokenizer.train(list(prompt.texts(template, conversations)), 400)
+def tk(template, examples):
+    return tokenizer.train(list(prompt.texts(template, examples)), 400)
 
 
 @pytest.fixture
-def make(conversations, clips_folder, tk, template, layout):
-    """make(conversations, store, **options) -> Dataset."""
+def make(examples, clips_folder, tk, template, layout):
+    """make(examples, store, **options) -> Dataset."""
 
-    def make(chosen=conversations, store=None, **changes):
+    def make(chosen=examples, store=None, **changes):
         sizes = dict(context=96, max_segments=3, step=2, crop=32) | changes
         store = store or FrameStore(clips_folder)
         return Dataset(chosen, store, tk, template, layout, **sizes)
@@ -216,7 +216,7 @@ def clip(tmp_path, moving_bar) -> Path:
 
 # Preparations: videos in a folder, and annotations written for them.
 
-_PREPARED = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+_PREPARED = PrepareOptions(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
 
 
 def _write(path, shade=100, frames=6):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.loader import eval_batches
 from rvllm_jax.data.store.reader import FrameStore
@@ -30,19 +30,19 @@ STILL = "still.mp4"  # all its frames are equal
 VIDEOS = ("a.mp4", "b.mp4", STILL)
 
 
-def _conversation(name: str, video: str, count: int) -> Conversation:
+def _example(name: str, video: str, count: int) -> Example:
     turns = (
         Turn(f"What is at {i} of {name}?", f"{name} {i}", f"type{i % 2}") for i in range(count)
     )
-    return Conversation(name, video, tuple(turns), f"Caption of {name}.")
+    return Example(name, video, tuple(turns), f"Caption of {name}.")
 
 
-# Two conversations are about one video; one has more questions than are asked at once.
-CONVERSATIONS = [
-    _conversation("one", "a.mp4", 2),
-    _conversation("two", "b.mp4", 3),
-    _conversation("three", STILL, 1),
-    _conversation("four", "a.mp4", 2),
+# Two examples are about one video; one has more questions than are asked at once.
+EXAMPLES = [
+    _example("one", "a.mp4", 2),
+    _example("two", "b.mp4", 3),
+    _example("three", STILL, 1),
+    _example("four", "a.mp4", 2),
 ]
 # Questions go by clip: four about a.mp4, three, one. Shown are b.mp4, STILL, a.mp4.
 NEXT = [1] * 4 + [2] * 3 + [0]
@@ -70,14 +70,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tk():
-    return tokenizer.train(prompt.texts(TEMPLATE, CONVERSATIONS), 320)
+    return tokenizer.train(prompt.texts(TEMPLATE, EXAMPLES), 320)
 
 
 @pytest.fixture
 def make(folder, tk):
-    def make(conversations=CONVERSATIONS, store=folder, test_clips="1x1"):
+    def make(examples=EXAMPLES, store=folder, test_clips="1x1"):
         sizes = dict(context=96, max_segments=2, step=2, crop=16, test_clips=test_clips)
-        return Dataset(conversations, FrameStore(store), tk, TEMPLATE, LAYOUT, **sizes)
+        return Dataset(examples, FrameStore(store), tk, TEMPLATE, LAYOUT, **sizes)
 
     return make
 
@@ -104,19 +104,19 @@ def asker(tk):
 
 
 def answers(asked: list[Asked]) -> dict[tuple[str, str], str]:
-    names = [CONVERSATIONS[a.conversation].id for a in asked]
+    names = [EXAMPLES[a.example].id for a in asked]
     return {(name, a.turn.question): a.answer for name, a in zip(names, asked, strict=True)}
 
 
 def test_every_question_is_answered_in_its_place_as_if_it_were_alone(make, asker):
     dataset, done = make(), []
     asked = asker.ask(dataset, progress=done.append)
-    assert sum(done) == len(asked) == sum(len(c.turns) for c in CONVERSATIONS)
+    assert sum(done) == len(asked) == sum(len(c.turns) for c in EXAMPLES)
     for (number, turn), a in zip(dataset.questions, asked, strict=True):
-        assert a.conversation == number and a.turn == CONVERSATIONS[number].turns[turn]
+        assert a.example == number and a.turn == EXAMPLES[number].turns[turn]
     assert len({a.answer for a in asked}) >= 6  # so that a wrong place would show
     for a in asked:
-        alone = dataclasses.replace(CONVERSATIONS[a.conversation], turns=(a.turn,))
+        alone = dataclasses.replace(EXAMPLES[a.example], turns=(a.turn,))
         (only,) = asker.ask(make([alone]))
         assert only.answer == a.answer
 
@@ -200,7 +200,7 @@ def test_the_answer_that_most_test_clips_give_counts(make, asker, monkeypatch):
 
 def test_questions_are_asked_about_the_video_that_is_shown(make, asker):
     following = dict(zip(VIDEOS, VIDEOS[1:] + VIDEOS[:1], strict=True))
-    others = [dataclasses.replace(c, video=following[c.video]) for c in CONVERSATIONS]
+    others = [dataclasses.replace(c, video=following[c.video]) for c in EXAMPLES]
     swapped = answers(asker.ask(make(), shown=NEXT))
     assert swapped == answers(asker.ask(make(others)))
     assert swapped != answers(asker.ask(make()))

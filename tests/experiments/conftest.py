@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.check import resolve
-from rvllm_jax.data.prepare.run import Options, prepare
+from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.video import encode
 from rvllm_jax.experiments.saved.answering import Answerer
@@ -52,7 +52,7 @@ def run_folder(joint, tmp_path_factory):
 
 
 def records(names=VIDEOS):
-    """LLaVA's: every question a conversation of its own, types t0 and t1."""
+    """LLaVA's: every question an example of its own, types t0 and t1."""
     return [
         {
             "id": f"{name}_{number}",
@@ -85,7 +85,8 @@ def prepared(videos, tmp_path_factory):
     file.write_text(json.dumps(records((*VIDEOS, "gone"))))
     done = prepare(
         videos, [file], folder / "own", split="test", own=True, max_bad=0.5, thumbnails=0,
-        options=Options(stride=2, short_side=36, encoding="raw", interval=6), say=lambda line: None,
+        options=PrepareOptions(stride=2, short_side=36, encoding="raw", interval=6),
+        say=lambda line: None,
     )  # fmt: skip
     assert done.code == 0, done.verdict
     return folder

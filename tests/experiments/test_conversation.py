@@ -53,10 +53,10 @@ def test_answers_are_shown_and_turns_follow_each_other(start, answerer, talker):
 
 def test_a_conversation_is_saved_as_a_record_that_is_read_again(start, talker, tmp_path):
     talk, _, told = start("what moves? é", "/save", "and then?", "/save", "/save other/x.json")
-    (conversation,) = read_llava(tmp_path / "conversation.json")
-    assert conversation.video == "a.mp4"
-    assert [turn.question for turn in conversation.turns] == ["what moves? é", "and then?"]
-    assert [turn.answer for turn in conversation.turns] == said(talk)
+    (example,) = read_llava(tmp_path / "conversation.json")
+    assert example.video == "a.mp4"
+    assert [turn.question for turn in example.turns] == ["what moves? é", "and then?"]
+    assert [turn.answer for turn in example.turns] == said(talk)
     assert any(str(talker / "videos") in line for line in told)
     assert "No such file" in told[-1]
     before = (tmp_path / "conversation.json").read_bytes()

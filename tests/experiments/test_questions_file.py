@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.text import tokenizer
 from rvllm_jax.experiments import questions_file
 from rvllm_jax.experiments.questions_file import QuestionsError, Tally, answer_file, read
@@ -184,5 +184,5 @@ def test_a_file_without_questions_is_refused(tmp_path):
     (tmp_path / "in.jsonl").write_text("\n \n")
     with pytest.raises(QuestionsError, match="holds no questions"):
         read(tmp_path / "in.jsonl")
-    with pytest.raises(ConversationError, match="cannot be read"):
+    with pytest.raises(AnnotationError, match="cannot be read"):
         read(tmp_path / "absent.jsonl")

@@ -144,14 +144,14 @@ def _record(number: int, name: str = "") -> dict:
         ("number", "Which number is this?", str(number)),
         ("existence", "Is it red?", "Yes" if colour == "red" else "No"),
     ]
-    conversations = []
+    messages = []
     for kind, question, answer in turns:
-        conversations.append({"from": "human", "value": question, "type": kind})
-        conversations.append({"from": "gpt", "value": answer})
-    conversations[0]["value"] = "<video>\n" + conversations[0]["value"]
+        messages.append({"from": "human", "value": question, "type": kind})
+        messages.append({"from": "gpt", "value": answer})
+    messages[0]["value"] = "<video>\n" + messages[0]["value"]
     caption = f"It is {colour}, number {number}."
     own = {"id": name or str(number), "video": name or f"{number}.mp4", "caption": caption}
-    return own | {"conversations": conversations}
+    return own | {"conversations": messages}
 
 
 @pytest.fixture(scope="session")

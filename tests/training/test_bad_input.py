@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.batches.source import SourceError
 from rvllm_jax.data.store.shards import FrameStoreError
@@ -60,9 +60,9 @@ def test_annotations_that_cannot_be_used_end_the_run_before_it(tmp_path, recipe,
         return str(caught.value)
 
     question, answer, *_ = record(1)["conversations"]
-    message = refusal(ConversationError, video="lost.mp4")
+    message = refusal(AnnotationError, video="lost.mp4")
     assert "'x' names 'lost.mp4'" in message and "Add the files" in message
-    message = refusal(ConversationError, conversations=[question, answer | {"value": " "}])
+    message = refusal(AnnotationError, conversations=[question, answer | {"value": " "}])
     assert all(word in message for word in ("own.json", "'x'", "answer", "fill it in or remove"))
     message = refusal(PackingError, conversations=[question | {"value": "Why? " * 100}, answer])
     assert "'x'" in message and "data.context = 96: raise it to" in message
@@ -71,9 +71,9 @@ def test_annotations_that_cannot_be_used_end_the_run_before_it(tmp_path, recipe,
 
 
 def test_updates_that_are_not_finite_before_the_first_checkpoint_say_that_there_is_none():
-    conversations = [SimpleNamespace(video="panda.mp4")]
+    examples = [SimpleNamespace(video="panda.mp4")]
     trainer = SimpleNamespace(
-        train_sets={"video": SimpleNamespace(conversations=conversations)},
+        train_sets={"video": SimpleNamespace(examples=examples)},
         recipe=SimpleNamespace(max_skipped=3),
         checkpoints=SimpleNamespace(latest=lambda: None),
     )

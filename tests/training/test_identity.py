@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
@@ -29,11 +29,11 @@ def dataset(tmp_path):
             paths["c.mp4"] = tmp_path / "c.mp4"
         write_store(tmp_path / "store", paths, short_side=16)
         pairs = zip(NAMES, answers, strict=True)
-        conversations = [Conversation(n, n, (Turn("What?", a),), a) for n, a in pairs]
+        examples = [Example(n, n, (Turn("What?", a),), a) for n, a in pairs]
         tk = tokenizer.train(["What? red blue"], 280)
         sizes = dict(input=input, context=64, max_segments=2, crop=16)
         store = FrameStore(tmp_path / "store")
-        return Dataset(conversations, store, tk, TEMPLATE, VisualLayout("global", 4), **sizes)
+        return Dataset(examples, store, tk, TEMPLATE, VisualLayout("global", 4), **sizes)
 
     return dataset
 
@@ -49,6 +49,7 @@ def test_a_fingerprint_is_that_of_pairs_rows_and_files(dataset):
 
 def test_of_text_alone_the_videos_do_not_count(dataset):
     text = fingerprint(dataset(input="caption_in_slot"))
+    assert text == "2 conversations in 2 rows, ff64cd030cfcbb68"  # as checkpoints have it
     assert fingerprint(dataset(levels=(1, 2), input="caption_in_slot")) == text
 
 

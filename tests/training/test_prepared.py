@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rvllm_jax.data.prepare.run import Options, prepare
+from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.experiments.train import Experiment, run
 from rvllm_jax.training import metrics
 
@@ -24,7 +24,7 @@ def test_a_prepared_folder_trains_as_its_videos_do_and_without_them(tmp_path, wo
     videos, out = tmp_path / "videos", tmp_path / "out"
     shutil.copytree(workplace / "videos", videos)
     keys = recipe().data
-    options = Options(
+    options = PrepareOptions(
         keys.stride, keys.short_side, keys.encoding, keys.frames_per_record, keys.interval
     )
     for split in ("train", "validation"):

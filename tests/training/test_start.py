@@ -9,7 +9,7 @@ import pytest
 
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.stage import StageError
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.packing import PackingError, Sequences
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.tokenizer import TokenizerError
@@ -67,7 +67,7 @@ def test_a_start_says_whose_statistics_batchnorm_takes(recipe, tmp_path, caplog)
 
 def source(text: str) -> SimpleNamespace:
     """Training data of one pair."""
-    return SimpleNamespace(splits={"train": [Conversation("0", "v", (Turn(text, text),), text)]})
+    return SimpleNamespace(splits={"train": [Example("0", "v", (Turn(text, text),), text)]})
 
 
 def test_the_tokenizer_is_that_of_the_text_until_a_checkpoint_depends_on_it(recipe, tmp_path):
@@ -131,7 +131,7 @@ def test_what_ended_a_start_is_mended_in_the_same_working_directory(recipe, sett
 def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch, recipe):
     rows = Sequences(np.zeros(1, np.int32), np.arange(2), np.zeros(1, np.int32))
     asked = SimpleNamespace(
-        conversations=source("red").splits["train"], sequences=rows, input="caption_in_slot"
+        examples=source("red").splits["train"], sequences=rows, input="caption_in_slot"
     )
     result = SimpleNamespace(position=SimpleNamespace(done=7))
     table = {"accuracy": {}, "controls": {}, "counts": {}, "seconds": {}, "steps": 7}
@@ -142,7 +142,7 @@ def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch,
     monkeypatch.setattr(running, "evaluate", lambda *_: evaluated.append(1) or (dict(table), []))
     first = running.run(recipe(), tmp_path)
     assert running.run(recipe(), tmp_path) == first and len(evaluated) == 1
-    asked.conversations = source("green").splits["train"]
+    asked.examples = source("green").splits["train"]
     assert running.run(recipe(), tmp_path)["asked"] != first["asked"] and len(evaluated) == 2
     result.position.done = 8
     running.run(recipe(), tmp_path)

@@ -1,4 +1,4 @@
-"""Annotation files of the field's formats -> conversations."""
+"""Annotation files of the field's formats -> examples."""
 
 from rvllm_jax.data.annotations.formats import FORMATS, recognise
 from rvllm_jax.data.annotations.read import Annotations, Part, read

@@ -1,4 +1,4 @@
-"""Conversations about videos, and the checks that every annotation format shares."""
+"""Examples about videos, and the checks that every annotation format shares."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from rvllm_jax.system.errors import RvllmError
 _NAMED = 10  # how many offenders a message names
 
 
-class ConversationError(RvllmError, ValueError):
+class AnnotationError(RvllmError, ValueError):
     """An annotation file that cannot be used as it is; the message says where and what to do."""
 
 
@@ -25,7 +25,7 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Conversation:
+class Example:
     """The turns about one video, in the file's order."""
 
     id: str
@@ -34,18 +34,18 @@ class Conversation:
     caption: str  # as given, else the answers joined by spaces
 
 
-def with_own_id(conversation: Conversation, known: dict[str, Conversation]) -> Conversation | None:
-    """Adds a conversation to `known`, by its id, or by "ID#2", "ID#3" where others have that.
+def with_own_id(example: Example, known: dict[str, Example]) -> Example | None:
+    """Adds an example to `known`, by its id, or by "ID#2", "ID#3" where others have that.
 
     Returns it under the id that it got; None, and adds nothing, where it repeats one of `known`.
     """
-    id, number = conversation.id, 1
+    id, number = example.id, 1
     while id in known:
-        if dataclasses.replace(known[id], id=conversation.id) == conversation:
+        if dataclasses.replace(known[id], id=example.id) == example:
             return None
         number += 1
-        id = f"{conversation.id}#{number}"
-    known[id] = dataclasses.replace(conversation, id=id)
+        id = f"{example.id}#{number}"
+    known[id] = dataclasses.replace(example, id=id)
     return known[id]
 
 
@@ -55,55 +55,55 @@ def place(path: str | Path, position: int, record: object) -> str:
     return f"{path}: record {position} (id {given!r})"
 
 
-def check_videos(conversations: Iterable[Conversation], folder: str | Path) -> None:
-    """Raises `ConversationError` naming the conversations whose video is no file in `folder`."""
+def check_videos(examples: Iterable[Example], folder: str | Path) -> None:
+    """Raises `AnnotationError` naming the examples whose video is no file in `folder`."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ConversationError(f"{folder}: no such folder of videos; correct its path")
-    found: dict[str, bool] = {}  # many conversations share a video: look once
+        raise AnnotationError(f"{folder}: no such folder of videos; correct its path")
+    found: dict[str, bool] = {}  # many examples share a video: look once
     missing = []
-    for conversation in conversations:
-        video = conversation.video
+    for example in examples:
+        video = example.video
         if video not in found:
             found[video] = not leaves_folder(video) and (folder / video).is_file()
         if not found[video]:
-            missing.append(f"{conversation.id!r} names {video!r}")
+            missing.append(f"{example.id!r} names {video!r}")
     if missing:
         more = f", and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        raise ConversationError(
-            f"{folder}: the video of {len(missing)} conversations is not in this folder: "
+        raise AnnotationError(
+            f"{folder}: the video of {len(missing)} examples is not in this folder: "
             f"{'; '.join(missing[:_NAMED])}{more}. Add the files, correct the names (with their "
-            "suffix), or remove the conversations"
+            "suffix), or remove the examples"
         )
 
 
 def decode_text(path: str | Path) -> str:
-    """The text of a UTF-8 file; raises `ConversationError`."""
+    """The text of a UTF-8 file; raises `AnnotationError`."""
     try:
         return Path(path).read_bytes().decode("utf-8-sig")  # a byte order mark is accepted
     except OSError as error:
-        raise ConversationError(
+        raise AnnotationError(
             f"{path}: cannot be read ({error.strerror}); correct the path"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConversationError(
+        raise AnnotationError(
             f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8"
         ) from error
 
 
 def load_records(path: str | Path) -> list:
-    """The list that a JSON file holds, of at least one record; raises `ConversationError`."""
+    """The list that a JSON file holds, of at least one record; raises `AnnotationError`."""
     text = decode_text(path)
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
         by_line = "; make one list of its lines" if "Extra data" in str(error) else ""
-        raise ConversationError(
+        raise AnnotationError(
             f"{path}: not valid JSON ({error}); expected one list of records, "
             f"[{{...}}, {{...}}]{by_line}"
         ) from error
     if not isinstance(records, list) or not records:
-        raise ConversationError(
+        raise AnnotationError(
             f"{path}: expected a list of at least one record, got "
             f"{'an empty list' if records == [] else type(records).__name__}"
         )
@@ -113,7 +113,7 @@ def load_records(path: str | Path) -> list:
 def checked_id(value: object, what: str, where: str) -> str:
     """An id as a text: files give it as one, or as a whole number."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise ConversationError(f"{where}: {what} must be a string or a whole number")
+        raise AnnotationError(f"{where}: {what} must be a string or a whole number")
     return checked_text(str(value), what, where)
 
 
@@ -122,13 +122,13 @@ def checked_video(video: object, where: str) -> str:
     if isinstance(video, list) and len(video) == 1:
         (video,) = video
     if isinstance(video, list):
-        raise ConversationError(
-            f"{where}: names {len(video)} videos; a conversation is about exactly one"
+        raise AnnotationError(
+            f"{where}: names {len(video)} videos; an example is about exactly one"
         )
     # Checked, but not stripped: a file's name may hold spaces.
     checked_text(readable(video) if isinstance(video, str) else video, "'video'", where)
     if leaves_folder(video):
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: video {video!r} is not inside the folder of videos; give a path relative "
             "to that folder, without '..'"
         )
@@ -150,13 +150,13 @@ def checked_text(value: object, what: str, where: str) -> str:
     """`value` stripped, where it is a text that is not empty and that UTF-8 can hold."""
     if not isinstance(value, str) or not value.strip():
         got = "an empty one" if isinstance(value, str) else repr(value)
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: {what} must be a text, got {got}; fill it in or remove the record"
         )
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: {what} holds half of a surrogate pair; correct the escape \\uD8xx in it"
         ) from None
     return value.strip()

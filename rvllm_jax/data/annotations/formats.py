@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from rvllm_jax.data.annotations.example import ConversationError, decode_text, load_records
+from rvllm_jax.data.annotations.example import AnnotationError, decode_text, load_records
 from rvllm_jax.data.prepare.find import stem_of
 
 FORMATS = (
@@ -40,7 +40,7 @@ _EXPECTED = (
 _LOOKED_AT = 100  # records; the first ones may be broken
 
 
-class Source(NamedTuple):
+class AnnotationFile(NamedTuple):
     """What is read together: one file, or the two of a pair (questions, answers)."""
 
     format: str
@@ -50,16 +50,16 @@ class Source(NamedTuple):
 
 def load(
     paths: Sequence[str | Path], format: str | None = None
-) -> tuple[list[Source], dict[str, str]]:
+) -> tuple[list[AnnotationFile], dict[str, str]]:
     """Loads the files and finds their formats; returns also what a youtube_mapping.txt maps.
 
     Raises:
-        ConversationError: a file that cannot be read, is of no known format or not of `format`;
+        AnnotationError: a file that cannot be read, is of no known format or not of `format`;
             a questions' file without its answers', or the reverse.
     """
     if format is not None and format not in FORMATS:
-        raise ConversationError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
-    sources: list[Source] = []
+        raise AnnotationError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    sources: list[AnnotationFile] = []
     halves: dict[str, list[tuple[Path, list]]] = {_QUESTIONS: [], _ANSWERS: []}
     aliases: dict[str, str] = {}
     for path in map(Path, paths):
@@ -69,28 +69,28 @@ def load(
         elif found in halves:
             halves[found].append((path, content))
         else:
-            sources.append(Source(found, (path,), (content,)))
+            sources.append(AnnotationFile(found, (path,), (content,)))
     sources += _pairs(halves)
     if not sources:
-        raise ConversationError(f"no annotations among {_named(paths)}: {_EXPECTED}")
+        raise AnnotationError(f"no annotations among {_named(paths)}: {_EXPECTED}")
     for source in sources:
         both = {format, source.format}
         if format is not None and len(both) > 1 and both not in (set(_PAIRED), set(_GENERATIVE)):
-            raise ConversationError(
+            raise AnnotationError(
                 f"{_named(source.paths)}: has the keys of the format {source.format!r}, and "
                 f"{format!r} was named; leave the format out, or correct it"
             )
     return sources, aliases or _mapping_beside(sources)
 
 
-def _mapping_beside(sources: Sequence[Source]) -> dict[str, str]:
+def _mapping_beside(sources: Sequence[AnnotationFile]) -> dict[str, str]:
     """What MSVD-QA's own list of names maps, where it lies beside its questions."""
     for source in sources:
         path = source.paths[0].with_name(MAPPING)
         if source.format == "msvd_msrvtt_original" and path.is_file():
             mapping = _mapping(path, decode_text(path))
             if not mapping:
-                raise ConversationError(
+                raise AnnotationError(
                     f"{path}: lies beside {source.paths[0]} and is no list of lines such as "
                     "'-4wsuPCjDBc_5_15 vid1'; give the published file, or take it away"
                 )
@@ -101,12 +101,12 @@ def _mapping_beside(sources: Sequence[Source]) -> dict[str, str]:
 def recognise(paths: Sequence[str | Path]) -> str:
     """The format of annotation files: one of `FORMATS`, or several joined by "+".
 
-    Raises `ConversationError` as `load` does.
+    Raises `AnnotationError` as `load` does.
     """
     return name_of(load(paths)[0])
 
 
-def name_of(sources: Sequence[Source]) -> str:
+def name_of(sources: Sequence[AnnotationFile]) -> str:
     return "+".join(dict.fromkeys(source.format for source in sources))
 
 
@@ -120,12 +120,12 @@ def _load(path: Path, format: str | None) -> tuple[str, list | dict[str, str]]:
             try:
                 return "tgif", list(table)
             except csv.Error as error:
-                raise ConversationError(f"{path}: line {table.line_num}: {error}") from error
+                raise AnnotationError(f"{path}: line {table.line_num}: {error}") from error
         mapping = _mapping(path, text)
         if mapping:
             return MAPPING, mapping
         if path.suffix != ".json":
-            raise ConversationError(f"{path}: neither JSON nor a known table; {_EXPECTED}")
+            raise AnnotationError(f"{path}: neither JSON nor a known table; {_EXPECTED}")
     records = load_records(path)
     for record in records[:_LOOKED_AT]:
         for name, keys in _KEYS.items():
@@ -134,7 +134,7 @@ def _load(path: Path, format: str | None) -> tuple[str, list | dict[str, str]]:
     if format is not None and format not in (*_PAIRED, "tgif"):
         return format, records  # as the caller says; the reader names what lacks
     keys = sorted(records[0]) if isinstance(records[0], dict) else type(records[0]).__name__
-    raise ConversationError(f"{path}: of no known format, its first record has {keys}; {_EXPECTED}")
+    raise AnnotationError(f"{path}: of no known format, its first record has {keys}; {_EXPECTED}")
 
 
 def _mapping(path: Path, text: str) -> dict[str, str]:
@@ -146,13 +146,13 @@ def _mapping(path: Path, text: str) -> dict[str, str]:
     seen: dict[str, int] = {}
     for number, (row, fit) in enumerate(zip(rows, fits, strict=True), 1):
         if row and not fit:
-            raise ConversationError(
+            raise AnnotationError(
                 f"{path}: line {number} is {' '.join(row)[:80]!r}, and no line such as "
                 "'-4wsuPCjDBc_5_15 vid1'; correct it"
             )
         for name in row:
             if name in seen:
-                raise ConversationError(
+                raise AnnotationError(
                     f"{path}: line {number} names {name!r}, which line {seen[name]} has named; "
                     "each video has one pair of names. Remove the wrong line"
                 )
@@ -160,20 +160,20 @@ def _mapping(path: Path, text: str) -> dict[str, str]:
     return dict(row for row in rows if row)
 
 
-def _pairs(halves: dict[str, list[tuple[Path, list]]]) -> list[Source]:
+def _pairs(halves: dict[str, list[tuple[Path, list]]]) -> list[AnnotationFile]:
     """Questions and answers, in the order given; several pairs where there are several."""
     questions, answers = halves[_QUESTIONS], halves[_ANSWERS]
     if len(questions) != len(answers):
         lone, other = (questions, "answers") if len(questions) > len(answers) else (
             answers, "questions",
         )  # fmt: skip
-        raise ConversationError(
+        raise AnnotationError(
             f"{_named(path for path, _ in lone)}: {len(questions)} files of questions and "
             f"{len(answers)} of answers were given; name the file of {other} too, such as "
             "test_q.json,test_a.json"
         )
     return [
-        Source(_paired_format(q), (q_path, a_path), (q, a))
+        AnnotationFile(_paired_format(q), (q_path, a_path), (q, a))
         for (q_path, q), (a_path, a) in zip(questions, answers, strict=True)
     ]
 

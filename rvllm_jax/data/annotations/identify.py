@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from rvllm_jax.data.annotations.example import Conversation
-from rvllm_jax.data.annotations.formats import Source, most
+from rvllm_jax.data.annotations.example import Example
+from rvllm_jax.data.annotations.formats import AnnotationFile, most
 from rvllm_jax.data.prepare.find import stem_of
 
 _ACTIVITYNET = r"v_.{11}"
@@ -23,17 +23,17 @@ _ORDER = re.compile(
 )
 
 
-def benchmark_of(source: Source, conversations: Sequence[Conversation]) -> str:
+def benchmark_of(source: AnnotationFile, examples: Sequence[Example]) -> str:
     """The benchmark whose published counts apply (annotations/published.py); "": none known."""
     if source.format == "activitynet":
         return "activitynet_qa"
     if source.format == "tgif":
         return "tgif_frameqa"
     if source.format == "msvd_msrvtt_original":
-        return "msrvtt_qa" if conversations[0].video.startswith("video") else "msvd_qa"
+        return "msrvtt_qa" if examples[0].video.startswith("video") else "msvd_qa"
 
     def named(videos: str, ids: str = ".*") -> bool:
-        fits = (_named(videos, c.video) and re.fullmatch(ids, c.id) for c in conversations)
+        fits = (_named(videos, c.video) and re.fullmatch(ids, c.id) for c in examples)
         return most(map(bool, fits))
 
     if source.format == "zero_shot":
@@ -47,7 +47,7 @@ def benchmark_of(source: Source, conversations: Sequence[Conversation]) -> str:
     return ""
 
 
-def kind_of(source: Source) -> str:
+def kind_of(source: AnnotationFile) -> str:
     """What rows of the generative formats ask for: "generic", "temporal" or "consistency".
 
     The first two have the same keys: the file's name tells them apart where it has one of the two

@@ -1,4 +1,4 @@
-"""LLaVA's JSON of conversations about videos, checked where it is read.
+"""LLaVA's JSON of examples about videos, checked where it is read.
 
 A file is a list of records such as
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from absl import logging
 
 from rvllm_jax.data.annotations.example import (
-    Conversation,
-    ConversationError,
+    AnnotationError,
+    Example,
     Turn,
     checked_id,
     checked_text,
@@ -35,8 +35,8 @@ SENDERS = (("human", "user"), ("gpt", "assistant"))  # of a question, of an answ
 _ALL = "all"  # what results call the questions of all types
 
 
-def read_llava(path: str | Path) -> list[Conversation]:
-    """Reads a LLaVA or Video-LLaVA conversation file.
+def read_llava(path: str | Path) -> list[Example]:
+    """Reads a LLaVA or Video-LLaVA example file.
 
     The mark `<video>` (or `<image>`, as some files have it) may stand once in the first human
     turn, from where the video is moved first, or be absent; "video" may be a string or a list of
@@ -45,22 +45,22 @@ def read_llava(path: str | Path) -> list[Conversation]:
     have them, and those that repeat another one whole are left out, and a warning counts them.
 
     Raises:
-        ConversationError: not UTF-8 or not JSON; a record with a missing key, an empty question
+        AnnotationError: not UTF-8 or not JSON; a record with a missing key, an empty question
             or answer, turns that do not alternate human and gpt, or a video outside the folder; no
             record with a video. It names file, record and id.
     """
     records = load_records(path)
-    known: dict[str, Conversation] = {}
+    known: dict[str, Example] = {}
     bare = repeated = 0
     for position, record in enumerate(records):
         if lacks_video(record):
             bare += 1
             continue
-        conversation = llava_conversation(record, place(path, position, record))
-        own = with_own_id(conversation, known)
+        example = llava_example(record, place(path, position, record))
+        own = with_own_id(example, known)
         repeated += own is None
     if not known:
-        raise ConversationError(f"{path}: none of its {len(records)} records has a 'video'; add it")
+        raise AnnotationError(f"{path}: none of its {len(records)} records has a 'video'; add it")
     for count, what in ((bare, "have no video"), (repeated, "repeat another one whole")):
         if count:
             logging.warning(
@@ -69,18 +69,18 @@ def read_llava(path: str | Path) -> list[Conversation]:
     return list(known.values())
 
 
-def write_llava(conversations: Iterable[Conversation]) -> bytes:
-    """The bytes of a file that `read_llava` reads as these conversations."""
+def write_llava(examples: Iterable[Example]) -> bytes:
+    """The bytes of a file that `read_llava` reads as these examples."""
     records = []
-    for conversation in conversations:
+    for example in examples:
         messages = []
-        for number, turn in enumerate(conversation.turns):
+        for number, turn in enumerate(example.turns):
             mark = "" if number else f"{VIDEO_MARK}\n"
             human = {"from": "human", "value": mark + turn.question}
             messages += [human | ({"type": turn.kind} if turn.kind else {})]
             messages += [{"from": "gpt", "value": turn.answer}]
-        record = {"id": conversation.id, "video": conversation.video, "conversations": messages}
-        record["caption"] = conversation.caption
+        record = {"id": example.id, "video": example.video, "conversations": messages}
+        record["caption"] = example.caption
         plain = json.dumps(record, ensure_ascii=False)
         if plain != plain.encode(errors="replace").decode():  # a video's name that is no UTF-8
             plain = json.dumps(record)
@@ -112,18 +112,18 @@ def _misspelt(record: dict) -> str:
     return keys[alike[0]] if alike else ""
 
 
-def llava_conversation(record: object, where: str) -> Conversation:
-    """One record of a LLaVA file; raises `ConversationError` that begins with `where`."""
+def llava_example(record: object, where: str) -> Example:
+    """One record of a LLaVA file; raises `AnnotationError` that begins with `where`."""
     if not isinstance(record, dict):
-        raise ConversationError(f"{where}: expected an object, got {type(record).__name__}")
+        raise AnnotationError(f"{where}: expected an object, got {type(record).__name__}")
     absent = [key for key in ("id", "video", "conversations") if key not in record]
     if absent:
         meant = _misspelt(record) if "video" in absent else ""
         hint = f" ({meant!r} may be meant for 'video')" if meant else ""
-        raise ConversationError(f"{where}: has no {', '.join(map(repr, absent))}; add it{hint}")
+        raise AnnotationError(f"{where}: has no {', '.join(map(repr, absent))}; add it{hint}")
     turns = _turns(record["conversations"], where)
     caption = record.get("caption") or " ".join(turn.answer for turn in turns)
-    return Conversation(
+    return Example(
         id=checked_id(record["id"], "'id'", where),
         video=checked_video(record["video"], where),
         turns=turns,
@@ -134,7 +134,7 @@ def llava_conversation(record: object, where: str) -> Conversation:
 def _turns(messages: object, where: str) -> tuple[Turn, ...]:
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         count = len(messages) if isinstance(messages, list) else type(messages).__name__
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: 'conversations' must be a list of pairs, a human message and gpt's answer; "
             f"got {count}"
         )
@@ -142,7 +142,7 @@ def _turns(messages: object, where: str) -> tuple[Turn, ...]:
         expected = SENDERS[number % 2]
         sender = message.get("from") if isinstance(message, dict) else message
         if not isinstance(sender, str) or sender.lower() not in expected:
-            raise ConversationError(
+            raise AnnotationError(
                 f"{where}: message {number} must be from {expected[0]!r}, got {sender!r}; human "
                 "and gpt (or user and assistant) take turns, human first"
             )
@@ -159,7 +159,7 @@ def _turn(human: dict, gpt: dict, number: int, where: str) -> Turn:
         question = checked_text(question, f"question (message {number}) beside {VIDEO_MARK}", where)
     for mark in MARKS:
         if mark in question:
-            raise ConversationError(
+            raise AnnotationError(
                 f"{where}: message {number} has {mark} where no video can go; it may stand once, "
                 "in the first human message"
             )
@@ -167,7 +167,7 @@ def _turn(human: dict, gpt: dict, number: int, where: str) -> Turn:
     kind = human.get("type") or ""
     kind = checked_text(kind, "'type'", where) if kind != "" else ""
     if kind == _ALL:
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: message {number} has the 'type' {kind!r}, which results keep for the "
             "questions of all types; give it another name"
         )

@@ -5,8 +5,8 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations.example import Conversation, ConversationError, with_own_id
-from rvllm_jax.data.annotations.formats import Source, load, name_of
+from rvllm_jax.data.annotations.example import AnnotationError, Example, with_own_id
+from rvllm_jax.data.annotations.formats import AnnotationFile, load, name_of
 from rvllm_jax.data.annotations.identify import benchmark_of
 from rvllm_jax.data.annotations.rows import Row, makes_ids, rows
 
@@ -19,12 +19,12 @@ class Part:
     format: str
     benchmark: str  # whose published counts apply; "" where none is known
     rows: int  # of the file, whether or not they are used
-    conversations: list[Conversation]
+    examples: list[Example]
 
     @property
     def videos(self) -> int:
-        """How many videos its conversations are about."""
-        return len({conversation.video for conversation in self.conversations})
+        """How many videos its examples are about."""
+        return len({example.video for example in self.examples})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Annotations:
 
     Attributes:
         format: one of `FORMATS`, or several joined by "+".
-        parts: by file; `conversations` are those of all of them, in order.
+        parts: by file; `examples` are those of all of them, in order.
         set_aside: where a row stands -> why it is not used.
         without_video: where a row of a mixed LLaVA file stands -> what it is about instead.
         renamed: id that a row has in common with an earlier, different one -> the id it got.
@@ -50,14 +50,14 @@ class Annotations:
     aliases: dict[str, str]
 
     @property
-    def conversations(self) -> list[Conversation]:
-        return [conversation for part in self.parts for conversation in part.conversations]
+    def examples(self) -> list[Example]:
+        return [example for part in self.parts for example in part.examples]
 
 
 def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotations:
     """Reads annotation files of one or several formats, recognised by what they hold.
 
-    A benchmark's row becomes a conversation whose id is the question's and whose turns' kind is
+    A benchmark's row becomes an example whose id is the question's and whose turns' kind is
     the benchmark's type. Where rows have no id, it is made of video or kind and position, with "#2"
     behind it in a second such file. A youtube_mapping.txt among `paths`, or beside an original
     MSVD-QA file, gives MSVD's videos their other names.
@@ -71,14 +71,14 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
         record that repeats another one's id is set aside where it repeats all of it, else renamed.
 
     Raises:
-        ConversationError: files that cannot be read, are of no known format, or do not belong
+        AnnotationError: files that cannot be read, are of no known format, or do not belong
             together; a question id or a file that comes twice; no row that can be used.
     """
     sources, aliases = load(paths, format)
     set_aside: dict[str, str] = {}
     without_video: dict[str, str] = {}
     renamed: dict[str, str] = {}
-    known: dict[str, Conversation] = {}
+    known: dict[str, Example] = {}
     place_of: dict[str, str] = {}
     parts = []
     for number, source in enumerate(sources):
@@ -89,13 +89,13 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
         for where, row in found:
             if isinstance(row, str):
                 without_video[where] = row
-            elif isinstance(row, ConversationError):
+            elif isinstance(row, AnnotationError):
                 set_aside[where] = str(row).removeprefix(f"{where}: ")
             else:
                 used += _owned(where, row, source.format, known, place_of, renamed, set_aside)
         if not used:
             first = next(iter(set_aside.items()), ("", "none is about a video"))
-            raise ConversationError(
+            raise AnnotationError(
                 f"{', '.join(map(str, source.paths))}: none of its {len(source.records[0])} rows "
                 f"can be used; the first: {' '.join(first)}"
             )
@@ -110,25 +110,28 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
 
 
 def _under_own_ids(
-    found: list[Row], source: Source, earlier: Sequence[Source], known: dict[str, Conversation]
+    found: list[Row],
+    source: AnnotationFile,
+    earlier: Sequence[AnnotationFile],
+    known: dict[str, Example],
 ) -> list[Row]:
     """Rows whose ids are made of their positions, under such as no file before has.
 
-    Raises `ConversationError` where a file before holds the same rows.
+    Raises `AnnotationError` where a file before holds the same rows.
     """
     for other in earlier:
         if (other.format, other.records) == (source.format, source.records):
-            raise ConversationError(
+            raise AnnotationError(
                 f"{source.paths[0]}: holds the same rows as {other.paths[0]}; a file is given once"
             )
-    ids = {row.id for _, row in found if isinstance(row, Conversation)}
+    ids = {row.id for _, row in found if isinstance(row, Example)}
     if ids.isdisjoint(known):
         return found
     marks = (f"#{number}" for number in itertools.count(2))
     mark = next(mark for mark in marks if known.keys().isdisjoint(id + mark for id in ids))
     return [
         (where, dataclasses.replace(row, id=row.id + mark))
-        if isinstance(row, Conversation)
+        if isinstance(row, Example)
         else (where, row)
         for where, row in found
     ]
@@ -136,17 +139,17 @@ def _under_own_ids(
 
 def _owned(
     where: str,
-    row: Conversation,
+    row: Example,
     format: str,
-    known: dict[str, Conversation],
+    known: dict[str, Example],
     place_of: dict[str, str],
     renamed: dict[str, str],
     set_aside: dict[str, str],
-) -> list[Conversation]:
+) -> list[Example]:
     """The row under an id that no other one has; nothing where it repeats an earlier one."""
     earlier = place_of.get(row.id)
     if earlier is not None and format != "llava":
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: its id is {row.id!r}, as that of {earlier}; every question has its own, and "
             "a file is given once"
         )
@@ -163,8 +166,8 @@ def _owned(
 def _duplicates(parts: Sequence[Part]) -> dict[tuple[str, str], list[str]]:
     asked: dict[tuple[str, str], list[str]] = {}
     for part in parts:
-        for conversation in part.conversations:
-            for turn in conversation.turns:
-                key = conversation.video, turn.question.casefold()
-                asked.setdefault(key, []).append(conversation.id)
+        for example in part.examples:
+            for turn in example.turns:
+                key = example.video, turn.question.casefold()
+                asked.setdefault(key, []).append(example.id)
     return {key: ids for key, ids in asked.items() if len(ids) > 1}

@@ -48,7 +48,7 @@ def contradiction(part: Part, split: str) -> str:
     if not splits:
         return ""
     if _numbered(part):
-        own = numbered_split(benchmark, [c.id for c in part.conversations])
+        own = numbered_split(benchmark, [c.id for c in part.examples])
         if own not in splits:
             return f"the questions' numbers, {own}, are of no one split of {benchmark}"
         if own != split:
@@ -79,7 +79,7 @@ def _numbered(part: Part) -> bool:
     return (
         part.benchmark in NUMBERED
         and part.format in _NUMBERED_FORMATS
-        and most(number_of(c.id).isdecimal() for c in part.conversations)
+        and most(number_of(c.id).isdecimal() for c in part.examples)
     )
 
 

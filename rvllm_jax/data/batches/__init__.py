@@ -1,1 +1,1 @@
-"""Stored frames and conversations in, batches out."""
+"""Stored frames and examples in, batches out."""

@@ -1,4 +1,4 @@
-"""Conversations over a frame store: tokenized once, grouped by clip, packed into rows."""
+"""Examples over a frame store: tokenized once, grouped by clip, packed into rows."""
 
 import copy
 import dataclasses
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches import packing
 from rvllm_jax.data.batches.clips import FrameSampling, View, evaluation_views, load_clip, read_view
 from rvllm_jax.data.store.reader import FrameStore
@@ -27,28 +27,28 @@ class PipelineError(RvllmError, ValueError):
 
 
 class Dataset:
-    """Conversations, tokenized and packed, over a store of frames. Picklable for the workers.
+    """Examples, tokenized and packed, over a store of frames. Picklable for the workers.
 
-    conversations: all of a split; their numbers here are those of Batch.rows and `questions`.
+    examples: all of a split; their numbers here are those of Batch.rows and `questions`.
     store: None is allowed where input is "caption_in_slot", which puts the caption's text where
         the visual tokens would be and gives clips of no frames.
     step: stored frames between two frames of a clip. crop: H = W of the clips.
     short, long: how clips are taken from short and from long videos, as in clips.FrameSampling.
     flip: mirrors one training clip in two. test_clips: which ones `views` gives, a key of
         clips.VIEWS.
-    independent_turns: each turn is a segment of its own; False: the turns of a conversation follow
+    independent_turns: each turn is a segment of its own; False: the turns of an example follow
         each other in one, with a loss on every answer.
 
-    Conversations of one video share rows. Those whose video the store has set aside are left out
+    Examples of one video share rows. Those whose video the store has set aside are left out
     and named in `left_out` {id: reason}; how many may be is the caller's to say.
-    questions: (conversation, turn) a question asked alone, without history.
+    questions: (example, turn) a question asked alone, without history.
     Raises PackingError for what does not fit the context, PipelineError for what does not fit
     together, both before anything is read.
     """
 
     def __init__(
         self,
-        conversations: Sequence[Conversation],
+        examples: Sequence[Example],
         store: FrameStore | None,
         tokenizer: Tokenizer,
         template: prompt.Template,
@@ -69,18 +69,18 @@ class Dataset:
             raise PipelineError(f"stage.input is {input!r}; expected one of {INPUTS}")
         if input == "video" and store is None:
             raise PipelineError("stage.input = 'video' needs a frame store; got none")
-        self.conversations, self.store, self.layout = list(conversations), store, layout
+        self.examples, self.store, self.layout = list(examples), store, layout
         self.input, self.context, self.crop = input, context, crop
         self.sampling = FrameSampling(layout.frames, step, short, long)
         self.flip, self.test_clips = flip, test_clips
         self.frames = layout.frames if input == "video" else 0
         self.left_out: dict[str, str] = {}
         members = self._members()
-        self.clips = [own[0] for own in members]  # the conversation that names each clip
+        self.clips = [own[0] for own in members]  # the example that names each clip
         self._before, self._after = prompt.prefix_ids(tokenizer, template)
         self._captions = None
         if input == "caption_in_slot":
-            texts = [self.conversations[number].caption for number in self.clips]
+            texts = [self.examples[number].caption for number in self.clips]
             self._captions = [tokenizer.encode(text) for text in texts]
         owners = self._tokenize(members, tokenizer, template, independent_turns)
         self.sequences = self._plan(owners, max_segments)
@@ -126,7 +126,7 @@ class Dataset:
 
         rng: chooses start and crop; None takes the centre. out: uint8[T, H, W, 3], where the frames
         go; made if None. view: one of `views(clip)`, shown instead. A clip that cannot be read
-        gives a row of zero weight, its conversation's number and the error's code.
+        gives a row of zero weight, its example's number and the error's code.
         """
         if clip < 0:
             return self._row(
@@ -155,7 +155,7 @@ class Dataset:
     @property
     def turns(self) -> list[Turn]:
         """The turn of each question."""
-        return [self.conversations[number].turns[turn] for number, turn in self.questions]
+        return [self.examples[number].turns[turn] for number, turn in self.questions]
 
     @property
     def question_videos(self) -> list[int]:
@@ -180,35 +180,35 @@ class Dataset:
         ]
 
     def _members(self) -> list[list[int]]:
-        """The conversations of each clip, by number, in order of first appearance."""
+        """The examples of each clip, by number, in order of first appearance."""
         clips: dict[str | int, list[int]] = {}
-        for number, conversation in enumerate(self.conversations):
+        for number, example in enumerate(self.examples):
             key: str | int = number
             if self.input == "video":
-                key = conversation.video
+                key = example.video
                 if key in self.store.bad:
-                    self.left_out[conversation.id] = f"{key}: {self.store.bad[key]}"
+                    self.left_out[example.id] = f"{key}: {self.store.bad[key]}"
                     continue
                 if key not in self.store.entries:
                     raise PipelineError(
-                        f"conversation {conversation.id!r}: video {key!r} is not in the frame "
-                        "store; prepare the videos again with these conversations"
+                        f"example {example.id!r}: video {key!r} is not in the frame "
+                        "store; prepare the videos again with these examples"
                     )
-                self._check_crop(conversation)
+                self._check_crop(example)
             clips.setdefault(key, []).append(number)
         if not clips:
             raise PipelineError(
-                f"no conversation is left of {len(self.conversations)} ({len(self.left_out)} with "
+                f"no example is left of {len(self.examples)} ({len(self.left_out)} with "
                 "unreadable videos); see the frame store's report"
             )
         return list(clips.values())
 
-    def _check_crop(self, conversation: Conversation) -> None:
-        entry = self.store.entries[conversation.video]
+    def _check_crop(self, example: Example) -> None:
+        entry = self.store.entries[example.video]
         if min(entry.height, entry.width) < self.crop:
             raise PipelineError(
-                f"conversation {conversation.id!r}: a crop of {self.crop} pixels does not fit the "
-                f"stored frames of {conversation.video!r}, {entry.height} x {entry.width}: "
+                f"example {example.id!r}: a crop of {self.crop} pixels does not fit the "
+                f"stored frames of {example.video!r}, {entry.height} x {entry.width}: "
                 "lower config.data.crop, or raise config.data.short_side"
             )
 
@@ -218,14 +218,12 @@ class Dataset:
         ends = [(0, 0)]
         for own in members:
             for number in own:
-                turns = self.conversations[number].turns
+                turns = self.examples[number].turns
                 parts = [(turn,) for turn in turns] if independent_turns else [turns]
                 try:
                     segments += [prompt.segment_ids(tokenizer, template, part) for part in parts]
                 except prompt.ChatError as error:
-                    raise PipelineError(
-                        f"conversation {self.conversations[number].id!r}: {error}"
-                    ) from error
+                    raise PipelineError(f"example {self.examples[number].id!r}: {error}") from error
                 owners += [number] * len(parts)
                 ids = [prompt.question_ids(tokenizer, template, turn.question) for turn in turns]
                 asked += [(each, [0] * len(each)) for each in ids]
@@ -243,7 +241,7 @@ class Dataset:
         if (needed > self.context).any():
             worst = int(needed.argmax())
             raise packing.PackingError(
-                f"conversation {self.conversations[owners[worst]].id!r}: its prompt has "
+                f"example {self.examples[owners[worst]].id!r}: its prompt has "
                 f"{needed[worst]} tokens ({needed[worst] - lengths[worst]} up to the video's end, "
                 f"{lengths[worst]} of question and answer), {(needed > self.context).sum()} "
                 f"prompts pass config.data.context = {self.context}: raise it to {needed[worst]} "
@@ -255,7 +253,7 @@ class Dataset:
         return packing.plan_sequences(own, self.context - prefixes, max_segments)
 
     def _video(self, clip: int) -> str:
-        return self.conversations[self.clips[clip]].video
+        return self.examples[self.clips[clip]].video
 
     @property
     def frames_shape(self) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""Conversations and stored frames in, batches out: the Grain graph.
+"""Examples and stored frames in, batches out: the Grain graph.
 
 The position in the data is one number. A stage is a stream of rows, epoch after epoch, each epoch
 padded with empty rows to whole batches; global batch k is rows [kB, (k + 1)B) of it and each host

@@ -18,7 +18,7 @@ _ORDER = 0  # sets this stream of random numbers apart from data/batches/loader.
 
 
 class PackingError(RvllmError, ValueError):
-    """A prompt that does not fit the context; names the conversation, the lengths and the key."""
+    """A prompt that does not fit the context; names the example, the lengths and the key."""
 
 
 @dataclasses.dataclass(frozen=True)

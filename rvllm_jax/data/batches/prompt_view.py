@@ -16,17 +16,17 @@ LEGEND = (
 
 
 def show_rows(dataset: Dataset, tokenizer: Tokenizer, rows: int) -> str:
-    """The first `rows` rows of a dataset, in the order of its conversations, as text.
+    """The first `rows` rows of a dataset, in the order of its examples, as text.
 
     A row of whose video the frames cannot be read says so.
     """
     parts = [LEGEND]
     for number, (clip, segments) in enumerate(itertools.islice(_rows(dataset), rows)):
         row = dataset.load(clip, segments, None)
-        conversation = dataset.conversations[dataset.clips[clip]]
+        example = dataset.examples[dataset.clips[clip]]
         used = int((row.segments >= PREFIX).sum())
         parts.append(
-            f"row {number}: {conversation.video!r}, {used} of "
+            f"row {number}: {example.video!r}, {used} of "
             f"{dataset.context} tokens, {int((row.weights > 0).sum())} learned"
         )
         parts += _segments(row, tokenizer) if used else ["  its frames cannot be read"]

@@ -1,4 +1,4 @@
-"""From a folder of videos, or a prepared one, to conversations and their frame store."""
+"""From a folder of videos, or a prepared one, to examples and their frame store."""
 
 import dataclasses
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
-from rvllm_jax.data.annotations.example import Conversation, check_videos
+from rvllm_jax.data.annotations.example import Example, check_videos
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.run import FRAMES, INFO
 from rvllm_jax.data.shapes import build
@@ -29,12 +29,12 @@ class SourceError(RvllmError, ValueError):
 class TrainingData:
     """Annotations by split, and the frames that they name.
 
-    `set_aside` names the videos that did not decode and why; their conversations are in no split.
+    `set_aside` names the videos that did not decode and why; their examples are in no split.
     `origins` holds what the preparation recorded of each split, where there was one: among others
     "split" and "partial", without which no number measured on it can be compared.
     """
 
-    splits: dict[str, list[Conversation]]
+    splits: dict[str, list[Example]]
     store: FrameStore
     set_aside: dict[str, str]
     origins: dict[str, dict] = dataclasses.field(default_factory=dict)
@@ -76,8 +76,8 @@ def open_data(
     if (folder / FRAMES / LOCK).is_file():
         store = _open_prepared(folder, splits, paths, options)
     else:
-        for conversations in splits.values():
-            check_videos(conversations, folder)
+        for examples in splits.values():
+            check_videos(examples, folder)
         store = _open_store(folder, splits, root, options, workers, progress("decode"))
     asked = _videos(splits)
     set_aside = {video: store.bad[video] for video in asked if video in store.bad}
@@ -85,24 +85,24 @@ def open_data(
     for name, reason in set_aside.items():
         logging.warning("set aside: %s: %s", name, reason)
     kept = {
-        split: [c for c in conversations if c.video not in store.bad]
-        for split, conversations in splits.items()
+        split: [c for c in examples if c.video not in store.bad]
+        for split, examples in splits.items()
     }
-    for split, conversations in kept.items():
-        if not conversations:
+    for split, examples in kept.items():
+        if not examples:
             raise SourceError(
-                f"{paths[split]}: none of its {len(splits[split])} conversations is left, as its "
+                f"{paths[split]}: none of its {len(splits[split])} examples is left, as its "
                 f"videos do not decode: {set_aside}. Replace these videos, or leave out the file"
             )
     return TrainingData(kept, store, set_aside, _origins(paths))
 
 
-def _videos(splits: dict[str, list[Conversation]]) -> list[str]:
-    return sorted({c.video for conversations in splits.values() for c in conversations})
+def _videos(splits: dict[str, list[Example]]) -> list[str]:
+    return sorted({c.video for examples in splits.values() for c in examples})
 
 
 def _open_prepared(
-    folder: Path, splits: dict[str, list[Conversation]], paths: dict[str, Path], options: dict
+    folder: Path, splits: dict[str, list[Example]], paths: dict[str, Path], options: dict
 ) -> FrameStore:
     """The store of a prepared folder, where it is finished and fits configuration and splits."""
     if not (folder / FRAMES / INDEX).is_file():
@@ -121,9 +121,9 @@ def _open_prepared(
             f"{folder}: prepared otherwise than configured: {'; '.join(wrong)}. Change the "
             "configuration, or prepare the videos again into another folder"
         )
-    for split, conversations in splits.items():
+    for split, examples in splits.items():
         known = store.entries.keys() | store.bad.keys()
-        lost = sorted({c.video for c in conversations} - known)
+        lost = sorted({c.video for c in examples} - known)
         if lost:
             raise SourceError(
                 f"{paths[split]}: {len(lost)} of its videos are not in the prepared folder "

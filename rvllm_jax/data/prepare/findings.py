@@ -113,7 +113,7 @@ class Findings:
         usable = self._usable(store.bad)
         kept = [
             dataclasses.replace(c, video=self.found.name_of[c.video])
-            for c in self.annotations.conversations
+            for c in self.annotations.examples
             if c.video in usable
         ]
         info = {
@@ -138,12 +138,12 @@ class Findings:
         return write_llava(kept), info
 
     def unusable(self, store: StoreReport) -> bytes:
-        """The conversations whose video is missing or set aside, as SPLIT.json has the others; b""
+        """The examples whose video is missing or set aside, as SPLIT.json has the others; b""
         where there are none. An evaluation counts their questions as failed."""
         usable = self._usable(store.bad)
         lost = [
             dataclasses.replace(c, video=self.found.name_of.get(c.video, c.video))
-            for c in self.annotations.conversations
+            for c in self.annotations.examples
             if c.video not in usable
         ]
         return write_llava(lost) if lost else b""
@@ -151,7 +151,7 @@ class Findings:
     def report(self, store: StoreReport | None, code: int, verdict: str) -> dict:
         """The content of report.json; `store` is None where no frame was stored."""
         bad = self._own(self.survey.bad if store is None else store.bad)
-        asked = Counter(c.video for c in self.annotations.conversations)
+        asked = Counter(c.video for c in self.annotations.examples)
         usable = self._usable(bad)
         return {
             "split": self.split,
@@ -211,7 +211,7 @@ def benchmark_parts(parts: Sequence[Part], split: str, present: Mapping[str, str
     """
     entries = []
     for part in parts:
-        usable = [c for c in part.conversations if c.video in present]
+        usable = [c for c in part.examples if c.video in present]
         videos = len({present[c.video] for c in usable})
         known = published.PUBLISHED.get(part.benchmark, {}).get(split)
         entries.append(
@@ -221,7 +221,7 @@ def benchmark_parts(parts: Sequence[Part], split: str, present: Mapping[str, str
                 "benchmark": part.benchmark,
                 "split_told_by": splits.told_by(part),
                 "rows": part.rows,
-                "read": len(part.conversations),
+                "read": len(part.examples),
                 "videos": part.videos,
                 "usable_rows": len(usable),
                 "usable_videos": videos,

@@ -117,7 +117,7 @@ def check_other_splits(out: Path, read: Annotations, split: str) -> None:
     """No question of a benchmark is of two of its splits, whatever its owner may make of them."""
     if split not in splits.SPLITS:
         return
-    asked = {c.id for part in read.parts if part.benchmark for c in part.conversations}
+    asked = {c.id for part in read.parts if part.benchmark for c in part.examples}
     benchmarks = {part.benchmark for part in read.parts if part.benchmark}
     for path in sorted(out.glob(f"*{INFO}")) if asked else ():
         info = read_json(path)

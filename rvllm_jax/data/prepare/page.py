@@ -93,9 +93,9 @@ def _thumbnails(findings: Findings) -> str:
     if not findings.survey.thumbnails:
         return ""
     first = {}
-    for conversation in findings.annotations.conversations:
-        name = findings.found.name_of.get(conversation.video)
-        first.setdefault(name, conversation.turns[0])
+    for example in findings.annotations.examples:
+        name = findings.found.name_of.get(example.video)
+        first.setdefault(name, example.turns[0])
     figures = []
     for name, thumbnail in findings.survey.thumbnails.items():
         info, turn = findings.survey.info[name], first[name]

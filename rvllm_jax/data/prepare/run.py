@@ -1,9 +1,9 @@
-"""Videos and annotations in, a prepared folder out: frames, conversations, and a report of both.
+"""Videos and annotations in, a prepared folder out: frames, examples, and a report of both.
 
 A prepared folder OUT holds
 
   frames/            the frame store (data/store/reader.py); tfds/ links to it, for tfds.data_source
-  SPLIT.json         the conversations in LLaVA's form, videos by their names in the store
+  SPLIT.json         the examples in LLaVA's form, videos by their names in the store
   SPLIT.unusable.json  those whose video is missing or does not decode; absent where none
   SPLIT.info.json    where they come from: split, benchmark, counts, and whether they are partial
   look.journal       what a preparation that is not done has seen of the videos
@@ -66,7 +66,7 @@ RunTasks = Callable[[list[Task]], Iterator[dict]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """How frames are stored; `interval` is that of the clips, in frames of the file."""
 
     stride: int = 6
@@ -117,7 +117,7 @@ def prepare(
     *,
     split: str,
     format: str | None = None,
-    options: Options | None = None,
+    options: PrepareOptions | None = None,
     workers: int = 0,
     max_bad: float = 0.02,
     check: bool = False,
@@ -145,15 +145,15 @@ def prepare(
         say: takes the line that tells what will be stored.
 
     Raises:
-        PreparationError, ConversationError, VideoFilesError: what is refused before any work.
+        PreparationError, AnnotationError, VideoFilesError: what is refused before any work.
         FrameStoreError: the frames cannot be stored (disk full).
     """
-    options = options or Options()
+    options = options or PrepareOptions()
     _check(options, split, max_bad, thumbnails, workers)
     out = Path(out)
     progress = progress or (lambda title: lambda done, total: None)
     read = _read(annotations, format, own, split)
-    found = find.find(videos, {c.video for c in read.conversations}, aliases=read.aliases)
+    found = find.find(videos, {c.video for c in read.examples}, aliases=read.aliases)
     check_folder(out, split, [*annotations, *found.files.values()])
     with alone(out, say):
         check_other_splits(out, read, split)
@@ -172,7 +172,7 @@ def prepare(
 
 
 def _finish(
-    out: Path, findings: Findings, videos: Mapping[str, Path], options: Options, how: dict
+    out: Path, findings: Findings, videos: Mapping[str, Path], options: PrepareOptions, how: dict
 ) -> Prepared:
     """Stores the frames, and writes the split where nothing speaks against training from it."""
     code, verdict = findings.verdict(findings.survey.bad)
@@ -182,18 +182,18 @@ def _finish(
     store = _store(out, findings, videos, options, how)
     code, verdict = findings.verdict(store.bad)
     if code == DONE:
-        conversations, info = findings.split_files(store, options.interval)
+        examples, info = findings.split_files(store, options.interval)
         unusable = out / (findings.split + UNUSABLE)
         unusable.unlink(missing_ok=True)
         if lost := findings.unusable(store):
             write_atomically(unusable, lost)
         write_atomically(out / (findings.split + INFO), _json(info))
-        write_atomically(out / f"{findings.split}.json", conversations)
+        write_atomically(out / f"{findings.split}.json", examples)
     return _reported(out, findings, store, code, "; ".join(filter(None, [verdict, left_over(out)])))
 
 
 def _store(
-    out: Path, findings: Findings, videos: Mapping[str, Path], options: Options, how: dict
+    out: Path, findings: Findings, videos: Mapping[str, Path], options: PrepareOptions, how: dict
 ) -> StoreReport:
     """The frames of `videos` in OUT/frames; those that are there stay until all new ones are."""
     frames, following = out / FRAMES, out / FOLLOWING
@@ -239,7 +239,9 @@ def _reported(
     return Prepared(code, verdict, report, out / f"{names[0]}.html")
 
 
-def _check(options: Options, split: str, max_bad: float, thumbnails: int, workers: int) -> None:
+def _check(
+    options: PrepareOptions, split: str, max_bad: float, thumbnails: int, workers: int
+) -> None:
     options.check()
     if split in _MEANT or not _SPLIT.fullmatch(split) or split in (FRAMES, REPORT, CHECK):
         wanted = _MEANT.get(split, "train, validation or test")

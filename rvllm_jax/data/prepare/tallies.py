@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from rvllm_jax.data.annotations import Annotations
-from rvllm_jax.data.annotations.example import Conversation
+from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.video.decode import VideoInfo
 
 _BINS = 24
@@ -17,17 +17,17 @@ OTHER = "all others"  # the rest of a tally
 
 def describe_annotations(annotations: Annotations) -> dict:
     """Counts, lengths and oddities of the rows."""
-    conversations = annotations.conversations
-    turns = [turn for conversation in conversations for turn in conversation.turns]
+    examples = annotations.examples
+    turns = [turn for example in examples for turn in example.turns]
     return {
-        "conversations": len(conversations),
+        "conversations": len(examples),
         "questions": len(turns),
-        "videos": len({conversation.video for conversation in conversations}),
+        "videos": len({example.video for example in examples}),
         "types": _tally(turn.kind for turn in turns if turn.kind),
         "answer_words": spread([len(turn.answer.split()) for turn in turns]),
         "question_words": spread([len(turn.question.split()) for turn in turns]),
         "answers": _tally(turn.answer for turn in turns),
-        "duplicates": _duplicates(annotations.duplicates, conversations),
+        "duplicates": _duplicates(annotations.duplicates, examples),
         "rows_set_aside": annotations.set_aside,
         "rows_without_video": annotations.without_video,
         "rows_renamed": annotations.renamed,
@@ -84,13 +84,13 @@ def _tally(values: Iterable[str]) -> dict[str, int]:
 
 
 def _duplicates(
-    duplicates: Mapping[tuple[str, str], list[str]], conversations: Sequence[Conversation]
+    duplicates: Mapping[tuple[str, str], list[str]], examples: Sequence[Example]
 ) -> list[dict]:
     """Questions asked more than once about a video, with all answers that are given."""
     answers: dict[tuple[str, str], list[str]] = {key: [] for key in duplicates}
-    for conversation in conversations:
-        for turn in conversation.turns:
-            key = conversation.video, turn.question.casefold()
+    for example in examples:
+        for turn in example.turns:
+            key = example.video, turn.question.casefold()
             if key in answers:
                 answers[key].append(turn.answer)
     return [

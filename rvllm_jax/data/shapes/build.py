@@ -132,15 +132,15 @@ def draw_clip(options: Options, split: str, index: int) -> tuple[shapes_scene.Sc
 
 
 def _record(name: str, caption: str, turns: list[tuple[str, str, str]]) -> dict:
-    conversations = []
+    messages = []
     for kind, question, answer in turns:
-        slot = "" if conversations else "<video>\n"
-        conversations += [
+        slot = "" if messages else "<video>\n"
+        messages += [
             {"from": "human", "value": slot + question, "type": kind},
             {"from": "gpt", "value": answer},
         ]
     return {
-        "id": name, "video": f"{name}.mp4", "caption": caption, "conversations": conversations,
+        "id": name, "video": f"{name}.mp4", "caption": caption, "conversations": messages,
     }  # fmt: skip
 
 

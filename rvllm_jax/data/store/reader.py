@@ -46,7 +46,7 @@ def check_share(bad: Mapping[str, str], total: int, max_bad: float) -> None:
         raise FrameStoreError(
             f"{len(bad)} of {total} videos do not decode, a share of {len(bad) / total:.3f} where "
             f"at most {max_bad} is allowed: {named}{more}. Replace them, remove them from the "
-            "conversations, or raise config.data.max_bad"
+            "examples, or raise config.data.max_bad"
         )
 
 
@@ -100,7 +100,7 @@ class FrameStore:
         reason = self.bad.get(name, "the store was not made from it")
         raise FrameStoreError(
             f"{self.folder}: does not hold the video {name!r} ({reason}). Prepare again with the "
-            "video, or remove its conversations"
+            "video, or remove its examples"
         )
 
     def timestamps(self, name: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from that: no token spans a question and an answer.
 
 from collections.abc import Iterator, Sequence
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.text import jinja_template
 from rvllm_jax.data.text.template import TEMPLATES, ChatError, Template
 from rvllm_jax.data.text.tokenizer import TRAINED_SPECIALS, Tokenizer
@@ -115,13 +115,13 @@ def segment_ids(
     return ids, weights
 
 
-def texts(template: Template, conversations: Sequence[Conversation]) -> Iterator[str]:
-    """Every text that these conversations put to a tokenizer, piece by piece, to train one on."""
+def texts(template: Template, examples: Sequence[Example]) -> Iterator[str]:
+    """Every text that these examples put to a tokenizer, piece by piece, to train one on."""
     yield template.before
     yield template.after
-    for conversation in conversations:
-        yield conversation.caption
-        for number, turn in enumerate(conversation.turns):
+    for example in examples:
+        yield example.caption
+        for number, turn in enumerate(example.turns):
             opening = template.first if number == 0 else template.later
             yield opening + turn.question * template.shows_question + template.asks
             yield template.answers + turn.answer + template.closes

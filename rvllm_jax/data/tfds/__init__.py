@@ -1,6 +1,6 @@
 """TFDS builders of the annotations: `tfds build --imports=rvllm_jax.data.tfds NAME ...`.
 
-Each builds a small dataset of conversations that name videos of a frame store; the frames stay in
+Each builds a small dataset of examples that name videos of a frame store; the frames stay in
 the store. Importing this package registers them all, and imports tensorflow_datasets.
 """
 

@@ -1,7 +1,7 @@
 """ActivityNet-QA: questions about long videos of activities."""
 
 from rvllm_jax.data.tfds.builder import FilesBuilder
-from rvllm_jax.data.tfds.splits import Source
+from rvllm_jax.data.tfds.splits import TfdsDataset
 
 
 class ActivitynetQa(FilesBuilder):
@@ -22,7 +22,7 @@ https://github.com/MILVLG/activitynet-qa/tree/master/dataset:
 Where the folder also holds a frame store of the videos as `frames` (or a link to it), the videos
 get the names that they have there, and those that are not in it are missing.
 """
-    SOURCE = Source(
+    SOURCE = TfdsDataset(
         dataset="activitynet_qa",
         files={
             "train": (("train_q.json", "train_a.json"),),

@@ -1,6 +1,6 @@
-"""What the builders of annotations have in common: an example is a conversation about a video.
+"""What the builders of annotations have in common: an example is an example about a video.
 
-  id        text   the conversation's; of a benchmark the question's
+  id        text   the example's; of a benchmark the question's
   video     text   the video's name, that of the frame store where one was given
   caption   text
   turns     sequence of {question, answer, kind}: kind is the question's type, or ""
@@ -16,8 +16,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
-from rvllm_jax.data.annotations.example import Conversation, ConversationError
-from rvllm_jax.data.tfds.splits import Source, Split, read_splits
+from rvllm_jax.data.annotations.example import AnnotationError, Example
+from rvllm_jax.data.tfds.splits import Split, TfdsDataset, read_splits
 
 _ABOUT = (
     "Conversations about videos. The frames are not in this dataset: an example names its video, "
@@ -25,8 +25,8 @@ _ABOUT = (
 )
 
 
-class ConversationsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Builds a dataset of conversations; subclasses say where they come from."""
+class AnnotationsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Builds a dataset of examples; subclasses say where they come from."""
 
     VERSION = tfds.core.Version("1.0.0")
     ABOUT: str  # what the dataset is, in a sentence or two
@@ -62,7 +62,7 @@ class ConversationsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tr
 
     def _generate_splits(self, dl_manager, download_config):
         if download_config.max_examples_per_split is not None:
-            raise ConversationError(
+            raise AnnotationError(
                 f"{self.info.full_name}: max_examples_per_split would build a part that does not "
                 "say so; build it from files with fewer rows, as NAME/partial"
             )
@@ -74,26 +74,24 @@ class ConversationsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tr
         except (
             AssertionError
         ) as error:  # no such folder, or an empty one; it shows the instructions
-            raise ConversationError(str(error)) from error
+            raise AnnotationError(str(error)) from error
         # Every split is read and checked before a byte of the first is written.
         splits = self.read_splits(manual)
         self.info.metadata.update(splits={name: split.facts for name, split in splits.items()})
-        return {
-            name: self._generate_examples(split.conversations) for name, split in splits.items()
-        }
+        return {name: self._generate_examples(split.examples) for name, split in splits.items()}
 
-    def _generate_examples(self, conversations: list[Conversation]):
-        for position, conversation in enumerate(conversations):
+    def _generate_examples(self, examples: list[Example]):
+        for position, example in enumerate(examples):
             turns = [
                 {"question": turn.question, "answer": turn.answer, "kind": turn.kind}
-                for turn in conversation.turns
+                for turn in example.turns
             ]
             yield (
                 position,
                 {
-                    "id": conversation.id,
-                    "video": conversation.video.encode("utf-8", "surrogateescape"),
-                    "caption": conversation.caption,
+                    "id": example.id,
+                    "video": example.video.encode("utf-8", "surrogateescape"),
+                    "caption": example.caption,
                     "turns": turns,
                 },
             )
@@ -114,11 +112,11 @@ PARTIAL = Config(
 )
 
 
-class FilesBuilder(ConversationsBuilder, skip_registration=True):
-    """Conversations of annotation files that were downloaded by hand."""
+class FilesBuilder(AnnotationsBuilder, skip_registration=True):
+    """Examples of annotation files that were downloaded by hand."""
 
     BUILDER_CONFIGS = [FULL]
-    SOURCE: Source
+    SOURCE: TfdsDataset
 
     @classmethod
     def get_builder_config(cls, name: str, version=None) -> Config | None:

@@ -1,7 +1,7 @@
 """Conversations about a user's own videos, in LLaVA's JSON."""
 
 from rvllm_jax.data.tfds.builder import FilesBuilder
-from rvllm_jax.data.tfds.splits import Source
+from rvllm_jax.data.tfds.splits import TfdsDataset
 
 
 class LlavaVideos(FilesBuilder):
@@ -18,7 +18,7 @@ videos leaves, or your own.
 Where the folder also holds a frame store of the videos as `frames` (or a link to it), the videos
 get the names that they have there, and those that are not in it are missing.
 """
-    SOURCE = Source(
+    SOURCE = TfdsDataset(
         dataset="llava_videos",
         files={
             split: ((f"{split}.json",),) for split in ("train", "validation", "test", "heldout")

@@ -1,14 +1,14 @@
-"""The embedded dataset of coloured shapes: its conversations, without rendering its clips."""
+"""The embedded dataset of coloured shapes: its examples, without rendering its clips."""
 
 from pathlib import Path
 
-from rvllm_jax.data.annotations.llava import llava_conversation
+from rvllm_jax.data.annotations.llava import llava_example
 from rvllm_jax.data.shapes import build
-from rvllm_jax.data.tfds.builder import ConversationsBuilder
+from rvllm_jax.data.tfds.builder import AnnotationsBuilder
 from rvllm_jax.data.tfds.splits import Split
 
 
-class Shapes(ConversationsBuilder):
+class Shapes(AnnotationsBuilder):
     """Splits train, validation, test and heldout, of the default seed; nothing is downloaded."""
 
     name = "shapes"
@@ -23,9 +23,9 @@ class Shapes(ConversationsBuilder):
 
     def _split(self, split: str, size: int) -> Split:
         options = build.Options()
-        conversations = [
-            llava_conversation(build.draw_clip(options, split, index)[1], f"{split} {index}")
+        examples = [
+            llava_example(build.draw_clip(options, split, index)[1], f"{split} {index}")
             for index in range(size)
         ]
-        facts = {"questions": sum(len(c.turns) for c in conversations), "videos": size}
-        return Split(conversations, facts | {"partial": ""})
+        facts = {"questions": sum(len(c.turns) for c in examples), "videos": size}
+        return Split(examples, facts | {"partial": ""})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rvllm_jax.data.annotations import Annotations, Part, read
 from rvllm_jax.data.annotations import split as splits
-from rvllm_jax.data.annotations.example import Conversation, ConversationError
+from rvllm_jax.data.annotations.example import AnnotationError, Example
 from rvllm_jax.data.annotations.published import (
     PUBLISHED,
     Counts,
@@ -26,7 +26,7 @@ _NAMED = 5  # how many offenders a message names
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TfdsDataset:
     """How a dataset's annotations are published.
 
     Attributes:
@@ -51,9 +51,9 @@ class Source:
         return PUBLISHED.get(benchmark, {}).get(its_split)
 
 
-def numbered_source(dataset: str) -> Source:
+def numbered_source(dataset: str) -> TfdsDataset:
     """MSVD-QA or MSRVTT-QA, which are published alike: original files, or Video-ChatGPT's pairs."""
-    return Source(
+    return TfdsDataset(
         dataset=dataset,
         files={
             "train": (("train_qa.json",), ("train_q.json", "train_a.json")),
@@ -70,15 +70,15 @@ def numbered_source(dataset: str) -> Source:
 class Split:
     """A split as it was read; `facts` is what metadata.json records of it."""
 
-    conversations: list[Conversation]
+    examples: list[Example]
     facts: dict
 
 
-def read_splits(folder: Path, source: Source, *, allow_partial: bool) -> dict[str, Split]:
+def read_splits(folder: Path, source: TfdsDataset, *, allow_partial: bool) -> dict[str, Split]:
     """Reads the splits of which `folder` holds the files, and of a split all or nothing.
 
     Raises:
-        ConversationError: no files; files of another format, dataset or split; fewer questions or
+        AnnotationError: no files; files of another format, dataset or split; fewer questions or
             videos than are published, or broken rows where nothing is published, unless
             `allow_partial`; more than are published; two files of one split.
     """
@@ -90,14 +90,14 @@ def read_splits(folder: Path, source: Source, *, allow_partial: bool) -> dict[st
                 continue
             split, own = _read(folder, paths, source, named, allow_partial)
             if split in found:
-                raise ConversationError(
+                raise AnnotationError(
                     f"{folder}: {', '.join(names)} and {', '.join(found[split].facts['files'])} "
                     f"hold the same split of {source.dataset}, {split!r}; leave one of them here"
                 )
             found[split] = own
     if not found:
         choices = [" + ".join(names) for several in source.files.values() for names in several]
-        raise ConversationError(
+        raise AnnotationError(
             f"{folder}: holds no annotations of {source.dataset}; expected one or more of "
             f"{', '.join(choices)}"
         )
@@ -105,7 +105,7 @@ def read_splits(folder: Path, source: Source, *, allow_partial: bool) -> dict[st
 
 
 def _read(
-    folder: Path, paths: Sequence[Path], source: Source, named: str, allow_partial: bool
+    folder: Path, paths: Sequence[Path], source: TfdsDataset, named: str, allow_partial: bool
 ) -> tuple[str, Split]:
     annotations = read(paths)
     where = ", ".join(map(str, paths))
@@ -113,23 +113,23 @@ def _read(
     others = {part.benchmark for part in annotations.parts} - benchmarks
     if annotations.format not in source.formats or (benchmarks and others):
         found = f"{annotations.format}, of {', '.join(sorted(others)) or 'no benchmark'}"
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: expected {source.dataset} in the format {' or '.join(source.formats)}, with "
             f"its names of videos and questions; these are {found}. Put its own files there"
         )
-    conversations = annotations.conversations
+    examples = annotations.examples
     split = _numbered(where, source, annotations.parts[0], named)
-    asked = len(conversations)
+    asked = len(examples)
     if (folder / "frames").is_dir():
-        conversations = stored_names(folder / "frames", conversations, annotations.aliases)
-    own = _lacking(where, source, split, conversations, asked)
+        examples = stored_names(folder / "frames", examples, annotations.aliases)
+    own = _lacking(where, source, split, examples, asked)
     if annotations.set_aside and not own:
         own = _without_broken_rows(source, split, annotations)
     lacking = "; ".join(filter(None, [own, *_known(paths)]))
     if lacking and not allow_partial:
         aside = [f"{place}: {why}" for place, why in annotations.set_aside.items()][:_NAMED]
         rows = f" ({len(annotations.set_aside)} rows were set aside: {'; '.join(aside)})"
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: only {lacking}{rows if aside else ''}. Results on fewer are not comparable "
             f"with published ones: get the whole files and videos, or build {source.dataset}"
             "/partial (--allow_partial, of tfds build --config=partial), which says so in every "
@@ -138,29 +138,29 @@ def _read(
     counts = source.published(split)
     facts = {
         "files": [path.name for path in paths],
-        "questions": len(conversations),
-        "videos": len({conversation.video for conversation in conversations}),
+        "questions": len(examples),
+        "videos": len({example.video for example in examples}),
         "published": counts._asdict() if counts else None,
         "partial": lacking,
         "rows_set_aside": len(annotations.set_aside),
         "rows_without_video": len(annotations.without_video),
         "ids_renamed": len(annotations.renamed),
     }
-    return split, Split(conversations, facts)
+    return split, Split(examples, facts)
 
 
-def _numbered(where: str, source: Source, part: Part, named: str) -> str:
+def _numbered(where: str, source: TfdsDataset, part: Part, named: str) -> str:
     """The split of the rows of a file that is named as one of the split `named`."""
     if not source.numbered or splits.told_by(part) != splits.NUMBERS:
         return named
-    split = numbered_split(source.dataset, [c.id for c in part.conversations])
+    split = numbered_split(source.dataset, [c.id for c in part.examples])
     if split not in source.files:
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: the questions are numbered {split}, which is no one split of "
             f"{source.dataset}; give the files of one split"
         )
     if split != named and part.format != "zero_shot":  # Video-ChatGPT's names are known to be wrong
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: named as {source.dataset}'s split {named}, but the questions' numbers are "
             f"those of {split}; published numbers differ in it. Name the file as its split is"
         )
@@ -168,27 +168,27 @@ def _numbered(where: str, source: Source, part: Part, named: str) -> str:
 
 
 def _lacking(
-    where: str, source: Source, split: str, conversations: list[Conversation], asked: int
+    where: str, source: TfdsDataset, split: str, examples: list[Example], asked: int
 ) -> str:
     """What the split lacks, in words; "" where it is whole. Raises where it has too much."""
     benchmark, its_split = source.benchmarks.get(split, ("", ""))
     counts = source.published(split)
-    videos = len({conversation.video for conversation in conversations})
+    videos = len({example.video for example in examples})
     if counts and (asked > counts.questions or (counts.videos and videos > counts.videos)):
         other = other_split(benchmark, its_split, asked)
-        raise ConversationError(
+        raise AnnotationError(
             f"{where}: {asked:,} questions on {videos:,} videos, and {source.dataset}'s split "
             f"{split!r} has {counts.questions:,} on {counts.videos or '?'}"
             f"{f'; {other!r} has as many: name the files accordingly' if other else ''}"
         )
-    lacking = shortfall(benchmark, its_split, len(conversations), videos)
-    if asked > len(conversations):
-        gone = f"{asked - len(conversations):,} of {asked:,} are about videos that are not stored"
+    lacking = shortfall(benchmark, its_split, len(examples), videos)
+    if asked > len(examples):
+        gone = f"{asked - len(examples):,} of {asked:,} are about videos that are not stored"
         lacking = f"{lacking}; {gone}" if lacking else f"{source.dataset} {split}: {gone}"
     return lacking
 
 
-def _without_broken_rows(source: Source, split: str, annotations: Annotations) -> str:
+def _without_broken_rows(source: TfdsDataset, split: str, annotations: Annotations) -> str:
     """What broken rows leave of a split, in words; "" of one that is whole all the same."""
     if source.published(split):
         return ""

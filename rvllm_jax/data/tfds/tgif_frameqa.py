@@ -1,7 +1,7 @@
 """TGIF-QA's FrameQA: questions about animated GIFs."""
 
 from rvllm_jax.data.tfds.builder import FilesBuilder
-from rvllm_jax.data.tfds.splits import Source
+from rvllm_jax.data.tfds.splits import TfdsDataset
 
 
 class TgifFrameqa(FilesBuilder):
@@ -22,7 +22,7 @@ https://github.com/YunseokJANG/tgif-qa/tree/master/dataset, or Video-ChatGPT's p
 Where the folder also holds a frame store of the videos as `frames` (or a link to it), the videos
 get the names that they have there, and those that are not in it are missing.
 """
-    SOURCE = Source(
+    SOURCE = TfdsDataset(
         dataset="tgif_frameqa",
         files={
             "train": (("Train_frameqa_question.csv",),),

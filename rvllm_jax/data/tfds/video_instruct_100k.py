@@ -1,7 +1,7 @@
 """VideoInstruct100K: Video-ChatGPT's instructions about ActivityNet's videos."""
 
 from rvllm_jax.data.tfds.builder import FilesBuilder
-from rvllm_jax.data.tfds.splits import Source
+from rvllm_jax.data.tfds.splits import TfdsDataset
 
 
 class VideoInstruct100k(FilesBuilder):
@@ -20,7 +20,7 @@ https://huggingface.co/datasets/MBZUAI/VideoInstruct-100K. No counts are checked
 Where the folder also holds a frame store of the videos as `frames` (or a link to it), the videos
 get the names that they have there, and those that are not in it are missing.
 """
-    SOURCE = Source(
+    SOURCE = TfdsDataset(
         dataset="video_instruct_100k",
         files={
             "train": (("VideoInstruct100K.json",),),

@@ -1,7 +1,7 @@
 """Video-ChatGPT's benchmark of generated answers: generic, temporal and consistency."""
 
 from rvllm_jax.data.tfds.builder import FilesBuilder
-from rvllm_jax.data.tfds.splits import Source
+from rvllm_jax.data.tfds.splits import TfdsDataset
 
 
 class VideoTextGeneration(FilesBuilder):
@@ -24,7 +24,7 @@ Performance Benchmarking"):
 Where the folder also holds a frame store of the videos as `frames` (or a link to it), the videos
 get the names that they have there, and those that are not in it are missing.
 """
-    SOURCE = Source(
+    SOURCE = TfdsDataset(
         dataset="video_text_generation",
         files={
             "generic": (("generic_qa.json",),),

@@ -19,7 +19,7 @@ VIDEO_SUFFIXES = (
 
 MAX_PIXELS = 80_000_000  # a frame; 8K has 33 million, a square of 8192 67
 MAX_SIDE = 65_500  # pixels of a frame as stored: the most that a JPEG encoder takes
-REPLACE = "Replace or re-encode the file, or remove it from the conversations."
+REPLACE = "Replace or re-encode the file, or remove it from the examples."
 
 # A header that declares more is not believed: a month at 30 frames a second, eleven days; nor one
 # that declares more frames than the file has bytes.

@@ -54,7 +54,7 @@ def import_predictions(
     refuse.
 
     Raises AnswersError for predictions about other questions than the annotations', ids that come
-    twice, rows of no known form, a folder with other answers; ConversationError.
+    twice, rows of no known form, a folder with other answers; AnnotationError.
     """
     found = annotations.read(annotation_files)
     if found.set_aside:
@@ -106,18 +106,18 @@ def _write(folder: Path, content: bytes, info: dict[str, Any]) -> Path:
 
 
 def _questions(part: annotations.Part):
-    for conversation in part.conversations:
-        kind = conversation.turns[0].kind
+    for example in part.examples:
+        kind = example.turns[0].kind
         criteria = _CRITERIA.get(kind, []) if part.format in ("generative", "consistency") else []
-        several = len(conversation.turns) > 1
-        for number, turn in enumerate(conversation.turns, 1):
+        several = len(example.turns) > 1
+        for number, turn in enumerate(example.turns, 1):
             yield _Question(
-                f"{conversation.id}/{number}" if several else conversation.id,
-                conversation.video,
+                f"{example.id}/{number}" if several else example.id,
+                example.video,
                 turn.question,
                 turn.answer,
                 turn.kind,
-                conversation.id if "C" in criteria else "",
+                example.id if "C" in criteria else "",
                 criteria,
                 number,
             )
@@ -129,7 +129,7 @@ def _benchmark(parts: Sequence[annotations.Part], split: str) -> tuple[str, str]
         raise AnswersError(f"the annotations are of several benchmarks: {', '.join(sorted(names))}")
     (benchmark,) = names
     if benchmark in published.NUMBERED:
-        ids = [conversation.id for part in parts for conversation in part.conversations]
+        ids = [example.id for part in parts for example in part.examples]
         known = published.numbered_split(benchmark, ids)
         if split and split != known:
             raise AnswersError(

@@ -5,7 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.system.errors import RvllmError
 
 TEXT_GENERATION = "video_text_generation"
@@ -24,7 +24,7 @@ class EvaluationError(RvllmError, ValueError):
 class Question:
     """One question of a benchmark.
 
-    id: the conversation's, with "/1", "/2", ... behind it where that has several turns. criteria:
+    id: the example's, with "/1", "/2", ... behind it where that has several turns. criteria:
     of text generation. pair: what the two questions of a consistency item share, else "". failed:
     why it cannot be asked, else "".
     """
@@ -39,8 +39,8 @@ class Question:
 
 def questions_of(
     benchmark: str,
-    conversations: Iterable[Conversation],
-    unusable: Iterable[Conversation] = (),
+    examples: Iterable[Example],
+    unusable: Iterable[Example] = (),
     reasons: Mapping[str, str] | None = None,
 ) -> list[Question]:
     """Every turn as a question of its own; `unusable` ones failed, by `reasons` {video: why}.
@@ -48,7 +48,7 @@ def questions_of(
     Raises EvaluationError where two have the same id.
     """
     reasons = reasons or {}
-    found = [q for c in conversations for q in _of(benchmark, c, "")]
+    found = [q for c in examples for q in _of(benchmark, c, "")]
     for c in unusable:
         found += _of(benchmark, c, reasons.get(c.video, "its video is not there"))
     counts = Counter(question.id for question in found)
@@ -61,20 +61,20 @@ def questions_of(
     return found
 
 
-def _of(benchmark: str, conversation: Conversation, failed: str) -> list[Question]:
+def _of(benchmark: str, example: Example, failed: str) -> list[Question]:
     generation = benchmark == TEXT_GENERATION
-    several = len(conversation.turns) > 1
+    several = len(example.turns) > 1
     found = []
-    for number, turn in enumerate(conversation.turns, 1):
+    for number, turn in enumerate(example.turns, 1):
         criteria = CRITERIA.get(turn.kind, ()) if generation else ()
         if generation and not criteria:
             raise EvaluationError(
-                f"{benchmark}: {conversation.id!r} has the type {turn.kind!r}, expected one of "
+                f"{benchmark}: {example.id!r} has the type {turn.kind!r}, expected one of "
                 f"{', '.join(CRITERIA)}; prepare Video-ChatGPT's own files"
             )
-        id = f"{conversation.id}/{number}" if several else conversation.id
-        pair = conversation.id if "C" in criteria else ""
-        found.append(Question(id, conversation.video, turn, criteria, pair, failed))
+        id = f"{example.id}/{number}" if several else example.id
+        pair = example.id if "C" in criteria else ""
+        found.append(Question(id, example.video, turn, criteria, pair, failed))
     return found
 
 

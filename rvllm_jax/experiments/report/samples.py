@@ -40,12 +40,12 @@ class Sample:
 def answered_samples(dataset: Dataset, asked: Sequence[Asked], split: str) -> list[Sample]:
     """The first clips of a split that can be read, a question each, going round the types."""
     clips = {number: clip for clip, number in enumerate(dataset.clips)}
-    by_conversation: dict[int, list[Asked]] = {}
+    by_example: dict[int, list[Asked]] = {}
     for a in asked:
-        if a.conversation in clips and not a.unreadable:
-            by_conversation.setdefault(a.conversation, []).append(a)
+        if a.example in clips and not a.unreadable:
+            by_example.setdefault(a.example, []).append(a)
     samples: list[Sample] = []
-    for number, own in by_conversation.items():
+    for number, own in by_example.items():
         if len(samples) == SAMPLES_A_SPLIT:
             break
         row = dataset.load(clips[number], (), None)

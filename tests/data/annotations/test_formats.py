@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rvllm_jax.data.annotations import FORMATS, recognise
-from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.annotations.example import AnnotationError
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -49,12 +49,12 @@ def test_files_of_several_formats_are_named_together(samples, write):
     ],
 )
 def test_what_is_of_no_known_format_is_refused_with_the_reason(files, message, write):
-    with pytest.raises(ConversationError, match=message):
+    with pytest.raises(AnnotationError, match=message):
         recognise(write(files))
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
-    with pytest.raises(ConversationError, match="lost.json: cannot be read"):
+    with pytest.raises(AnnotationError, match="lost.json: cannot be read"):
         recognise([tmp_path / "lost.json"])
 
 
@@ -75,12 +75,12 @@ def test_a_list_of_names_with_a_wrong_line_is_refused_by_the_line(
 ):
     rows = samples["msvd_msrvtt_original"]["val_qa.json"]
     paths = write({"val_qa.json": rows, "youtube_mapping.txt": _FOUR + more})
-    with pytest.raises(ConversationError, match=message):
+    with pytest.raises(AnnotationError, match=message):
         recognise(paths[:1] if beside else paths)
 
 
 def test_what_lies_beside_msvds_files_as_the_list_of_names_and_is_none_is_refused(samples, write):
     rows = samples["msvd_msrvtt_original"]["val_qa.json"]
     paths = write({"val_qa.json": rows, "youtube_mapping.txt": "404: Not Found\n"})
-    with pytest.raises(ConversationError, match="youtube_mapping.txt: lies beside .*val_qa.json"):
+    with pytest.raises(AnnotationError, match="youtube_mapping.txt: lies beside .*val_qa.json"):
         recognise(paths[:1])

@@ -76,12 +76,12 @@ ORDER = ["What happens first?", "Tell the sequence of events.", "What is blue?"]
 def test_generative_rows_are_told_by_their_file_or_by_what_they_ask(name, rows, kind, write):
     found = read(write({name: rows}))
     assert found.parts[0].benchmark == f"video_text_generation/{kind}"
-    assert {c.turns[0].kind for c in found.conversations} == {kind}
+    assert {c.turns[0].kind for c in found.examples} == {kind}
 
 
 def test_ones_own_generative_rows_are_no_benchmark(write):
     found = read(write({"mine.json": _asked(*ORDER, video="kitchen{}")}))
-    assert found.parts[0].benchmark == "" and found.conversations[0].turns[0].kind == "generative"
+    assert found.parts[0].benchmark == "" and found.examples[0].turns[0].kind == "generative"
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL}: the samples of real rows are not there")

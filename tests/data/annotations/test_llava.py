@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.data.annotations.example import Conversation, ConversationError, Turn, check_videos
+from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn, check_videos
 from rvllm_jax.data.annotations.llava import read_llava, write_llava
 
 REAL = Path(__file__).parents[3].parent / "shared/data/real_videos"
@@ -74,17 +74,17 @@ def test_records_without_a_video_are_left_out_and_counted(tmp_path, caplog):
     (one,) = read(tmp_path, mixed)
     assert one.id == "a"
     assert "file.json: 3 of 4 records have no video" in caplog.text
-    with pytest.raises(ConversationError, match="none of its 2 records has a 'video'"):
+    with pytest.raises(AnnotationError, match="none of its 2 records has a 'video'"):
         read(tmp_path, mixed[:1] * 2)
-    with pytest.raises(ConversationError, match="has no 'video'; add it .'vidoe' may be meant"):
+    with pytest.raises(AnnotationError, match="has no 'video'; add it .'vidoe' may be meant"):
         read(tmp_path, [record(), text | {"vidoe": "b.mp4"}])
 
 
 def test_what_is_written_is_read_as_it_was(tmp_path):
     turns = (Turn("Wer ist's? <b>", "Ärzte\n\u2028und", "3"), Turn("<i", "\U0001f600"))
     given = [
-        Conversation("1", "dir/a b.mp4", turns, "Ärzte"),
-        Conversation("2", "\udce9\udcff.mp4", turns[:1], "Ä"),  # bytes that are no UTF-8
+        Example("1", "dir/a b.mp4", turns, "Ärzte"),
+        Example("2", "\udce9\udcff.mp4", turns[:1], "Ä"),  # bytes that are no UTF-8
     ]
     (tmp_path / "file.json").write_bytes(write_llava(given))
     assert read_llava(tmp_path / "file.json") == given
@@ -128,7 +128,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_records_are_refused_with_file_position_and_id(tmp_path, case):
     bad, message = REFUSED[case]
-    with pytest.raises(ConversationError, match=message) as caught:
+    with pytest.raises(AnnotationError, match=message) as caught:
         read(tmp_path, [record(id="first"), bad])
     given = bad.get("id") if isinstance(bad, dict) else None
     assert f"file.json: record 1 (id {given!r})" in str(caught.value)
@@ -161,20 +161,20 @@ def test_an_id_of_several_records_is_numbered_and_repeated_records_are_counted(t
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path, content, message):
-    with pytest.raises(ConversationError, match=message) as caught:
+    with pytest.raises(AnnotationError, match=message) as caught:
         read(tmp_path, content)
     assert "file.json" in str(caught.value)
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
-    with pytest.raises(ConversationError, match="absent.json: cannot be read"):
+    with pytest.raises(AnnotationError, match="absent.json: cannot be read"):
         read_llava(tmp_path / "absent.json")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real videos are not at {REAL}")
 def test_the_real_file():
-    conversations = read_llava(REAL / "llava.json")
-    assert len(conversations) == 12
-    assert sum(len(conversation.turns) for conversation in conversations) == 54
-    assert conversations[0].turns[0] == Turn("What is the child wearing on its face?", "Glasses.")
-    check_videos(conversations, REAL)
+    examples = read_llava(REAL / "llava.json")
+    assert len(examples) == 12
+    assert sum(len(example.turns) for example in examples) == 54
+    assert examples[0].turns[0] == Turn("What is the child wearing on its face?", "Glasses.")
+    check_videos(examples, REAL)

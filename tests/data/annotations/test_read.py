@@ -5,29 +5,29 @@ from pathlib import Path
 import pytest
 
 from rvllm_jax.data.annotations import FORMATS, read
-from rvllm_jax.data.annotations.example import Conversation, ConversationError, Turn
+from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
 
 EXPECTED = {
-    "llava": [Conversation("7", "dir/a.mp4", (Turn("What?", "It."), Turn("Who?", "I.")), "It. I.")],
+    "llava": [Example("7", "dir/a.mp4", (Turn("What?", "It."), Turn("Who?", "I.")), "It. I.")],
     "video_instruct": [
-        Conversation(f"v_k_ZXmr8pmrs:{n}", "v_k_ZXmr8pmrs", (Turn("What?", "It."),), "It.")
+        Example(f"v_k_ZXmr8pmrs:{n}", "v_k_ZXmr8pmrs", (Turn("What?", "It."),), "It.")
         for n in range(2)
     ],
     "zero_shot": [
-        Conversation("q1", "clip", (Turn("who runs ?", "a man", "0"),), "a man"),
-        Conversation("q2", "clip", (Turn("where ?", "outside", "3"),), "outside"),
+        Example("q1", "clip", (Turn("who runs ?", "a man", "0"),), "a man"),
+        Example("q2", "clip", (Turn("where ?", "outside", "3"),), "outside"),
     ],
     "activitynet": [
-        Conversation("v_1QIUV7WYKXg_3", "1QIUV7WYKXg", (Turn("is it", "no", "3"),), "no"),
-        Conversation("v_9eniCub7u60_2", "9eniCub7u60", (Turn("who", "a girl", "8"),), "a girl"),
+        Example("v_1QIUV7WYKXg_3", "1QIUV7WYKXg", (Turn("is it", "no", "3"),), "no"),
+        Example("v_9eniCub7u60_2", "9eniCub7u60", (Turn("who", "a girl", "8"),), "a girl"),
     ],
     "generative": [
-        Conversation("temporal:0", "v_p1QGn0IzfW0", (Turn("Then?", "He.", "temporal"),), "He.")
+        Example("temporal:0", "v_p1QGn0IzfW0", (Turn("Then?", "He.", "temporal"),), "He.")
     ],
     "consistency": [
-        Conversation(
+        Example(
             "consistency:0",
             "v_UZm05CvtxkA",
             (Turn("A?", "C.", "consistency"), Turn("B?", "C.", "consistency")),
@@ -35,17 +35,17 @@ EXPECTED = {
         )
     ],
     "msvd_msrvtt_original": [
-        Conversation("30933", "vid1201", (Turn("who pours?", "someone"),), "someone"),
-        Conversation("0", "vid1", (Turn("what does an animal do?", "chew"),), "chew"),
+        Example("30933", "vid1201", (Turn("who pours?", "someone"),), "someone"),
+        Example("0", "vid1", (Turn("what does an animal do?", "chew"),), "chew"),
     ],
     "tgif": [
-        Conversation(
+        Example(
             "FRAMEQA1159",
             "tumblr_no73_250",
             (Turn('"stop says which ?', "sign", "0"),),
             'a sign says " stop .',
         ),
-        Conversation(
+        Example(
             "FRAMEQA9405", "tumblr_nedt_250", (Turn("how many ?", "two", "1"),), "two men walk ."
         ),
     ],
@@ -63,25 +63,25 @@ BENCHMARKS = {
 def test_every_format_is_read_with_and_without_being_named(format, samples, write):
     paths = write(samples[format])
     found = read(paths)
-    assert found.conversations == EXPECTED[format] == read(paths, format=format).conversations
+    assert found.examples == EXPECTED[format] == read(paths, format=format).examples
     assert found.format == format and not found.set_aside and not found.renamed
     (part,) = found.parts
     assert part.benchmark == BENCHMARKS.get(format, "")
-    assert part.rows == len(part.conversations)
+    assert part.rows == len(part.examples)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_format_that_the_files_are_not_in_is_refused(format, samples, write):
     wrong = "tgif" if format != "tgif" else "llava"
-    with pytest.raises(ConversationError, match=f"has the keys of the format '{format}'.*{wrong}"):
+    with pytest.raises(AnnotationError, match=f"has the keys of the format '{format}'.*{wrong}"):
         read(write(samples[format]), format=wrong)
-    with pytest.raises(ConversationError, match="'csv' is unknown; choose one of llava, "):
+    with pytest.raises(AnnotationError, match="'csv' is unknown; choose one of llava, "):
         read(write(samples[format]), format="csv")
 
 
 def test_the_three_generative_files_may_be_named_by_one_format(samples, write):
     paths = write(samples["consistency"])
-    assert read(paths, format="generative").conversations == EXPECTED["consistency"]
+    assert read(paths, format="generative").examples == EXPECTED["consistency"]
 
 
 def test_msvds_other_names_go_both_ways_and_lie_beside_its_questions(samples, write):
@@ -93,8 +93,8 @@ def test_msvds_other_names_go_both_ways_and_lie_beside_its_questions(samples, wr
 
 def test_msrvtts_own_rows_have_categories_and_name_video_numbers(msrvtt, write):
     found = read(write({"train_qa.json": msrvtt}))
-    assert [c.video for c in found.conversations] == ["video6513", "video0"]
-    assert [c.turns[0].kind for c in found.conversations] == ["14", "0"]
+    assert [c.video for c in found.examples] == ["video6513", "video0"]
+    assert [c.turns[0].kind for c in found.examples] == ["14", "0"]
     assert found.parts[0].benchmark == "msrvtt_qa" and not found.aliases
 
 
@@ -109,7 +109,7 @@ def test_a_pair_that_does_not_fit_is_refused_both_ways(samples, write):
         less = pair | {name: pair[name][:1]}
         left = ({row["question_id"] for row in pair[other]}
                 - {row["question_id"] for row in less[name]}).pop()  # fmt: skip
-        with pytest.raises(ConversationError, match=f"{name}: has no row for 1 of the 2 .*{left}"):
+        with pytest.raises(AnnotationError, match=f"{name}: has no row for 1 of the 2 .*{left}"):
             read(write(less))
 
 
@@ -117,9 +117,7 @@ def test_a_pair_that_does_not_fit_is_refused_both_ways(samples, write):
 def test_a_question_id_twice_is_refused_with_both_places(name, samples, write):
     pair = samples["zero_shot"]
     pair[name] = [*pair[name], pair[name][0]]
-    with pytest.raises(
-        ConversationError, match=f"{name}: record 2: .* is that of .*{name}: rec.* 0"
-    ):
+    with pytest.raises(AnnotationError, match=f"{name}: record 2: .* is that of .*{name}: rec.* 0"):
         read(write(pair))
 
 
@@ -128,7 +126,7 @@ def test_a_question_id_twice_is_refused_with_both_places(name, samples, write):
 )
 def test_a_file_given_twice_is_refused(format, samples, write):
     path = write(samples[format])[0]
-    with pytest.raises(ConversationError, match="given once"):
+    with pytest.raises(AnnotationError, match="given once"):
         read([path, path])
 
 
@@ -143,8 +141,8 @@ def test_two_files_without_ids_of_their_own_go_together(format, samples, write):
         more = [*content, content[0] | dict.fromkeys(content[0].keys() & {"q", "Q"}, "Else?")]
     paths = [write({f"{part}{name}": text})[0] for part, text in (("", content), ("more_", more))]
     found = read(paths)
-    alone = [c.id for c in read(paths[:1]).conversations]
-    ids = [c.id for c in found.conversations]
+    alone = [c.id for c in read(paths[:1]).examples]
+    ids = [c.id for c in found.examples]
     assert ids[: len(alone)] == alone and ids[len(alone)] == f"{alone[0]}#2"
     assert len(set(ids)) == len(ids) == sum(part.rows for part in found.parts)
     assert found.parts[0].rows < found.parts[1].rows or format == "tgif"
@@ -171,7 +169,7 @@ def test_rows_that_cannot_be_used_are_set_aside_with_place_and_reason(samples, w
         "row",
     ]
     found = read(write({"vi.json": rows}))
-    assert [c.id for c in found.conversations] == ["a:0"]
+    assert [c.id for c in found.examples] == ["a:0"]
     reasons = [
         "'q' must be",
         "'a' must be",
@@ -184,14 +182,14 @@ def test_rows_that_cannot_be_used_are_set_aside_with_place_and_reason(samples, w
         found.set_aside.items(), range(1, 7), reasons, strict=True
     ):
         assert f"vi.json: record {position} " in where and word in why and where not in why
-    with pytest.raises(ConversationError, match="none of its 6 rows can be used; the first: .*rec"):
+    with pytest.raises(AnnotationError, match="none of its 6 rows can be used; the first: .*rec"):
         read(write({"vi.json": rows[1:]}))
 
 
 def test_a_short_row_of_a_table_is_set_aside(samples, write):
     table = samples["tgif"]["Test_frameqa_question.csv"] + "tumblr_x\twhat ?\n"
     found = read(write({"t.csv": table}))
-    assert len(found.conversations) == 2 and "record 2" in next(iter(found.set_aside))
+    assert len(found.examples) == 2 and "record 2" in next(iter(found.set_aside))
 
 
 @pytest.mark.parametrize(("old", "new", "fields"), [("how many", "how\tmany", 8),
@@ -202,7 +200,7 @@ def test_a_row_of_a_table_with_a_tab_too_many_or_too_few_is_set_aside(
     """Its question, answer and type would be those of other columns."""
     table = samples["tgif"]["Test_frameqa_question.csv"].replace(old, new)
     found = read(write({"t.csv": table}))
-    assert found.conversations == EXPECTED["tgif"][:1]
+    assert found.examples == EXPECTED["tgif"][:1]
     ((where, why),) = found.set_aside.items()
     assert (
         "record 1" in where and f"{fields} fields between tabs, and the table's head has 7" in why
@@ -215,7 +213,7 @@ def test_mixed_llava_files_keep_what_is_about_videos_and_count_the_rest(samples,
     rows = [record, text, text | {"image": "p.jpg"}, record | {"video": "b.mp4"}, record]
     found = read(write({"m.json": rows}))
     assert list(found.without_video.values()) == ["text alone", "a picture"]
-    assert [(c.id, c.video) for c in found.conversations] == [("7", "dir/a.mp4"), ("7#2", "b.mp4")]
+    assert [(c.id, c.video) for c in found.examples] == [("7", "dir/a.mp4"), ("7#2", "b.mp4")]
     assert list(found.renamed.values()) == ["7#2"]
     ((where, why),) = found.set_aside.items()
     assert "record 4" in where and "repeats" in why and "record 0" in why
@@ -273,4 +271,4 @@ def test_real_rows_are_read_completely(files):
     found = read([REAL / file for file in files])
     (part,) = found.parts
     assert (part.benchmark, part.rows, part.videos) == SAMPLES[files]
-    assert len(part.conversations) == part.rows and not found.set_aside
+    assert len(part.examples) == part.rows and not found.set_aside

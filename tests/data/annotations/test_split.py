@@ -3,7 +3,7 @@
 import pytest
 
 from rvllm_jax.data.annotations import split as splits
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.annotations.published import PUBLISHED
 from rvllm_jax.data.annotations.read import Part
 
@@ -15,9 +15,9 @@ FORMATS = {
 
 def part(benchmark, *ids, name="own.json", rows=None, format=None, videos=1):
     turn = (Turn("Who?", "He."),)
-    conversations = [Conversation(id, f"v{n % videos}", turn, "") for n, id in enumerate(ids)]
+    examples = [Example(id, f"v{n % videos}", turn, "") for n, id in enumerate(ids)]
     format = format or FORMATS.get(benchmark, "llava")
-    return Part((f"/data/test/{name}",), format, benchmark, rows or len(ids), conversations)
+    return Part((f"/data/test/{name}",), format, benchmark, rows or len(ids), examples)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
-"""Conversations tokenized and packed over a store: captions, dialogues, and what is refused."""
+"""Examples tokenized and packed over a store: captions, dialogues, and what is refused."""
 
 import pickle
 
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches import clips, loader
 from rvllm_jax.data.batches.dataset import UNREADABLE, Dataset, PipelineError
 from rvllm_jax.data.batches.packing import PackingError
@@ -15,7 +15,7 @@ from rvllm_jax.data.text import prompt
 from rvllm_jax.types import NO_SLOT, PREFIX
 
 
-def test_a_caption_stands_in_the_video_s_place(make, tk, conversations, template, answers):
+def test_a_caption_stands_in_the_video_s_place(make, tk, examples, template, answers):
     dataset = make(input="caption_in_slot")
     before, after = prompt.prefix_ids(tk, template)
     batches = list(loader.train_batches(dataset, seed=0, batch=2, epochs=1))
@@ -24,59 +24,59 @@ def test_a_caption_stands_in_the_video_s_place(make, tk, conversations, template
         assert batch.frames.shape == (2, 0, 32, 32, 3) and batch.frame_mask.shape == (2, 0)
         assert (batch.slots == NO_SLOT).all()
         for row in np.flatnonzero(batch.examples >= 0):
-            conversation = conversations[batch.examples[row]]
+            example = examples[batch.examples[row]]
             prefix = batch.tokens[row][batch.segments[row] == PREFIX].tolist()
-            assert prefix == before + tk.encode(conversation.caption) + after
+            assert prefix == before + tk.encode(example.caption) + after
             seen.add(int(batch.examples[row]))
     assert seen == set(range(5))
     found = sorted(a for b in batches for a in answers(b))
-    assert found == sorted(f" {t.answer}" for c in conversations for t in c.turns)
+    assert found == sorted(f" {t.answer}" for c in examples for t in c.turns)
 
 
-def test_a_caption_needs_no_store(tk, conversations, layout, template):
-    dataset = Dataset(conversations, None, tk, template, layout, input="caption_in_slot",
+def test_a_caption_needs_no_store(tk, examples, layout, template):
+    dataset = Dataset(examples, None, tk, template, layout, input="caption_in_slot",
                                context=96, max_segments=3, crop=32)  # fmt: skip
     assert len(list(loader.loss_batches(pickle.loads(pickle.dumps(dataset)), batch=4))) == 2
 
 
-def test_turns_of_a_dialogue_can_be_one_segment(make, tk, conversations, template):
+def test_turns_of_a_dialogue_can_be_one_segment(make, tk, examples, template):
     dataset = make(independent_turns=False, context=160)
     batches = list(loader.loss_batches(dataset, batch=1))
     first = next(b for b in batches if b.examples[0] == 1)
-    ids, weights = prompt.segment_ids(tk, template, conversations[1].turns)
+    ids, weights = prompt.segment_ids(tk, template, examples[1].turns)
     own = first.segments[0] == 1
     assert first.segments[0].max() == 1
     assert first.tokens[0][own].tolist() == ids
     assert first.weights[0][own].tolist() == [*weights[1:], 0]
-    assert sum(b.segments[0].max() for b in batches) == len(conversations)
+    assert sum(b.segments[0].max() for b in batches) == len(examples)
 
 
-def test_a_prompt_longer_than_the_context_is_refused_before_training(make, conversations):
-    long = conversations + [Conversation("wordy", "d.mp4", (Turn("Why? " * 99, "So."),), "x")]
+def test_a_prompt_longer_than_the_context_is_refused_before_training(make, examples):
+    long = examples + [Example("wordy", "d.mp4", (Turn("Why? " * 99, "So."),), "x")]
     with pytest.raises(PackingError, match=r"'wordy'.*config\.data\.context = 96: raise"):
         make(long)
 
 
-def test_what_does_not_fit_together_is_refused_by_name(make, conversations):
-    stray = Conversation("stray", "gone.mp4", conversations[0].turns, "x")
+def test_what_does_not_fit_together_is_refused_by_name(make, examples):
+    stray = Example("stray", "gone.mp4", examples[0].turns, "x")
     with pytest.raises(PipelineError, match=r"'stray': video 'gone\.mp4' is not in"):
-        make([*conversations, stray])
+        make([*examples, stray])
     with pytest.raises(PipelineError, match="crop of 40 .*36 x 48.*config.data.crop"):
         make(crop=40)
     with pytest.raises(PipelineError, match="stage.input is 'audio'"):
         make(input="audio")
-    with pytest.raises(PipelineError, match="no conversation is left of 0"):
+    with pytest.raises(PipelineError, match="no example is left of 0"):
         make([])
 
 
-def test_conversations_of_videos_set_aside_are_left_out_by_name(
-    clips_folder, make, tmp_path, conversations, lengths
+def test_examples_of_videos_set_aside_are_left_out_by_name(
+    clips_folder, make, tmp_path, examples, lengths
 ):
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     files = {n: clips_folder.parent / n for n in lengths} | {"broken.mp4": tmp_path / "broken.mp4"}
     write_store(tmp_path / "store", files, short_side=36)
-    lost = Conversation("lost", "broken.mp4", conversations[0].turns, "x")
-    dataset = make([lost, *conversations], store=FrameStore(tmp_path / "store"))
+    lost = Example("lost", "broken.mp4", examples[0].turns, "x")
+    dataset = make([lost, *examples], store=FrameStore(tmp_path / "store"))
     assert list(dataset.left_out) == ["lost"] and "broken.mp4" in dataset.left_out["lost"]
     assert {n for n, _ in dataset.questions} == {1, 2, 3, 4, 5}
     rows = {int(r) for b in loader.loss_batches(dataset, batch=1) for r in b.examples}
@@ -86,7 +86,7 @@ def test_conversations_of_videos_set_aside_are_left_out_by_name(
 @pytest.mark.parametrize("short", clips.SHORT)
 @pytest.mark.parametrize("long", clips.LONG)
 def test_the_prefix_has_the_slots_of_the_frames_that_the_policy_fills(
-    make, conversations, layout, lengths, short, long
+    make, examples, layout, lengths, short, long
 ):
     dataset = make(short=short, long=long)
     batches = [
@@ -97,7 +97,7 @@ def test_the_prefix_has_the_slots_of_the_frames_that_the_policy_fills(
     for batch in batches:
         slots = batch.slots[0][batch.slots[0] != NO_SLOT]
         assert slots.tolist() == layout.filled(int(batch.frame_mask.sum())).tolist()
-        filled[conversations[batch.examples[0]].video] = int(batch.frame_mask.sum())
+        filled[examples[batch.examples[0]].video] = int(batch.frame_mask.sum())
     b = 3 if short == "pad" else 4  # 5 frames hold 3, two apart
     assert filled == {"a.mp4": 4, "b.mp4": b, "c.mp4": 4, "d.mp4": 4}
 
@@ -117,11 +117,11 @@ def test_short_videos_are_padded_and_nothing_is_mirrored_unless_told_otherwise(m
     assert same > 5 and mirrored > 5
 
 
-def test_every_test_clip_of_a_video_can_be_loaded(make, lengths, conversations):
+def test_every_test_clip_of_a_video_can_be_loaded(make, lengths, examples):
     for test_clips, distinct in (("25x1", {"a.mp4": 24, "b.mp4": 1}), ("5x5", {"a.mp4": 25})):
         dataset = make(test_clips=test_clips)
         for clip, number in enumerate(dataset.clips):
-            name = conversations[number].video
+            name = examples[number].video
             views = dataset.views(clip)
             assert sum(view.count for view in views) == 25
             assert len(views) == distinct.get(name, len(views))

@@ -25,12 +25,12 @@ def _equal(ours, theirs):
             assert a.dtype == b.dtype and a.shape == b.shape and (a == b).all(), field
 
 
-def test_an_epoch_uses_every_pair_once(make, conversations, answers):
+def test_an_epoch_uses_every_pair_once(make, examples, answers):
     dataset = make()
     steps = dataset.steps_per_epoch(2)
     batches = list(loader.train_batches(dataset, seed=5, batch=2, epochs=3))
     assert len(batches) == 3 * steps == dataset.num_steps(3, 2)
-    expected = sorted(f" {t.answer}" for c in conversations for t in c.turns)
+    expected = sorted(f" {t.answer}" for c in examples for t in c.turns)
     orders = []
     for epoch in range(3):
         found = [a for b in batches[epoch * steps :][:steps] for a in answers(b)]
@@ -50,13 +50,13 @@ def test_shapes_and_types_are_those_of_the_batch(make):
     assert batch.examples.dtype == batch.errors.dtype == np.int32
 
 
-def test_rows_hold_the_video_s_slots_and_its_conversations_alone(
-    make, conversations, lengths, layout, answers
+def test_rows_hold_the_video_s_slots_and_its_examples_alone(
+    make, examples, lengths, layout, answers
 ):
     dataset, seen = make(), collections.Counter()
     for batch in loader.loss_batches(dataset, batch=1):
         number, prefix = int(batch.examples[0]), batch.segments[0] == PREFIX
-        name = conversations[number].video[0]
+        name = examples[number].video[0]
         frames = int(batch.frame_mask.sum())
         assert frames == min(4, -(-lengths[f"{name}.mp4"] // 2))
         slots = batch.slots[0][batch.slots[0] != NO_SLOT]
@@ -158,13 +158,13 @@ def test_a_damaged_record_empties_its_row_and_says_so(clips_folder, make, tmp_pa
     assert [dataset.questions[i] for i in lost] == [(2, 0)]
 
 
-def test_every_question_is_asked_once_in_groups_of_its_video(make, tk, conversations, template):
+def test_every_question_is_asked_once_in_groups_of_its_video(make, tk, examples, template):
     dataset = make()
     batches = list(loader.eval_batches(dataset, batch=4, max_questions=3))
     ids = np.concatenate([b.ids for b in batches])
     assert sorted(ids[ids >= 0]) == list(range(len(dataset.questions)))
     assert sorted(dataset.questions) == [
-        (n, t) for n, c in enumerate(conversations) for t in range(len(c.turns))
+        (n, t) for n, c in enumerate(examples) for t in range(len(c.turns))
     ]
     assert ids.shape == (8, 3) and (ids >= 0).sum(1).tolist() == [3, 3, 3, 1, 3, 2, 0, 0]
     for batch in batches:
@@ -174,8 +174,8 @@ def test_every_question_is_asked_once_in_groups_of_its_video(make, tk, conversat
             if number < 0:
                 assert not batch.question_mask[place].any()
                 continue
-            conversation, turn = dataset.questions[number]
-            question = conversations[conversation].turns[turn].question
+            example, turn = dataset.questions[number]
+            question = examples[example].turns[turn].question
             asked = batch.question_tokens[place][batch.question_mask[place]].tolist()
             assert asked == prompt.question_ids(tk, template, question)
             assert not np.diff(batch.question_mask[place].astype(int)).max(initial=-1) > 0
@@ -186,8 +186,8 @@ def test_the_prefix_asked_behind_is_the_prefix_trained_on(make):
     dataset = make()
     trained = {int(b.examples[0]): b for b in loader.loss_batches(dataset, batch=1)}
     for batch in loader.eval_batches(dataset, batch=1, max_questions=3):
-        conversation = dataset.questions[batch.ids[0, 0]][0]
-        other, real = trained[conversation], batch.segments[0] == PREFIX
+        example = dataset.questions[batch.ids[0, 0]][0]
+        other, real = trained[example], batch.segments[0] == PREFIX
         for field in ("tokens", "slots", "positions"):
             ours, theirs = getattr(batch, field)[0], getattr(other, field)[0]
             assert (ours[real] == theirs[other.segments[0] == PREFIX]).all()
@@ -214,9 +214,7 @@ def test_permuting_shuffles_the_real_frames_alone(make):
     assert moved >= 3
 
 
-def test_a_question_can_be_asked_about_another_video(
-    make, clips_folder, conversations, lengths, layout
-):
+def test_a_question_can_be_asked_about_another_video(make, clips_folder, examples, lengths, layout):
     dataset, store = make(), FrameStore(clips_folder)
     sizes = {"frames": 4, "step": 2, "crop": 32, "rng": None}
     clips = {name: load_clip(store, name, **sizes)[0].tobytes() for name in lengths}
@@ -228,7 +226,7 @@ def test_a_question_can_be_asked_about_another_video(
         shown |= {int(number): video for number in batch.ids[0] if number >= 0}
         slots = batch.slots[0][batch.slots[0] != NO_SLOT]
         assert slots.tolist() == layout.filled(int(batch.frame_mask.sum())).tolist()
-    clip_names = [conversations[number].video for number in dataset.clips]
+    clip_names = [examples[number].video for number in dataset.clips]
     assert [shown[number] for number in range(len(about))] == [clip_names[c] for c in about]
 
 
@@ -238,7 +236,7 @@ def test_the_length_of_a_stream_is_given_in_one_way(make):
             loader.train_batches(make(), seed=0, batch=1, **both)
 
 
-def test_every_question_is_asked_about_every_test_clip(make, conversations):
+def test_every_question_is_asked_about_every_test_clip(make, examples):
     dataset = make(test_clips="5x5")
     batches = list(loader.eval_batches(dataset, batch=4, max_questions=2, test_clips=True))
     asked = np.zeros(len(dataset.questions), int)

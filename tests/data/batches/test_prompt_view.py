@@ -15,10 +15,10 @@ def runs(shown: str, sign: str) -> list[str]:
 
 
 @pytest.mark.parametrize("independent", [True, False])
-def test_questions_are_masked_and_answers_are_learned(make, tk, conversations, layout, independent):
-    made = make(conversations[1:2], independent_turns=independent, context=160)
+def test_questions_are_masked_and_answers_are_learned(make, tk, examples, layout, independent):
+    made = make(examples[1:2], independent_turns=independent, context=160)
     shown = prompt_view.show_rows(made, tk, rows=1)
-    turns = conversations[1].turns
+    turns = examples[1].turns
     assert runs(shown, "=") == [f" {turn.answer}</s>" for turn in turns]
     assert runs(shown, ".") == ["<s>", "\n", *(turn.question for turn in turns)]
     assert f"<{len(layout.filled(3))} visual tokens>" in shown

@@ -1,4 +1,4 @@
-"""Annotations and videos in, conversations and their frame store out."""
+"""Annotations and videos in, examples and their frame store out."""
 
 import json
 import shutil
@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.batches.source import SourceError, open_data
-from rvllm_jax.data.prepare.run import Options, prepare
+from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.video import encode
 
@@ -17,8 +17,8 @@ OPTIONS = dict(stride=1, short_side=16, encoding="raw", frames_per_record=4, wor
 
 def _record(name: str) -> dict:
     turns = [("human", "<video>\nWhich video is this?"), ("gpt", name)]
-    conversations = [{"from": who, "value": value} for who, value in turns]
-    return {"id": f"about {name}", "video": f"{name}.mp4", "conversations": conversations}
+    messages = [{"from": who, "value": value} for who, value in turns]
+    return {"id": f"about {name}", "video": f"{name}.mp4", "conversations": messages}
 
 
 @pytest.fixture
@@ -75,7 +75,8 @@ def test_more_than_the_allowed_share_is_refused(opened):
 
 
 def test_a_split_of_which_nothing_is_left_is_refused(opened):
-    with pytest.raises(SourceError, match=r"spoilt\.json: none of its 1 conv.*bad\.mp4.*Replace"):
+    message = r"spoilt\.json: none of its 1 examples.*bad\.mp4.*Replace"
+    with pytest.raises(SourceError, match=message):
         opened(validation="spoilt")
 
 
@@ -107,9 +108,9 @@ def test_a_video_that_was_replaced_is_decoded_again(opened, folder):
 
 def test_annotations_that_cannot_be_used_are_refused_before_anything_is_decoded(opened, folder):
     (folder / "lost.json").write_text(json.dumps([_record("lost")]))
-    with pytest.raises(ConversationError, match="'about lost' names 'lost.mp4'"):
+    with pytest.raises(AnnotationError, match="'about lost' names 'lost.mp4'"):
         opened(validation="lost")
-    with pytest.raises(ConversationError, match="absent.json"):
+    with pytest.raises(AnnotationError, match="absent.json"):
         opened(validation="absent")
     assert not opened.worked and not (folder / "root").exists()
 
@@ -117,7 +118,7 @@ def test_annotations_that_cannot_be_used_are_refused_before_anything_is_decoded(
 @pytest.fixture
 def prepared(folder):
     """A prepared folder with the splits train and test; the videos are gone."""
-    options = Options(**{k: v for k, v in OPTIONS.items() if k != "workers"}, interval=2)
+    options = PrepareOptions(**{k: v for k, v in OPTIONS.items() if k != "workers"}, interval=2)
     for split in ("train", "test"):
         found = prepare(
             folder / "videos", [folder / f"{split}.json"], folder / "out", split=split,
@@ -144,7 +145,7 @@ def test_a_prepared_folder_needs_no_videos_and_tells_where_it_comes_from(prepare
     assert list(train["set_aside"]) == ["bad.mp4"] and "files" not in train
 
 
-def test_conversations_about_videos_that_were_set_aside_are_left_out(prepared, folder):
+def test_examples_about_videos_that_were_set_aside_are_left_out(prepared, folder):
     own = {"train": str(folder / "train.json"), "test": ""}
     with pytest.raises(FrameStoreError, match="1 of 3 videos do not decode"):
         _open_prepared(prepared, annotations=own, max_bad=0.3)

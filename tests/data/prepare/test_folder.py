@@ -9,12 +9,12 @@ import pytest
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare import run
 from rvllm_jax.data.prepare.findings import DONE, TOO_MANY_BAD
-from rvllm_jax.data.prepare.run import Options, PreparationError, prepare
+from rvllm_jax.data.prepare.run import PreparationError, PrepareOptions, prepare
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.system.lock import locked
 
-OPTIONS = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+OPTIONS = PrepareOptions(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
 HOW = dict(options=OPTIONS, thumbnails=1, say=lambda line: None)
 
 

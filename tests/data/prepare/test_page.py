@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.prepare.charts import clock, size
-from rvllm_jax.data.prepare.run import Options, prepare
+from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.data.video import encode
 
 EVIL = "<script>alert(1)</script>"
@@ -42,7 +42,7 @@ def page(tmp_path_factory):
     (folder / "rows.json").write_text(json.dumps(rows))
     prepare(
         folder, [folder / "rows.json"], folder / "out", split="train", check=True,
-        options=Options(short_side=16), say=lambda line: None,
+        options=PrepareOptions(short_side=16), say=lambda line: None,
     )  # fmt: skip
     return Page((folder / "out" / "report.html").read_text())
 

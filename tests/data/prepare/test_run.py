@@ -10,11 +10,11 @@ import pytest
 
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.findings import DONE, PARTIAL, TOO_MANY_BAD
-from rvllm_jax.data.prepare.run import Options, PreparationError, prepare
+from rvllm_jax.data.prepare.run import PreparationError, PrepareOptions, prepare
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
 
-OPTIONS = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+OPTIONS = PrepareOptions(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
 
 
 def _rows(*names, first=0):
@@ -31,14 +31,14 @@ def shards(folder) -> dict[str, bytes]:
     }
 
 
-def test_a_prepared_folder_holds_conversations_frames_and_a_report_of_both(prepared, place):
+def test_a_prepared_folder_holds_examples_frames_and_a_report_of_both(prepared, place):
     told = []
     found = prepared(_rows("a", "b", "c", "b"), say=told.append)
     assert (found.code, found.verdict) == (DONE, "ready to train from")
     out = place / "out"
-    conversations = read_llava(out / "train.json")
-    assert [c.video for c in conversations] == ["a.mp4", "part/b.mp4", "c.mp4", "part/b.mp4"]
-    assert conversations[0].turns[0].answer == "It is a."
+    examples = read_llava(out / "train.json")
+    assert [c.video for c in examples] == ["a.mp4", "part/b.mp4", "c.mp4", "part/b.mp4"]
+    assert examples[0].turns[0].answer == "It is a."
     store = FrameStore(out / "frames")
     assert sorted(store.entries) == ["a.mp4", "c.mp4", "part/b.mp4"]
     assert store.read("c.mp4", np.array([0]))[0].mean() == pytest.approx(120, abs=3)
@@ -174,9 +174,9 @@ def test_questions_of_another_split_are_refused_by_their_numbers(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(options=Options(stride=4)), "--stride=4 must divide --interval=6"),
-        (dict(options=Options(short_side=0)), "--short_side=0: expected"),
-        (dict(options=Options(encoding="png")), "--encoding=png"),
+        (dict(options=PrepareOptions(stride=4)), "--stride=4 must divide --interval=6"),
+        (dict(options=PrepareOptions(short_side=0)), "--short_side=0: expected"),
+        (dict(options=PrepareOptions(encoding="png")), "--encoding=png"),
         (dict(split="val"), "--split=val: expected validation"),
         (dict(split="../x"), "expected train, validation or test"),
         (dict(split="report"), "expected train"),

@@ -7,7 +7,7 @@ import pytest
 
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.findings import DONE
-from rvllm_jax.data.prepare.run import Options, PreparationError, prepare
+from rvllm_jax.data.prepare.run import PreparationError, PrepareOptions, prepare
 from rvllm_jax.data.store.reader import FrameStore
 
 
@@ -35,9 +35,9 @@ def test_several_splits_share_one_folder_and_keep_each_others_videos(prepared, p
     report = json.loads((out / "report.json").read_text())
     assert list(report["videos"]) == ["c.mp4", "part/b.mp4"] == list(report["notes"])
     for split, expected in (("train", 2), ("validation", 2)):
-        conversations = read_llava(out / f"{split}.json")
-        assert len(conversations) == expected
-        assert all(c.video in store.entries for c in conversations)
+        examples = read_llava(out / f"{split}.json")
+        assert len(examples) == expected
+        assert all(c.video in store.entries for c in examples)
     index = (out / "frames" / "index.json").stat().st_mtime_ns
     assert prepared(_rows("a", "b")).code == DONE
     assert (out / "frames" / "index.json").stat().st_mtime_ns == index  # nothing was redone
@@ -79,7 +79,7 @@ def test_frames_stay_until_those_that_replace_them_are_whole(prepared, place, mo
 
 def test_a_split_that_would_spoil_another_is_refused(prepared, place, write_grey):
     prepared(_rows("a"))
-    other = Options(stride=4, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+    other = PrepareOptions(stride=4, short_side=16, encoding="raw", frames_per_record=4, interval=4)
     with pytest.raises(PreparationError, match="split train is stored with .*'stride': 2.*own"):
         prepared(_rows("b"), split="test", options=other)
     (place / "videos" / "a.mp4").rename(place / "a.mp4")
@@ -89,7 +89,9 @@ def test_a_split_that_would_spoil_another_is_refused(prepared, place, write_grey
     write_grey(place / "elsewhere" / "a.mp4")
     (place / "e.json").write_text(json.dumps(_rows("a")))
     with pytest.raises(PreparationError, match="split train has another video 'a.mp4'"):
-        options = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+        options = PrepareOptions(
+            stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4
+        )
         prepare(
             place / "elsewhere", [place / "e.json"], place / "out", split="test", options=options
         )
@@ -110,7 +112,9 @@ def test_a_part_of_a_split_under_the_name_of_another(place, write_grey):
     write_grey(place / "videos" / "v_aaaaaaaaaaa.mp4")
 
     def of(paths, split, **more):
-        options = Options(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+        options = PrepareOptions(
+            stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4
+        )
         how = dict(options=options, allow_partial=True, say=lambda line: None) | more
         return prepare(place / "videos", paths, place / "out", split=split, **how)
 

@@ -7,18 +7,18 @@ import json
 import pytest
 import tokenizers
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import PipelineError
 from rvllm_jax.data.text import prompt, tokenizer
 
 TURNS = (Turn("What colour is it?", "Red."), Turn("Why {is} it %s?", "Paint </s>."))
-CONVERSATION = Conversation("c", "c.mp4", TURNS, "A red thing.")
+EXAMPLE = Example("c", "c.mp4", TURNS, "A red thing.")
 
 
 @pytest.fixture(scope="module")
 def tk(tmp_path_factory):
     """A tokenizer that knows the special tokens of every template."""
-    texts = [list(prompt.texts(each, [CONVERSATION])) for each in prompt.TEMPLATES.values()]
+    texts = [list(prompt.texts(each, [EXAMPLE])) for each in prompt.TEMPLATES.values()]
     trained = tokenizer.train(sum(texts, []) * 3, 700)
     folder = tmp_path_factory.mktemp("tokenizer")
     trained.save(folder)
@@ -139,10 +139,10 @@ def test_a_turn_that_would_teach_nothing_is_refused(tk, turn, says):
             prompt.segment_ids(tk, prompt.TEMPLATES[name], [turn])
 
 
-def test_a_dataset_names_the_conversation_that_would_teach_nothing(make, conversations):
-    lost = Conversation("lost", "a.mp4", (Turn("What?", "Red."), Turn("Why?", "")), "x")
+def test_a_dataset_names_the_example_that_would_teach_nothing(make, examples):
+    lost = Example("lost", "a.mp4", (Turn("What?", "Red."), Turn("Why?", "")), "x")
     with pytest.raises(PipelineError, match=r"'lost': turn 1, 'Why\?': the answer ''"):
-        make([*conversations, lost])
+        make([*examples, lost])
 
 
 def test_a_template_that_the_tokenizer_cannot_spell_is_refused(tk):

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 from rvllm_jax.data import annotations
 from rvllm_jax.data import tfds as builders
-from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.shapes import build as shapes
 from rvllm_jax.data.tfds.built import read_built
 
@@ -35,12 +35,12 @@ def build(name: str, data_dir: Path, manual_dir: Path | None = None, **options):
 @pytest.mark.parametrize("name", SPLITS)
 def test_real_rows_come_back_in_order_from_a_dataset_that_says_it_is_a_part(name, tmp_path):
     folder, split, files = SPLITS[name]
-    with pytest.raises(ConversationError, match=f"build {name}/partial"):
+    with pytest.raises(AnnotationError, match=f"build {name}/partial"):
         build(name, tmp_path, SAMPLES / folder)
     builder = build(f"{name}/partial", tmp_path, SAMPLES / folder)
-    rows = annotations.read([SAMPLES / folder / file for file in files]).conversations
+    rows = annotations.read([SAMPLES / folder / file for file in files]).examples
     built = read_built(builder.data_dir, split)
-    assert built.conversations == rows
+    assert built.examples == rows
     provenance = built.provenance
     assert provenance["dataset"] == f"{name}/partial/1.0.0" and provenance["split"] == split
     assert f"{len(rows):,} of" in provenance["partial"]
@@ -68,8 +68,8 @@ def test_any_file_name_and_several_turns_come_back(tmp_path):
     record = {"id": 7, "video": "a é.mp4", "caption": "Both.", "conversations": messages}
     (tmp_path / "validation.json").write_text(json.dumps([record]))
     builder = build("llava_videos", tmp_path / "data", tmp_path)
-    (only,) = read_built(builder.data_dir, "validation").conversations
-    (read,) = annotations.read([tmp_path / "validation.json"]).conversations
+    (only,) = read_built(builder.data_dir, "validation").examples
+    (read,) = annotations.read([tmp_path / "validation.json"]).examples
     assert only == read and [turn.kind for turn in only.turns] == ["form", ""]
     example = next(builder._generate_examples([read.__class__(read.id, name, read.turns, "")]))
     assert example[1]["video"] == b"caf\xe9 \xc3\xa9.mp4"
@@ -81,13 +81,13 @@ def test_shapes_are_those_of_the_embedded_dataset(tmp_path, monkeypatch):
     builder = build("shapes", tmp_path / "data")
     paths = shapes.build(tmp_path / "shapes", sizes=sizes)
     for split, path in paths.items():
-        rows = annotations.read([path]).conversations
-        assert read_built(builder.data_dir, split).conversations == rows
+        rows = annotations.read([path]).examples
+        assert read_built(builder.data_dir, split).examples == rows
 
 
 def test_no_part_is_built_that_does_not_say_so(published, tmp_path):
     folder = published("video_text_generation/temporal", 499, 499)
-    with pytest.raises(ConversationError, match="max_examples_per_split"):
+    with pytest.raises(AnnotationError, match="max_examples_per_split"):
         build("video_text_generation", tmp_path / "data", folder, max_examples_per_split=10)
     assert not list((tmp_path / "data").rglob("*record*"))
 
@@ -95,7 +95,7 @@ def test_no_part_is_built_that_does_not_say_so(published, tmp_path):
 def test_a_refused_build_leaves_no_dataset(published, tmp_path):
     published("video_text_generation/generic", 1_996, 499)
     folder = published("video_text_generation/temporal", 10, 10)
-    with pytest.raises(ConversationError, match="10 of 499"):
+    with pytest.raises(AnnotationError, match="10 of 499"):
         build("video_text_generation", tmp_path / "data", folder)
     assert not list((tmp_path / "data").rglob("*record*"))
 
@@ -104,9 +104,9 @@ def test_a_split_that_is_not_there_and_a_folder_of_something_else_are_refused(pu
     folder = published("video_text_generation/temporal", 499, 499)
     builder = build("video_text_generation", tmp_path / "data", folder)
     for split in ("test", "temporal[:5]"):
-        with pytest.raises(ConversationError, match="has the splits temporal, none is called"):
+        with pytest.raises(AnnotationError, match="has the splits temporal, none is called"):
             read_built(builder.data_dir, split)
-    with pytest.raises(ConversationError, match="holds no built dataset"):
+    with pytest.raises(AnnotationError, match="holds no built dataset"):
         read_built(tmp_path, "temporal")
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rvllm_jax.data import tfds
-from rvllm_jax.data.annotations.example import ConversationError
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.tfds.splits import read_splits
@@ -38,20 +38,20 @@ def test_the_published_split_is_whole_and_called_what_it_is(dataset, published):
     assert only[0] == split, "the files are called test"
     facts = only[1].facts
     assert (facts["questions"], facts["videos"], facts["partial"]) == (questions, videos, "")
-    assert facts["published"]["questions"] == len(only[1].conversations) == questions
+    assert facts["published"]["questions"] == len(only[1].examples) == questions
 
 
 @pytest.mark.parametrize("dataset", PUBLISHED)
 def test_one_question_less_is_a_part_and_one_more_is_another_split(dataset, published):
     split, questions, videos = PUBLISHED[dataset]
     folder = published(dataset, questions - 1, videos)
-    with pytest.raises(ConversationError, match=f"{questions - 1:,} of {questions:,} questions"):
+    with pytest.raises(AnnotationError, match=f"{questions - 1:,} of {questions:,} questions"):
         read(dataset, folder)
     facts = read(dataset, folder, allow_partial=True)[split].facts
     assert f"{questions - 1:,} of {questions:,} questions" in facts["partial"]
     folder = published(dataset, questions + 1, videos)
     if dataset not in ("msvd_qa", "msrvtt_qa"):  # there the number is that of a test question
-        with pytest.raises(ConversationError, match=rf"{questions + 1:,} questions.*{split!r} has"):
+        with pytest.raises(AnnotationError, match=rf"{questions + 1:,} questions.*{split!r} has"):
             read(dataset, folder, allow_partial=True)
 
 
@@ -59,7 +59,7 @@ def test_one_question_less_is_a_part_and_one_more_is_another_split(dataset, publ
 def test_questions_on_fewer_videos_are_a_part(dataset, published):
     _, questions, videos = PUBLISHED[dataset]
     folder = published(dataset, questions, videos - 1)
-    with pytest.raises(ConversationError, match=f"{videos - 1:,} of {videos:,} videos.*partial"):
+    with pytest.raises(AnnotationError, match=f"{videos - 1:,} of {videos:,} videos.*partial"):
         read(dataset, folder)
 
 
@@ -82,9 +82,9 @@ def test_a_pair_belongs_to_the_split_of_its_question_numbers(dataset, starts, pa
         strange = write(*range(starts["validation"], starts["validation"] + 3), "x")
         assert list(read(dataset, strange, allow_partial=True)) == ["validation"]
     for start in (starts["validation"], starts["test"]):
-        with pytest.raises(ConversationError, match=f"{start - 1} to {start}, which is no one"):
+        with pytest.raises(AnnotationError, match=f"{start - 1} to {start}, which is no one"):
             read(dataset, write(start, start - 1), allow_partial=True)
-    with pytest.raises(ConversationError, match="which is no one split"):
+    with pytest.raises(AnnotationError, match="which is no one split"):
         read(dataset, write(1_000_000), allow_partial=True)
 
 
@@ -92,7 +92,7 @@ def test_two_files_of_one_split_are_refused(pair):
     pair("val", ["video6513"], ["158581"])
     folder = pair("test", ["video6514"], ["158582"])
     message = "test_q.json, test_a.json and val_q.json, val_a.json.*'validation'"
-    with pytest.raises(ConversationError, match=message):
+    with pytest.raises(AnnotationError, match=message):
         read("msrvtt_qa", folder, allow_partial=True)
 
 
@@ -105,28 +105,26 @@ def test_an_original_file_is_of_the_split_it_is_called(tmp_path):
     assert list(read("msrvtt_qa", tmp_path, allow_partial=True)) == ["test"]
     (tmp_path / "test_qa.json").unlink()
     write("train_qa.json", 158_581)
-    with pytest.raises(
-        ConversationError, match="split train, but the .* numbers are .* validation"
-    ):
+    with pytest.raises(AnnotationError, match="split train, but the .* numbers are .* validation"):
         read("msrvtt_qa", tmp_path, allow_partial=True)
     write("train_qa.json", 10**9)
-    with pytest.raises(ConversationError, match="which is no one split"):
+    with pytest.raises(AnnotationError, match="which is no one split"):
         read("msrvtt_qa", tmp_path, allow_partial=True)
 
 
 def test_files_of_another_dataset_or_format_are_refused(published, pair, tmp_path):
     folder = published("activitynet_qa", 10, 2)
-    with pytest.raises(ConversationError, match="expected msvd_qa .*are activitynet"):
+    with pytest.raises(AnnotationError, match="expected msvd_qa .*are activitynet"):
         read("msvd_qa", folder, allow_partial=True)
     folder = published("msvd_qa", 10, 2)
-    with pytest.raises(ConversationError, match="expected msrvtt_qa .*are zero_shot, of msvd_qa"):
+    with pytest.raises(AnnotationError, match="expected msrvtt_qa .*are zero_shot, of msvd_qa"):
         read("msrvtt_qa", folder, allow_partial=True)
     folder = pair("test", ["my own"], ["first"])
-    with pytest.raises(ConversationError, match="expected msrvtt_qa .*are zero_shot, of "):
+    with pytest.raises(AnnotationError, match="expected msrvtt_qa .*are zero_shot, of "):
         read("msrvtt_qa", folder, allow_partial=True)
     rows = [{"q": "What?", "a": "That.", "video_id": "v"}]
     (tmp_path / "train.json").write_text(json.dumps(rows))
-    with pytest.raises(ConversationError, match="expected llava_videos .*are video_instruct"):
+    with pytest.raises(AnnotationError, match="expected llava_videos .*are video_instruct"):
         read("llava_videos", tmp_path)
 
 
@@ -135,7 +133,7 @@ def test_an_empty_folder_says_what_belongs_there(dataset, tmp_path):
     source = SOURCES[dataset]
     (tmp_path / "other.json").write_text("[]")
     for alternatives in source.files.values():
-        with pytest.raises(ConversationError, match=f"no annotations of {dataset}") as caught:
+        with pytest.raises(AnnotationError, match=f"no annotations of {dataset}") as caught:
             read(dataset, tmp_path)
         assert all(" + ".join(names) in str(caught.value) for names in alternatives)
 
@@ -159,7 +157,7 @@ def test_broken_rows_make_a_part_where_no_count_is_published(tmp_path):
     rows = [{"q": f"What {n}?", "a": "That." * (n > 0), "video_id": "v"} for n in range(3)]
     (tmp_path / "VideoInstruct100K.json").write_text(json.dumps(rows))
     lack = "video_instruct_100k train: 2 of 3 rows"
-    with pytest.raises(ConversationError, match=rf"only {lack} \(1 rows .*record 0 .*'a' must"):
+    with pytest.raises(AnnotationError, match=rf"only {lack} \(1 rows .*record 0 .*'a' must"):
         read("video_instruct_100k", tmp_path)
     facts = read("video_instruct_100k", tmp_path, allow_partial=True)["train"].facts
     assert (facts["questions"], facts["partial"]) == (2, lack)
@@ -168,7 +166,7 @@ def test_broken_rows_make_a_part_where_no_count_is_published(tmp_path):
 def test_half_a_pair_is_refused(pair):
     folder = pair("test", ["video6513"], ["158581"])
     (folder / "test_a.json").unlink()
-    with pytest.raises(ConversationError, match="test_a.json: cannot be read"):
+    with pytest.raises(AnnotationError, match="test_a.json: cannot be read"):
         read("msrvtt_qa", folder, allow_partial=True)
 
 
@@ -189,7 +187,7 @@ def llava(folder, names):
 def test_videos_get_the_names_of_the_store_beside_them(with_store):
     llava(with_store, ["AAAAAAAAAAA", "v_AAAAAAAAAAA", "v7", "sub/v7.mp4"])
     split = read("llava_videos", with_store)["train"]
-    assert [c.video for c in split.conversations] == [
+    assert [c.video for c in split.examples] == [
         *(["v_AAAAAAAAAAA.mp4"] * 2),
         *(["sub/v7.mp4"] * 2),
     ]
@@ -198,10 +196,10 @@ def test_videos_get_the_names_of_the_store_beside_them(with_store):
 
 def test_videos_that_are_not_stored_make_a_part(with_store):
     llava(with_store, ["v7", "bad.mp4", "gone"])
-    with pytest.raises(ConversationError, match="2 of 3 are about videos that are not stored"):
+    with pytest.raises(AnnotationError, match="2 of 3 are about videos that are not stored"):
         read("llava_videos", with_store)
     split = read("llava_videos", with_store, allow_partial=True)["train"]
-    assert [c.video for c in split.conversations] == ["sub/v7.mp4"]
+    assert [c.video for c in split.examples] == ["sub/v7.mp4"]
     assert "2 of 3" in split.facts["partial"]
 
 
@@ -209,7 +207,7 @@ def test_what_a_preparation_recorded_as_a_part_stays_one(with_store):
     llava(with_store, ["v7"])
     lacks = {"partial": ["msvd_qa validation: 1 of 6,415 questions"]}
     (with_store / "train.info.json").write_text(json.dumps(lacks))
-    with pytest.raises(ConversationError, match="only msvd_qa validation: 1 of 6,415"):
+    with pytest.raises(AnnotationError, match="only msvd_qa validation: 1 of 6,415"):
         read("llava_videos", with_store)
     split = read("llava_videos", with_store, allow_partial=True)["train"]
     assert split.facts["partial"] == lacks["partial"][0]

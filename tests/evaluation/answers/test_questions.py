@@ -1,18 +1,18 @@
 import pytest
 
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.evaluation.answers.questions import EvaluationError, fingerprint, questions_of
 
 
-def conversation(id, *turns, video="v"):
-    return Conversation(id, video, tuple(turns), "c")
+def example(id, *turns, video="v"):
+    return Example(id, video, tuple(turns), "c")
 
 
 def test_every_turn_has_an_id_and_lost_ones_a_reason():
     found = questions_of(
         "own",
-        [conversation("a", Turn("1?", "x")), conversation("b", Turn("2?", "x"), Turn("3?", "x"))],
-        [conversation("c", Turn("4?", "x"), video="w"), conversation("d", Turn("5?", "x"))],
+        [example("a", Turn("1?", "x")), example("b", Turn("2?", "x"), Turn("3?", "x"))],
+        [example("c", Turn("4?", "x"), video="w"), example("d", Turn("5?", "x"))],
         {"w": "does not decode: cut"},
     )
     assert [(q.id, q.failed) for q in found] == [
@@ -23,24 +23,24 @@ def test_every_turn_has_an_id_and_lost_ones_a_reason():
 
 def test_text_generation_says_by_what_it_is_judged():
     turn = Turn("q?", "x", "consistency")
-    kinds = [conversation(kind, Turn("?", "x", kind)) for kind in ("generic", "temporal")]
-    pair = conversation("consistency:5", turn, Turn("r?", "x", "consistency"))
+    kinds = [example(kind, Turn("?", "x", kind)) for kind in ("generic", "temporal")]
+    pair = example("consistency:5", turn, Turn("r?", "x", "consistency"))
     found = questions_of("video_text_generation", [*kinds, pair])
     assert [q.criteria for q in found] == [("CI", "DO", "CU"), ("TU",), ("C",), ("C",)]
     assert [q.pair for q in found] == ["", "", "consistency:5", "consistency:5"]
     with pytest.raises(EvaluationError, match="'e' has the type 'colour'"):
-        questions_of("video_text_generation", [conversation("e", Turn("?", "x", "colour"))])
+        questions_of("video_text_generation", [example("e", Turn("?", "x", "colour"))])
 
 
 def test_an_id_that_comes_twice_is_refused():
     turns = Turn("1?", "x"), Turn("2?", "x")
     with pytest.raises(EvaluationError, match="1 question ids come twice: a/1"):
-        questions_of("own", [conversation("a", *turns), conversation("a/1", turns[0])])
+        questions_of("own", [example("a", *turns), example("a/1", turns[0])])
 
 
 def test_the_fingerprint_changes_with_questions_truths_order_and_files():
-    found = questions_of("own", [conversation("a", Turn("1?", "x"), Turn("2?", "y"))])
-    other = questions_of("own", [conversation("a", Turn("1?", "x"), Turn("2?", "z"))])
+    found = questions_of("own", [example("a", Turn("1?", "x"), Turn("2?", "y"))])
+    other = questions_of("own", [example("a", Turn("1?", "x"), Turn("2?", "z"))])
     names = {
         fingerprint(found, {"v": 1}), fingerprint(found, {"v": 2}), fingerprint(other, {"v": 1}),
         fingerprint(found[::-1], {"v": 1}),

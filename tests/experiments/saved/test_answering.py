@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.check import ConfigError
-from rvllm_jax.data.annotations.example import Conversation, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
@@ -43,7 +43,7 @@ def prepared(talker, answerer, tmp_path_factory):
     write_store(folder, {name: talker / "videos" / name for name in names}, **options)
     turns = tuple(Turn(question, "left") for question in QUESTIONS)
     return Dataset(
-        [Conversation(name, name, turns, "left") for name in names],
+        [Example(name, name, turns, "left") for name in names],
         FrameStore(folder),
         answerer.described.tokenizer,
         answerer.described.template,
