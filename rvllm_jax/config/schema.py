@@ -5,6 +5,8 @@ import functools
 from pathlib import Path
 
 from rvllm_jax.config.stage import Stage
+from rvllm_jax.data.batches.clips import FrameSampling
+from rvllm_jax.data.batches.dataset import DatasetOptions
 from rvllm_jax.models.llama_config import DECODERS, LlamaConfig
 from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.resnet import RESNETS, ResNetConfig
@@ -42,6 +44,11 @@ class Data:
     def step(self) -> int:
         """Stored frames from one frame of a clip to the next."""
         return self.interval // self.stride
+
+    @property
+    def sampling(self) -> FrameSampling:
+        """Which stored frames make a clip."""
+        return FrameSampling(self.frames, self.step, self.short, self.long)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +112,21 @@ class Recipe:
     @property
     def layout(self) -> VisualLayout:
         return VisualLayout(self.model.tokens, self.data.frames, self.model.grid)
+
+    @property
+    def dataset_options(self) -> DatasetOptions:
+        """How examples become sequences, of videos; a stage of captions replaces `input`."""
+        data = self.data
+        return DatasetOptions(
+            self.layout,
+            data.sampling,
+            data.crop,
+            data.context,
+            max_segments=data.questions,
+            independent_turns=data.independent_turns,
+            flip=data.flip,
+            views=self.evaluation.test_clips,
+        )
 
     @property
     def resnet(self) -> ResNetConfig:

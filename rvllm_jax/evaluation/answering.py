@@ -171,7 +171,7 @@ class Answering:
 
     def _clips(self, group: Group, views) -> list[dict[str, Any]]:
         dataset = self.dataset
-        video = dataset.examples[dataset.clips[group.clip]].video
+        video = dataset.video_name(group.clip)
         times = dataset.store.timestamps(video)
         shown = {"video": video} if group.control == SWAPPED else {}  # not the question's own
         return [

@@ -11,7 +11,7 @@ import numpy as np
 
 from rvllm_jax.data.batches.clips import View
 from rvllm_jax.data.batches.dataset import Dataset
-from rvllm_jax.data.batches.loader import QuestionSet, views_of
+from rvllm_jax.data.batches.loader import QuestionSet
 from rvllm_jax.evaluation.answers.questions import Key, Question
 from rvllm_jax.evaluation.controls import SWAPPED, partners
 
@@ -74,7 +74,7 @@ def plan(
         groups = []
         for clip, own in sorted(about.items()):
             if clip not in views:
-                views[clip] = tuple(views_of(dataset, clip))
+                views[clip] = tuple(dataset.views(clip))
             parts = (own[at : at + together] for at in range(0, len(own), together))
             groups += [Group(control, clip, tuple(part), views[clip]) for part in parts]
         batches += [groups[at : at + videos] for at in range(0, len(groups), videos)]

@@ -169,26 +169,22 @@ class BenchmarkRun:
 
 def _dataset(benchmark: Benchmark, opened: Opened, clips: str) -> Dataset:
     data, context = opened.recipe.data, opened.recipe.llama.context
+    step = data.interval // benchmark.store.options.stride
+    options = dataclasses.replace(
+        opened.recipe.dataset_options,
+        sampling=dataclasses.replace(data.sampling, step=step),
+        context=context,
+        max_segments=1,
+        independent_turns=True,
+        views=clips,
+    )
     # An answer is not shown to the model: a long one must not refuse its question.
     silent = [
         dataclasses.replace(c, turns=tuple(Turn(t.question, "-", t.kind) for t in c.turns))
         for c in benchmark.examples
     ]
     try:
-        return Dataset(
-            silent,
-            benchmark.store,
-            opened.tokenizer,
-            opened.template,
-            opened.recipe.layout,
-            context=context,
-            max_segments=1,
-            step=data.interval // benchmark.store.options.stride,
-            crop=data.crop,
-            short=data.short,
-            long=data.long,
-            test_clips=clips,
-        )
+        return Dataset(silent, benchmark.store, opened.tokenizer, opened.template, options)
     except PackingError as error:
         raise EvaluationError(
             f"{benchmark.name}: a prompt is longer than the model's context of {context} tokens: "

@@ -104,24 +104,8 @@ class Experiment:
         return prompt.find_template(self.recipe.data.template, self.tokenizer)
 
     def dataset(self, examples: list[Example], input: str = "video") -> Dataset:
-        data = self.recipe.data
-        return Dataset(
-            examples,
-            self.source.store,
-            self.tokenizer,
-            self.template,
-            self.recipe.layout,
-            input=input,
-            context=data.context,
-            max_segments=data.questions,
-            independent_turns=data.independent_turns,
-            step=data.step,
-            crop=data.crop,
-            short=data.short,
-            long=data.long,
-            flip=data.flip,
-            test_clips=self.recipe.evaluation.test_clips,
-        )
+        options = dataclasses.replace(self.recipe.dataset_options, input=input)
+        return Dataset(examples, self.source.store, self.tokenizer, self.template, options)
 
     def train(self) -> Result:
         """Trains what is left to train in the working directory."""

@@ -21,8 +21,8 @@ import numpy as np
 from flax import nnx
 
 from rvllm_jax.data.annotations.example import Example, Turn
-from rvllm_jax.data.batches.clips import VIEWS
-from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.clips import VIEWS, FrameSampling
+from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.batches.loader import QuestionSet, question_batches
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
@@ -120,18 +120,14 @@ def _drawn(shapes) -> Arrays:
 
 
 def _dataset(arguments, store: FrameStore, machine: Machine, examples, clips) -> Dataset:
-    return Dataset(
-        examples,
-        store,
-        machine.tokenizer,
-        machine.template,
+    options = DatasetOptions(
         VisualLayout("global", arguments.frames),
-        context=machine.context,
-        max_segments=1,
-        step=1,
+        FrameSampling(arguments.frames, step=1),
         crop=arguments.side,
-        test_clips=clips,
+        context=machine.context,
+        views=clips,
     )
+    return Dataset(examples, store, machine.tokenizer, machine.template, options)
 
 
 def _beside(arguments, machine: Machine, dataset: Dataset) -> list[str]:

@@ -14,7 +14,7 @@ from array_record.python import array_record_module
 
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches import clips, loader
-from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
@@ -57,6 +57,7 @@ class Steps:
         self._other = self._batch.copy()
         self._rng = np.random.default_rng(0)
         self._span = (wanted.frames - 1) * wanted.step + 1
+        self._sampling = clips.FrameSampling(wanted.frames, wanted.step)
         long = [name for name, entry in store.entries.items() if entry.num_frames >= self._span]
         if not long:
             raise FrameStoreError(
@@ -128,10 +129,10 @@ class Steps:
         asked = [Example(f"{n}#{i}", n, turns, "A video.") for n in self._names for i in again]
         template = prompt.TEMPLATES["short"]
         tokens = tokenizer.train(list(prompt.texts(template, asked)), tokenizer.MIN_VOCAB)
-        frames, step, crop, _ = self._wanted
-        layout = VisualLayout("global", frames)
-        sizes = dict(context=frames + 200, max_segments=1, step=step, crop=crop)
-        return Dataset(asked, self._store, tokens, template, layout, **sizes)
+        layout = VisualLayout("global", self._wanted.frames)
+        sizes = dict(crop=self._wanted.crop, context=layout.frames + 200)
+        options = DatasetOptions(layout, self._sampling, **sizes)
+        return Dataset(asked, self._store, tokens, template, options)
 
     def _window(self) -> tuple[str, np.ndarray]:
         name = self._names[self._rng.integers(len(self._names))]
@@ -158,9 +159,8 @@ class Steps:
 
     def _clip(self, place: int) -> None:
         name = self._names[self._rng.integers(len(self._names))]
-        frames, step, crop, _ = self._wanted
-        sizes = dict(frames=frames, step=step, crop=crop)
-        clips.load_clip(self._store, name, **sizes, rng=self._rng, out=self._batch[place])
+        how = dict(crop=self._wanted.crop, rng=self._rng, out=self._batch[place])
+        clips.load_clip(self._store, name, self._sampling, **how)
 
     def _by_hand(self, place: int) -> None:
         """What somebody writes who knows the records: reads, crops and copies, checks nothing."""

@@ -16,11 +16,11 @@ def fingerprint(dataset: Dataset) -> str:
     for example in dataset.examples:
         # As the class was once called: checkpoints hold fingerprints that were made so.
         digest.update(repr(example).replace("Example", "Conversation", 1).encode())
-    if dataset.input == "video":
+    if dataset.options.input == "video":
         for video in sorted({example.video for example in dataset.examples}):
             entry = dataset.store.entries.get(video)  # none: set aside
             digest.update(repr((video, entry and entry.file_crc)).encode())
-    for part in (dataset.sequences.clips, dataset.sequences.starts, dataset.sequences.segments):
+    for part in (dataset.sequences.videos, dataset.sequences.starts, dataset.sequences.segments):
         digest.update(part.tobytes())
     count = f"{len(dataset.examples)} conversations in {len(dataset.sequences)} rows"
     return f"{count}, {digest.hexdigest()[:16]}"

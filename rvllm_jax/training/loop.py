@@ -277,7 +277,7 @@ class Trainer:
 
     def _skipped(self, stage, position: Position, rows: np.ndarray, done: int, k: int) -> None:
         examples = self.train_sets[stage.input].examples
-        names = sorted({examples[row].video for row in rows if row >= 0})
+        names = sorted({examples[number].video for number in rows if number >= 0})
         logging.warning("step %d: loss or gradient not finite, update skipped: %s", done, names)
         if position.skipped >= self.recipe.max_skipped:
             raise too_many_skipped(

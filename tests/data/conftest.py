@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.annotations.example import Example, Turn
-from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.clips import FrameSampling
+from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
@@ -109,10 +110,10 @@ def tk(template, examples):
 def make(examples, clips_folder, tk, template, layout):
     """make(examples, store, **options) -> Dataset."""
 
-    def make(chosen=examples, store=None, **changes):
-        sizes = dict(context=96, max_segments=3, step=2, crop=32) | changes
-        store = store or FrameStore(clips_folder)
-        return Dataset(chosen, store, tk, template, layout, **sizes)
+    def make(chosen=examples, store=None, *, short="pad", long="window", **changes):
+        sizes = dict(context=96, max_segments=3, crop=32) | changes
+        options = DatasetOptions(layout, FrameSampling(layout.frames, 2, short, long), **sizes)
+        return Dataset(chosen, store or FrameStore(clips_folder), tk, template, options)
 
     return make
 

@@ -28,7 +28,7 @@ def test_a_plan_asks_every_question_once_of_each_control():
     assert made.clips == 2
     assert all(len(batch) <= 2 and len({g.control for g in batch}) == 1 for batch in made.batches)
     rows = made.batches[1][0].rows(made.clips)  # of the clip with one view
-    assert [(row.clip, tuple(row.questions)) for row in rows] == [(1, (3,)), (-1, ())]
+    assert [(row.video, tuple(row.questions)) for row in rows] == [(1, (3,)), (-1, ())]
 
 
 def test_only_batches_with_an_open_question_are_asked_again():

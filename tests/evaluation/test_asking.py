@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.annotations.example import Example, Turn
-from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.clips import FrameSampling
+from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.batches.loader import eval_batches
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
@@ -76,8 +77,9 @@ def tk():
 @pytest.fixture
 def make(folder, tk):
     def make(examples=EXAMPLES, store=folder, test_clips="1x1"):
-        sizes = dict(context=96, max_segments=2, step=2, crop=16, test_clips=test_clips)
-        return Dataset(examples, FrameStore(store), tk, TEMPLATE, LAYOUT, **sizes)
+        sizes = dict(crop=16, context=96, max_segments=2, views=test_clips)
+        options = DatasetOptions(LAYOUT, FrameSampling(LAYOUT.frames, 2), **sizes)
+        return Dataset(examples, FrameStore(store), tk, TEMPLATE, options)
 
     return make
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.annotations.example import Example, Turn
-from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.clips import FrameSampling
+from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
@@ -32,8 +33,8 @@ def dataset(tmp_path):
         examples = [Example(n, n, (Turn("What?", a),), a) for n, a in pairs]
         tk = tokenizer.train(["What? red blue"], 280)
         sizes = dict(input=input, context=64, max_segments=2, crop=16)
-        store = FrameStore(tmp_path / "store")
-        return Dataset(examples, store, tk, TEMPLATE, VisualLayout("global", 4), **sizes)
+        options = DatasetOptions(VisualLayout("global", 4), FrameSampling(4, 1), **sizes)
+        return Dataset(examples, FrameStore(tmp_path / "store"), tk, TEMPLATE, options)
 
     return dataset
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def batches(experiment) -> list[bytes]:
     """All that the training rows hold, in order."""
     dataset = experiment.dataset(experiment.source.splits["train"])
-    rows = [dataset.load(clip, (0, 1, 2), None) for clip in range(len(dataset.clips))]
+    rows = [dataset.load(clip, (0, 1, 2), None) for clip in range(len(dataset.first_examples))]
     return [np.asarray(field).tobytes() for row in rows for field in row]
 
 

@@ -131,7 +131,9 @@ def test_what_ended_a_start_is_mended_in_the_same_working_directory(recipe, sett
 def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch, recipe):
     rows = Sequences(np.zeros(1, np.int32), np.arange(2), np.zeros(1, np.int32))
     asked = SimpleNamespace(
-        examples=source("red").splits["train"], sequences=rows, input="caption_in_slot"
+        examples=source("red").splits["train"],
+        sequences=rows,
+        options=SimpleNamespace(input="caption_in_slot"),
     )
     result = SimpleNamespace(position=SimpleNamespace(done=7))
     table = {"accuracy": {}, "controls": {}, "counts": {}, "seconds": {}, "steps": 7}

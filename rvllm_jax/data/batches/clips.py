@@ -166,14 +166,14 @@ def evaluation_views(
     y, x = crop_box(height, width, crop, None)
     bottom, right = height - crop, width - crop
     corners = [(y, x), (0, 0), (0, right), (bottom, 0), (bottom, right)][:crops]
-    found: dict[tuple, View] = {}
+    distinct: dict[tuple, View] = {}
     for start in _even_starts(sampling.free(len(times)), count):
         indices = nearest(times, sampling.places(len(times), start))
         for corner in corners:
             key = indices.tobytes(), corner
-            view = found.get(key) or View(indices, (*corner, crop), count=0)
-            found[key] = view._replace(count=view.count + 1)
-    return list(found.values())
+            view = distinct.get(key) or View(indices, (*corner, crop), count=0)
+            distinct[key] = view._replace(count=view.count + 1)
+    return list(distinct.values())
 
 
 def _even_starts(free: int | None, count: int) -> list[float]:
@@ -188,13 +188,10 @@ def _even_starts(free: int | None, count: int) -> list[float]:
 def load_clip(
     store: FrameStore,
     name: str,
+    sampling: FrameSampling,
     *,
-    frames: int,
-    step: int,
     crop: int,
     rng: np.random.Generator | None,
-    short: str = "pad",
-    long: str = "window",
     flip: bool = False,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +200,6 @@ def load_clip(
     All frames share one crop, so that what moves in the clip is what moved before the camera.
 
     Args:
-        frames, step, short, long: as in `FrameSampling`.
         crop: side of the square, pixels.
         flip: mirrors one clip in two, never a centred one. It makes "left" and "right" in the
             answers wrong.
@@ -213,17 +209,18 @@ def load_clip(
         As `read_view`.
 
     Raises:
-        ValueError: the video's frames are smaller than the crop, or no such policy.
+        ValueError: the video's frames are smaller than the crop.
         FrameStoreError: the store does not hold the video, or a part of it is damaged.
     """
     entry = store.entry(name)
-    indices = choose(store.timestamps(name), FrameSampling(frames, step, short, long), rng)
+    indices = choose(store.timestamps(name), sampling, rng)
     try:
         y, x = crop_box(entry.height, entry.width, crop, rng)
     except ValueError as error:
         raise ValueError(f"video {name!r}: {error}") from None
     mirrored = flip and rng is not None and bool(rng.integers(2))
-    return read_view(store, name, View(indices, (y, x, crop), mirrored), frames=frames, out=out)
+    view = View(indices, (y, x, crop), mirrored)
+    return read_view(store, name, view, frames=sampling.frames, out=out)
 
 
 def read_view(

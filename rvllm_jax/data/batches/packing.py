@@ -1,7 +1,7 @@
-"""Several question-answer segments behind one prefix: which go into a row, and the row itself.
+"""Several question-answer segments behind one prefix: a sequence, and which segments it holds.
 
-Which segments share a row depends on their lengths alone; an epoch is a permutation of the rows.
-So every segment is used once an epoch, and epochs have the same number of rows.
+Which segments share a sequence depends on their lengths alone; an epoch is a permutation of the
+sequences. So every segment is used once an epoch, and epochs have the same number of sequences.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def prefix(
 
 
 def empty_sequence(context: int) -> dict[str, np.ndarray]:
-    """The token fields of types.Batch for a row without content, each [context]."""
+    """The token fields of types.Batch for a sequence without content, each [context]."""
     return {
         "tokens": np.zeros(context, np.int32),
         "slots": np.full(context, NO_SLOT, np.int32),
@@ -69,34 +69,34 @@ def empty_sequence(context: int) -> dict[str, np.ndarray]:
 def pack_sequence(
     head: Prefix, segments: Iterable[tuple[np.ndarray, np.ndarray]], context: int
 ) -> dict[str, np.ndarray]:
-    """One row of types.Batch: the prefix, then the segments, each [context].
+    """The token fields of one sequence of types.Batch, each [context]: the prefix, the segments.
 
     segments: (ids int[n], weights [n]) each, a weight 1 where the id itself is to be learned.
     Each segment's positions go on from the prefix's end, as if it were the only one.
     Raises PackingError if they pass the context.
     """
-    row, length = empty_sequence(context), len(head)
+    sequence, length = empty_sequence(context), len(head)
     segments = list(segments)
     total = length + sum(len(ids) for ids, _ in segments)
     if total > context:
         raise PackingError(
-            f"a row of {total} tokens passes config.data.context = {context}: raise it"
+            f"a sequence of {total} tokens passes config.data.context = {context}: raise it"
         )
-    row["tokens"][:length] = head.tokens
-    row["slots"][:length] = head.slots
-    row["positions"][:length] = np.arange(length)
-    row["segments"][:length] = PREFIX
+    sequence["tokens"][:length] = head.tokens
+    sequence["slots"][:length] = head.slots
+    sequence["positions"][:length] = np.arange(length)
+    sequence["segments"][:length] = PREFIX
     start = length
     for number, (ids, weights) in enumerate(segments, 1):
         end = start + len(ids)
-        row["tokens"][start:end] = ids
-        row["positions"][start:end] = length + np.arange(len(ids))
-        row["segments"][start:end] = number
+        sequence["tokens"][start:end] = ids
+        sequence["positions"][start:end] = length + np.arange(len(ids))
+        sequence["segments"][start:end] = number
         # The last token of a segment has nothing to predict, the prefix's last no one successor.
-        row["targets"][start : end - 1] = ids[1:]
-        row["weights"][start : end - 1] = weights[1:]
+        sequence["targets"][start : end - 1] = ids[1:]
+        sequence["weights"][start : end - 1] = weights[1:]
         start = end
-    return row
+    return sequence
 
 
 class Ragged:
@@ -110,84 +110,85 @@ class Ragged:
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         count, flat = int(self._starts[-1]), itertools.chain.from_iterable
         self._ids = np.fromiter(flat(ids for ids, _ in sequences), np.int32, count)
-        self._weights = np.fromiter(flat(own for _, own in sequences), np.float32, count)
+        self._weights = np.fromiter(flat(weights for _, weights in sequences), np.float32, count)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        own = slice(self._starts[number], self._starts[number + 1])
-        return self._ids[own], self._weights[own]
+        part = slice(self._starts[number], self._starts[number + 1])
+        return self._ids[part], self._weights[part]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """The rows of an epoch: row i holds `segments[starts[i]:starts[i + 1]]` of clip `clips[i]`.
+    """Those of an epoch: number i holds `segments[starts[i]:starts[i + 1]]` of video `videos[i]`.
 
-    Segments are counted within their clip. int32[R], int64[R + 1], int32[number of segments].
+    Segments are counted within their video. int32[n], int64[n + 1], int32[number of segments].
     """
 
-    clips: np.ndarray
+    videos: np.ndarray
     starts: np.ndarray
     segments: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.videos)
 
-    def __getitem__(self, row: int) -> tuple[int, np.ndarray]:
-        """The clip and the segments of one row."""
-        return int(self.clips[row]), self.segments[self.starts[row] : self.starts[row + 1]]
+    def __getitem__(self, number: int) -> tuple[int, np.ndarray]:
+        """The video and the segments of one sequence; raises IndexError past the last."""
+        part = slice(self.starts[number], self.starts[number + 1])
+        return int(self.videos[number]), self.segments[part]
 
 
 def plan_sequences(
     lengths: Sequence[np.ndarray], budgets: np.ndarray | Sequence[int], max_segments: int
 ) -> Sequences:
-    """Groups each clip's segments into rows, by first fit in order.
+    """Groups each video's segments into sequences, by first fit in order.
 
-    lengths: int[n] a clip, the tokens of its segments; budgets: int[clips], the tokens that are
-    left behind the clip's prefix. Every segment is in exactly one row.
+    lengths: int[n] a video, the tokens of its segments; budgets: int[videos], the tokens that are
+    left behind the video's prefix. Every segment is in exactly one sequence.
     Raises PackingError for a segment longer than its budget.
     """
     if max_segments < 1:
         raise PackingError(f"config.data.questions={max_segments}: expected at least 1")
-    clips: list[int] = []
+    videos: list[int] = []
     members: list[list[int]] = []
-    for clip, (own, budget) in enumerate(zip(lengths, budgets, strict=True)):
-        if len(own) and max(own) > budget:
+    for video, (tokens, budget) in enumerate(zip(lengths, budgets, strict=True)):
+        if len(tokens) and max(tokens) > budget:
             raise PackingError(
-                f"clip {clip} has a segment of {max(own)} tokens, but {budget} are left behind "
-                "its prefix; raise config.data.context"
+                f"video {video} has a segment of {max(tokens)} tokens, but {budget} are left "
+                "behind its prefix; raise config.data.context"
             )
-        rows = _first_fit(np.asarray(own).tolist(), int(budget), max_segments)
-        members += rows
-        clips += [clip] * len(rows)
-    starts = np.cumsum([0] + [len(own) for own in members], dtype=np.int64)
-    flat = np.fromiter((s for own in members for s in own), np.int32, count=int(starts[-1]))
-    return Sequences(np.asarray(clips, np.int32), starts, flat)
+        sequences = _first_fit(np.asarray(tokens).tolist(), int(budget), max_segments)
+        members += sequences
+        videos += [video] * len(sequences)
+    starts = np.cumsum([0] + [len(segments) for segments in members], dtype=np.int64)
+    flat = np.fromiter(itertools.chain.from_iterable(members), np.int32, count=int(starts[-1]))
+    return Sequences(np.asarray(videos, np.int32), starts, flat)
 
 
 def _first_fit(lengths: list[int], budget: int, most: int) -> list[list[int]]:
-    rows: list[list[int]] = []
+    sequences: list[list[int]] = []
     room: list[int] = []
-    open_from = 0  # the rows before this one hold `most` segments
+    open_from = 0  # the sequences before this one hold `most` segments
     for segment, length in enumerate(lengths):
-        for row in range(open_from, len(rows)):
-            if room[row] >= length and len(rows[row]) < most:
+        for number in range(open_from, len(sequences)):
+            if room[number] >= length and len(sequences[number]) < most:
                 break
         else:
-            row = len(rows)
-            rows.append([])
+            number = len(sequences)
+            sequences.append([])
             room.append(budget)
-        rows[row].append(segment)
-        room[row] -= length
-        while open_from < len(rows) and len(rows[open_from]) == most:
+        sequences[number].append(segment)
+        room[number] -= length
+        while open_from < len(sequences) and len(sequences[open_from]) == most:
             open_from += 1
-    return rows
+    return sequences
 
 
 @functools.lru_cache(maxsize=4)
-def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The order int64[rows] in which an epoch uses its rows: a pure function of its arguments."""
-    order = np.random.default_rng((_ORDER, seed, epoch)).permutation(rows)
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order int64[count] in which an epoch uses its sequences: a pure function."""
+    order = np.random.default_rng((_ORDER, seed, epoch)).permutation(count)
     order.flags.writeable = False  # the cache hands out this very array
     return order

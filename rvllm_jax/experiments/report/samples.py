@@ -39,16 +39,16 @@ class Sample:
 
 def answered_samples(dataset: Dataset, asked: Sequence[Asked], split: str) -> list[Sample]:
     """The first clips of a split that can be read, a question each, going round the types."""
-    clips = {number: clip for clip, number in enumerate(dataset.clips)}
+    videos = {number: video for video, number in enumerate(dataset.first_examples)}
     by_example: dict[int, list[Asked]] = {}
     for a in asked:
-        if a.example in clips and not a.unreadable:
+        if a.example in videos and not a.unreadable:
             by_example.setdefault(a.example, []).append(a)
     samples: list[Sample] = []
     for number, own in by_example.items():
         if len(samples) == SAMPLES_A_SPLIT:
             break
-        row = dataset.load(clips[number], (), None)
+        row = dataset.load(videos[number], (), None)
         if row.errors != READABLE:  # its test clips were, the one in the centre is not
             continue
         a = own[len(samples) % len(own)]

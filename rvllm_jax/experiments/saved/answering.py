@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 
-from rvllm_jax.data.batches.clips import FrameSampling
 from rvllm_jax.data.batches.loose_videos import VideoClips, load_video, load_videos
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text.template import ChatError
@@ -68,7 +67,7 @@ class Answerer:
     def _frames(self) -> dict:
         data = self.described.recipe.data
         return dict(
-            sampling=FrameSampling(data.frames, data.step, data.short, data.long),
+            sampling=data.sampling,
             crop=data.crop,
             views=self.clips,
             stride=data.stride,

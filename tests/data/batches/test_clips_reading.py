@@ -33,7 +33,7 @@ def test_a_clip_is_one_crop_of_the_chosen_frames(store):
     whole = store.read("long", np.arange(20))
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        clip, mask = clips.load_clip(store, "long", frames=4, step=3, crop=10, rng=rng)
+        clip, mask = clips.load_clip(store, "long", FrameSampling(4, 3), crop=10, rng=rng)
         same = np.random.default_rng(seed)
         indices = clips.choose(store.timestamps("long"), FrameSampling(4, 3), same)
         y, x = clips.crop_box(16, 24, 10, same)
@@ -42,13 +42,13 @@ def test_a_clip_is_one_crop_of_the_chosen_frames(store):
 
 
 def test_the_centred_clip_needs_no_generator_and_is_always_the_same(store):
-    clip, _ = clips.load_clip(store, "long", frames=4, step=3, crop=10, rng=None)
+    clip, _ = clips.load_clip(store, "long", FrameSampling(4, 3), crop=10, rng=None)
     whole = store.read("long", np.arange(20))
     np.testing.assert_array_equal(clip, whole[5:15:3, 3:13, 7:17])
 
 
 def test_a_short_video_is_padded_with_zeros_at_the_end(store):
-    clip, mask = clips.load_clip(store, "short", frames=6, step=2, crop=16, rng=None)
+    clip, mask = clips.load_clip(store, "short", FrameSampling(6, 2), crop=16, rng=None)
     whole = store.read("short", np.arange(3))
     np.testing.assert_array_equal(clip[:2], whole[[0, 2], :, 4:20])
     assert mask.tolist() == [True, True, False, False, False, False]
@@ -57,18 +57,19 @@ def test_a_short_video_is_padded_with_zeros_at_the_end(store):
 
 def test_a_short_video_is_stretched_or_starts_again(store):
     whole = store.read("short", np.arange(3))[:, :, 4:20]
-    sizes = dict(frames=6, step=2, crop=16, rng=None)
-    clip, mask = clips.load_clip(store, "short", **sizes, short="stretch")
+    sizes = dict(crop=16, rng=None)
+    clip, mask = clips.load_clip(store, "short", FrameSampling(6, 2, "stretch"), **sizes)
     np.testing.assert_array_equal(clip, whole[[0, 0, 1, 1, 2, 2]])
     assert mask.all()
-    clip, mask = clips.load_clip(store, "short", **sizes, short="loop")
+    clip, mask = clips.load_clip(store, "short", FrameSampling(6, 2, "loop"), **sizes)
     np.testing.assert_array_equal(clip, whole[[0, 2, 0, 2, 0, 2]])
     assert mask.all()
 
 
 def test_a_long_video_can_be_spread_over_the_clip(store):
-    sizes = dict(frames=5, step=1, crop=16, rng=None)
-    clip, mask = clips.load_clip(store, "long", **sizes, long="spread")
+    clip, mask = clips.load_clip(
+        store, "long", FrameSampling(5, 1, long="spread"), crop=16, rng=None
+    )
     whole = store.read("long", np.arange(20))[:, :, 4:20]
     np.testing.assert_array_equal(clip, whole[[1, 5, 9, 13, 17]])
     assert mask.all()
@@ -83,8 +84,7 @@ def test_any_length_of_clip_and_video(store, frames, short, long):
         whole = store.read(name, np.arange(count))
         times = store.timestamps(name)
         rng = np.random.default_rng(frames)
-        sizes = dict(frames=frames, step=3, short=short, long=long, crop=16)
-        clip, mask = clips.load_clip(store, name, **sizes, rng=rng)
+        clip, mask = clips.load_clip(store, name, sampling, crop=16, rng=rng)
         assert clip.shape == (frames, 16, 16, 3) and mask.sum() == sampling.filled(count)
         assert not (np.diff(mask.astype(int)) > 0).any() and not clip[~mask].any()
         how = dict(sampling=sampling, crop=16, views="5x5")
@@ -97,7 +97,7 @@ def test_any_length_of_clip_and_video(store, frames, short, long):
 
 def test_a_clip_is_written_where_it_is_wanted(store):
     batch = np.full((2, 6, 16, 16, 3), 7, np.uint8)
-    sizes = dict(frames=6, step=2, crop=16, rng=None)
+    sizes = dict(sampling=FrameSampling(6, 2), crop=16, rng=None)
     clip, _ = clips.load_clip(store, "short", **sizes, out=batch[1])
     assert clip.base is batch
     np.testing.assert_array_equal(batch[1], clips.load_clip(store, "short", **sizes)[0])
@@ -105,7 +105,7 @@ def test_a_clip_is_written_where_it_is_wanted(store):
 
 
 def test_half_of_the_training_clips_are_mirrored_as_a_whole_where_asked(store):
-    sizes = dict(frames=4, step=3, crop=10)
+    sizes = dict(sampling=FrameSampling(4, 3), crop=10)
     mirrored = 0
     for seed in range(60):
         plain, flipped = (
@@ -121,7 +121,7 @@ def test_half_of_the_training_clips_are_mirrored_as_a_whole_where_asked(store):
 
 def test_mirroring_that_is_off_draws_no_number(store):
     rng, same = (np.random.default_rng(4) for _ in range(2))
-    clips.load_clip(store, "long", frames=4, step=3, crop=10, rng=rng)
+    clips.load_clip(store, "long", FrameSampling(4, 3), crop=10, rng=rng)
     clips.choose(store.timestamps("long"), FrameSampling(4, 3), same)
     clips.crop_box(16, 24, 10, same)
     assert rng.bit_generator.state == same.bit_generator.state
@@ -129,7 +129,7 @@ def test_mirroring_that_is_off_draws_no_number(store):
 
 def test_frames_smaller_than_the_crop_are_refused_by_the_videos_name(store):
     with pytest.raises(ValueError, match="video 'short': a crop of 17 x 17"):
-        clips.load_clip(store, "short", frames=2, step=1, crop=17, rng=None)
+        clips.load_clip(store, "short", FrameSampling(2, 1), crop=17, rng=None)
 
 
 def test_a_frame_shown_many_times_is_read_once(store, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches import clips, loader
-from rvllm_jax.data.batches.dataset import UNREADABLE, Dataset, PipelineError
+from rvllm_jax.data.batches.dataset import UNREADABLE, Dataset, DatasetOptions, PipelineError
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
@@ -34,8 +34,9 @@ def test_a_caption_stands_in_the_video_s_place(make, tk, examples, template, ans
 
 
 def test_a_caption_needs_no_store(tk, examples, layout, template):
-    dataset = Dataset(examples, None, tk, template, layout, input="caption_in_slot",
-                               context=96, max_segments=3, crop=32)  # fmt: skip
+    sizes = dict(crop=32, context=96, max_segments=3)
+    options = DatasetOptions(layout, clips.FrameSampling(4, 1), **sizes, input="caption_in_slot")
+    dataset = Dataset(examples, None, tk, template, options)
     assert len(list(loader.loss_batches(pickle.loads(pickle.dumps(dataset)), batch=4))) == 2
 
 
@@ -118,9 +119,9 @@ def test_short_videos_are_padded_and_nothing_is_mirrored_unless_told_otherwise(m
 
 
 def test_every_test_clip_of_a_video_can_be_loaded(make, lengths, examples):
-    for test_clips, distinct in (("25x1", {"a.mp4": 24, "b.mp4": 1}), ("5x5", {"a.mp4": 25})):
-        dataset = make(test_clips=test_clips)
-        for clip, number in enumerate(dataset.clips):
+    for named, distinct in (("25x1", {"a.mp4": 24, "b.mp4": 1}), ("5x5", {"a.mp4": 25})):
+        dataset = make(views=named)
+        for clip, number in enumerate(dataset.first_examples):
             name = examples[number].video
             views = dataset.views(clip)
             assert sum(view.count for view in views) == 25
@@ -131,16 +132,16 @@ def test_every_test_clip_of_a_video_can_be_loaded(make, lengths, examples):
                 assert (row.frames == expected).all() and (row.frame_mask == mask).all()
                 centred = dataset.load(clip, (), None)
                 assert (row.tokens == centred.tokens).all() and (row.slots == centred.slots).all()
-    with pytest.raises(PipelineError, match="'caption_in_slot' has no test clips"):
+    with pytest.raises(PipelineError, match="'caption_in_slot' has no test views"):
         make(input="caption_in_slot").views(0)
 
 
 def test_a_row_s_frames_are_written_where_they_are_wanted(make):
-    dataset = make(test_clips="25x1")
+    dataset = make(views="25x1")
     out = np.full((4, 32, 32, 3), 9, np.uint8)
     for clip, view in ((1, None), (0, None), (0, dataset.views(0)[3]), (-1, None)):
         row = dataset.load(clip, (), None, out, view=view)
-        assert row.frames is out and out.shape == dataset.frames_shape
+        assert row.frames is out and out.shape == dataset.options.clip_shape
         assert (out == dataset.load(clip, (), None, view=view).frames).all()
 
 

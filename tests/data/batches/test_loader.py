@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.batches import loader
-from rvllm_jax.data.batches.clips import load_clip
+from rvllm_jax.data.batches.clips import FrameSampling, load_clip
 from rvllm_jax.data.batches.dataset import READABLE, UNREADABLE, PipelineError
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.text import prompt
@@ -118,9 +118,9 @@ def test_the_end_of_an_epoch_is_padded_with_rows_that_teach_nothing(make):
 
 def test_training_moves_the_clip_and_validation_centres_it(make, clips_folder):
     dataset = make()
-    store, sizes = FrameStore(clips_folder), {"frames": 4, "step": 2, "crop": 32}
+    store, sampling = FrameStore(clips_folder), FrameSampling(4, 2)
     centred = {int(b.examples[0]): b for b in loader.loss_batches(dataset, batch=1)}
-    frames, mask = load_clip(store, "b.mp4", **sizes, rng=None)
+    frames, mask = load_clip(store, "b.mp4", sampling, crop=32, rng=None)
     assert (centred[1].frames[0] == frames).all() and (centred[1].frame_mask[0] == mask).all()
     drawn = [
         {
@@ -216,7 +216,7 @@ def test_permuting_shuffles_the_real_frames_alone(make):
 
 def test_a_question_can_be_asked_about_another_video(make, clips_folder, examples, lengths, layout):
     dataset, store = make(), FrameStore(clips_folder)
-    sizes = {"frames": 4, "step": 2, "crop": 32, "rng": None}
+    sizes = dict(sampling=FrameSampling(4, 2), crop=32, rng=None)
     clips = {name: load_clip(store, name, **sizes)[0].tobytes() for name in lengths}
     names = {clip: name for name, clip in clips.items()}
     shown = {}
@@ -226,7 +226,7 @@ def test_a_question_can_be_asked_about_another_video(make, clips_folder, example
         shown |= {int(number): video for number in batch.ids[0] if number >= 0}
         slots = batch.slots[0][batch.slots[0] != NO_SLOT]
         assert slots.tolist() == layout.filled(int(batch.frame_mask.sum())).tolist()
-    clip_names = [examples[number].video for number in dataset.clips]
+    clip_names = [examples[number].video for number in dataset.first_examples]
     assert [shown[number] for number in range(len(about))] == [clip_names[c] for c in about]
 
 
@@ -237,11 +237,11 @@ def test_the_length_of_a_stream_is_given_in_one_way(make):
 
 
 def test_every_question_is_asked_about_every_test_clip(make, examples):
-    dataset = make(test_clips="5x5")
+    dataset = make(views="5x5")
     batches = list(loader.eval_batches(dataset, batch=4, max_questions=2, test_clips=True))
     asked = np.zeros(len(dataset.questions), int)
     of_clip = dataset.question_videos
-    shown = {clip: [] for clip in range(len(dataset.clips))}
+    shown = {clip: [] for clip in range(len(dataset.first_examples))}
     for batch in batches:
         for frames, ids, count in zip(batch.frames, batch.ids, batch.view_counts, strict=True):
             numbers = ids[ids >= 0]
@@ -274,5 +274,5 @@ def test_the_times_of_a_video_are_read_once_for_its_test_clips(make, monkeypatch
 
     monkeypatch.setattr(FrameStore, "timestamps", timestamps)
     how = dict(batch=4, max_questions=2, test_clips=True)
-    asked = list(loader.eval_batches(make(crop=36, test_clips="25x1"), **how))
+    asked = list(loader.eval_batches(make(crop=36, views="25x1"), **how))
     assert sorted(read) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"] and len(asked) > 4

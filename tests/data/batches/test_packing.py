@@ -77,11 +77,11 @@ def test_rows_are_filled_before_a_new_one_is_opened():
     assert [rows[i][1].tolist() for i in range(len(rows))] == [
         [0, 2], [1, 3], [0, 1, 2], [3, 4, 5], [6]
     ]  # fmt: skip
-    assert rows.clips.tolist() == [0, 0, 1, 1, 1]
+    assert rows.videos.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_segments_that_can_never_fit_are_refused():
-    with pytest.raises(packing.PackingError, match=r"clip 1 .*11 .*10 are.*config\.data\.context"):
+    with pytest.raises(packing.PackingError, match=r"video 1 .*11 .*10 are.*config\.data\.context"):
         packing.plan_sequences([[1], [3, 11]], [10, 10], 2)
     with pytest.raises(packing.PackingError, match=r"config\.data\.questions=0: expected"):
         packing.plan_sequences([[1]], [10], 0)

@@ -146,7 +146,7 @@ def test_a_clip_of_a_file_of_variable_rate_is_even_in_time_at_any_stride(uneven,
     assert rate == pytest.approx(decode.probe(path).fps, rel=0.1 if stride == 1 else 1e-6)
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        sizes = dict(frames=frames, step=step, crop=32)
+        sizes = dict(sampling=clips.FrameSampling(frames, step), crop=32)
         clip, mask = clips.load_clip(store, "a", **sizes, rng=rng)
         shown = (clip.mean((1, 2, 3)) - 10) / 10  # seconds
         assert mask.all()

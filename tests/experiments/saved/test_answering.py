@@ -47,13 +47,7 @@ def prepared(talker, answerer, tmp_path_factory):
         FrameStore(folder),
         answerer.described.tokenizer,
         answerer.described.template,
-        recipe.layout,
-        context=data.context,
-        max_segments=2,
-        step=data.step,
-        crop=data.crop,
-        short=data.short,
-        long=data.long,
+        dataclasses.replace(recipe.dataset_options, max_segments=2),
     )
 
 
