@@ -133,9 +133,10 @@ def _tiny() -> ConfigDict:
         probe_videos=16,  # validation videos asked beside each validation loss
         train_videos=200,  # training videos asked at the end
         batch=16,  # videos asked at once
-        test_clips="1x1",  # starts x crops a video, asked at the end; "25x1" or "5x5" vote
+        test_clips="1x1",  # starts x crops a video, asked at the end; or "25x1", "5x5"
         max_new=48,  # tokens an answer
         controls=True,  # also ask blind, with shuffled frames and with another video's
+        fusion="lock_step",  # of several test clips' probabilities into one answer; or "vote"
     )
     config.checkpoint = dict(every=500, keep=2)  # updates between two; how many are kept
     config.log_every = 10  # updates
@@ -203,7 +204,7 @@ def _paper() -> ConfigDict:
             ),
         )
         config.evaluation.update(every=1000, clips=512, batch=64, max_new=128)  # our choice
-        config.evaluation.test_clips = "25x1"  # "25 clips"; that answers vote is our choice
+        config.evaluation.test_clips = "25x1"  # "25 clips"; how they are fused is our choice
         config.checkpoint.every = 1000  # changes no result
     return config
 

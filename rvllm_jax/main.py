@@ -12,7 +12,6 @@ from ml_collections import config_flags
 
 from rvllm_jax.config.check import resolve
 from rvllm_jax.config.cli import parse
-from rvllm_jax.config.migrate import with_kept_decoder
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.train import run, show_prompt
 from rvllm_jax.hosts import flags as cluster_flags
@@ -21,9 +20,9 @@ from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.system.paths import refuse_urls
-from rvllm_jax.training.checkpoint import claim, flat
 from rvllm_jax.training.compiling import keep_programs
 from rvllm_jax.training.sigterm import end_on_sigterm
+from rvllm_jax.training.workdir import claim, flat, with_kept_decoder
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",

@@ -81,12 +81,13 @@ SPECIAL_AND_BYTES = 259  # the first ids of a tokenizer of ours
 def talker(joint, tmp_path_factory):
     """A working directory whose model is small and says what depends on video and question; its
     answers are text, and it never ends one by itself."""
+    from rvllm_jax.config.build import build_model
     from rvllm_jax.config.check import resolve
     from rvllm_jax.data.text import tokenizer
     from rvllm_jax.data.video import encode
-    from rvllm_jax.experiments.train import build_model
     from rvllm_jax.models.llama_config import LlamaConfig
-    from rvllm_jax.training.checkpoint import Checkpoints, claim
+    from rvllm_jax.training.checkpoint import Checkpoints
+    from rvllm_jax.training.workdir import claim
     from rvllm_jax.weights.hf_config import llama_values
 
     folder = tmp_path_factory.mktemp("talker")

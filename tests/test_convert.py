@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import resolve
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.describe import describe_weights, expected
-from rvllm_jax.experiments.train import build_model
-from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints, claim
+from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
 from rvllm_jax.training.start import open_start
+from rvllm_jax.training.workdir import claim
 from rvllm_jax.weights import load
 from rvllm_jax.weights.open import open_weights
 from rvllm_jax.weights.safetensors import WeightsError

@@ -15,8 +15,8 @@ from absl.testing import flagsaver
 from rvllm_jax import main
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.data.video import encode
-from rvllm_jax.training.checkpoint import WorkdirError, claim
 from rvllm_jax.training.sigterm import INTERRUPTED
+from rvllm_jax.training.workdir import WorkdirError, claim
 
 JOINT = Path(__file__).parents[1] / "configs" / "joint.py"
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

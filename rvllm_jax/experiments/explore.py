@@ -15,8 +15,7 @@ import numpy as np
 from flax import nnx
 
 from rvllm_jax.config.check import resolve
-from rvllm_jax.config.migrate import with_kept_decoder
-from rvllm_jax.config.stage import Stage
+from rvllm_jax.config.schema import Stage
 from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.batches import packing
 from rvllm_jax.data.text import prompt
@@ -25,7 +24,8 @@ from rvllm_jax.experiments.train import Experiment
 from rvllm_jax.models.attention import TokenPositions, make_mask
 from rvllm_jax.models.llama import Attention, Llama, rope_angles, rotate
 from rvllm_jax.models.video_llm import VideoLLM, normalise
-from rvllm_jax.training.checkpoint import claim
+from rvllm_jax.training.stages import label_parameters
+from rvllm_jax.training.workdir import claim, with_kept_decoder
 from rvllm_jax.types import NO_SLOT, VisualLayout
 
 
@@ -58,7 +58,7 @@ def trained_parts(stages: Iterable[Stage], params: Mapping[str, Any]) -> str:
     lines = []
     for stage in stages:
         counts: dict[str, int] = {}
-        for path, label in stage.labels(params).items():
+        for path, label in label_parameters(stage, params).items():
             counts[label] = counts.get(label, 0) + params[path].size
         shown = ", ".join(f"{label} {count:,}" for label, count in sorted(counts.items()))
         lines.append(f"{stage.name}: {shown}")

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from rvllm_jax.config.check import ConfigError, Recipe
+from rvllm_jax.config.check import ConfigError
+from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.batches.source import TrainingData
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
-from rvllm_jax.training.checkpoint import is_bound
+from rvllm_jax.training.workdir import is_bound
 
 
 def find_tokenizer(recipe: Recipe, workdir: Path) -> tokenizers.Tokenizer | None:

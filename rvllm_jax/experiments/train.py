@@ -6,11 +6,10 @@ import json
 import os
 from pathlib import Path
 
-import jax.numpy as jnp
 from absl import logging
 
-from rvllm_jax.config.check import Recipe
-from rvllm_jax.config.migrate import keep_decoder
+from rvllm_jax.config.build import build_model
+from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.batches import prompt_view
 from rvllm_jax.data.batches.dataset import Dataset
@@ -25,35 +24,16 @@ from rvllm_jax.experiments.saved import training_videos
 from rvllm_jax.experiments.tokenizer import find_tokenizer, open_tokenizer
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import Arrays, FunctionalModel
-from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.system import progress
 from rvllm_jax.training import metrics
 from rvllm_jax.training.boundaries import boundary_losses
-from rvllm_jax.training.checkpoint import is_bound
 from rvllm_jax.training.identity import differences, fingerprint
 from rvllm_jax.training.loop import Result, Trainer, open_layout
+from rvllm_jax.training.stages import micro_batch_note
 from rvllm_jax.training.start import open_start
 from rvllm_jax.training.unreadable import count_unreadable, warn_of_unreadable
-
-
-def build_model(recipe: Recipe) -> FunctionalModel:
-    """The recipe's model, traced and not allocated."""
-
-    def make(rngs):
-        return VideoLLM(
-            recipe.resnet,
-            recipe.llama,
-            recipe.layout,
-            recipe.model.projector,
-            rngs=rngs,
-            dtype=jnp.dtype(recipe.model.dtype),
-            param_dtype=jnp.float64 if recipe.model.dtype == "float64" else jnp.float32,
-            remat=recipe.model.remat,
-            lora=recipe.lora,
-        )
-
-    return FunctionalModel.of(make)
+from rvllm_jax.training.workdir import is_bound, keep_decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +57,7 @@ class Experiment:
         data, model = recipe.data, build_model(recipe)
         layout = open_layout(recipe, model)
         for stage in recipe.stages:
-            if note := stage.micro_batch_note(model.params, recipe.model.norm):
+            if note := micro_batch_note(stage, model.params, recipe.model.norm):
                 logging.info(note)
         find_tokenizer(recipe, workdir)
         if not is_bound(workdir):  # afterwards the folders may go

@@ -1,14 +1,17 @@
 """The arrays of a training step as shapes: of a model that no memory here could hold."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rvllm_jax.config.schema import Recipe
-from rvllm_jax.config.stage import Stage
+from rvllm_jax.config.schema import FROZEN, Recipe, Stage
+from rvllm_jax.costs.flops import StepCosts
 from rvllm_jax.models.functional import FunctionalModel
-from rvllm_jax.training import optimizer
+from rvllm_jax.training.stages import label_parameters, make_optimizer
 from rvllm_jax.training.step import State, split
 from rvllm_jax.types import Batch
 
@@ -17,8 +20,8 @@ def state(
     recipe: Recipe, stage: Stage, model: FunctionalModel
 ) -> tuple[optax.GradientTransformation, State]:
     """The optimizer and the state of a stage; what is frozen in the computation's dtype."""
-    labels = stage.labels(model.params)
-    tx = optimizer.build(stage, labels, steps=stage.steps or stage.warmup + 1)
+    labels = label_parameters(stage, model.params)
+    tx = make_optimizer(stage, labels, steps=stage.steps or stage.warmup + 1)
     trainable, frozen = split(model.params, labels)
     compute = jnp.dtype(recipe.model.dtype)
     frozen = {path: jax.ShapeDtypeStruct(x.shape, compute) for path, x in frozen.items()}
@@ -38,3 +41,26 @@ def batch(recipe: Recipe, stage: Stage) -> Batch:
     }
     tokens = ((B, L), np.int32)
     return Batch(**{name: jax.ShapeDtypeStruct(*kinds.get(name, tokens)) for name in Batch._fields})
+
+
+def step_costs(
+    recipe: Recipe, stage: Stage, params: Mapping[str, Any], tokens: int = 0
+) -> StepCosts:
+    """What a step of `stage` computes for one clip.
+
+    params: shapes by path. tokens: of the clip's sequence; 0: config.data.context.
+    """
+    labels = label_parameters(stage, params)
+    return StepCosts(
+        resnet=recipe.resnet,
+        llama=recipe.llama,
+        layout=recipe.layout,
+        projector=recipe.model.projector,
+        pixels=recipe.data.crop,
+        tokens=tokens or recipe.data.context,
+        params=params,
+        trained={path for path, label in labels.items() if label != FROZEN},
+        video=stage.input == "video",
+        remat=recipe.model.remat,
+        loss_chunk=recipe.model.loss_chunk,
+    )

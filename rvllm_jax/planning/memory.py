@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from rvllm_jax.config.schema import Recipe
-from rvllm_jax.config.stage import Stage
+from rvllm_jax.config.schema import Recipe, Stage
 from rvllm_jax.costs.flops import Convolution, convolutions
 from rvllm_jax.models import flash
 from rvllm_jax.models.functional import FunctionalModel

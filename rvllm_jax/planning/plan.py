@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 from jax.sharding import AbstractMesh
 
-from rvllm_jax.config.build import step_costs
-from rvllm_jax.config.schema import Recipe
-from rvllm_jax.config.stage import Stage
+from rvllm_jax.config.schema import Recipe, Stage
 from rvllm_jax.costs.chips import Topology
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.planning import memory
 from rvllm_jax.planning import rates as speed
+from rvllm_jax.planning.abstract import step_costs
 from rvllm_jax.planning.compile import Compiled
 from rvllm_jax.planning.memory import Memory
 from rvllm_jax.planning.rates import Speed
 from rvllm_jax.sharding import rules
+from rvllm_jax.training.stages import check_stage, micro_batch_note
 
 WORTH_TELLING = 2**20  # bytes of parameters that a mesh does not divide
 
@@ -69,7 +69,7 @@ def make(
     if clips_a_device:
         stage = dataclasses.replace(stage, batch=clips_a_device * rows * stage.accumulate)
     instead = ", or --clips_a_device to the rows that each of them takes"
-    stage.check(model.params, rows, instead)
+    check_stage(stage, model.params, rows, instead)
     measured = memory.measure(recipe, stage, model, mesh, topology.platform)
     fits = measured.peak <= topology.chip.usable
     return Plan(
@@ -108,7 +108,7 @@ def _notes(
             f"config.data.frames={frames} does not divide by tensor={tensor}: each of those "
             "devices encodes all frames of its clips."
         )
-    if note := stage.micro_batch_note(model.params, recipe.model.norm):
+    if note := micro_batch_note(stage, model.params, recipe.model.norm):
         yield f"{note}."
     if recipe.parallel == "pmap":
         return

@@ -7,16 +7,16 @@ from typing import Any
 
 from absl import logging
 
-from rvllm_jax.config.schema import Recipe
-from rvllm_jax.config.stage import Stage, StageError
+from rvllm_jax.config.build import build_model
+from rvllm_jax.config.schema import Recipe, Stage
 from rvllm_jax.costs.chips import Topology, known
-from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.planning import plan as estimate
 from rvllm_jax.planning import rates
 from rvllm_jax.planning.compile import compile_on
 from rvllm_jax.planning.plan import Plan
 from rvllm_jax.sharding.mesh import MeshError
+from rvllm_jax.training.stages import StageError
 
 
 def make_all(

@@ -10,13 +10,13 @@ import math
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from rvllm_jax.config.build import step_costs
-from rvllm_jax.config.schema import Recipe
-from rvllm_jax.config.stage import FROZEN, Stage
+from rvllm_jax.config.schema import FROZEN, Recipe, Stage
 from rvllm_jax.costs.chips import Topology
 from rvllm_jax.costs.flops import convolutions
 from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.planning.abstract import step_costs
 from rvllm_jax.sharding.rules import AXES
+from rvllm_jax.training.stages import label_parameters
 
 EFFICIENCY = 0.5  # of the peak arithmetic, in matrix products and convolutions
 STREAMING = 0.3  # of the peak memory bandwidth, in norms and activations between convolutions
@@ -114,7 +114,7 @@ def collectives(
     """Bytes that each device receives in a step, by what for."""
     data, fsdp, tensor = (mesh.shape[axis] for axis in mesh.axis_names)
     size = jnp.dtype(recipe.model.dtype).itemsize
-    labels = stage.labels(model.params)
+    labels = label_parameters(stage, model.params)
 
     def elements(part: str, trained: bool) -> int:
         return sum(

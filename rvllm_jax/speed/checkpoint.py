@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 import jax
 
-from rvllm_jax.config.build import build_layout
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.schema import Recipe
-from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.speed import figures
 from rvllm_jax.speed.step import add_recipe, describe, measured_recipe
 from rvllm_jax.speed.step_parts import hold_stage
 from rvllm_jax.training.checkpoint import Checkpoints
+from rvllm_jax.training.stages import build_layout
 
 DESCRIPTION = "the rate at which checkpoints are saved and restored"
 

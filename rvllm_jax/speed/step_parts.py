@@ -12,21 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rvllm_jax.config.build import build_layout, step_costs
-from rvllm_jax.config.schema import Recipe
-from rvllm_jax.config.stage import Stage
-from rvllm_jax.experiments.train import build_model
+from rvllm_jax.config.build import build_model
+from rvllm_jax.config.schema import Recipe, Stage
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.resnet import ResNet
 from rvllm_jax.models.video_llm import normalise
 from rvllm_jax.planning import abstract
+from rvllm_jax.planning.abstract import step_costs
 from rvllm_jax.sharding import layouts
 from rvllm_jax.sharding.constrain import join_frames
-from rvllm_jax.training import optimizer
 from rvllm_jax.training.compiling import compile_update
 from rvllm_jax.training.holding import Held, Holding
+from rvllm_jax.training.stages import build_layout, label_parameters, make_optimizer
 from rvllm_jax.training.step import make_loss
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Batch
 
@@ -140,8 +139,8 @@ class HeldStage(NamedTuple):
 def hold_stage(recipe: Recipe, model: FunctionalModel, number: int) -> HeldStage:
     """Draws and places the arrays of stage `number`, as training does."""
     stage, layout = recipe.stages[number], layouts.make(recipe.parallel, recipe.mesh)
-    labels = stage.labels(model.params)
-    tx = optimizer.build(stage, labels, steps=stage.steps or stage.warmup + 1)
+    labels = label_parameters(stage, model.params)
+    tx = make_optimizer(stage, labels, steps=stage.steps or stage.warmup + 1)
     holding = Holding(model, recipe.stages, recipe.model.dtype, layout)
     arrays = draw_arrays(recipe, model, layout)
     key = arrays["key"]

@@ -1,25 +1,15 @@
-"""Checkpoints of a working directory, and whose configuration the directory is.
+"""Checkpoints of a working directory.
 
 Each checkpoint is numbered by global step and written in the background; it is complete or not
 there at all (checkpoint_series.py).
 """
 
-import json
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.training.checkpoint_series import CheckpointError, Series
 
-__all__ = ["CheckpointError", "Checkpoints", "WorkdirError", "claim", "flat", "is_bound"]
-
-
-class WorkdirError(RvllmError, RuntimeError):
-    """The working directory belongs to another configuration; the message says what differs."""
+__all__ = ["CheckpointError", "Checkpoints"]
 
 
 class Checkpoints:
@@ -149,86 +139,3 @@ class Checkpoints:
         if stage not in self._best:
             self._best[stage] = Series(self._best_folder / stage, 1, self._asynchronous)
         return self._best[stage]
-
-
-def is_bound(workdir: str | Path) -> bool:
-    """Whether `workdir` holds a complete checkpoint, and so belongs to its configuration."""
-    series = ("checkpoints", "best/*", ".aside_checkpoints/*", "best/.aside_*/*")
-    places = [place for parent in series for place in Path(workdir).glob(f"{parent}/*")]
-    return any(place.name.isdigit() for place in places)
-
-
-def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
-    """Makes `workdir` the working directory of `config`, or checks that it is.
-
-    Writes `config.json`. As long as there is no checkpoint nothing depends on it, and a start with
-    another configuration takes the directory over: what ended the one before can be mended there.
-    Afterwards it must be the same configuration, but for the ignored keys.
-
-    Args:
-      workdir: made when it is not there.
-      config: nested dictionaries and lists of JSON values.
-      ignore: dotted keys that may differ; a key covers all below it ("evaluation", "stages.0").
-
-    Raises:
-      WorkdirError: the directory belongs to another configuration (each differing key is named
-        with its old and new value), or its config.json is missing or unreadable.
-    """
-    path = Path(workdir) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
-    if is_bound(workdir):
-        _check_same(path, config, ignore)
-    if jax.process_index() == 0:
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            file.write(json.dumps(config, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
-
-def _check_same(path: Path, config: dict, ignore: Sequence[str]) -> None:
-    if not path.exists():
-        raise WorkdirError(
-            f"{path.parent} holds checkpoints, but not the {path.name} that says of which "
-            "configuration. Put that file back, or name another --workdir."
-        )
-    old, new = flat(_read_config(path)), flat(config)
-    faults = [
-        f"{key}: {_shown(old, key)} there, {_shown(new, key)} now"
-        for key in sorted(old.keys() | new.keys())
-        if _shown(old, key) != _shown(new, key)
-        and not any(key == i or key.startswith(i + ".") for i in ignore)
-    ]
-    if faults:
-        raise WorkdirError(
-            f"{path.parent} belongs to another configuration ({path}). Name another --workdir, or "
-            "restore these keys:\n  " + "\n  ".join(faults)
-        )
-
-
-def _read_config(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("expected a JSON object")
-        return config
-    except ValueError as error:
-        raise WorkdirError(
-            f"{path}: cannot be read: {error}. Put that file back, or name another --workdir."
-        ) from error
-
-
-def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested dictionaries and lists by dotted key; empty ones are values of their own."""
-    if not isinstance(value, dict | list) or not value:
-        return {key: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {
-        k: v for name, inner in items for k, v in flat(inner, f"{key}.{name}".strip(".")).items()
-    }
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key]) if key in flat else "absent"

@@ -9,10 +9,11 @@ import jax
 import optax
 from absl import logging
 
-from rvllm_jax.config.stage import Stage
+from rvllm_jax.config.schema import Stage
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.sharding.layouts import Layout
+from rvllm_jax.training.stages import uses_running_stats
 from rvllm_jax.training.step import State, make_step
 
 
@@ -37,7 +38,7 @@ def compile_update(
     step = make_step(
         model,
         tx,
-        use_running=stage.uses_running_stats(labels),
+        use_running=uses_running_stats(stage, labels),
         accumulate=stage.accumulate,
         loss_chunk=loss_chunk,
         axis_name=layout.axis_name,

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import optax
 
-from rvllm_jax.config.stage import FROZEN, Stage
+from rvllm_jax.config.schema import FROZEN, Stage
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.sharding.constrain import platform
 from rvllm_jax.sharding.layouts import Layout
+from rvllm_jax.training.stages import label_parameters
 from rvllm_jax.training.step import State, split
 from rvllm_jax.training.waiting import Waiting, to_devices, to_host
 from rvllm_jax.weights import load
@@ -48,7 +49,7 @@ class Holding:
         layout: Layout,
     ):
         self.model, self.dtype, self.layout = model, np.dtype(dtype), layout
-        labels = [stage.labels(model.params) for stage in stages]
+        labels = [label_parameters(stage, model.params) for stage in stages]
         self._last_trained = {
             path: max((n for n, own in enumerate(labels) if own[path] != FROZEN), default=-1)
             for path in model.params

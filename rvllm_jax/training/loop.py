@@ -12,26 +12,32 @@ import jax
 import numpy as np
 from absl import logging
 
-from rvllm_jax.config.build import build_layout
-from rvllm_jax.config.check import Recipe
-from rvllm_jax.config.stage import Stage, StageError
+from rvllm_jax.config.schema import Recipe, Stage
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.loader import train_batches
 from rvllm_jax.hosts.compiling import compiled_together
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.sharding import layouts
-from rvllm_jax.training import identity, optimizer
-from rvllm_jax.training.checkpoint import Checkpoints, WorkdirError, is_bound
+from rvllm_jax.training import identity
+from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.compiling import compile_update
 from rvllm_jax.training.holding import Held, Holding
 from rvllm_jax.training.host_flags import Together
 from rvllm_jax.training.metrics import Metrics, Progress
 from rvllm_jax.training.position import Position
 from rvllm_jax.training.sigterm import INTERRUPTED, Interrupt, closing
+from rvllm_jax.training.stages import (
+    StageError,
+    build_layout,
+    label_parameters,
+    learning_rate,
+    make_optimizer,
+)
 from rvllm_jax.training.step import State, make_loss
 from rvllm_jax.training.unreadable import count_unreadable, too_many_skipped
 from rvllm_jax.training.validate import validation_loss
+from rvllm_jax.training.workdir import WorkdirError, is_bound
 from rvllm_jax.types import Batch
 from rvllm_jax.weights.open import Entry
 
@@ -89,7 +95,7 @@ class Trainer:
             for input, dataset in sets.items():
                 self.made_of[f"{name} pairs of input {input}"] = identity.fingerprint(dataset)
         HERE.same(self.made_of, "what they train on")
-        self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint_keep)
+        self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint.keep)
         loss = make_loss(model, loss_chunk=recipe.model.loss_chunk)
         self.loss = compiled_together(jax.jit(self.parallel.on_mesh(loss)))
         self.interrupt, self.together = Interrupt(), Together(self.parallel)
@@ -136,8 +142,8 @@ class Trainer:
 
     def _transformation(self, number: int):
         stage = self.recipe.stages[number]
-        labels = stage.labels(self.model.params)
-        return stage, labels, optimizer.build(stage, labels, self.lengths[number])
+        labels = label_parameters(stage, self.model.params)
+        return stage, labels, make_optimizer(stage, labels, self.lengths[number])
 
     def _restore(self) -> tuple[Position, dict]:
         """Where the run goes on, and with which arrays: parameters to random state."""
@@ -240,7 +246,7 @@ class Trainer:
         due = set()
         if last or position.k % every == 0:
             due.add("validation")
-        if last or position.done % self.recipe.checkpoint_every == 0:
+        if last or position.done % self.recipe.checkpoint.every == 0:
             due.add("checkpoint")
         # Asked once an update, so that what is saved is what stops.
         if self.stop or (HERE.count == 1 and self.interrupt.requested):
@@ -267,7 +273,7 @@ class Trainer:
         bar.update(loss=values["loss"])
         if done % self.recipe.log_every == 0 or not finite:
             for name, spec in stage.optimizers.items():
-                rate = optimizer.learning_rate(spec, stage, self.lengths[position.stage])
+                rate = learning_rate(spec, stage, self.lengths[position.stage])
                 values[f"lr/{name}"] = float(rate(k - 1 - position.skipped_stage + (not finite)))
             values["skipped"] = position.skipped_all
             values["bad_rows"] = position.bad_rows

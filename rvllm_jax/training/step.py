@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rvllm_jax.config.stage import FROZEN
+from rvllm_jax.config.schema import FROZEN
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.norms import BatchNorm

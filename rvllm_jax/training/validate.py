@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from rvllm_jax.config.stage import Stage
+from rvllm_jax.config.schema import Stage
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.loader import loss_batches
 from rvllm_jax.hosts.sync import HERE

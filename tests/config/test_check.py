@@ -188,7 +188,7 @@ def test_numbers_must_be_positive(key):
 def test_no_unreadable_row_may_be_allowed_but_not_fewer():
     assert resolve(changed(max_unreadable=0)).max_unreadable == 0
     message = refusal(changed(max_unreadable=-1))
-    assert "config.max_unreadable=-1 must not be negative" in message
+    assert "config.max_unreadable=-1 must be 0 or more" in message
 
 
 @pytest.mark.parametrize(

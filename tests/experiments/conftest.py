@@ -7,16 +7,17 @@ import jax
 import numpy as np
 import pytest
 
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import resolve
 from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.video import encode
 from rvllm_jax.experiments.saved.answering import Answerer
 from rvllm_jax.experiments.saved.open import describe_model
-from rvllm_jax.experiments.train import build_model
-from rvllm_jax.training.checkpoint import Checkpoints, claim
+from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
+from rvllm_jax.training.workdir import claim
 
 VIDEOS = ("a", "b", "c", "v_abcdefghijk")
 MESH = dict(data=1, fsdp=4, tensor=2)

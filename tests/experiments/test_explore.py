@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.config.stage import Stage
+from rvllm_jax.config.schema import Stage
 from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers

@@ -9,14 +9,14 @@ import optax
 import pytest
 from flax import nnx
 
-from rvllm_jax.config.stage import OptimizerSpec, Stage
+from rvllm_jax.config.schema import OptimizerSpec, Stage
 from rvllm_jax.generation.decode import generate
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.llama_config import LlamaConfig, RopeScaling
 from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
-from rvllm_jax.training.optimizer import build
+from rvllm_jax.training.stages import label_parameters, make_optimizer
 from rvllm_jax.types import NO_SLOT, PREFIX, Questions, VisualLayout
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
@@ -191,7 +191,7 @@ def test_optimizer_steps(optimizer, with_double_norms):
         step = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.05)
     table, specs = ((".*", "all"),), {"all": spec}
     stage = Stage("s", "video", 1, table, specs, steps=steps, schedule="constant")
-    tx = build(stage, stage.labels(params), steps)
+    tx = make_optimizer(stage, label_parameters(stage, params), steps)
     first, state = params, tx.init(params)
     gradient = jax.jit(jax.grad(ours.loss))
     for _ in range(steps):

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from rvllm_jax.config.stage import OptimizerSpec, Stage
-from rvllm_jax.training.optimizer import build, learning_rate
+from rvllm_jax.config.schema import OptimizerSpec, Stage
+from rvllm_jax.training.stages import label_parameters, learning_rate, make_optimizer
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 
@@ -50,7 +50,7 @@ def gradients() -> list[dict[str, np.ndarray]]:
 
 def ours(stage) -> dict[str, np.ndarray]:
     params = jax.tree.map(jnp.asarray, arrays(0))
-    tx = build(stage, stage.labels(params), STEPS)
+    tx = make_optimizer(stage, label_parameters(stage, params), STEPS)
     state, update = tx.init(params), jax.jit(tx.update)
     for grads in gradients():
         updates, state = update(grads, state, params)

@@ -7,12 +7,12 @@ import optax
 import pytest
 from flax import nnx
 
-from rvllm_jax.config.stage import OptimizerSpec, Stage
+from rvllm_jax.config.schema import OptimizerSpec, Stage
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.projector import Projector
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.models.visual_tokens import adaptive_average
-from rvllm_jax.training.optimizer import build
+from rvllm_jax.training.stages import label_parameters, make_optimizer
 
 torch = pytest.importorskip("torch", reason="the extra `parity` holds torch")
 transformers = pytest.importorskip("transformers", reason="a requirement of the package")
@@ -130,7 +130,7 @@ def test_training_steps_equal_torch_in_float64(config, size):
     stage = Stage("s", "video", 1, ((".*", "sgd"),), specs, steps=2, schedule="constant")
     with jax.enable_x64(True):
         model, params, stats = our_model(config, jnp.float64, as_ours(theirs.state_dict().items()))
-        sgd = build(stage, stage.labels(params), 2)
+        sgd = make_optimizer(stage, label_parameters(stage, params), 2)
 
         @jax.jit
         def step(params, stats, opt_state):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import resolve
-from rvllm_jax.experiments.train import build_model
 
 
 @pytest.fixture(scope="session")

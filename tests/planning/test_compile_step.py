@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from rvllm_jax.experiments.train import build_model
+from rvllm_jax.config.build import build_model
 from rvllm_jax.planning import compile_step, memory
 from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.sharding.mesh import make_mesh

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rvllm_jax.config.build import step_costs
+from rvllm_jax.config.build import build_model
 from rvllm_jax.costs.flops import convolutions
-from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.planning import abstract
+from rvllm_jax.planning.abstract import step_costs
 
 
 def is_program(x) -> bool:

@@ -2,11 +2,11 @@ import dataclasses
 
 import pytest
 
-from rvllm_jax.config.stage import StageError
+from rvllm_jax.config.build import build_model
 from rvllm_jax.costs import chips
-from rvllm_jax.experiments.train import build_model
 from rvllm_jax.planning import plan as estimate
 from rvllm_jax.planning.compile import read_answer
+from rvllm_jax.training.stages import StageError
 
 
 def plan(recipe, model, name, number=1, **kinds):

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from rvllm_jax.config.build import step_costs
 from rvllm_jax.costs import chips as topologies
 from rvllm_jax.planning import memory, rates
+from rvllm_jax.planning.abstract import step_costs
 
 
 def predicted(recipe, model, stage, name, batch, sizes=None, efficiency=rates.EFFICIENCY):

@@ -19,10 +19,9 @@ import torch
 import transformers
 from torch.nn import functional
 
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import ConfigError
-from rvllm_jax.config.schema import Recipe
-from rvllm_jax.config.stage import FROZEN, Stage
-from rvllm_jax.experiments.train import build_model
+from rvllm_jax.config.schema import FROZEN, Recipe, Stage
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import IMAGENET_MEAN, IMAGENET_STD
@@ -31,6 +30,7 @@ from rvllm_jax.speed.generation import times_of
 from rvllm_jax.speed.step import parts_of, read_recipe
 from rvllm_jax.speed.step_parts import ENCODER, EVALUATION, draw_arrays, draw_batch
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
+from rvllm_jax.training.stages import label_parameters
 from rvllm_jax.types import Batch
 from rvllm_jax.weights.hf_config import llama_values
 from rvllm_jax.weights.names import LLAMA, MATRIX, RESNET_HF, Layout, Rule
@@ -125,7 +125,7 @@ def _peer(recipe: Recipe) -> tuple[Peer, Batch]:
 
 
 def _optimizers(peer: Peer, stage: Stage) -> list[torch.optim.Optimizer]:
-    labels, found = stage.labels([f"{part}/kernel" for part in PARTS]), []
+    labels, found = label_parameters(stage, [f"{part}/kernel" for part in PARTS]), []
     for part in PARTS:
         module, label = getattr(peer, part), labels[f"{part}/kernel"]
         module.requires_grad_(label != FROZEN)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.config.check import Recipe, resolve
+from rvllm_jax.config.check import resolve
+from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.video import encode
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama_config import LlamaConfig

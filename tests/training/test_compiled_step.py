@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rvllm_jax.config.stage import OptimizerSpec, Stage
+from rvllm_jax.config.schema import OptimizerSpec, Stage
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
@@ -14,7 +14,7 @@ from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.planning import hlo
 from rvllm_jax.sharding import mesh as sharding
 from rvllm_jax.sharding.layouts import JitLayout
-from rvllm_jax.training import optimizer
+from rvllm_jax.training.stages import label_parameters, make_optimizer
 from rvllm_jax.training.step import State, make_step
 from rvllm_jax.types import Batch, VisualLayout
 
@@ -50,8 +50,8 @@ def batch() -> Batch:
 def program(request):
     """(compiled step, its state as shapes, mesh)."""
     made = model()
-    labels = STAGE.labels(made.params)
-    tx = optimizer.build(STAGE, labels, steps=10)
+    labels = label_parameters(STAGE, made.params)
+    tx = make_optimizer(STAGE, labels, steps=10)
     state = State(made.params, {}, made.stats, jax.eval_shape(tx.init, made.params))
     layout = JitLayout(sharding.make_mesh(*request.param))
     step = make_step(made, tx, use_running=False, loss_chunk=8)

@@ -10,14 +10,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rvllm_jax.config.stage import StageError
 from rvllm_jax.experiments.train import Experiment
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.sharding.rules import param_sharding
 from rvllm_jax.training import metrics
-from rvllm_jax.training.checkpoint import WorkdirError
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import INTERRUPTED, Trainer
+from rvllm_jax.training.stages import StageError
+from rvllm_jax.training.workdir import WorkdirError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 MESHES = {

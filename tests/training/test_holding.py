@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
+from rvllm_jax.config.schema import FROZEN, OptimizerSpec, Stage
 from rvllm_jax.sharding.layouts import JitLayout, PmapLayout
 from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.training.holding import Holding
-from rvllm_jax.training.optimizer import build
+from rvllm_jax.training.stages import label_parameters, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 OWN = {"adamw": OptimizerSpec("adamw", 0.1)}
@@ -46,8 +46,8 @@ def test_a_checkpoint_of_every_stage_is_what_a_restart_asks_for(holding, layout)
     }
     key, up = arrays["key"], np.array(arrays["params"][UP])
     for number, stage in enumerate((VISUAL, JOINT, LAST)):
-        labels = stage.labels(held.model.params)
-        tx = build(stage, labels, steps=10)
+        labels = label_parameters(stage, held.model.params)
+        tx = make_optimizer(stage, labels, steps=10)
         like = held.like(number, labels, tx)
         arrays["opt"] = None
         placed = held.place(arrays, number, labels, tx)
@@ -70,8 +70,8 @@ def test_a_checkpoint_of_every_stage_is_what_a_restart_asks_for(holding, layout)
 
 def test_pmap_lays_one_copy_on_each_device(holding):
     held = holding("pmap")
-    labels = JOINT.labels(held.model.params)
-    tx = build(JOINT, labels, steps=10)
+    labels = label_parameters(JOINT, held.model.params)
+    tx = make_optimizer(JOINT, labels, steps=10)
     state = held.place(held.draw(jax.random.key(0)), 1, labels, tx).state
     for x in jax.tree.leaves(state):
         assert [shard.data.shape[0] for shard in x.addressable_shards] == [1] * 8

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
+from rvllm_jax.config.schema import FROZEN, OptimizerSpec, Stage
 from rvllm_jax.models.lora import LoRA, is_adapter
 from rvllm_jax.sharding.layouts import JitLayout, PmapLayout, make
 from rvllm_jax.sharding.mesh import make_mesh
-from rvllm_jax.training.optimizer import build
+from rvllm_jax.training.stages import label_parameters, make_optimizer, uses_running_stats
 from rvllm_jax.training.step import State, make_step, split
 
 PLAIN = OptimizerSpec("sgd", lr=1.0, momentum=0.0)  # parameters before - after = gradient
@@ -62,8 +62,8 @@ def run(float64, tiny_model, tiny_arrays, tiny_batch):
         model = models[stage.lora]
         arrays = jax.tree.map(np.asarray, tiny_arrays(model))
         params, stats = jax.tree.map(jnp.asarray, arrays)
-        labels = stage.labels(params)
-        tx = build(stage, labels, steps=10)
+        labels = label_parameters(stage, params)
+        tx = make_optimizer(stage, labels, steps=10)
         trainable, frozen = split(params, labels)
         state = parallel.place(tx, State(trainable, frozen, stats, tx.init(trainable)))
         video = stage.input == "video"
@@ -71,7 +71,7 @@ def run(float64, tiny_model, tiny_arrays, tiny_batch):
             parallel.put(tiny_batch(num_frames, with_frames=video, seed=seed))
             for seed, num_frames in enumerate([NUM_FRAMES, NUM_FRAMES[::-1]])
         ]
-        running = stage.uses_running_stats(labels)
+        running = uses_running_stats(stage, labels)
         step = make_step(model, tx, use_running=running, axis_name=parallel.axis_name, **kinds)
         program = parallel.compile(step, tx, state, batches[0])
         after = []
@@ -162,8 +162,8 @@ def test_adapters_of_a_frozen_decoder_agree(run, adapters_on_one_device, layout)
 
 def test_parameters_are_spread_by_fsdp_and_copied_by_pmap(tiny_model, tiny_arrays):
     model = tiny_model()
-    labels = JOINT.labels(model.params)
-    tx = build(JOINT, labels, steps=10)
+    labels = label_parameters(JOINT, model.params)
+    tx = make_optimizer(JOINT, labels, steps=10)
     params, stats = tiny_arrays(model)
     state = State(params, {}, stats, tx.init(params))
     path = "decoder/layers/mlp/up/kernel"

@@ -12,10 +12,11 @@ import pytest
 from rvllm_jax.experiments.train import Experiment
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.lora import LoRA, is_adapter
-from rvllm_jax.training.checkpoint import CheckpointError, WorkdirError, claim
+from rvllm_jax.training.checkpoint import CheckpointError
 from rvllm_jax.training.checkpoint_part import read_model
 from rvllm_jax.training.loop import Trainer
 from rvllm_jax.training.sigterm import INTERRUPTED
+from rvllm_jax.training.workdir import WorkdirError, claim
 
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]  # trains for a minute
 LLAMA = LlamaConfig(300, 16, 2, 4, 2, 8, 24, context=96)

@@ -5,12 +5,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.config.stage import OptimizerSpec, Stage
+from rvllm_jax.config.schema import OptimizerSpec, Stage
 from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.sharding import mesh as sharding
 from rvllm_jax.sharding import rules
 from rvllm_jax.sharding.layouts import make
-from rvllm_jax.training.optimizer import build
+from rvllm_jax.training.stages import label_parameters, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_moments_lie_where_their_parameters_do(mesh, tiny_model):
         {"sgd": OptimizerSpec("sgd", 0.1), "adamw": OptimizerSpec("adamw", 0.1)},
         clip=1.0,
     )
-    tx = build(stage, stage.labels(params), steps=10)
+    tx = make_optimizer(stage, label_parameters(stage, params), steps=10)
     shapes = jax.eval_shape(tx.init, params)
     where = rules.optimizer_shardings(mesh, tx, params)
     assert jax.tree.structure(where) == jax.tree.structure(shapes)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.check import ConfigError
-from rvllm_jax.config.stage import StageError
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.packing import PackingError, Sequences
 from rvllm_jax.data.text import tokenizer as tokenizers
@@ -17,7 +16,8 @@ from rvllm_jax.experiments import train as running
 from rvllm_jax.experiments.tokenizer import open_tokenizer
 from rvllm_jax.experiments.train import Experiment, asked_datasets
 from rvllm_jax.sharding.mesh import MeshError
-from rvllm_jax.training.checkpoint import claim
+from rvllm_jax.training.stages import StageError
+from rvllm_jax.training.workdir import claim
 from rvllm_jax.weights.safetensors import WeightsError
 
 JOINT = {"schedule": "visual,joint", "stages__joint__batch": 8}

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
+from rvllm_jax.config.schema import FROZEN, OptimizerSpec, Stage
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.sharding.mesh import make_mesh
-from rvllm_jax.training.optimizer import build
+from rvllm_jax.training.stages import label_parameters, make_optimizer, uses_running_stats
 from rvllm_jax.training.step import State, make_loss, make_step, split
 
 PLAIN = OptimizerSpec("sgd", lr=1.0, momentum=0.0)  # parameters before - after = gradient
@@ -30,11 +30,11 @@ def prepare(quick_compilation, tiny_arrays):
 
     def make(model, stage=JOINT, **kinds):
         params, stats = tiny_arrays(model)
-        labels = stage.labels(params)
-        tx = build(stage, labels, steps=10)
+        labels = label_parameters(stage, params)
+        tx = make_optimizer(stage, labels, steps=10)
         trainable, frozen = split(params, labels)
         state = State(trainable, frozen, stats, tx.init(trainable))
-        kinds.setdefault("use_running", stage.uses_running_stats(labels))
+        kinds.setdefault("use_running", uses_running_stats(stage, labels))
         pure = make_step(model, tx, **kinds)
         step = jax.jit(pure)
         return SimpleNamespace(model=model, tx=tx, params=params, state=state, pure=pure, step=step)

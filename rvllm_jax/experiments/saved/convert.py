@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rvllm_jax.config import migrate
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import resolve
 from rvllm_jax.data.text import tokenizer
 from rvllm_jax.data.text.tokenizer_files import GENERATION, TOKENIZER_FILES, TokenizerError
@@ -17,9 +17,8 @@ from rvllm_jax.experiments.saved import special_ids, training_videos
 from rvllm_jax.experiments.saved.describe import describe, describe_weights, expected, resnet_config
 from rvllm_jax.experiments.saved.leaving_out import left_out, without
 from rvllm_jax.experiments.saved.open import read_run
-from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.lora import merged
-from rvllm_jax.training.checkpoint import is_bound
+from rvllm_jax.training.workdir import is_bound, read_config, with_kept_decoder
 from rvllm_jax.weights import load, names
 from rvllm_jax.weights.check import PROJECTOR, projector_hint
 from rvllm_jax.weights.open import OURS, Entry, open_weights
@@ -118,8 +117,8 @@ def _add_tokenizer(parts: Parts, vocab_size: int) -> None:
 
 
 def _of_run(workdir: Path, best: str) -> Parts:
-    config = migrate.read_json(workdir / "config.json")
-    recipe = resolve(migrate.of_run(workdir))
+    config = read_config(workdir)
+    recipe = resolve(with_kept_decoder(config, workdir))
     model = build_model(recipe)
     params, stats, _, line = read_run(workdir, best, model)
     told = [line]

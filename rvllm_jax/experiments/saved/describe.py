@@ -1,5 +1,6 @@
 """What weights are: the model.json of a source or of a run, and the arrays that one describes."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,9 +8,8 @@ from typing import Any
 
 import jax
 
-from rvllm_jax.config import migrate
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import ConfigError, resolve
-from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.projector import Projector
@@ -57,6 +57,20 @@ def describe_weights(weights: Weights) -> dict[str, Any]:
     return description
 
 
+def config_of_export(recipe: Any, folder: Path) -> dict[str, Any]:
+    """The configuration in the model.json of `folder`, which brings the decoder's sizes and the
+    tokenizer itself. Raises ConfigError."""
+    parts = [recipe.get(key) for key in ("model", "tokenizer")] if isinstance(recipe, dict) else [0]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ConfigError(
+            f"{folder / 'model.json'}: its recipe is {recipe!r:.80}; restore the file"
+        )
+    config = copy.deepcopy(recipe)
+    config["model"] |= {"decoder": str(folder), "weights": str(folder), "random": ""}
+    config["tokenizer"]["folder"] = str(folder)
+    return config
+
+
 def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """The paths, shapes and dtypes of the parts that the model.json of `where` describes.
 
@@ -65,7 +79,7 @@ def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.Shape
     folder = where if where.is_dir() else where.parent
     try:
         if "recipe" in description:
-            model = build_model(resolve(migrate.of_export(description["recipe"], folder)))
+            model = build_model(resolve(config_of_export(description["recipe"], folder)))
             return model.params | model.stats
         found = {}
         for name, make in _parts(description, str(folder / OURS)).items():

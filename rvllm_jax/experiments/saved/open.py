@@ -10,18 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from rvllm_jax.config import migrate
-from rvllm_jax.config.check import Recipe, resolve
+from rvllm_jax.config.build import build_model
+from rvllm_jax.config.check import ConfigError, resolve
+from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
+from rvllm_jax.experiments.saved.describe import config_of_export
 from rvllm_jax.experiments.tokenizer import check_tokenizer
-from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
 from rvllm_jax.sharding.layouts import JitLayout
-from rvllm_jax.training.checkpoint import is_bound
+from rvllm_jax.system.atomic import read_json
 from rvllm_jax.training.checkpoint_part import newest, read_model
+from rvllm_jax.training.workdir import is_bound, read_config, with_kept_decoder
 from rvllm_jax.weights import load
 from rvllm_jax.weights.open import OURS, open_weights
 from rvllm_jax.weights.safetensors import WeightsError
@@ -99,7 +101,7 @@ def describe_model(
     """
     path = Path(path)
     is_run = is_bound(path)
-    config = migrate.of_run(path) if is_run else _config_of_export(path)
+    config = _config_of_run(path) if is_run else _config_of_export(path)
     if best and not is_run:
         raise WeightsError(f"{path}: an exported folder has no best checkpoint of stage {best!r}")
     if template:
@@ -133,19 +135,23 @@ def read_arrays(described: Described) -> Opened:
     return Opened(path, recipe, model, params, stats, described.tokenizer, layout, step, told)
 
 
+def _config_of_run(workdir: Path) -> dict[str, Any]:
+    return with_kept_decoder(read_config(workdir), workdir)
+
+
 def _config_of_export(path: Path) -> dict[str, Any]:
     if not (path / OURS).is_file():
         raise WeightsError(
             f"{path}: neither a working directory with a checkpoint nor an exported model "
             f"({OURS} is not there); train one, or `python -m rvllm_jax.convert --source=RUN`"
         )
-    description = migrate.read_json(path / OURS)
+    description = read_json(path / OURS, error=ConfigError)
     if "recipe" not in description:
         raise WeightsError(
             f"{path}: holds {', '.join(description) or 'nothing'}, not a whole video model; train "
             f"from it (--config.model.weights={path}), then convert the run"
         )
-    return migrate.of_export(description["recipe"], path)
+    return config_of_export(description["recipe"], path)
 
 
 def _dtype(path: str, leaf: Any, recipe: Recipe) -> np.dtype:

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from rvllm_jax.config import migrate
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.experiments.saved.describe import expected
 from rvllm_jax.experiments.saved.open import describe_model
+from rvllm_jax.training.workdir import is_bound
 from rvllm_jax.weights.safetensors import WeightsError
 
 
@@ -52,4 +52,4 @@ def test_a_broken_configuration_of_a_run_is_refused(talker, tmp_path, content, m
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=message):
         describe_model(tmp_path)
-    assert migrate.is_bound(tmp_path)
+    assert is_bound(tmp_path)

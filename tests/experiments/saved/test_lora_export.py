@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import resolve
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.open import open_model
-from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.lora import adapted, is_adapter
-from rvllm_jax.training.checkpoint import Checkpoints, claim
+from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
+from rvllm_jax.training.workdir import claim
 from rvllm_jax.weights.open import open_weights
 
 pytestmark = pytest.mark.slow  # compiles for half a minute and more

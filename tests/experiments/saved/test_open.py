@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import ConfigError, resolve
-from rvllm_jax.config.migrate import keep_decoder, with_kept_decoder
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.open import describe_model, open_model
-from rvllm_jax.experiments.train import build_model
 from rvllm_jax.models.llama_config import DECODERS
-from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints, claim
+from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
 from rvllm_jax.training.holding import Holding
 from rvllm_jax.training.loop import open_layout
+from rvllm_jax.training.workdir import claim, keep_decoder, with_kept_decoder
 from rvllm_jax.weights.hf_config import llama_values
 from rvllm_jax.weights.safetensors import WeightsError
 

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from rvllm_jax.config.stage import FROZEN, OptimizerSpec, Stage
-from rvllm_jax.training.optimizer import build, learning_rate
+from rvllm_jax.config.schema import FROZEN, OptimizerSpec, Stage
+from rvllm_jax.training.stages import label_parameters, learning_rate, make_optimizer
 
 SHAPES = {
     "encoder/stem/conv/kernel": (3, 3, 3, 8),
@@ -35,9 +35,9 @@ def some_arrays(seed, paths=SHAPES) -> dict:
 
 def prepare(stage, steps=10):
     """The transformation, and the parameters that it trains."""
-    labels = stage.labels(SHAPES)
+    labels = label_parameters(stage, SHAPES)
     trainable = [path for path, label in labels.items() if label != FROZEN]
-    return build(stage, labels, steps), some_arrays(0, trainable)
+    return make_optimizer(stage, labels, steps), some_arrays(0, trainable)
 
 
 def update_of(stage, grads, steps=10):

@@ -1,0 +1,173 @@
+"""The stages of training: a table of parameters -> labels -> one Optax transformation.
+
+A stage says by regex over parameter paths which optimizer trains what, or that it is frozen. Going
+from one stage to the next, such as from SGD on the visual encoder to AdamW on everything, is making
+the next stage's labels and transformation from its table; nothing else of the loop knows of it.
+"""
+
+import re
+from collections.abc import Iterable
+
+import optax
+
+from rvllm_jax.config.schema import FROZEN, OptimizerSpec, Recipe, Stage
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.lora import is_adapter
+from rvllm_jax.sharding import layouts
+from rvllm_jax.system.errors import RvllmError
+
+NO_DECAY = re.compile(r".*(bias|scale)")  # biases, and the scales of norms
+UNDECAYED = "/undecayed"  # suffix of the label of an adamw group's norms and biases
+
+
+class StageError(RvllmError, ValueError):
+    """A stage that cannot be run as configured."""
+
+
+def label_parameters(stage: Stage, paths: Iterable[str]) -> dict[str, str]:
+    """The optimizer's name, or "frozen", of every parameter path: the first match wins.
+
+    With `stage.lora` the decoder is frozen but for its adapters; without it adapters are frozen.
+    Raises StageError: a path that no row matches, a row that names no optimizer, adapters or
+    everything frozen.
+    """
+    where = f"config.stages.{stage.name}"
+    rows = [(_compile(pattern, where), label) for pattern, label in stage.table]
+    labels, unmatched = {}, []
+    for path in paths:
+        label = next((label for pattern, label in rows if pattern.fullmatch(path)), None)
+        if label is None:
+            unmatched.append(path)
+        else:
+            labels[path] = label
+    if unmatched:
+        raise StageError(
+            f"stage {stage.name}: no row of its table matches {len(unmatched)} parameters: "
+            f"{', '.join(unmatched[:5])}{' ...' if len(unmatched) > 5 else ''}. Add a row, "
+            f'such as (".*", "frozen"), to {where}.table.'
+        )
+    unknown = sorted(set(labels.values()) - {*stage.optimizers, FROZEN})
+    if unknown:
+        raise StageError(
+            f"stage {stage.name}: its table names {unknown}, which is neither 'frozen' nor in "
+            f"{where}.optimizers ({', '.join(stage.optimizers) or 'empty'})"
+        )
+    labels |= {path: FROZEN for path in labels if _is_frozen_by_lora(stage, path)}
+    adapters = [path for path in labels if is_adapter(path)]
+    if stage.lora is not None and all(labels[path] == FROZEN for path in adapters):
+        raise StageError(
+            f"stage {stage.name}: {where}.lora adds {', '.join(adapters[:2])} "
+            f"and the like, {len(adapters)} in all, and its table freezes them; give them an "
+            'optimizer by a row such as (".*/lora/.*", "adamw") before the one that does'
+        )
+    if all(label == FROZEN for label in labels.values()):
+        raise StageError(f"stage {stage.name}: its table freezes every parameter; train some")
+    return labels
+
+
+def _compile(pattern: str, where: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise StageError(
+            f"{where}.table: {pattern!r} is not a regular expression ({error}); it is matched with "
+            "whole parameter paths, such as 'encoder/stem/conv/kernel'"
+        ) from error
+
+
+def _is_frozen_by_lora(stage: Stage, path: str) -> bool:
+    return path.startswith("decoder/") and is_adapter(path) != (stage.lora is not None)
+
+
+def check_stage(stage: Stage, paths: Iterable[str], devices: int, instead: str = "") -> None:
+    """Raises StageError where table and parameters, or batch and devices, do not fit.
+
+    devices: how many a batch is split over. instead: what else could be set.
+    """
+    label_parameters(stage, paths)
+    if stage.batch % (devices * stage.accumulate):
+        raise StageError(
+            f"config.stages.{stage.name}.batch={stage.batch} must be a multiple of {devices} "
+            f"devices x accumulate={stage.accumulate}: set it to such a multiple, or "
+            f"config.mesh to fewer devices in data x fsdp{instead}"
+        )
+
+
+def build_layout(recipe: Recipe, model: FunctionalModel) -> layouts.Layout:
+    """The layout over the devices; MeshError or StageError where mesh, decoder, a stage's table or
+    its batch do not fit them.
+    """
+    layout = layouts.make(recipe.parallel, recipe.mesh, recipe.llama.tensor_sizes)
+    for stage in recipe.stages:
+        check_stage(stage, model.params, layout.batch_shards)
+    return layout
+
+
+def uses_running_stats(stage: Stage, labels: dict[str, str]) -> bool:
+    """Whether BatchNorm keeps to its running statistics: by key, or with all of it frozen."""
+    encoder = {label for path, label in labels.items() if path.startswith("encoder/")}
+    return stage.freeze_stats or encoder <= {FROZEN}
+
+
+def micro_batch_note(stage: Stage, paths: Iterable[str], norm: str) -> str:
+    """What gradient accumulation does to BatchNorm; "" where it does nothing to it."""
+    learned = norm == "batch" and stage.input == "video" and stage.accumulate > 1
+    if not learned or uses_running_stats(stage, label_parameters(stage, paths)):
+        return ""
+    return (
+        f"stage {stage.name}: BatchNorm's statistics are those of each micro-batch of "
+        f"{stage.batch // stage.accumulate} clips, as config.stages.{stage.name}.accumulate="
+        f"{stage.accumulate} cuts batch={stage.batch}"
+    )
+
+
+def learning_rate(spec: OptimizerSpec, stage: Stage, steps: int) -> optax.Schedule:
+    """Learning rate by step of the stage: linear warm-up, then cosine to zero or constant."""
+    warmup = optax.linear_schedule(0.0, spec.lr, max(stage.warmup, 1))
+    if stage.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(spec.lr, max(steps - stage.warmup, 1))
+    else:
+        rest = optax.constant_schedule(spec.lr)
+    return optax.join_schedules([warmup, rest], [stage.warmup]) if stage.warmup else rest
+
+
+def _transformation(spec: OptimizerSpec, rate: optax.Schedule, decay: float):
+    # Only the first moment: adamw's second changes by 1 - b2 = 0.001 of itself a step, which is
+    # less than bfloat16 resolves, so that it would stay where it is.
+    dtype = None if spec.moments == "float32" else spec.moments
+    if spec.kind == "sgd":
+        return optax.chain(
+            optax.add_decayed_weights(decay),
+            optax.trace(spec.momentum, accumulator_dtype=dtype),
+            optax.scale_by_learning_rate(rate),
+        )
+    return optax.adamw(rate, spec.b1, spec.b2, spec.eps, weight_decay=decay, mu_dtype=dtype)
+
+
+def _groups(stage: Stage, labels: dict[str, str]) -> dict[str, str]:
+    """The label of each parameter that trains, norms and biases of adamw groups apart."""
+    groups = {path: label for path, label in labels.items() if label != FROZEN}
+    for path, label in groups.items():
+        if stage.optimizers[label].kind == "adamw" and NO_DECAY.fullmatch(path):
+            groups[path] = label + UNDECAYED
+    return groups
+
+
+def make_optimizer(
+    stage: Stage, labels: dict[str, str], steps: int
+) -> optax.GradientTransformation:
+    """One global-norm clip over all that trains, then each parameter's own optimizer.
+
+    Takes and returns flat dictionaries of the trainable parameters only: what is frozen has no
+    gradient and no state. `steps` is the stage's length, for the learning-rate schedule.
+    """
+    optimizers = {}
+    for name, spec in stage.optimizers.items():
+        rate = learning_rate(spec, stage, steps)
+        optimizers[name] = _transformation(spec, rate, spec.decay)
+        if spec.kind == "adamw":
+            optimizers[name + UNDECAYED] = _transformation(spec, rate, 0.0)
+    transformation = optax.multi_transform(optimizers, _groups(stage, labels))
+    if stage.clip:
+        return optax.chain(optax.clip_by_global_norm(stage.clip), transformation)
+    return transformation

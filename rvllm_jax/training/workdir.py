@@ -1,0 +1,125 @@
+"""A working directory: whose configuration it is, and what of it later starts depend on.
+
+As long as it holds no checkpoint nothing depends on it, and a start with another configuration
+takes it over. Afterwards it is bound: its config.json, its tokenizer and its decoder's sizes stay.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rvllm_jax.config import migrate
+from rvllm_jax.config.check import ConfigError
+from rvllm_jax.config.schema import Recipe
+from rvllm_jax.models.llama_config import DECODERS
+from rvllm_jax.system import atomic
+from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.weights.hf_config import llama_values
+
+
+class WorkdirError(RvllmError, RuntimeError):
+    """The working directory belongs to another configuration; the message says what differs."""
+
+
+def is_bound(workdir: str | Path) -> bool:
+    """Whether `workdir` holds a complete checkpoint, and so belongs to its configuration."""
+    series = ("checkpoints", "best/*", ".aside_checkpoints/*", "best/.aside_*/*")
+    paths = [path for parent in series for path in Path(workdir).glob(f"{parent}/*")]
+    return any(path.name.isdigit() for path in paths)
+
+
+def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
+    """Makes `workdir` the working directory of `config`, or checks that it is.
+
+    Writes `config.json`. Where the directory is bound it must be of the same configuration, but for
+    the ignored keys and for those that an earlier version did not have.
+
+    Args:
+      workdir: made when it is not there.
+      config: nested dictionaries and lists of JSON values.
+      ignore: dotted keys that may differ; a key covers all below it ("evaluation", "stages.0").
+
+    Raises:
+      WorkdirError: the directory belongs to another configuration (each differing key is named
+        with its old and new value), or its config.json is missing or unreadable.
+    """
+    path = Path(workdir) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
+    if is_bound(workdir):
+        _check_same(path, config, ignore)
+    if jax.process_index() == 0:
+        atomic.write_json(path, config, synced=True)
+
+
+def _check_same(path: Path, config: dict, ignore: Sequence[str]) -> None:
+    if not path.exists():
+        raise WorkdirError(
+            f"{path.parent} holds checkpoints, but not the {path.name} that says of which "
+            "configuration. Put that file back, or name another --workdir."
+        )
+    advice = "Put that file back, or name another --workdir."
+    stored = atomic.read_json(path, advice=advice, error=WorkdirError)
+    old, new = (flat(migrate.current(values)) for values in (stored, config))
+    faults = [
+        f"{key}: {_shown(old, key)} there, {_shown(new, key)} now"
+        for key in sorted(old.keys() | new.keys())
+        if _shown(old, key) != _shown(new, key)
+        and not any(key == i or key.startswith(i + ".") for i in ignore)
+    ]
+    if faults:
+        raise WorkdirError(
+            f"{path.parent} belongs to another configuration ({path}). Name another --workdir, or "
+            "restore these keys:\n  " + "\n  ".join(faults)
+        )
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested dictionaries and lists by dotted key; empty ones are values of their own."""
+    if not isinstance(value, dict | list) or not value:
+        return {key: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        k: v for name, inner in items for k, v in flat(inner, f"{key}.{name}".strip(".")).items()
+    }
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "absent"
+
+
+# What was trained names the folder of its decoder (config.model.decoder=FOLDER), which may be moved
+# or deleted afterwards: a run keeps the sizes in WORKDIR/decoder.
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The configuration in config.json; ConfigError where it cannot be read."""
+    return atomic.read_json(workdir / "config.json", error=ConfigError)
+
+
+def with_kept_decoder(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """`config`, its decoder's folder the one of `workdir`, once a checkpoint depends on it.
+
+    Before, what `workdir` holds may be the rest of a start with another decoder.
+    """
+    config, kept = copy.deepcopy(dict(config)), workdir / "decoder"
+    model = config.get("model")
+    named = not isinstance(model, dict) or model.get("decoder") in DECODERS
+    if not named and is_bound(workdir) and (kept / "config.json").is_file():
+        config["model"]["decoder"] = str(kept)
+    return config
+
+
+def keep_decoder(recipe: Recipe, workdir: Path) -> None:
+    """Writes the sizes of a decoder that is a folder to workdir/decoder, where they stay once a
+    checkpoint depends on them."""
+    path = workdir / "decoder" / "config.json"
+    if not recipe.decoder_folder or (is_bound(workdir) and path.is_file()):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Several hosts may come at once: those after the first find it written.
+    atomic.write_json(path, llama_values(recipe.llama, "float32"), only_new=True)
