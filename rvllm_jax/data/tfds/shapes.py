@@ -22,7 +22,7 @@ class Shapes(AnnotationsBuilder):
         return {split: self._split(split, size) for split, size in self.SIZES.items()}
 
     def _split(self, split: str, size: int) -> Split:
-        options = build.Options()
+        options = build.ShapesOptions()
         examples = [
             llava_example(build.draw_clip(options, split, index)[1], f"{split} {index}")
             for index in range(size)

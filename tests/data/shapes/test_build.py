@@ -21,7 +21,7 @@ def turns(record):
 @pytest.fixture(scope="module")
 def full():
     """Scenes and records of the full-size splits, not rendered."""
-    options = build.Options()
+    options = build.ShapesOptions()
     return {
         split: [build.draw_clip(options, split, index) for index in range(count)]
         for split, count in build.SIZES.items()
@@ -72,7 +72,7 @@ def test_bytes_depend_on_seed_split_and_index_alone(built, tmp_path):
     assert len(names) == 60
     assert all(part[name] == whole[name] for name in names)
     assert json.loads(part["train.json"]) == records["train"][:53]
-    build.build(tmp_path / "other", seed=1, sizes={"test": 7})
+    build.build(tmp_path / "other", build.ShapesOptions(seed=1), sizes={"test": 7})
     other = files(tmp_path / "other")
     assert other["test.json"] != part["test.json"]
     assert all(other[name] != part[name] for name in other if name.endswith(".mp4"))
@@ -109,8 +109,8 @@ def test_interrupted_build_is_completed_not_redone(tmp_path):
 
 
 def test_folder_of_other_options_is_made_anew(tmp_path):
-    build.build(tmp_path, sizes={"train": 5}, seed=3)
-    build.build(tmp_path, sizes={"train": 3}, size=48, frames=40)
+    build.build(tmp_path, build.ShapesOptions(seed=3), sizes={"train": 5})
+    build.build(tmp_path, build.ShapesOptions(size=48, frames=40), sizes={"train": 3})
     assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == [
         f"train-0000{number}.mp4" for number in range(3)
     ]
@@ -130,9 +130,6 @@ def test_foreign_videos_in_the_folder_are_left_alone(tmp_path):
     [
         ({"sizes": {"trian": 3}}, "trian"),
         ({"sizes": {"train": 0}}, "at least one"),
-        ({"size": 35}, "even size"),
-        ({"frames": 8}, "24 frames"),
-        ({"seed": -1}, "seed"),
     ],
 )
 def test_options_that_make_no_dataset_are_refused_before_a_file_is_written(
@@ -141,3 +138,35 @@ def test_options_that_make_no_dataset_are_refused_before_a_file_is_written(
     with pytest.raises(ValueError, match=word):
         build.build(tmp_path / "none", **arguments)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "values,word",
+    [({"size": 35}, "even size"), ({"frames": 8}, "24 frames"), ({"seed": -1}, "seed")],
+)
+def test_options_that_make_no_clip_are_refused(values, word):
+    with pytest.raises(ValueError, match=word):
+        build.ShapesOptions(**values)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_that_an_earlier_version_rendered_is_taken_as_it_is(
+    tmp_path, monkeypatch, finished
+):
+    """Its marker holds a digest of the source files of then."""
+    sizes, made_with = {"train": 4}, "av 18.1.0 numpy 2.4.6"
+    monkeypatch.setattr(build, "SIZES", sizes)
+    build.build(tmp_path, sizes=sizes)
+    marker = json.loads((tmp_path / "shapes.json").read_text()) | {"finished": finished}
+    digest = "cfc576c0494db44605e462d216e6682906aaf2e0ba42552931230f5ef5df67fe"
+    monkeypatch.setitem(build._DIGESTS, marker.pop("made_with"), build._DIGESTS[made_with])
+    del marker["version"]
+    for other in (digest, "0" * 64):
+        (tmp_path / "shapes.json").write_text(json.dumps(marker | {"fingerprint": other}))
+        before, content = stamps(tmp_path), files(tmp_path)
+        build.build(tmp_path, sizes=sizes)
+        clips = {name for name in before if name.endswith(".mp4")}
+        kept = {name for name in clips if stamps(tmp_path)[name] == before[name]}
+        assert kept == (clips if other == digest else set())
+        if finished and other == digest:
+            assert stamps(tmp_path) == before and files(tmp_path) == content

@@ -23,7 +23,7 @@ def turns(record):
 @pytest.fixture(scope="module")
 def full():
     """Scenes and records of the full-size splits, not rendered."""
-    options = build.Options()
+    options = build.ShapesOptions()
     return {
         split: [build.draw_clip(options, split, index) for index in range(count)]
         for split, count in build.SIZES.items()

@@ -28,6 +28,6 @@ def test_heldout_combinations_are_of_known_colours_and_forms():
 
 
 def test_a_clip_shows_one_to_three_shapes():
-    options = build.Options()
+    options = build.ShapesOptions()
     counts = {len(build.draw_clip(options, "test", index)[0].shapes) for index in range(30)}
     assert counts == {1, 2, 3}
