@@ -12,8 +12,8 @@ from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.batches.source import EMBEDDED, open_data
 from rvllm_jax.data.prepare.run import FRAMES, INFO, UNUSABLE
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.data.store.shards import read_json
 from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION, EvaluationError
+from rvllm_jax.system.atomic import read_json_or_empty
 
 PUBLISHED = ("msvd_qa", "msrvtt_qa", "tgif_frameqa", "activitynet_qa", TEXT_GENERATION)
 OWN = "own"
@@ -68,7 +68,7 @@ def open_benchmark(
     if name == OWN and not folder.is_dir():
         folder = Path(data)
     split = _split(name, folder, split, command)
-    info = read_json(folder / (split + INFO))
+    info = read_json_or_empty(folder / (split + INFO))
     if "partial" not in info or "annotations" not in info:
         raise EvaluationError(
             f"{folder / (split + INFO)}: not what rvllm_jax.prepare writes; prepare again"

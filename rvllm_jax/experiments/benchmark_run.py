@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.packing import PackingError
-from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answering import Answering, Machine, record
 from rvllm_jax.evaluation.answers.answer_file import AnswerFile, read_info_if_any
 from rvllm_jax.evaluation.answers.prediction_files import write_predictions
@@ -33,6 +31,8 @@ from rvllm_jax.evaluation.prior import prior
 from rvllm_jax.experiments.evaluate_options import Options
 from rvllm_jax.experiments.saved.open import Opened
 from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.system.atomic import write_json
+from rvllm_jax.system.fingerprint import recorded
 
 _AGAIN = "; answers that are there are kept: to ask again what was mended since, give another --out"
 
@@ -125,7 +125,7 @@ class BenchmarkRun:
                 "max_new": self.max_new,
                 "controls": options.controls,
                 "seed": options.seed,
-                "template": repr(opened.template),
+                "template": recorded(opened.template, {}),
             },
             "recipe": dataclasses.asdict(opened.recipe),
             "clips": options.clips,
@@ -155,9 +155,8 @@ class BenchmarkRun:
             given = prior(self.questions, train)
             answers = given.pop("answers")
             info["prior"] = given
-            text = json.dumps(answers, indent=0)
-            write_atomically(self.folder / "prior.json", f"{text}\n".encode())
-        write_atomically(self.folder / "info.json", json.dumps(info, indent=1).encode())
+            write_json(self.folder / "prior.json", answers, indent=0)
+        write_json(self.folder / "info.json", info)
         lines = [
             f"{name} {self.benchmark.split}: {len(ordered)} questions answered, {failed} of them "
             f"failed and counted as wrong; {self.folder}{_AGAIN if failed else ''}"

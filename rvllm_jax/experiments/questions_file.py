@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,12 +20,12 @@ from typing import Any, TextIO
 
 from rvllm_jax.data.annotations.example import decode_text, readable
 from rvllm_jax.data.batches.loose_videos import VideoClips
-from rvllm_jax.data.store.shards import read_json
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import ChatError
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.saved.answering import Answerer, How
 from rvllm_jax.generation.prompts import PromptError
+from rvllm_jax.system.atomic import read_json_or_empty, write_text
 from rvllm_jax.system.errors import RvllmError
 
 _OURS = ("answer", "answers", "error")
@@ -245,7 +244,7 @@ def _claimed(out: Path, settings: dict) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise QuestionsError(f"{out}: another process is writing it; wait for it") from error
-        before = read_json(beside) if out.exists() else settings
+        before = read_json_or_empty(beside) if out.exists() else settings
         other = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
         if other:
             raise QuestionsError(
@@ -275,9 +274,7 @@ def _continued(out: Path, lines: list[Line]) -> set[int]:
         if own:
             done.add(id(own.pop()))
             kept.append(row + "\n")
-    temporary = out.with_name(f"{out.name}.tmp")  # replaced whole: a kill here loses nothing
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, out)
+    write_text(out, "".join(kept))
     return done
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.system import progress
+from rvllm_jax.system.atomic import read_json
 from rvllm_jax.training import metrics
 from rvllm_jax.training.boundaries import boundary_losses
 from rvllm_jax.training.identity import differences, fingerprint
@@ -214,7 +214,7 @@ def run(recipe: Recipe, workdir: Path) -> dict:
     asked = {split: fingerprint(dataset) for split, dataset in datasets.items()}
     result = experiment.train()
     done = workdir / "report" / "results.json"
-    results = json.loads(done.read_text()) if HERE.is_first and done.is_file() else None
+    results = read_json(done) if HERE.is_first and done.is_file() else None
     if results := HERE.from_first(results, "earlier results"):
         others = differences(results.get("asked", {}), asked)
         if results.get("steps") == result.position.done and not others:

@@ -1,7 +1,6 @@
 """The Flax NNX model as pure functions of flat dictionaries {"encoder/stem/kernel": array}."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from rvllm_jax.system.fingerprint import SHORT, digest
 
 Arrays = dict[str, jax.Array]
 
@@ -70,12 +71,9 @@ class FunctionalModel:
 
 def checksum(arrays: Arrays) -> str:
     """Names the values of arrays, wherever they lie: each is summed up on its own devices."""
-    digest = hashlib.sha256()
     sums = jax.jit(lambda arrays: {path: _bits(x) for path, x in arrays.items()})(arrays)
-    for path in sorted(arrays):
-        x = arrays[path]
-        digest.update(repr((path, x.shape, str(x.dtype), int(sums[path]))).encode())
-    return digest.hexdigest()[:16]
+    facts = ((path, x.shape, str(x.dtype), int(sums[path])) for path, x in sorted(arrays.items()))
+    return digest(map(repr, facts), SHORT)
 
 
 def _bits(x: jax.Array) -> jax.Array:

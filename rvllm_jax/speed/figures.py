@@ -1,13 +1,13 @@
 """The figures of a benchmark as JSON, beside its table."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from rvllm_jax.config.check import ConfigError
+from rvllm_jax.system.atomic import write_json
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -24,4 +24,4 @@ def write(file: str, **found: Any) -> None:
     """`found`, and on what it was measured; "" writes nothing."""
     if file:
         facts = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
-        Path(file).write_text(json.dumps(facts | found, indent=1) + "\n")
+        write_json(file, facts | found)

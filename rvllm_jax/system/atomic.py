@@ -49,19 +49,18 @@ def naming(
 
 @contextlib.contextmanager
 def replacing(
-    path: str | Path,
-    *,
-    synced: bool = False,
-    advice: str = AGAIN,
-    error: Callable[[str], Exception] = WriteError,
+    path: str | Path, *, synced: bool = False, shared: bool = False, **how: Any
 ) -> Iterator[Path]:
     """A path beside `path` to write to; it becomes `path` at the end, or goes where that fails.
 
     synced: returns only when the content is on the disk, for what must outlive the machine.
+    shared: other processes may be writing the same file. how: of `naming`.
     """
-    temporary = Path(path).with_name(Path(path).name + TEMPORARY)
+    path = Path(path)
+    mine = f".{os.getpid()}" if shared else ""
+    temporary = path.with_name(f"{path.name}{mine}{TEMPORARY}")
     try:
-        with naming(path, advice=advice, error=error):
+        with naming(path, **how):
             yield temporary
             if synced:
                 with open(temporary, "rb") as file:
@@ -123,7 +122,7 @@ def read_json(
     except (FileNotFoundError, NotADirectoryError) as failed:
         if absent is not None:
             return absent
-        raise error(f"{path}: is not there; {advice}") from failed
+        raise error(f"{path}: cannot be read, it is not there; {advice}") from failed
     except (OSError, ValueError, RecursionError) as failed:
         raise error(f"{path}: cannot be read as JSON ({failed}); {advice}") from failed
     if not isinstance(value, dict):

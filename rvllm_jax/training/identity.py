@@ -1,9 +1,11 @@
 """What a checkpoint was made of, so that it is continued on nothing else."""
 
-import hashlib
 from collections.abc import Mapping
 
 from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.system.fingerprint import SHORT, digest, recorded
+
+_RENAMED = {"Example": "Conversation"}  # as it was called when runs recorded it first
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -12,18 +14,14 @@ def fingerprint(dataset: Dataset) -> str:
 
     Row k of an epoch is the same wherever this is the same.
     """
-    digest = hashlib.sha256()
-    for example in dataset.examples:
-        # As the class was once called: checkpoints hold fingerprints that were made so.
-        digest.update(repr(example).replace("Example", "Conversation", 1).encode())
+    parts = [recorded(example, _RENAMED) for example in dataset.examples]
     if dataset.options.input == "video":
         for video in sorted({example.video for example in dataset.examples}):
             entry = dataset.store.entries.get(video)  # none: set aside
-            digest.update(repr((video, entry and entry.file_crc)).encode())
-    for part in (dataset.sequences.videos, dataset.sequences.starts, dataset.sequences.segments):
-        digest.update(part.tobytes())
-    count = f"{len(dataset.examples)} conversations in {len(dataset.sequences)} rows"
-    return f"{count}, {digest.hexdigest()[:16]}"
+            parts.append(repr((video, entry and entry.file_crc)))
+    packed = (dataset.sequences.videos, dataset.sequences.starts, dataset.sequences.segments)
+    named = digest([*parts, *(part.tobytes() for part in packed)], SHORT)
+    return f"{len(dataset.examples)} conversations in {len(dataset.sequences)} rows, {named}"
 
 
 def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

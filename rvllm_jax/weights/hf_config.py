@@ -1,12 +1,12 @@
 """The sizes in a Hugging Face config.json as our configurations, and back."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rvllm_jax.models.llama_config import LinearScaling, LlamaConfig, RopeScaling
+from rvllm_jax.system.atomic import read_json
 from rvllm_jax.weights.safetensors import WeightsError
 
 # LLaVA files leave out of `text_config` what equals transformers' defaults: those of Llama-7B.
@@ -26,10 +26,7 @@ def read_llama_config(folder: str | Path) -> LlamaConfig:
     path = Path(folder) / "config.json"
     if (ours := path.with_name("model.json")).is_file():
         path = ours
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read as JSON: {error}") from error
+    values = read_json(path, error=WeightsError)
     if path == ours:
         values = values.get("decoder")
     if not isinstance(values, dict):

@@ -1,7 +1,6 @@
 """Folders of published weights: which files, which architecture, which of their tensors is what."""
 
 import dataclasses
-import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rvllm_jax.system.atomic import read_json
 from rvllm_jax.weights import names as rules
 from rvllm_jax.weights.names import Layout
 from rvllm_jax.weights.safetensors import FileTensor, WeightsError, read_header
@@ -113,8 +113,8 @@ def open_weights(path: str | Path) -> Weights:
     tensors = find_tensors(path)
     if (folder / OURS).is_file():
         entries = {name: Entry((tensor,)) for name, tensor in tensors.items()}
-        return Weights(path, _json(folder / OURS), entries, ours=True)
-    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        return Weights(path, read_json(folder / OURS, error=WeightsError), entries, ours=True)
+    config = read_json(folder / "config.json", absent={}, error=WeightsError)
     layout = _layout(path, config, tensors)
     ignored = [name for name in tensors if layout.ignores(name)]
     entries = _entries(layout, {n: t for n, t in tensors.items() if n not in ignored})
@@ -162,7 +162,7 @@ def find_tensors(path: Path) -> dict[str, FileTensor]:
         if twice := sorted(header.keys() & tensors.keys()):
             raise WeightsError(f"{file}: holds what another shard holds too: {_some(twice)}")
         tensors |= header
-    named = _json(path / INDEX).get("weight_map") if (path / INDEX).is_file() else None
+    named = read_json(path / INDEX, absent={}, error=WeightsError).get("weight_map")
     if isinstance(named, dict) and {*map(str, named.values())} == {file.name for file in files}:
         absent = [n for n, f in named.items() if n not in tensors or tensors[n].path.name != f]
         if absent:
@@ -179,7 +179,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():  # before an index, as in transformers
         names = ["model.safetensors"]
     elif (folder / INDEX).is_file():
-        index = _json(folder / INDEX).get("weight_map")
+        index = read_json(folder / INDEX, error=WeightsError).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(f, str) for f in index.values()):
             raise WeightsError(f"{folder / INDEX}: has no 'weight_map' of tensor to file")
         names = sorted(set(index.values()))
@@ -265,16 +265,6 @@ def _entries(layout: Layout, tensors: Mapping[str, FileTensor]) -> dict[str, Ent
         ordered = tuple(layers[number] for number in numbers)
         entries[ours] = Entry(ordered, rule.stacked, rule.axes, numbers, rule.theirs)
     return entries
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path}: holds no JSON object")
-    return value
 
 
 def _some(names: list[str]) -> str:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from rvllm_jax.system.atomic import replacing
 from rvllm_jax.system.errors import RvllmError
 
 
@@ -178,20 +179,13 @@ def write(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight, as the format advises
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, (dtype, shape) in specs.items():
-                before = file.tell()
-                for part in read(name):
-                    if part.dtype != dtype:
-                        raise ValueError(f"{name}: {part.dtype}, announced {dtype}")
-                    file.write(memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8)))
-                if file.tell() - before != math.prod(shape) * np.dtype(dtype).itemsize:
-                    raise ValueError(f"{name}: its parts are not {dtype}{list(shape)}")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, synced=True) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (dtype, shape) in specs.items():
+            before = file.tell()
+            for part in read(name):
+                if part.dtype != dtype:
+                    raise ValueError(f"{name}: {part.dtype}, announced {dtype}")
+                file.write(memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8)))
+            if file.tell() - before != math.prod(shape) * np.dtype(dtype).itemsize:
+                raise ValueError(f"{name}: its parts are not {dtype}{list(shape)}")

@@ -1,6 +1,5 @@
 """Arrays out to files: under published names for transformers, or under ours for this project."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rvllm_jax.system.atomic import write_json
 from rvllm_jax.weights.names import Layout
 from rvllm_jax.weights.open import INDEX, OURS, Entry
 from rvllm_jax.weights.safetensors import NAMES, WeightsError, write
@@ -32,7 +32,7 @@ def save_flat(
         return array.parts() if isinstance(array, Entry) else [np.asarray(array)]
 
     write(folder / FLAT, specs, read)
-    _write_json(folder / OURS, config)
+    write_json(folder / OURS, config)
 
 
 def save_published(
@@ -57,8 +57,8 @@ def save_published(
     if len(shards) > 1:
         total = sum(_bytes(spec) for spec in specs.values())
         weight_map = {name: file for file, names in shards.items() for name in names}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write_json(folder / "config.json", config)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / "config.json", config)
 
 
 def published(arrays: Mapping[str, jax.Array], layout: Layout) -> dict[str, np.ndarray]:
@@ -126,7 +126,3 @@ def _new_folder(folder: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WeightsError(f"{folder}: exists and is not an empty folder; name a new one")
     return folder
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")

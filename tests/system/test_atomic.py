@@ -83,7 +83,9 @@ def test_a_broken_file_of_json_is_named_by_the_caller_s_error(tmp_path, content,
 
 
 def test_an_absent_file_of_json_is_an_error_or_what_the_caller_says(tmp_path):
-    with pytest.raises(JsonError, match="x.json: is not there; restore the file"):
+    with pytest.raises(
+        JsonError, match="x.json: cannot be read, it is not there; restore the file"
+    ):
         read_json(tmp_path / "x.json")
     assert read_json(tmp_path / "x.json", absent={"a": 1}) == {"a": 1}
     assert atomic.read_json_or_empty(tmp_path / "x.json") == {}

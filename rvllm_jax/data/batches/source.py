@@ -1,8 +1,6 @@
 """From a folder of videos, or a prepared one, to examples and their frame store."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +11,12 @@ from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.run import FRAMES, INFO
 from rvllm_jax.data.shapes import build
 from rvllm_jax.data.store.reader import FrameStore, check_share
-from rvllm_jax.data.store.shards import INDEX, LOCK, read_json
+from rvllm_jax.data.store.shards import INDEX
 from rvllm_jax.data.store.writer import holds, write_store
+from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.fingerprint import json_digest
+from rvllm_jax.system.lock import LOCK
 
 EMBEDDED = "shapes"  # the value of config.data.videos that asks for the embedded dataset
 Progress = Callable[[int, int], None]
@@ -135,7 +136,7 @@ def _open_prepared(
 
 def _origins(paths: dict[str, Path]) -> dict[str, dict]:
     """What lies beside annotation files that a preparation wrote, without the list of files."""
-    found = {split: read_json(path.with_suffix(INFO)) for split, path in paths.items()}
+    found = {split: read_json_or_empty(path.with_suffix(INFO)) for split, path in paths.items()}
     return {
         split: {key: value for key, value in info.items() if key != "files"}
         for split, info in found.items()
@@ -149,8 +150,8 @@ def _open_store(folder: Path, splits: dict, root: Path, options: dict, workers: 
     One for each folder, set of videos and options: a run that is under way keeps the one it reads.
     """
     videos = {name: folder / name for name in _videos(splits)}
-    where = json.dumps([str(folder.resolve()), list(videos), options], sort_keys=True)
-    store = root / f"frames-{hashlib.sha256(where.encode()).hexdigest()[:12]}"
+    content = [str(folder.resolve()), list(videos), options]
+    store = root / f"frames-{json_digest(content, sort_keys=True, length=12)}"
     for other in sorted(root.glob("frames-*")):
         if not store.exists() and holds(other, videos, **options):
             return FrameStore(other)

@@ -11,7 +11,6 @@ Beam is an extra, imported where it is used.
 
 import functools
 import glob
-import os
 import re
 import shutil
 import socket
@@ -25,15 +24,15 @@ from absl import logging
 
 from rvllm_jax.data.store import supervised
 from rvllm_jax.data.store.shards import (
-    LOCK,
     FrameStoreError,
     Task,
     aside_file,
     done_file,
     read_aside,
-    read_json,
     write_aside,
 )
+from rvllm_jax.system.atomic import move, read_json_or_empty
+from rvllm_jax.system.lock import LOCK
 
 _POLL = 0.5  # seconds between two looks at what is finished
 _LOCAL = (None, "DirectRunner")  # Beam's names of the runner on this machine
@@ -189,12 +188,12 @@ def _move(task: Task, apart: Path, names: set[str]) -> None:
     done = done_file(task.shard, task.options.shards)
     for name in sorted(names, key=lambda name: name == done):
         if (apart / name).is_file():
-            os.replace(apart / name, task.folder / name)
+            move(apart / name, task.folder / name)
 
 
 def _finished(task: Task) -> dict:
     """The summary of a shard of this preparation, or nothing where it is not written yet."""
-    summary = read_json(task.folder / done_file(task.shard, task.options.shards))
+    summary = read_json_or_empty(task.folder / done_file(task.shard, task.options.shards))
     return summary if summary.get("fingerprint") == task.fingerprint else {}
 
 

@@ -1,7 +1,6 @@
 """What a preparation found, the verdict on it, and both as plain values: report.json."""
 
 import dataclasses
-import hashlib
 import os
 import shutil
 from collections import Counter
@@ -17,6 +16,7 @@ from rvllm_jax.data.prepare.survey import Survey
 from rvllm_jax.data.prepare.tallies import describe_annotations, describe_videos
 from rvllm_jax.data.store.writer import StoreReport
 from rvllm_jax.data.video.decode import ONE_FRAME
+from rvllm_jax.system.fingerprint import file_digest
 
 DONE, REFUSED, TOO_MANY_BAD, PARTIAL = 0, 1, 3, 4  # exit codes of the command
 _GB = 1e9
@@ -121,7 +121,7 @@ class Findings:
             "format": self.annotations.format,
             "annotations": self._parts(store.bad),
             "sha256": {
-                path: _sha256(path) for part in self.annotations.parts for path in part.paths
+                path: file_digest(path) for part in self.annotations.parts for path in part.paths
             },
             "allow_partial": self.allow_partial,
             "partial": self._lacks(store.bad),
@@ -230,7 +230,3 @@ def benchmark_parts(parts: Sequence[Part], split: str, present: Mapping[str, str
             }
         )
     return entries
-
-
-def _sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -10,9 +10,9 @@ from rvllm_jax.data.annotations import split as splits
 from rvllm_jax.data.annotations.example import readable
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.find import VideoFiles
-from rvllm_jax.data.store.shards import LOCK, TEMPORARY, read_json
+from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
-from rvllm_jax.system.lock import locked
+from rvllm_jax.system.lock import LOCK, locked
 
 FRAMES = "frames"
 FOLLOWING = "frames.following"  # a store that will take the place of FRAMES when it is finished
@@ -55,7 +55,7 @@ def check_folder(out: Path, split: str, inputs: Iterable[str | Path]) -> None:
             )
     own = [out / f"{split}.json", out / (split + INFO)]
     there = [str(path) for path in own if os.path.lexists(path)]
-    if there and read_json(own[1]).get("split") != split:
+    if there and read_json_or_empty(own[1]).get("split") != split:
         raise PreparationError(
             f"{', '.join(there)}: there already, and no preparation wrote it (none is described in "
             f"{own[1].name}); move it, or give another --out or --split"
@@ -96,7 +96,7 @@ def pages(out: Path, split: str, *, check: bool, done: bool) -> list[str]:
     """
     if check:
         last = out / f"{REPORT}.json"
-        return [CHECK if last.is_file() and not read_json(last).get("check") else REPORT]
+        return [CHECK if last.is_file() and not read_json_or_empty(last).get("check") else REPORT]
     stands = not done and (out / f"{split}.json").is_file()
     return [REPORT] if stands else [REPORT, f"{split}.{REPORT}"]
 
@@ -120,7 +120,7 @@ def check_other_splits(out: Path, read: Annotations, split: str) -> None:
     asked = {c.id for part in read.parts if part.benchmark for c in part.examples}
     benchmarks = {part.benchmark for part in read.parts if part.benchmark}
     for path in sorted(out.glob(f"*{INFO}")) if asked else ():
-        info = read_json(path)
+        info = read_json_or_empty(path)
         other = info.get("split")
         rows = out / f"{other}.json"
         own = {part.get("benchmark") for part in info.get("annotations", [])}
@@ -147,7 +147,7 @@ def videos_of_other_splits(
     for path in sorted(out.glob(f"*{INFO}")):
         if path.name == split + INFO:
             continue
-        info = read_json(path)
+        info = read_json_or_empty(path)
         files = info.get("files", {})
         for name, given in files.items():
             videos[name] = Path(given)

@@ -16,7 +16,6 @@ time, the second waits.
 """
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +46,7 @@ from rvllm_jax.data.prepare.folder import (
 )
 from rvllm_jax.data.prepare.survey import survey
 from rvllm_jax.data.store.metadata import is_described, write_metadata
-from rvllm_jax.data.store.shards import INDEX, StoreWriteError, Task, write_atomically
+from rvllm_jax.data.store.shards import INDEX, StoreWriteError, Task
 from rvllm_jax.data.store.writer import (
     StoreReport,
     check_foreign,
@@ -56,6 +55,7 @@ from rvllm_jax.data.store.writer import (
     read_report,
     write_store,
 )
+from rvllm_jax.system.atomic import write_bytes, write_json
 
 _UNFINISHED = "the frames are not all stored yet; start the same command again, it continues"
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
@@ -186,9 +186,9 @@ def _finish(
         unusable = out / (findings.split + UNUSABLE)
         unusable.unlink(missing_ok=True)
         if lost := findings.unusable(store):
-            write_atomically(unusable, lost)
-        write_atomically(out / (findings.split + INFO), _json(info))
-        write_atomically(out / f"{findings.split}.json", examples)
+            write_bytes(unusable, lost)
+        write_json(out / (findings.split + INFO), info)
+        write_bytes(out / f"{findings.split}.json", examples)
     return _reported(out, findings, store, code, "; ".join(filter(None, [verdict, left_over(out)])))
 
 
@@ -234,8 +234,8 @@ def _reported(
     page = preparation_page.render(report, findings).encode("utf-8", "backslashreplace")
     names = pages(out, findings.split, check=check, done=code == DONE)
     for name in names:
-        write_atomically(out / f"{name}.json", _json(report))
-        write_atomically(out / f"{name}.html", page)
+        write_json(out / f"{name}.json", report)
+        write_bytes(out / f"{name}.html", page)
     return Prepared(code, verdict, report, out / f"{names[0]}.html")
 
 
@@ -276,7 +276,3 @@ def _check_split(read: Annotations, split: str) -> None:
                 f"numbers differ in it. Give the split that the files hold, the files of {split}, "
                 "or --own, where the annotations are your own"
             )
-
-
-def _json(value: dict) -> bytes:
-    return json.dumps(value, indent=1).encode()

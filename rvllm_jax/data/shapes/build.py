@@ -104,8 +104,8 @@ def build(
         if progress:
             progress(sum(map(len, records.values())), len(wanted))
     for split, path in paths.items():
-        write_json(path, records[split])
-    write_json(folder / MARKER, marker | {"finished": True})
+        write_json(path, records[split], shared=True)
+    write_json(folder / MARKER, marker | {"finished": True}, shared=True)
     return paths
 
 
@@ -129,7 +129,7 @@ def _prepare(folder: Path, marker: dict[str, Any]) -> tuple[bool, frozenset[str]
     # Only of a folder with our marker do we know that the clips in it are ours to remove.
     for stale in videos.glob("*.mp4") if there else ():
         stale.unlink()
-    write_json(folder / MARKER, marker | {"finished": False})
+    write_json(folder / MARKER, marker | {"finished": False}, shared=True)
     return False, frozenset()
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from array_record.python import array_record_module
 
 from rvllm_jax.data.store import record
-from rvllm_jax.data.store.shards import INDEX, FrameStoreError, read_json, record_file
+from rvllm_jax.data.store.shards import INDEX, FrameStoreError, record_file
+from rvllm_jax.system.atomic import read_json_or_empty
 
 NAME, SPLIT, VERSION = "frames", "videos", "1.0.0"  # the first two as in the shards' names
 
@@ -39,7 +40,7 @@ def write_metadata(folder: str | Path, *, data_dir: str | Path | None = None) ->
         FrameStoreError: `folder` holds no finished store, or cannot be written.
     """
     folder = Path(folder)
-    index = read_json(folder / INDEX)
+    index = read_json_or_empty(folder / INDEX)
     if index.get("layout") != record.LAYOUT:
         raise FrameStoreError(
             f"{folder}: holds no finished frame store of layout {record.LAYOUT} "
@@ -73,7 +74,9 @@ def write_metadata(folder: str | Path, *, data_dir: str | Path | None = None) ->
 
 def is_described(folder: str | Path, *, data_dir: str | Path) -> bool:
     """Whether `write_metadata` has done its work, whole, for these arguments."""
-    texts = [read_json(Path(folder) / name) for name in ("features.json", "dataset_info.json")]
+    texts = [
+        read_json_or_empty(Path(folder) / name) for name in ("features.json", "dataset_info.json")
+    ]
     place = Path(data_dir) / NAME / VERSION
     return all(texts) and place.is_symlink() and os.path.realpath(place) == os.path.realpath(folder)
 

@@ -25,10 +25,10 @@ from rvllm_jax.data.store.shards import (
     FrameStoreError,
     Options,
     VideoEntry,
-    read_json,
     record_file,
     times_file,
 )
+from rvllm_jax.system.atomic import read_json_or_empty
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 _NAMED = 10  # how many videos a message names
@@ -65,7 +65,7 @@ class FrameStore:
     def __init__(self, folder: str | Path):
         """Raises `FrameStoreError` where `folder` holds no finished store of this layout."""
         self.folder = Path(folder)
-        index = read_json(self.folder / INDEX)
+        index = read_json_or_empty(self.folder / INDEX)
         if index.get("layout") != records.LAYOUT:
             found = f"an index of layout {index['layout']!r}" if "layout" in index else "no index"
             raise FrameStoreError(

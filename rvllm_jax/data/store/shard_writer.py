@@ -7,8 +7,6 @@ Shards are the unit of work: each is written by one process, from videos that th
 import array
 import contextlib
 import functools
-import json
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,6 @@ from array_record.python import array_record_module
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.journal import Journal
 from rvllm_jax.data.store.shards import (
-    TEMPORARY,
     Task,
     VideoEntry,
     done_file,
@@ -28,9 +25,11 @@ from rvllm_jax.data.store.shards import (
     read_aside,
     record_file,
     times_file,
-    write_atomically,
+    write_store_bytes,
+    write_store_json,
 )
 from rvllm_jax.data.video import container, decode
+from rvllm_jax.system.atomic import TEMPORARY, move
 
 # One record a chunk, so that a record is read without its neighbours. Neither noise-like raw
 # frames nor JPEG gain from compression what it costs at each read.
@@ -64,9 +63,9 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
             elif name not in replayed:
                 shard.add(name, path, functools.partial(beat, position))
         beat(-1)
-    os.replace(temporary, shard_path)
+    move(temporary, shard_path)
     content = np.asarray(shard.times, "<f8").tobytes()
-    write_atomically(times_path, content)
+    write_store_bytes(times_path, content)
     done = {
         "fingerprint": task.fingerprint,
         "shard": task.shard,
@@ -77,7 +76,7 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
         "info": shard.info,
         "notes": shard.notes,
     }
-    write_atomically(done_path, json.dumps(done).encode())
+    write_store_json(done_path, done)
     _journal_path(task).unlink(missing_ok=True)
     return done
 

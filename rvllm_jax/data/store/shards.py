@@ -2,17 +2,19 @@
 
 import contextlib
 import dataclasses
-import json
-import os
-import resource
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rvllm_jax.system import atomic
+from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
 
-INDEX, LOCK, TEMPORARY = "index.json", "lock", ".tmp"
+INDEX = "index.json"
+_AGAIN = (
+    "Free some space or choose another folder, then prepare again: it continues behind the videos "
+    "that are finished"
+)
 
 
 class FrameStoreError(RvllmError):
@@ -83,33 +85,23 @@ def aside_file(shard: int, shards: int) -> str:
 
 def read_aside(task: Task) -> dict[str, str]:
     """The videos of a shard that hung or crashed their process, and why: not to be tried again."""
-    content = read_json(task.folder / aside_file(task.shard, task.options.shards))
+    content = read_json_or_empty(task.folder / aside_file(task.shard, task.options.shards))
     return content["bad"] if content.get("fingerprint") == task.fingerprint else {}
 
 
 def write_aside(task: Task, bad: dict[str, str]) -> None:
-    content = json.dumps({"fingerprint": task.fingerprint, "bad": bad}, sort_keys=True)
-    write_atomically(task.folder / aside_file(task.shard, task.options.shards), content.encode())
+    content = {"fingerprint": task.fingerprint, "bad": bad}
+    write_store_json(task.folder / aside_file(task.shard, task.options.shards), content)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with naming(path):
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def write_store_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file of the store; raises StoreWriteError."""
+    atomic.write_bytes(path, content, advice=_AGAIN, error=StoreWriteError)
 
 
-def read_json(path: Path) -> dict:
-    """What `path` holds; nothing, where it is absent or broken."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def write_store_json(path: Path, value: dict) -> None:
+    """Replaces a file of the store by one line of JSON; raises StoreWriteError."""
+    write_store_bytes(path, atomic.dump_json(value, indent=None).encode())
 
 
 def remove_temporaries(task: Task) -> None:
@@ -128,21 +120,33 @@ def stamp(path: Path) -> list[int | None]:
     return [status.st_size, status.st_mtime_ns]
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Names the file that could not be written; ArrayRecord raises RuntimeError for a full disk."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        raise StoreWriteError(
-            f"{path}: cannot be written ({error}), with {_room(path.parent)}. Free some space or "
-            "choose another folder, then prepare again: it continues behind the videos that are "
-            "finished"
-        ) from error
+def naming(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Within it, a failed write raises StoreWriteError, which names `path`.
+
+    RuntimeError counts too: ArrayRecord raises it for a full disk.
+    """
+    failures = (OSError, RuntimeError)
+    return atomic.naming(path, advice=_AGAIN, error=StoreWriteError, failures=failures)
 
 
-def _room(folder: Path) -> str:
-    """What a file in `folder` may take."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    files = "" if limit == resource.RLIM_INFINITY else f", {limit:,} allowed a file (ulimit -f)"
-    return f"{shutil.disk_usage(folder).free:,} bytes free in {folder}{files}"
+class VideosDone:
+    """Tells the caller how many videos are done; the number never falls."""
+
+    def __init__(
+        self, tasks: Sequence[Task], done: Iterable[int], report: Callable[[int, int], None] | None
+    ):
+        self._total = sum(len(task.videos) for task in tasks)
+        self._finished = sum(len(task.videos) for task in tasks if task.shard in done)
+        self._told = self._finished
+        self._report = report or (lambda finished, total: None)
+
+    def finished(self, videos: int) -> None:
+        """So many videos more are in shards that are finished."""
+        self._finished += videos
+        self.in_work(0)
+
+    def in_work(self, videos: int) -> None:
+        """So many videos are done of shards in work."""
+        if self._finished + videos > self._told:
+            self._told = self._finished + videos
+            self._report(self._told, self._total)

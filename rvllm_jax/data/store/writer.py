@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,24 +13,24 @@ from rvllm_jax.data.store import record, supervised
 from rvllm_jax.data.store.shard_writer import write_shard
 from rvllm_jax.data.store.shards import (
     INDEX,
-    LOCK,
     FrameStoreError,
     Options,
     Task,
     VideoEntry,
+    VideosDone,
     aside_file,
     done_file,
     journal_file,
     read_aside,
-    read_json,
     record_file,
     stamp,
     times_file,
-    write_atomically,
+    write_store_json,
 )
 from rvllm_jax.data.video.decode import VideoInfo
-from rvllm_jax.system.lock import locked
-from rvllm_jax.system.progress import VideosDone
+from rvllm_jax.system.atomic import read_json_or_empty
+from rvllm_jax.system.fingerprint import digest, json_digest
+from rvllm_jax.system.lock import LOCK, locked
 
 _OURS = re.compile(
     r"journal-\d{5}-of-\d{5}-[0-9a-f]{0,16}"
@@ -111,7 +109,7 @@ def write_store(
     with locked(folder):
         tasks = _plan(folder, [(name, Path(videos[name])) for name in names], options, time_limit)
         done = _finished(folder, tasks)
-        index = read_json(folder / INDEX)
+        index = read_json_or_empty(folder / INDEX)
         if len(done) < len(tasks) or index.get("fingerprint") != _fingerprint(tasks):
             shown = VideosDone(tasks, done, progress)
             run = run_tasks or functools.partial(_run, workers=workers, in_work=shown.in_work)
@@ -152,7 +150,7 @@ def _fingerprint_of(videos: list[tuple[str, Path]], options: Options) -> str:
     """Of what decides the bytes of a shard; the content of a file stands in its size and time."""
     seen = [record.LAYOUT, _DECODER, dataclasses.asdict(options)]
     seen += [[name, *stamp(path)] for name, path in videos]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    return json_digest(seen)
 
 
 def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bool:
@@ -160,7 +158,7 @@ def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bo
 
     options: those of `write_store` that must be the store's.
     """
-    index = read_json(Path(folder) / INDEX)
+    index = read_json_or_empty(Path(folder) / INDEX)
     if not _is_of(index, options):
         return False
     stamps, shards = index["stamps"], index["shards"]
@@ -179,7 +177,7 @@ def is_of(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bo
     `write_store` then writes what lacks in its place, and the other shards stay.
     options: as of `holds`.
     """
-    index = read_json(Path(folder) / INDEX)
+    index = read_json_or_empty(Path(folder) / INDEX)
     stamps = {name: stamp(Path(path)) for name, path in videos.items()}
     return _is_of(index, options) and index["stamps"] == stamps
 
@@ -191,7 +189,7 @@ def _is_of(index: dict, options: dict) -> bool:
 
 
 def _fingerprint(tasks: list[Task]) -> str:
-    return hashlib.sha256("".join(task.fingerprint for task in tasks).encode()).hexdigest()
+    return digest(task.fingerprint for task in tasks)
 
 
 def _finished(folder: Path, tasks: list[Task]) -> dict[int, dict]:
@@ -200,7 +198,7 @@ def _finished(folder: Path, tasks: list[Task]) -> dict[int, dict]:
     for task in tasks:
         names = [make(task.shard, len(tasks)) for make in (done_file, record_file, times_file)]
         done, *paths = (folder / name for name in names)
-        summary = read_json(done)
+        summary = read_json_or_empty(done)
         if summary.get("fingerprint") == task.fingerprint and all(p.is_file() for p in paths):
             if paths[0].stat().st_size == summary["bytes"]:
                 found[task.shard] = summary
@@ -276,13 +274,13 @@ def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict
         "shards": [{key: summary[key] for key in ("bytes", "times_crc")} for summary in summaries],
         **{key: merged(key) for key in ("entries", "bad", "info", "notes")},
     }
-    write_atomically(folder / INDEX, json.dumps(index).encode())
+    write_store_json(folder / INDEX, index)
     return index
 
 
 def read_report(folder: str | Path) -> StoreReport:
     """What the finished store in `folder` holds."""
-    return _report(read_json(Path(folder) / INDEX))
+    return _report(read_json_or_empty(Path(folder) / INDEX))
 
 
 def _report(index: dict) -> StoreReport:

@@ -4,7 +4,6 @@ Conversions to a tokenizer.json do not keep its ids on arbitrary text (runs of s
 nothing is converted here.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 import sentencepiece
 
 from rvllm_jax.data.text.tokenizer_files import SENTENCEPIECE, AddedToken, TokenizerError
+from rvllm_jax.system.fingerprint import digest
 
 # ModelProto.normalizer_spec (field 3) with add_dummy_prefix (3) and remove_extra_whitespaces (4)
 # false. Protocol buffers merge a message that is given twice, so that appending this sets the two.
@@ -47,8 +47,7 @@ class SentencePieceModel:
     def identity(self) -> str:
         """Equal if and only if the model and the added tokens are."""
         added = {token: vars(entry) for token, entry in self.added.items()}
-        digest = hashlib.sha256(self.serialized).hexdigest()
-        return digest + json.dumps(added, sort_keys=True)
+        return digest([self.serialized]) + json.dumps(added, sort_keys=True)
 
     @property
     def own_specials(self) -> dict[str, str | None]:

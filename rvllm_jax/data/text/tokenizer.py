@@ -8,7 +8,6 @@ Hugging Face's are read too, with a tokenizer.json or a SentencePiece tokenizer.
 
 import collections
 import functools
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,8 +30,9 @@ from rvllm_jax.data.text.tokenizer_files import (
     Beside,
     TokenizerError,
     read_beside,
-    replace,
 )
+from rvllm_jax.system.atomic import write_bytes
+from rvllm_jax.system.fingerprint import SHORT, digest
 
 PAD, BOS, EOS = TRAINED_SPECIALS = "<pad>", "<s>", "</s>"
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -127,7 +127,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Names the vocabulary, the rules and the special tokens: equal if and only if they are."""
         text = self.model.identity + json.dumps(self._specials, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest([text], SHORT)
 
     def save(self, folder: Path | str) -> None:
         """Writes the model's file and tokenizer_config.json, which `load` and transformers read.
@@ -145,14 +145,14 @@ class Tokenizer:
         files = self.model.files()
         for other in {FAST, SENTENCEPIECE, MAP, ADDED, TEMPLATE} - files.keys():
             (folder / other).unlink(missing_ok=True)  # of another tokenizer
-        replace(folder / CONFIG, (text + "\n").encode())
+        _write(folder / CONFIG, (text + "\n").encode())
         if len(self.stop_ids) > 1:
             stops = json.dumps({"eos_token_id": list(self.stop_ids)})
-            replace(folder / GENERATION, (stops + "\n").encode())
+            _write(folder / GENERATION, (stops + "\n").encode())
         else:
             (folder / GENERATION).unlink(missing_ok=True)
         for name, data in files.items():  # last: where it stands the tokenizer is whole
-            replace(folder / name, data)
+            _write(folder / name, data)
 
     def __reduce__(self):
         return Tokenizer, (self.model, self._specials, self.chat_template, self.stop_ids)
@@ -197,6 +197,9 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     inner = _empty(models.BPE(vocab=model["vocab"], merges=merges, byte_fallback=True))
     inner.add_special_tokens([PAD, BOS, EOS])
     return Tokenizer(FastModel(inner.to_str()), {"bos": BOS, "eos": EOS, "pad": PAD})
+
+
+_write = functools.partial(write_bytes, only_new=True, synced=True)
 
 
 def load(folder: Path | str) -> Tokenizer:

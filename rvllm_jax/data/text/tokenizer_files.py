@@ -5,12 +5,11 @@ what older folders have instead of `added_tokens_decoder`.
 """
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rvllm_jax.system import atomic
 from rvllm_jax.system.errors import RvllmError
 
 FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
@@ -69,27 +68,7 @@ def read_beside(folder: Path) -> Beside:
 
 def read_json(path: Path) -> dict:
     """A JSON file's object; {} where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: not JSON ({error}); write it again") from error
-    if not isinstance(read, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, got a {type(read).__name__}")
-    return read
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, and not where it says the same already."""
-    if path.is_file() and path.read_bytes() == data:
-        return
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    return atomic.read_json(path, absent={}, advice="write it again", error=TokenizerError)
 
 
 def decoder_values(config: Mapping[str, Any], where: Path) -> dict[str, Any]:

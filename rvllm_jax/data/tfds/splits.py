@@ -19,8 +19,8 @@ from rvllm_jax.data.annotations.published import (
     shortfall,
 )
 from rvllm_jax.data.prepare.run import INFO
-from rvllm_jax.data.store.shards import read_json
 from rvllm_jax.data.tfds.stored_names import stored_names
+from rvllm_jax.system.atomic import read_json_or_empty
 
 _NAMED = 5  # how many offenders a message names
 
@@ -198,5 +198,5 @@ def _without_broken_rows(source: TfdsDataset, split: str, annotations: Annotatio
 
 def _known(paths: Sequence[Path]) -> list[str]:
     """What the preparation that wrote the files, if one did, recorded that they lack."""
-    recorded = [read_json(path.with_suffix(INFO)).get("partial", []) for path in paths]
+    recorded = [read_json_or_empty(path.with_suffix(INFO)).get("partial", []) for path in paths]
     return [text for texts in recorded for text in texts]

@@ -8,7 +8,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from rvllm_jax.data.video.container import VideoError, error_reason
+from rvllm_jax.data.video.container import VideoError
+from rvllm_jax.system.atomic import replacing
 
 
 def write(path: str | os.PathLike, frames: np.ndarray, *, fps: float, crf: int = 18) -> None:
@@ -24,16 +25,9 @@ def write(path: str | os.PathLike, frames: np.ndarray, *, fps: float, crf: int =
     if height % 2 or width % 2:
         raise ValueError(f"{path}: H.264 takes even heights and widths, not {height}x{width}")
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    failures = (av.FFmpegError, OSError)
+    with replacing(path, shared=True, error=VideoError, failures=failures) as part:
         _encode(part, frames, Fraction(fps).limit_denominator(1001), crf)
-        os.replace(part, path)
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{path}: writing failed ({error_reason(error)}). Check the folder and its free space."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _encode(path: Path, frames: np.ndarray, rate: Fraction, crf: int) -> None:

@@ -1,13 +1,12 @@
 """answers.jsonl of a benchmark: written as answers come, continued, never mixed."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO
 from rvllm_jax.evaluation.answers.questions import EvaluationError, Key
+from rvllm_jax.system.atomic import read_json, write_json
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
 
@@ -38,9 +37,8 @@ class AnswerFile:
                     "it, or name another --out"
                 )
             if not known:
-                started = {"date": now()}
-                content = json.dumps(dict(info) | {"complete": False} | started, indent=1)
-                write_atomically(folder / INFO, content.encode())
+                started = {"complete": False, "date": now()}
+                write_json(folder / INFO, dict(info) | started)
         except BaseException:
             lines.close()
             raise
@@ -77,13 +75,7 @@ class AnswerFile:
 
 def read_info_if_any(folder: Path) -> dict[str, Any]:
     """What folder/info.json holds; {} where it is not there. Raises EvaluationError if broken."""
-    path = folder / INFO
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path}: cannot be read ({error}); restore it") from error
+    return read_json(folder / INFO, absent={}, error=EvaluationError)
 
 
 def _check_same(folder: Path, known: Mapping[str, Any], info: Mapping[str, Any]) -> None:

@@ -1,13 +1,13 @@
 """A model's answers as they were written: the lines of answers.jsonl, and info.json beside it."""
 
 import dataclasses
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rvllm_jax.system import fingerprint
+from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import read_lines
 
@@ -122,24 +122,17 @@ def read_info(folder: Path) -> dict[str, Any]:
     Raises AnswersError where it is absent, broken or silent about either.
     """
     path = folder / INFO
-    try:
-        info = json.loads(path.read_bytes())
-    except OSError as error:
-        raise AnswersError(
-            f"{path}: cannot be read ({error.strerror}); it says of which benchmark and split the "
-            "answers are, which no score goes without"
-        ) from error
-    except ValueError as error:
-        raise AnswersError(f"{path}: not JSON ({error})") from error
+    advice = "it names the benchmark and split of the answers, which no score goes without"
+    info = read_json(path, advice=advice, error=AnswersError)
     for name in ("benchmark", "split"):
-        if not isinstance(info, dict) or not isinstance(info.get(name), str) or not info[name]:
+        if not isinstance(info.get(name), str) or not info[name]:
             raise AnswersError(f"{path}: has no {name}, which no score goes without; add it")
     return info
 
 
 def digest(*texts: str) -> str:
     """64 bits of the SHA-256 of texts, in hexadecimal."""
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return fingerprint.digest(["\0".join(texts)], fingerprint.SHORT)
 
 
 def _some(names: list[str]) -> str:

@@ -1,12 +1,11 @@
 """Answers in the forms that Video-ChatGPT's own scripts read and write."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION
+from rvllm_jax.system.atomic import dump_json, write_text
 
 
 def write_predictions(folder: Path, benchmark: str, answers: Sequence[Mapping[str, Any]]) -> None:
@@ -60,5 +59,4 @@ def _consistency(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[st
 
 
 def _write(path: Path, records: list) -> None:
-    text = json.dumps(records, indent=1, ensure_ascii=False)
-    write_atomically(path, f"{text}\n".encode(errors="replace"))
+    write_text(path, dump_json(records, ensure_ascii=False), errors="replace")

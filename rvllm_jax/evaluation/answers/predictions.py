@@ -6,8 +6,6 @@ of answers.jsonl: one without a prediction as not answered.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any
 from rvllm_jax.data import annotations
 from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations.example import load_records
-from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO, AnswersError
 from rvllm_jax.evaluation.judge import exact
+from rvllm_jax.system.atomic import write_bytes, write_json
+from rvllm_jax.system.fingerprint import file_digest
 from rvllm_jax.system.lines import dump
 
 _CRITERIA = {"generic": ["CI", "DO", "CU"], "temporal": ["TU"], "consistency": ["C"]}
@@ -82,9 +81,7 @@ def import_predictions(
             for part in found.parts
         ),
         "model": _names(predictions),
-        "predictions_sha256": [
-            hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in predictions
-        ],
+        "predictions_sha256": [file_digest(path) for path in predictions],
         "annotations": [str(path) for path in annotation_files],
         "missing": sum(q.id not in answers for q in questions),
         "duplicates": repeated,
@@ -100,8 +97,8 @@ def _write(folder: Path, content: bytes, info: dict[str, Any]) -> Path:
     path = folder / ANSWERS
     if path.exists() and path.read_bytes() != content:
         raise AnswersError(f"{path}: holds other answers; give another folder by --results")
-    write_atomically(folder / INFO, json.dumps(info, indent=1).encode())
-    write_atomically(path, content)
+    write_json(folder / INFO, info)
+    write_bytes(path, content)
     return folder
 
 

@@ -1,17 +1,19 @@
 """The questions of a benchmark, each with an id of its own."""
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.fingerprint import SHORT, digest, recorded
 
 TEXT_GENERATION = "video_text_generation"
 # Which criteria a question of each type of text generation is judged by.
 CRITERIA = {"generic": ("CI", "DO", "CU"), "temporal": ("TU",), "consistency": ("C",)}
 _NAMED = 5  # how many ids a message names
+
+_RENAMED: dict[str, str] = {}  # name of today -> name when info.json recorded it first
 
 Key = tuple[str, str]  # a question's id, and the control that it is asked under
 
@@ -83,7 +85,4 @@ def fingerprint(questions: Iterable[Question], frames: Mapping[str, int]) -> str
 
     frames: video -> the checksum of its file.
     """
-    digest = hashlib.sha256()
-    for question in questions:
-        digest.update(repr((question, frames.get(question.video))).encode(errors="replace"))
-    return digest.hexdigest()[:16]
+    return digest((f"({recorded(q, _RENAMED)}, {frames.get(q.video)!r})" for q in questions), SHORT)

@@ -1,14 +1,12 @@
 """One benchmark's folder judged from end to end: answers.jsonl -> judged.NAME.jsonl, scores."""
 
 import dataclasses
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.answers.answered import (
     ANSWERS,
     INFO,
@@ -24,6 +22,7 @@ from rvllm_jax.evaluation.judge.run import Done, check_held, judge_items
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError
 from rvllm_jax.evaluation.score import intervals
 from rvllm_jax.evaluation.score.scores import scores
+from rvllm_jax.system.atomic import write_json
 from rvllm_jax.system.lines import ends_whole
 
 
@@ -104,8 +103,7 @@ def judge_benchmark(
         if done.left or done.judged + done.before < total:
             return None, done
         result = _scored(path, beside, info, scoring)
-    content = json.dumps(result, indent=1, allow_nan=False)
-    write_atomically(folder / f"scores.{judging.name}.json", content.encode())
+    write_json(folder / f"scores.{judging.name}.json", result, allow_nan=False)
     return result, done
 
 

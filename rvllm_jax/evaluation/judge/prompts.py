@@ -1,15 +1,15 @@
 """What judges are asked: prompts of our own, or those of a file."""
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from rvllm_jax.evaluation.answers.answered import CRITERIA
 from rvllm_jax.evaluation.judge.items import CONSISTENCY, FAITHFULNESS, QA, Item
+from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.fingerprint import json_digest
 
 # What a prompt may name in braces; all other braces are text.
 FIELDS = ("id", "question", "question1", "question2", "answer", "prediction", "prediction1",
@@ -91,8 +91,7 @@ class Prompts:
     @property
     def sha256(self) -> str:
         """Of all texts, whatever the order or spacing of the file they stood in."""
-        content = json.dumps(self.texts, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return json_digest(self.texts, sort_keys=True)
 
     def messages(self, item: Item) -> list[dict[str, str]]:
         """What is sent about an item, in the words of chat endpoints.
@@ -140,13 +139,10 @@ def load_prompts(path: str | Path | None) -> Prompts:
     """
     if path is None:
         return Prompts(OURS)
-    try:
-        texts = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PromptsError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(texts, dict) or not texts or set(texts) - set(NAMES.values()):
-        found = ", ".join(texts) if isinstance(texts, dict) else type(texts).__name__
-        raise PromptsError(f"{path}: has {found}; expected some of {', '.join(NAMES.values())}")
+    expected = f"expected some of {', '.join(NAMES.values())}"
+    texts = read_json(path, advice=expected, error=PromptsError)
+    if not texts or set(texts) - set(NAMES.values()):
+        raise PromptsError(f"{path}: has {', '.join(texts) or 'nothing'}; {expected}")
     for name, parts in texts.items():
         known = isinstance(parts, dict) and set(parts) <= {"system", "user"}
         if not known or not all(isinstance(text, str) for text in parts.values()):

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.data.store.shards import write_atomically
 from rvllm_jax.evaluation.judge.items import Item, Key
+from rvllm_jax.system.atomic import read_json, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
@@ -133,12 +133,7 @@ def read_judged(path: str | Path) -> Iterator[Judged]:
 
 def read_made_with(path: Path) -> dict[str, Any] | None:
     """What a file of verdicts was made with; None where there is none yet."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise VerdictsError(f"{path}: cannot be read ({error}); restore it") from error
+    return read_json(path, absent={}, error=VerdictsError) or None
 
 
 def open_verdicts(
@@ -159,8 +154,7 @@ def open_verdicts(
                     f"{path}: {beside.name}, which says what judged it, is not there; restore it, "
                     "or move the file away"
                 )
-            content = json.dumps(dict(made_with) | {"created": now()}, indent=1, allow_nan=False)
-            write_atomically(beside, content.encode())
+            write_json(beside, dict(made_with) | {"created": now()}, allow_nan=False)
         else:
             _check_same(path, {k: v for k, v in known.items() if k not in _TOLD}, made_with)
         held: dict[Key, str] = {}

@@ -8,11 +8,12 @@ import numpy as np
 
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.record import encode_jpeg
-from rvllm_jax.data.store.shards import FrameStoreError, write_atomically
+from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.report import document, plots, tables
 from rvllm_jax.experiments.report.document import Heading, Part, Picture, Table, Text
 from rvllm_jax.experiments.report.results import Scored, failures, read_results
+from rvllm_jax.system.atomic import write_text
 
 TITLE = "Evaluation"
 _FRAMES, _HEIGHT = 6, 96  # of a failure's strip; pixels
@@ -42,7 +43,7 @@ def report(folders: Sequence[str | Path], *, most_failures: int = 12) -> tuple[P
         ("report.md", document.markdown(TITLE, parts)),
         ("report.html", document.html(TITLE, parts)),
     ):
-        write_atomically(folder / name, text.encode(errors="replace"))
+        write_text(folder / name, text, errors="replace")
     return folder, notes
 
 

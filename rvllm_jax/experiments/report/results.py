@@ -1,7 +1,6 @@
 """What `evaluate` and `judge` left in folders of results: benchmarks, and scores by judge."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,10 @@ from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO
 from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.judge.facts import UNSUPPORTED
 from rvllm_jax.evaluation.score.scores import asked_how
+from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.lines import read_lines
 
+_JUDGE_AGAIN = "start the same `rvllm_jax.judge` again, it writes the file anew"
 _LOW = 2.5  # a score below it, of 5, is a failure where no yes or no is given
 
 
@@ -79,7 +80,7 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
             model = name if len(folders) == 1 else f"{name} ({place + 1}: {folder.name})"
             paths = sorted(own.glob("scores.*.json"))
             for path in paths:
-                scores = _read(path)
+                scores = read_json(path, advice=_JUDGE_AGAIN, error=EvaluationError)
                 _check(path, scores, info)
                 judge = path.name.removeprefix("scores.").removesuffix(".json")
                 found.append(Scored(model, own, judge, info, scores))
@@ -128,20 +129,6 @@ def _is_failure(verdict: dict[str, Any]) -> bool:
 def _goodness(verdict: dict[str, Any]) -> float:
     """From 0: by the score, or by how much of it the reference has."""
     return verdict.get("score") or 5 * (verdict.get("overlap") or 0.0)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    def refuse(name: str):
-        raise ValueError(f"{name} is no number")
-
-    try:
-        scores = json.loads(path.read_bytes(), parse_constant=refuse)
-    except (OSError, ValueError) as error:
-        raise EvaluationError(
-            f"{path}: cannot be read ({error}); start the same `rvllm_jax.judge` again, it writes "
-            "the file anew"
-        ) from error
-    return scores
 
 
 def _check(path: Path, scores: dict[str, Any], info: dict[str, Any]) -> None:

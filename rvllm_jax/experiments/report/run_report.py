@@ -7,14 +7,13 @@ heldout, CONTROL blind, shuffled or swapped. `recurring` is that of `evaluation.
 wrong; further keys are kept as they are.
 """
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rvllm_jax.experiments.report.samples import Sample
+from rvllm_jax.system.atomic import dump_json, write_bytes, write_text
 from rvllm_jax.training import metrics
 
 __all__ = ["Sample", "format_table", "write"]
@@ -49,15 +48,15 @@ def write(
     folder = Path(workdir) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     records = metrics.read(metrics_path or Path(workdir) / "metrics.jsonl")
-    _replace(folder / "curves.png", curves.draw(records))
+    write_bytes(folder / "curves.png", curves.draw(records), synced=True)
     if samples:
-        _replace(folder / "samples.png", sheet.draw(samples))
+        write_bytes(folder / "samples.png", sheet.draw(samples), synced=True)
     else:
         (folder / "samples.png").unlink(missing_ok=True)
     markdown = f"# Accuracy by question type\n\n{format_table(results)}\n"
-    _replace(folder / "accuracy.md", markdown.encode())
-    text = json.dumps(_finite(results), indent=1, allow_nan=False, ensure_ascii=False)
-    _replace(folder / "results.json", f"{text}\n".encode())
+    write_text(folder / "accuracy.md", markdown, synced=True)
+    text = dump_json(_finite(results), allow_nan=False, ensure_ascii=False)
+    write_text(folder / "results.json", text, synced=True)
     return folder
 
 
@@ -151,12 +150,3 @@ def _finite(value: Any) -> Any:
         return [_finite(inner) for inner in value]
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

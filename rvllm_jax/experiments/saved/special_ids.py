@@ -13,6 +13,7 @@ from rvllm_jax.data.text.tokenizer_files import (
     read_json,
     token_ids,
 )
+from rvllm_jax.system.atomic import dump_json, write_bytes
 from rvllm_jax.weights.safetensors import WeightsError
 
 DOES = {"bos_token_id": "begins texts", "eos_token_id": "ends answers"}
@@ -80,8 +81,8 @@ def write_generation(source: Path, out: Path, ids: Mapping[str, Any], told: list
     }
     if wrong:
         told.append(f"{GENERATION}: {', '.join(f'{k}={v}' for k, v in wrong.items())} is written")
-        content = (json.dumps(values | wrong, indent=1) + "\n").encode()
-    out.write_bytes(content)
+        content = dump_json(values | wrong).encode()
+    write_bytes(out, content)
 
 
 def _listed(value: Any) -> list:

@@ -4,14 +4,13 @@
 whose weights it started from; `unknown` are the folders of weights that say nothing about theirs.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from rvllm_jax.data.store.shards import write_atomically
+from rvllm_jax.system.atomic import read_json, write_json
 from rvllm_jax.weights.safetensors import WeightsError
 
 FILE = "training_videos.json"
@@ -23,19 +22,15 @@ def read(folder: str | Path) -> dict[str, Any] | None:
     Raises WeightsError for a file that is broken.
     """
     path = Path(folder) / FILE
-    try:
-        content = json.loads(path.read_bytes())
-        videos, unknown = content["videos"], content["unknown"]
-        if not all(isinstance(name, str) for name in [*videos, *unknown]):
-            raise TypeError("names that are no texts")
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"{path}: cannot be read ({error!r}); restore it, or remove it: then the training "
-            "videos count as unknown"
-        ) from error
-    return {"videos": list(videos), "unknown": list(unknown)}
+    advice = "restore it, or remove it: then the training videos count as unknown"
+    content = read_json(path, advice=advice, error=WeightsError)
+    names = {key: content.get(key) for key in ("videos", "unknown")}
+    for key, listed in names.items():
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise WeightsError(f"{path}: cannot be read: {key} is no list of names; {advice}")
+    return names
 
 
 def record(workdir: Path, videos: Iterable[str], weights: str) -> None:
@@ -59,5 +54,5 @@ def record(workdir: Path, videos: Iterable[str], weights: str) -> None:
 
 
 def write(folder: str | Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=0)  # a name a line; surrogates of file names are escaped
-    write_atomically(Path(folder) / FILE, f"{text}\n".encode())
+    # A name a line; surrogates of file names are escaped.
+    write_json(Path(folder) / FILE, content, indent=0)

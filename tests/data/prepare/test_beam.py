@@ -15,6 +15,7 @@ from rvllm_jax.data.prepare import beam
 from rvllm_jax.data.store import record, shard_writer, shards, writer
 from rvllm_jax.data.store.shards import FrameStoreError, Options, Task
 from rvllm_jax.data.store.writer import write_store
+from rvllm_jax.system.atomic import read_json
 
 ROOT = Path(__file__).parents[3]
 DIRECT = ["--runner=DirectRunner"]
@@ -171,7 +172,7 @@ def test_a_shard_of_another_preparation_is_written_anew(task, tmp_path):
     done = task.folder / shards.done_file(0, 1)
     done.write_text('{"fingerprint": "of another"}')
     beam._write(task, work)
-    assert shards.read_json(done)["fingerprint"] == "mine"
+    assert read_json(done)["fingerprint"] == "mine"
 
 
 def test_a_worker_of_a_run_that_has_ended_writes_nothing(task, tmp_path):

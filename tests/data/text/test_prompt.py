@@ -10,6 +10,7 @@ import tokenizers
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import PipelineError
 from rvllm_jax.data.text import prompt, tokenizer
+from rvllm_jax.system.fingerprint import SHORT, digest, recorded
 
 TURNS = (Turn("What colour is it?", "Red."), Turn("Why {is} it %s?", "Paint </s>."))
 EXAMPLE = Example("c", "c.mp4", TURNS, "A red thing.")
@@ -209,3 +210,16 @@ def test_the_ids_that_earlier_runs_were_trained_on_stay(name, digest):
     ]
     assert tk.fingerprint == "6458bf5e4da16d94"
     assert hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] == digest
+
+
+def test_templates_are_named_in_files_of_answers_as_ever():
+    names = {n: digest([recorded(t, {})], SHORT) for n, t in prompt.TEMPLATES.items()}
+    assert names == {
+        "vicuna_v1": "f2b5d696b9d556ea",
+        "short": "13c1979db0a50a95",
+        "llava_v1": "678712c66c739282",
+        "plain": "0d46b712dd4a9cc0",
+        "llama-2-chat": "56b81db7656b8c36",
+        "llama-3": "5965ad50b887a516",
+        "chatml": "4e48436fe936d538",
+    }

@@ -269,7 +269,7 @@ def test_a_byte_level_space_stands_at_the_start_alone(trained, tmp_path):
         ("tokenizer_config.json", {"chat_template": [1]}, "chat_template="),
         ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "expected an object"),
         ("tokenizer_config.json", {"additional_special_tokens": 5}, "expected a list of tokens"),
-        ("tokenizer_config.json", "[" * 100_000, "not JSON"),
+        ("tokenizer_config.json", "[" * 100_000, "cannot be read as JSON"),
         ("chat_template.jinja", b"\xff", "not UTF-8"),
     ],
 )

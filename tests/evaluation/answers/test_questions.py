@@ -1,7 +1,12 @@
 import pytest
 
 from rvllm_jax.data.annotations.example import Example, Turn
-from rvllm_jax.evaluation.answers.questions import EvaluationError, fingerprint, questions_of
+from rvllm_jax.evaluation.answers.questions import (
+    EvaluationError,
+    Question,
+    fingerprint,
+    questions_of,
+)
 
 
 def example(id, *turns, video="v"):
@@ -46,3 +51,10 @@ def test_the_fingerprint_changes_with_questions_truths_order_and_files():
         fingerprint(found[::-1], {"v": 1}),
     }  # fmt: skip
     assert len(names) == 4 and fingerprint(found, {"v": 1}) in names
+
+
+def test_the_fingerprint_is_that_of_answers_which_are_there():
+    """Neither what it is made of nor the names in it may change: they would be mixed no more."""
+    first = Question("a/1", "a.mp4", Turn("What \udc80?", "red \u00fc", "color"))
+    second = Question("b", "b.mp4", Turn("How?", "so"), ("C",), "b", "why")
+    assert fingerprint([first, second], {"a.mp4": 7}) == "54ff907d1f0e1715"

@@ -71,7 +71,7 @@ def test_the_hash_is_of_the_texts_and_of_nothing_else(tmp_path):
     "content, told",
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "has list; expected some of QA"),
+        ("[]", "but a list; expected some of QA"),
         ("{}", "expected some of QA"),
         ({"ci": {"user": "x"}}, "has ci; expected some of QA, CI"),
         ({"QA": "x"}, "QA: expected"),

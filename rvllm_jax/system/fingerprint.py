@@ -1,0 +1,52 @@
+"""What names a content: SHA-256 in hexadecimal. Digests are stored, so none of this may change."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+SHORT = 16  # hexadecimal digits, 64 bits: enough to tell things apart that nobody forges
+
+
+def digest(parts: Iterable[str | bytes], length: int = 64) -> str:
+    """The first `length` digits of all parts, one behind the other; a text is its UTF-8.
+
+    Halves of surrogate pairs, as in names of files, are encoded like other characters.
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
+    return sha.hexdigest()[:length]
+
+
+def json_digest(value: Any, *, sort_keys: bool = False, length: int = 64) -> str:
+    """`digest` of a value as JSON in one line of ASCII."""
+    return digest([json.dumps(value, sort_keys=sort_keys)], length)
+
+
+def file_digest(path: str | Path) -> str:
+    """All digits of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def recorded(value: Any, renamed: Mapping[str, str]) -> str:
+    """`repr` of values and data classes as files hold it, whatever the classes are called today.
+
+    renamed: name of today -> name in files, of a class ("Example") or of a field ("Example.id").
+    """
+    if dataclasses.is_dataclass(value):
+        own = type(value).__name__
+        parts = (
+            f"{renamed.get(f'{own}.{field.name}', field.name)}="
+            f"{recorded(getattr(value, field.name), renamed)}"
+            for field in dataclasses.fields(value)
+            if field.repr
+        )
+        return f"{renamed.get(own, own)}({', '.join(parts)})"
+    if type(value) is tuple:
+        parts = [recorded(part, renamed) for part in value]
+        return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+    return repr(value)
