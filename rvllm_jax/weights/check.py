@@ -25,7 +25,7 @@ def find_faults(
             faults.append(f"surplus: {path} {_spec(entry)}")
             continue
         if entry.stacked and len(entry.shape) == len(targets[path].shape):
-            faults += _of_layers(path, entry, targets[path])
+            faults += _stack_faults(path, entry, targets[path])
         elif entry.shape != targets[path].shape:
             faults.append(_misshapen(path, entry, targets[path]))
         if wrong := [t for t in entry.tensors if not jnp.issubdtype(t.dtype, jnp.floating)]:
@@ -33,30 +33,30 @@ def find_faults(
     return sorted(faults, key=lambda line: KINDS.index(line.partition(":")[0]))
 
 
-def listed(faults: list[str]) -> str:
+def list_faults(faults: list[str]) -> str:
     """The first MOST lines, and how many there are besides."""
     more = [f"and {len(faults) - MOST} more"] if len(faults) > MOST else []
     return "".join(f"\n  {line}" for line in faults[:MOST] + more)
 
 
-def _of_layers(path: str, entry: Entry, target: Any) -> list[str]:
-    """By their names; one line by our path where all layers are of one other shape."""
+def _stack_faults(path: str, entry: Entry, target: Any) -> list[str]:
+    """Of layers, by their names; one line by our path where all are of one other shape."""
     count, shape = target.shape[0], target.shape[1:]
     if entry.axes is not None:
         shape = tuple(shape[entry.axes.index(axis)] for axis in range(len(shape)))
-    found = dict(zip(entry.layers, entry.tensors, strict=True))
+    layers = dict(zip(entry.layers, entry.tensors, strict=True))
     name, kind = entry.theirs, f"{np.dtype(target.dtype).name}{list(shape)}"
-    absent = (layer for layer in range(count) if layer not in found)  # a config may say 10**12
+    absent = (layer for layer in range(count) if layer not in layers)  # a config may say 10**12
     faults = [f"missing: {name.format(n=n)} {kind}" for n in itertools.islice(absent, MOST)]
-    if (more := count - sum(layer < count for layer in found) - len(faults)) > 0:
+    if (more := count - sum(layer < count for layer in layers) - len(faults)) > 0:
         faults.append(f"missing: {more:,} more of {name} {kind}")
     faults += [
         f"surplus: {tensor.name} {_spec(tensor)}, of layer {layer}; the model has {count} layers"
-        for layer, tensor in found.items()
+        for layer, tensor in layers.items()
         if layer >= count
     ]
-    wrong = [tensor for tensor in found.values() if tensor.shape != shape]
-    if len(wrong) == len(found) and len({tensor.shape for tensor in wrong}) == 1:
+    wrong = [tensor for tensor in layers.values() if tensor.shape != shape]
+    if len(wrong) == len(layers) and len({tensor.shape for tensor in wrong}) == 1:
         return [*faults, _misshapen(path, entry, target)]
     return faults + [
         f"misshapen: {tensor.name} is {_spec(tensor)}, expected {list(shape)}" for tensor in wrong

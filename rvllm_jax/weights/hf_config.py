@@ -1,4 +1,11 @@
-"""The sizes in a Hugging Face config.json as our configurations, and back."""
+"""The sizes in a Hugging Face config.json as our configurations, and back.
+
+By hand and not by transformers' LlamaConfig (5.23). To import it takes a core 10 s where torch is
+installed, at every start from a folder. It would save the checks of types, some 25 of these lines:
+to a key that is absent it gives Llama-7B's value, it knows nothing of the activations and rotary
+scalings that this decoder lacks, takes one of two rotary sets that disagree, and writes the rotary
+keys in the new place alone.
+"""
 
 import math
 from collections.abc import Mapping
@@ -27,9 +34,7 @@ def read_llama_config(folder: str | Path) -> LlamaConfig:
     if (ours := path.with_name("model.json")).is_file():
         path = ours
     values = read_json(path, error=WeightsError)
-    if path == ours:
-        values = values.get("decoder")
-    if not isinstance(values, dict):
+    if path == ours and not isinstance(values := values.get("decoder"), dict):
         raise WeightsError(f"{path}: holds no decoder")
     return llama_config(values, str(path))
 
@@ -77,7 +82,7 @@ def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
 def llama_values(config: LlamaConfig, dtype: str) -> dict[str, Any]:
     """The config.json from which transformers makes this decoder; `dtype` is that of the file.
 
-    The rotary keys stand in both places, so that older and newer readers find them.
+    The rotary keys stand in the old and in the new place, for older and newer readers.
     """
     rope: dict[str, Any] = {"rope_type": "default"}
     scaling = config.rope_scaling
@@ -134,8 +139,7 @@ def _rope(values: Mapping[str, Any], where: str):
     `rope_parameters`. transformers takes the first where both stand, and here they must agree.
     """
     sets = {k: values[k] for k in ("rope_scaling", "rope_parameters") if values.get(k)} or {"": {}}
-    found = {key: _rope_set(rope, values, where) for key, rope in sets.items()}
-    first, *others = found.values()
+    first, *others = [_rope_set(rope, values, where) for rope in sets.values()]
     if any(other != first for other in others):
         raise WeightsError(
             f"{where}: rope_scaling={sets['rope_scaling']!r} and rope_parameters="

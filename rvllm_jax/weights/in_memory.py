@@ -26,7 +26,7 @@ Box = tuple[tuple[int, int], ...]  # of an array's axes, first and one past the 
 def load(
     entries: Mapping[str, Entry], targets: Mapping[str, Any], shardings: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
-    """The arrays of `entries`, as `merge.load` tells.
+    """The arrays of `entries`, as `load.load` gives them.
 
     A step that gives an array's memory away (donation) makes a copy the first time: the memory is
     numpy's.
@@ -36,19 +36,19 @@ def load(
         for path, entry in entries.items()
     }
     threads = min(os.cpu_count() or 1, _MOST_THREADS)
-    own = threading.local()
+    thread = threading.local()
 
     def prepare() -> None:
-        own.buffer, own.tiles = Buffer(), Tiles()
+        thread.buffer, thread.tiles = Buffer(), Tiles()
 
-    def place(piece: Piece) -> None:
-        parts[piece.path].write(*piece.read(own.buffer), own.tiles)
+    def write(piece: Piece) -> None:
+        parts[piece.path].write(*piece.read(thread.buffer), thread.tiles)
 
     with ThreadPoolExecutor(threads, initializer=prepare) as pool:
-        placed = [pool.submit(place, piece) for piece in stream.plan(entries)]
+        written = [pool.submit(write, piece) for piece in stream.plan(entries)]
         try:
-            for done in placed:
-                done.result()
+            for future in written:
+                future.result()
         finally:
             pool.shutdown(cancel_futures=True)
     return {path: part.array() for path, part in parts.items()}
@@ -57,11 +57,11 @@ def load(
 class _Parts:
     """An array of ours as its devices hold it: a part for each, equal ones once."""
 
-    def __init__(self, entry: Entry, dtype: np.dtype, place):
-        self._entry, self._place = entry, place
+    def __init__(self, entry: Entry, dtype: np.dtype, sharding):
+        self._entry, self._sharding = entry, sharding
         self._parts: dict[Box, np.ndarray] = {}
         self._devices: dict[jax.Device, Box] = {}
-        for device, index in place.addressable_devices_indices_map(entry.shape).items():
+        for device, index in sharding.addressable_devices_indices_map(entry.shape).items():
             box = tuple(i.indices(n)[:2] for i, n in zip(index, entry.shape, strict=True))
             self._devices[device] = box
             if box not in self._parts:
@@ -91,8 +91,8 @@ class _Parts:
 
     def array(self) -> jax.Array:
         """The array, in the memory of its parts."""
-        own = [jax.device_put(self._parts[i], device) for device, i in self._devices.items()]
-        return jax.make_array_from_single_device_arrays(self._entry.shape, self._place, own)
+        parts = [jax.device_put(self._parts[i], device) for device, i in self._devices.items()]
+        return jax.make_array_from_single_device_arrays(self._entry.shape, self._sharding, parts)
 
 
 def _fill(ours: np.ndarray, theirs: np.ndarray, axes: tuple[int, ...] | None, tiles: Tiles) -> None:

@@ -22,19 +22,16 @@ def resnet_shape(weights: Weights) -> tuple[tuple[int, ...], bool, tuple[int, ..
             )
     stem = entries.get(STEM)
     if stem is None or stem.shape[:3] != (7, 7, 3):
-        found = "absent" if stem is None else f"{list(stem.shape)}"
+        shape = "absent" if stem is None else f"{list(stem.shape)}"
         raise WeightsError(
-            f"{weights.path}: its first convolution is {found}; expected [7, 7, 3, width]: deep "
+            f"{weights.path}: its first convolution is {shape}; expected [7, 7, 3, width]: deep "
             "stems and grey images are not known here"
         )
-    places = {tuple(map(int, p.split("/")[2:4])) for p in entries if p.startswith("encoder/stages")}
-    blocks = tuple(
-        sum(stage == number for stage, _ in places) for number in range(len({s for s, _ in places}))
-    )
-    kernels = [
-        entries.get(f"encoder/stages/{stage}/0/conv1/kernel") for stage in range(len(blocks))
-    ]
-    if not all(blocks) or not kernels or None in kernels:
-        raise WeightsError(f"{weights.path}: stages of a ResNet are missing; there are {blocks}")
+    blocks = {tuple(map(int, p.split("/")[2:4])) for p in entries if p.startswith("encoder/stages")}
+    stages = range(len({stage for stage, _ in blocks}))
+    counts = tuple(sum(stage == number for stage, _ in blocks) for number in stages)
+    kernels = [entries.get(f"encoder/stages/{stage}/0/conv1/kernel") for stage in stages]
+    if not all(counts) or not kernels or None in kernels:
+        raise WeightsError(f"{weights.path}: stages of a ResNet are missing; there are {counts}")
     bottleneck = "encoder/stages/0/0/conv3/kernel" in entries
-    return blocks, bottleneck, tuple(kernel.shape[-1] for kernel in kernels)
+    return counts, bottleneck, tuple(kernel.shape[-1] for kernel in kernels)

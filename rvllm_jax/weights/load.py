@@ -1,13 +1,22 @@
-"""Weights on disk into arrays on the devices: all of them, or an error that lists what is wrong."""
+"""Weights on disk into arrays on the devices: all of them, or an error that lists what is wrong.
 
+Devices with memory of their own are sent pieces, which they turn and join; in_memory.py writes the
+arrays of CPU devices.
+"""
+
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.weights import in_memory, on_devices
-from rvllm_jax.weights.check import find_faults, listed
+from rvllm_jax.weights import in_memory, stream
+from rvllm_jax.weights.check import find_faults, list_faults
 from rvllm_jax.weights.open import Entry, Weights
 from rvllm_jax.weights.safetensors import WeightsError
 
@@ -39,7 +48,7 @@ def check(
     if faults := find_faults(entries, targets, absent):
         raise WeightsError(
             f"{where}: the weights are not those of this model. Choose the sizes that they were "
-            f"made for; what is to stay random must be named:{listed(faults)}"
+            f"made for; what is to stay random must be named:{list_faults(faults)}"
         )
     return allowed
 
@@ -49,13 +58,76 @@ def load(
 ) -> dict[str, jax.Array]:
     """The arrays of `entries`, each in the dtype of its target and where `shardings` says.
 
-    `check` comes first. Pieces of tensors are read and go straight to their places: host memory
-    holds a few at a time, whatever the model's size.
+    `check` comes first. Pieces of tensors go straight to where they stay: host memory holds a few
+    at a time, whatever the model's size.
     """
-    cpu = {path: entry for path, entry in entries.items() if _on_cpu(shardings[path])}
+
+    def is_on_cpu(path: str) -> bool:
+        return next(iter(shardings[path].device_set)).platform == "cpu"
+
+    cpu = {path: entry for path, entry in entries.items() if is_on_cpu(path)}
     others = {path: entry for path, entry in entries.items() if path not in cpu}
-    return on_devices.load(others, targets, shardings) | in_memory.load(cpu, targets, shardings)
+    return load_by_pieces(others, targets, shardings) | in_memory.load(cpu, targets, shardings)
 
 
-def _on_cpu(place) -> bool:
-    return next(iter(place.device_set)).platform == "cpu"
+def load_by_pieces(
+    entries: Mapping[str, Entry], targets: Mapping[str, Any], shardings: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """`load` on devices with memory of their own."""
+    arrays: dict[str, jax.Array] = {}
+    # A piece of what is split over devices would not be split as the whole is.
+    split = {path for path in entries if len(shardings[path].device_set) > 1}
+    for piece, x in stream.stream(stream.plan(entries, whole=split)):
+        path, entry = piece.path, entries[piece.path]
+        dtype, sharding = np.dtype(targets[path].dtype), shardings[path]
+        if path not in arrays:
+            arrays[path] = jnp.zeros(entry.shape, dtype, device=sharding)
+        of_piece = _without_layers(sharding) if entry.stacked else sharding
+        whole = piece.shape == piece.tensor.shape
+        write = _make_write(
+            entry.axes, sharding, entry.stacked, None if whole else entry.piece_axis
+        )
+        sent = _send(x, entry.axes, dtype, of_piece)
+        # The memory of x is used again.
+        arrays[path] = jax.block_until_ready(write(arrays[path], sent, piece.layer, piece.start))
+    return arrays
+
+
+def _send(array: np.ndarray, axes, dtype: np.dtype, sharding) -> jax.Array:
+    """Theirs on the devices, split as it will be when its axes are turned.
+
+    Each device is given its part alone. 64 bits are rounded here: devices may not hold them.
+    """
+    if array.dtype.itemsize > dtype.itemsize and array.dtype == np.float64:
+        array = array.astype(dtype)
+    if isinstance(sharding, NamedSharding) and axes is not None:
+        spec = [*sharding.spec, *[None] * array.ndim][: array.ndim]
+        turned = P(*(spec[axes.index(axis)] for axis in range(len(axes))))
+        sharding = NamedSharding(sharding.mesh, turned)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _without_layers(sharding):
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
+
+
+@functools.cache
+def _make_write(axes, sharding, stacked: bool, axis: int | None):
+    """(array of ours, theirs, layer, row) -> the array with it, in the same memory.
+
+    `axis` is where the row counts; None: theirs is a whole tensor, and what its parts on the
+    devices are need not be known at run time.
+    """
+
+    def write(array, x, layer, row):
+        x = (x if axes is None else x.transpose(axes)).astype(array.dtype)
+        start = [0] * x.ndim
+        if axis is not None:
+            start[axis] = row
+        if stacked:
+            x, start = x[None], [layer, *start]
+        return jax.lax.dynamic_update_slice(array, x, start)
+
+    return jax.jit(write, out_shardings=sharding, donate_argnums=0)

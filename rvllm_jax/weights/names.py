@@ -62,15 +62,15 @@ class Layout:
     def find(self, name: str) -> tuple[Rule, str, int] | None:
         """The rule of their `name`, our path and the layer; None where no rule has it."""
         for rule in self.rules:
-            if (found := rule.path(name)) is not None:
-                return rule, *found
+            if (path_layer := rule.path(name)) is not None:
+                return rule, *path_layer
         return None
 
     def names(self, path: str, layers: int) -> tuple[Rule, list[str]] | None:
         """The rule of our `path` and their names in order; None where no rule has it."""
         for rule in self.rules:
-            if found := rule.names(path, layers):
-                return rule, found
+            if names := rule.names(path, layers):
+                return rule, names
         return None
 
     def ignores(self, name: str) -> bool:

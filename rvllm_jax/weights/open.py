@@ -106,7 +106,7 @@ def open_weights(path: str | Path) -> Weights:
 
     Raises WeightsError: nothing there, pickles (with the command that converts them), a missing
     shard, a damaged file, an architecture that is not known. That the tensors are all there, known
-    and of the right shapes is for `merge.check` to say, which knows the model.
+    and of the right shapes is for `load.check` to say, which knows the model.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -135,7 +135,7 @@ def is_tied(config: Mapping[str, Any]) -> bool:
 
 
 def _check_copy(head: FileTensor, embedding: FileTensor) -> None:
-    """transformers unties what differs; here it is said, and not taken in silence."""
+    """transformers unties what differs; here it is refused, and not taken in silence."""
     same = head.shape == embedding.shape and head.dtype == embedding.dtype
     for row in range(0, head.shape[0] if same else 0, 4096):
         parts = [np.empty((min(4096, head.shape[0] - row), *head.shape[1:]), head.dtype)] * 2
@@ -151,7 +151,7 @@ def _check_copy(head: FileTensor, embedding: FileTensor) -> None:
 
 
 def find_tensors(path: Path) -> dict[str, FileTensor]:
-    """All tensors by name, of a file or of the files that a folder's index or names tell of."""
+    """All tensors by name, of a file or of the files that a folder's index or names list."""
     files = [path] if path.is_file() else _files(path)
     for file in files:
         if file.suffix in PICKLES:
@@ -249,19 +249,19 @@ def _layout(path: Path, config: Mapping[str, Any], tensors: Mapping[str, FileTen
 
 
 def _entries(layout: Layout, tensors: Mapping[str, FileTensor]) -> dict[str, Entry]:
-    """Layers may be missing or of other shapes, and names unknown: `merge.check` lists them all."""
-    found: dict[str, dict[int, FileTensor]] = {}
-    by_path: dict[str, rules.Rule] = {}
+    """Layers may be missing or of other shapes, and names unknown: `load.check` lists them all."""
+    tensors_by_path: dict[str, dict[int, FileTensor]] = {}
+    rules_by_path: dict[str, rules.Rule] = {}
     entries = {}
     for name, tensor in tensors.items():
-        if (place := layout.find(name)) is None:
+        if (match := layout.find(name)) is None:
             entries[f"{UNKNOWN} {name}"] = Entry((tensor,))
             continue
-        rule, ours, layer = place
-        by_path[ours] = rule
-        found.setdefault(ours, {})[layer] = tensor
-    for ours, layers in found.items():
-        rule, numbers = by_path[ours], tuple(sorted(layers))
+        rule, ours, layer = match
+        rules_by_path[ours] = rule
+        tensors_by_path.setdefault(ours, {})[layer] = tensor
+    for ours, layers in tensors_by_path.items():
+        rule, numbers = rules_by_path[ours], tuple(sorted(layers))
         ordered = tuple(layers[number] for number in numbers)
         entries[ours] = Entry(ordered, rule.stacked, rule.axes, numbers, rule.theirs)
     return entries

@@ -1,20 +1,24 @@
-"""safetensors files: headers checked as a whole, tensors read and written one at a time.
+"""safetensors files: headers checked by the library, tensors read and written in pieces.
 
-The safetensors library reads no bfloat16 into numpy and maps files into memory; here a tensor is
-read into memory of its own, which goes when the tensor has gone to its device. The format: eight
-bytes with the header's length (little endian), the header (JSON), the tensors' bytes.
+Reading and writing are by hand. The library maps a file into memory and copies what is asked for
+into new arrays: 805 MB in bfloat16 took it 0.31 s of a core and 884 MB of memory; pieces of 32 MiB
+read into one array, 0.12 s and 65 MB with all that Python holds (safetensors 0.8, from the system's
+cache). It writes tensors that are all in memory at once; here one part of one is.
+
+The format: eight bytes with the header's length (little endian), the header (JSON: name -> dtype,
+shape, first and last byte), the tensors' bytes.
 """
 
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from rvllm_jax.system.atomic import replacing
 from rvllm_jax.system.errors import RvllmError
@@ -34,7 +38,6 @@ DTYPES = {
     "BOOL": np.dtype(bool),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 AGAIN = "The file is damaged or was not downloaded completely; get it again"
 
 
@@ -73,77 +76,45 @@ class FileTensor:
 
 
 def read_header(path: str | Path) -> dict[str, FileTensor]:
-    """The tensors of a file by name. Every length is checked against the file's size.
+    """The tensors of a file by name.
 
-    Raises WeightsError: not there, cut short, or a header that is no header or lies.
+    Raises WeightsError: not there, cut short, a header that is none or that the file's bytes do not
+    agree with, a name that stands in it twice, a dtype that is not read here.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header, start = _header(path, file, size)
+            first = file.read(8)
+            if first == b"version ":
+                raise WeightsError(
+                    f"{path}: is no safetensors file but, it seems, a Git LFS pointer: run `git "
+                    "lfs pull` in its folder"
+                )
+            with safe_open(path, framework="numpy"):  # checks shapes and offsets to the last byte
+                length = int.from_bytes(first, "little")
+                header = json.loads(file.read(length), object_pairs_hook=_refuse_twice)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path}: is no safetensors file, or cut short: {error}. {AGAIN}"
+        ) from error
     header.pop("__metadata__", None)
-    tensors = {name: _tensor(path, name, entry, start) for name, entry in header.items()}
-    end = start
-    for tensor in sorted(tensors.values(), key=lambda t: (t.start, t.size)):
-        if tensor.start != end:
-            raise WeightsError(
-                f"{path}: {tensor.name!r} starts at byte {tensor.start:,}, expected {end:,}, where "
-                f"the tensor before it ends. {AGAIN}"
-            )
-        end += tensor.size
-    if end != size:
-        raise WeightsError(
-            f"{path}: has {size:,} bytes, its header tells of {end:,}"
-            f"{': it is cut short' if size < end else ''}. {AGAIN}"
-        )
-    return tensors
+    return {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
 
 
-def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """The header, and the byte at which the tensors start."""
-    first = file.read(8)
-    if first == b"version ":
-        raise WeightsError(
-            f"{path}: is no safetensors file but, it seems, a Git LFS pointer: run `git lfs pull` "
-            "in its folder"
-        )
-    length = int.from_bytes(first, "little")
-    if size < 8 or length > min(size - 8, LONGEST_HEADER):
-        raise WeightsError(
-            f"{path}: is no safetensors file, or cut short: of its {size:,} bytes the header "
-            f"should take {length:,}. {AGAIN}"
-        )
-    try:
-        header = json.loads(file.read(length), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: its header is no JSON ({error}). {AGAIN}") from error
-    if not isinstance(header, dict):
-        raise WeightsError(f"{path}: its header is no JSON object. {AGAIN}")
-    return header, 8 + length
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; where a key stands twice, readers would differ in what they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. The library takes the last of two tensors of one name; readers differ."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
-    return found
+        raise SafetensorError(f"{twice!r} stands in its header twice")
+    return values
 
 
-def _tensor(path: Path, name: str, entry: Any, start: int) -> FileTensor:
-    try:
-        kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = isinstance(kind, str) and isinstance(shape, list)
-        whole &= all(type(n) is int and n >= 0 for n in (*shape, first, last))
-    except (KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise WeightsError(f"{path}: the header's entry of {name!r} is {entry!r}. {AGAIN}")
+def _tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> FileTensor:
+    kind = entry["dtype"]
     if kind.startswith(("F8_", "F6_", "F4")):  # without their scales the numbers are others
         raise WeightsError(
             f"{path}: {name!r} is of dtype {kind!r}: quantised weights are not read here. "
@@ -151,13 +122,9 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> FileTensor:
         )
     if kind not in DTYPES:
         raise WeightsError(f"{path}: {name!r} is of dtype {kind!r}; known are {', '.join(DTYPES)}")
-    tensor = FileTensor(path, name, DTYPES[kind], tuple(shape), start + first)
-    if last - first != tensor.size:
-        raise WeightsError(
-            f"{path}: {name!r}, {kind}{shape}, takes {tensor.size:,} bytes, but the header gives "
-            f"it {last - first:,}. {AGAIN}"
-        )
-    return tensor
+    return FileTensor(
+        path, name, DTYPES[kind], tuple(entry["shape"]), start + entry["data_offsets"][0]
+    )
 
 
 def write(
@@ -178,7 +145,6 @@ def write(
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight, as the format advises
-    path = Path(path)
     with replacing(path, synced=True) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (dtype, shape) in specs.items():

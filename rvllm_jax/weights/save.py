@@ -74,10 +74,9 @@ def _named(arrays: Mapping[str, jax.Array], layout: Layout) -> tuple[dict, Calla
     """(name of theirs -> dtype and shape, a function from such a name to its array in parts)."""
     specs, sources = {}, {}
     for path, x in arrays.items():
-        found = layout.names(path, x.shape[0])
-        if found is None:
+        if (named := layout.names(path, x.shape[0])) is None:
             raise WeightsError(f"{path}: this kind of folder has no name for it; leave it out")
-        rule, names = found
+        rule, names = named
         shape = tuple(x.shape[1:] if rule.stacked else x.shape)
         if rule.axes is not None:
             shape = tuple(shape[rule.axes.index(axis)] for axis in range(len(shape)))

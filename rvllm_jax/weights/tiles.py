@@ -51,12 +51,12 @@ class Tiles:
         # Zero, numbers below the smallest exponent, infinities and what is no number.
         size -= 0x0400
         others = np.greater_equal(size, 0x7800, out=self._flat("others", np.bool_, tile.size))
-        found = np.flatnonzero(others)
+        special = np.flatnonzero(others)
         np.bitwise_and(theirs, 0x8000, out=size)
         ours |= size
         ours = ours.view(_BFLOAT16)
         with np.errstate(invalid="ignore"):  # of what is no number
-            ours[found] = theirs[found].view(np.float16).astype(np.float32)
+            ours[special] = theirs[special].view(np.float16).astype(np.float32)
         return ours.reshape(tile.shape)
 
     def _flat(self, name: str, dtype: type, size: int) -> np.ndarray:

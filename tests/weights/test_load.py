@@ -8,14 +8,14 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.weights import in_memory, on_devices, stream
+from rvllm_jax.weights import in_memory, stream
 from rvllm_jax.weights import load as merge
 from rvllm_jax.weights.check import PROJECTOR, find_faults
 from rvllm_jax.weights.open import open_weights
 from rvllm_jax.weights.safetensors import WeightsError
 
 # What CPU takes, and what devices with memory of their own take; both work here.
-LOADS = pytest.mark.parametrize("load", [in_memory.load, on_devices.load])
+LOADS = pytest.mark.parametrize("load", [in_memory.load, merge.load_by_pieces])
 
 
 def shapes(entries, dtype=np.float32):
