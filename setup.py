@@ -13,6 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["rvllm_jax", "rvllm_jax.*"]),
+    package_data={"": ["*.jinja", "templates/*"]},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",  # jax 0.11 needs 0.12.12

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from html import escape
 
-from rvllm_jax.data.prepare.charts import STYLE
+from rvllm_jax.system.page import style
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def html(title: str, parts: Sequence[Part]) -> str:
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}"
+        f"<title>{escape(title)}</title><style>{style()}"
         "main>img{max-width:100%;border-radius:10px}</style>"
         f"<main><h1>{escape(title)}</h1>{body}</main></html>\n"
     )

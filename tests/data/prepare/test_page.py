@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from rvllm_jax.data.prepare.charts import clock, size
 from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.data.video import encode
 
@@ -75,8 +74,3 @@ def test_it_draws_what_the_files_and_the_answers_are_like(page):
     charts = ("Duration", "File size", "Frame rate (frames a second)", "Size as shown (pixels)")
     for chart in (*charts, "Answer length (words)", "Most frequent answers"):
         assert chart in page.text, chart
-
-
-def test_numbers_are_written_as_a_person_reads_them():
-    assert [clock(s) for s in (0.5, 9.72, 60, 3725)] == ["0.5 s", "9.72 s", "1:00", "1:02:05"]
-    assert [size(b) for b in (12, 1500, 2.5e9)] == ["12 B", "1.5 kB", "2.5 GB"]
