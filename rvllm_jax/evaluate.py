@@ -21,8 +21,7 @@ from absl import app, flags, logging
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.evaluation.answering import FUSIONS
 from rvllm_jax.experiments.evaluate import Options, evaluate
-from rvllm_jax.hosts import flags as cluster_flags
-from rvllm_jax.hosts.join import joined
+from rvllm_jax.hosts import join
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
@@ -46,7 +45,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Draws the questions of the controls.")
 ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Accept fewer than are published.")
 FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that each array is split over; and")
 TENSOR = flags.DEFINE_integer("tensor", 1, "by the other dimension, for models too large for one.")
-flags.adopt_module_key_flags(cluster_flags)
+flags.adopt_module_key_flags(join)
 
 
 @report_errors()
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> None:
         CONTROLS.value, SEED.value, ALLOW_PARTIAL.value, FSDP.value, TENSOR.value,
     )  # fmt: skip
     asked = {"benchmarks": ",".join(BENCHMARKS.value)} | dataclasses.asdict(options)
-    with joined(cluster_flags.cluster(), {f"--{k}": repr(v) for k, v in asked.items()}):
+    with join.joined(join.cluster(), {f"--{k}": repr(v) for k, v in asked.items()}):
         answer(options)
 
 

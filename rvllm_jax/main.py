@@ -14,8 +14,7 @@ from rvllm_jax.config.check import resolve
 from rvllm_jax.config.cli import parse
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.train import run, show_prompt
-from rvllm_jax.hosts import flags as cluster_flags
-from rvllm_jax.hosts.join import joined
+from rvllm_jax.hosts import join
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
@@ -43,7 +42,7 @@ SHOW_PROMPT = flags.DEFINE_integer(
     "tokens that are not learned marked, and exits.",
     lower_bound=0,
 )
-flags.adopt_module_key_flags(cluster_flags)
+flags.adopt_module_key_flags(join)
 
 # Keys that may change when a working directory is continued: they change nothing that is trained,
 # and what other test questions make of it is asked anew.
@@ -72,7 +71,7 @@ def main(argv: list[str]) -> None:
     refuse_urls(folders | {f"config.{key}": value for key, value in config.items()})
     keep_programs(CACHE.value)
     told = {f"config.{k}": repr(v) for k, v in config.items() if k not in OF_A_HOST}
-    with joined(cluster_flags.cluster(), told):
+    with join.joined(join.cluster(), told):
         start()
 
 

@@ -19,7 +19,7 @@ from rvllm_jax.evaluation.answers.questions import EvaluationError, Question
 from rvllm_jax.evaluation.asked_groups import Group, Plan
 from rvllm_jax.evaluation.controls import SWAPPED
 from rvllm_jax.generation.decode import before_stop, generate
-from rvllm_jax.hosts.compiling import compiled_together
+from rvllm_jax.hosts.sync import compiled_together
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.types import Questions
 

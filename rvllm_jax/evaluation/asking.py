@@ -16,7 +16,7 @@ from rvllm_jax.data.batches.loader import eval_batches
 from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.evaluation.score.accuracy import accuracy_by_type
 from rvllm_jax.generation.decode import before_stop, generate
-from rvllm_jax.hosts.compiling import compiled_together
+from rvllm_jax.hosts.sync import compiled_together
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 
 

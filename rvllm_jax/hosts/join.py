@@ -1,4 +1,8 @@
-"""Makes this process one of several that run together, before JAX touches a device."""
+"""Makes this process one of several that run together, before JAX touches a device.
+
+`flags.adopt_module_key_flags(join)` gives a command the flags by which it is started on several
+hosts, and `cluster()` what they ask for.
+"""
 
 import contextlib
 import dataclasses
@@ -10,14 +14,29 @@ import traceback
 from collections.abc import Iterator, Mapping
 
 import jax
-from absl import logging
+from absl import flags, logging
+
+# Nowhere public: the rule by which jax.distributed.initialize finds a cluster, which is asked
+# before it connects, and the client of the coordination service, which hosts/sync.py speaks
+# through. tests/hosts/test_join.py names the versions of JAX that this holds for.
+from jax._src import clusters, distributed
 
 from rvllm_jax.hosts import rendezvous
-from rvllm_jax.hosts.sync import HERE, HostsError
-from rvllm_jax.hosts.versions import versions
+from rvllm_jax.hosts.rendezvous import HostsError
+from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.hosts.watch import LastWord, Watch
+from rvllm_jax.system.errors import RvllmError
 
-_TOGETHER = 20  # seconds in which all hosts end, where they end together
+MULTIHOST = flags.DEFINE_bool("multihost", False, "Runs on all hosts of the slice or the job.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of host 0, free for this run.")
+HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts there are.", lower_bound=1)
+HOST = flags.DEFINE_integer("host", None, "The number of this one, from 0.", lower_bound=0)
+WAIT = flags.DEFINE_float("wait", 300, "Seconds to wait for the other hosts at the start.")
+LOST_AFTER = flags.DEFINE_float(
+    "lost_after", 60, "Seconds without a sign of life of a host after which all others end."
+)
+
+_EXIT = 20  # seconds in which all hosts come to an exit, where they exit together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,47 +51,51 @@ class Cluster:
     lost_after: float = 60.0  # seconds without a sign of life after which a host is lost
 
 
-def _found(cluster: Cluster) -> Cluster:
-    from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize itself asks
+def cluster() -> Cluster:
+    """The hosts that the command line asks for."""
+    given = (MULTIHOST, COORDINATOR, HOSTS, HOST, WAIT, LOST_AFTER)
+    return Cluster(*(flag.value for flag in given))
 
-    coordinator, hosts, host, _ = ClusterEnv.auto_detect_unset_distributed_params(
+
+def _completed(cluster: Cluster) -> Cluster:
+    """With what JAX finds of a Cloud TPU slice or a Slurm job, where it is not given."""
+    coordinator, hosts, host, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
         cluster.coordinator or None, cluster.hosts, cluster.host, [], None, int(cluster.wait)
     )
     return dataclasses.replace(cluster, coordinator=coordinator or "", hosts=hosts, host=host)
 
 
 @contextlib.contextmanager
-def joined(cluster: Cluster, told: Mapping[str, str]) -> Iterator[None]:
-    """Inside, `exchange.HERE` and all of JAX's devices are those of all hosts of `cluster`.
+def joined(cluster: Cluster, facts: Mapping[str, str]) -> Iterator[None]:
+    """Inside, `sync.HERE` and all of JAX's devices are those of all hosts of `cluster`.
 
     One host alone, or none asked for, changes nothing. Otherwise all hosts end together: where one
     fails, is lost or exits for itself, the others end too, with a line that says so, and with its
     exit code.
 
-    told: what must be the same on every host beside the program itself, by name.
+    facts: what must be the same on every host beside the program itself, by name.
 
     Raises:
       HostsError: no cluster is found, hosts do not come or differ; they are named.
     """
-    asked = bool(cluster.find or cluster.coordinator or cluster.hosts)
-    cluster = _found(cluster) if cluster.find else cluster
-    if asked and (not cluster.coordinator or cluster.hosts is None or cluster.host is None):
-        if cluster.hosts != 1:
-            raise HostsError(
-                "which hosts there are was not found, neither a Cloud TPU slice nor a Slurm job, "
-                "and not given: --coordinator=HOST:PORT --hosts=N --host=I (I from 0 on)"
-            )
-    if not asked or cluster.hosts == 1:
+    several = bool(cluster.find or cluster.coordinator or cluster.hosts)
+    cluster = _completed(cluster) if cluster.find else cluster
+    if not several or cluster.hosts == 1:
         yield
         return
-    _connect(cluster, told)
+    if not cluster.coordinator or cluster.hosts is None or cluster.host is None:
+        raise HostsError(
+            "which hosts there are was not found, neither a Cloud TPU slice nor a Slurm job, "
+            "and not given: --coordinator=HOST:PORT --hosts=N --host=I (I from 0 on)"
+        )
+    _connect(cluster, facts)
     word = LastWord(HERE)
     watch = Watch(HERE, cluster.lost_after, end=functools.partial(_leave_now, word))
     try:
         # All at once: devices exist only when every host has asked for its own.
-        own = f"{jax.local_device_count()} {jax.local_devices()[0].device_kind}"
-        HERE.same({"devices": own}, "devices")
-        logging.info("host %s of %d: %s", HERE.named(HERE.index), HERE.count, own)
+        devices = f"{jax.local_device_count()} {jax.local_devices()[0].device_kind}"
+        HERE.same({"devices": devices}, "devices")
+        logging.info("host %s of %d: %s", HERE.named(HERE.index), HERE.count, devices)
         yield
         HERE.gather(None, "the end")
     except SystemExit as error:
@@ -84,12 +107,12 @@ def joined(cluster: Cluster, told: Mapping[str, str]) -> Iterator[None]:
     _part(watch, word)
 
 
-def _connect(cluster: Cluster, told: Mapping[str, str]) -> None:
-    own = versions() | dict(told)
+def _connect(cluster: Cluster, facts: Mapping[str, str]) -> None:
+    facts = rendezvous.versions() | dict(facts)
     names = rendezvous.call(
-        cluster.coordinator, cluster.hosts, cluster.host, own, seconds=cluster.wait
+        cluster.coordinator, cluster.hosts, cluster.host, facts, seconds=cluster.wait
     )
-    # It would take SIGTERM for itself; training/host_flags.py has all hosts stop at one step.
+    # It would take SIGTERM for itself; training has all hosts stop at one step.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         cluster.coordinator,
@@ -99,8 +122,6 @@ def _connect(cluster: Cluster, told: Mapping[str, str]) -> None:
         initialization_timeout=int(cluster.wait),
         heartbeat_timeout_seconds=int(3 * cluster.lost_after),
     )
-    from jax._src import distributed  # its client is nowhere public
-
     HERE.client, HERE.index, HERE.names = distributed.global_state.client, cluster.host, names
 
 
@@ -109,8 +130,6 @@ def _part(watch: Watch, word: LastWord) -> None:
     watch.leave()
     HERE.gather(None, "all leave")
     word.keep()
-    from jax._src import distributed
-
     distributed.global_state.client.shutdown()
     distributed.global_state.client = None
     if HERE.is_first:
@@ -121,23 +140,27 @@ def _part(watch: Watch, word: LastWord) -> None:
 def _exit(watch: Watch, word: LastWord, error: SystemExit) -> None:
     """Returns after an exit that was agreed on; of another one the others hear."""
     try:
-        HERE.gather(None, "exit", seconds=_TOGETHER)
+        HERE.gather(None, "exit", seconds=_EXIT)
     except HostsError:
         code = error.code if isinstance(error.code, int) else 1 if error.code else 0
-        said = error.code if isinstance(error.code, str) else ""
-        if said:  # the interpreter, which would tell it, is not reached
-            print(said, file=sys.stderr, flush=True)
-        watch.fail(said or f"it exited with code {code}", code)
+        text = error.code if isinstance(error.code, str) else ""
+        if text:  # the interpreter, which would print it, is not reached
+            print(text, file=sys.stderr, flush=True)
+        watch.fail(text or f"it exited with code {code}", code)
         _leave_now(word, code)
 
 
 def _fail(watch: Watch, word: LastWord, cluster: Cluster, error: BaseException) -> None:
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-        # Most likely another host is gone, which the watch finds and tells.
+        # Most likely another host is gone, which the watch finds and prints.
         logging.error("%s; looking whether another host is lost", str(error).splitlines()[0])
         time.sleep(1.5 * cluster.lost_after)
-    traceback.print_exception(error)
-    watch.fail(f"{type(error).__name__}: {error}", 1)
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, RvllmError):
+        print(text, file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+    watch.fail(text, 1)
     sys.stdout.flush()
     _leave_now(word, 1)
 

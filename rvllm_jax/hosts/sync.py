@@ -1,4 +1,4 @@
-"""What the hosts of a run tell each other outside of the devices; without others nothing happens.
+"""What the hosts of a run exchange outside of the devices; without others nothing happens.
 
 It goes through the key-value store of JAX's coordination service, so that no device waits. Every
 host makes the same calls in the same order. That a host is lost while others wait for it is seen by
@@ -11,7 +11,7 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,11 @@ class Hosts:
         call = self._next(what)
         self.client.key_value_set(f"{call}/{self.index}", json.dumps(value))
         until = None if seconds is None else time.monotonic() + seconds
-        found = [self._get(f"{call}/{host}", until) for host in range(self.count)]
-        missing = [self.named(host) for host, text in enumerate(found) if text is None]
+        texts = [self._get(f"{call}/{host}", until) for host in range(self.count)]
+        missing = [self.named(host) for host, text in enumerate(texts) if text is None]
         if missing:
             raise HostsError(f"{what}: host {', '.join(missing)} did not come in {seconds} seconds")
-        return [json.loads(text) for text in found]
+        return [json.loads(text) for text in texts]
 
     def any(self, flag: bool, what: str) -> bool:
         """Whether `flag` is true on any host."""
@@ -68,16 +68,12 @@ class Hosts:
         """The JSON value that host 0 gives."""
         return self.gather(value if self.is_first else None, what)[0]
 
-    def same(self, told: Mapping[str, str], what: str) -> None:
+    def same(self, facts: Mapping[str, str], what: str) -> None:
         """Raises HostsError, on every host, where the values of a name differ."""
         if self.count == 1:
             return
-        tables = self.gather(dict(told), what)
-        came = [
-            {"host": host, "name": self.names[host], "hosts": self.count, "told": table}
-            for host, table in enumerate(tables)
-        ]
-        if lines := differences(came):
+        tables = self.gather(dict(facts), what)
+        if lines := differences([self.named(i) for i in range(self.count)], tables):
             raise HostsError(f"the hosts differ in {what}:\n  " + "\n  ".join(lines))
 
     @contextlib.contextmanager
@@ -135,3 +131,24 @@ class Hosts:
 
 
 HERE = Hosts()  # this process; hosts/join.py makes it one of many
+
+
+def compiled_together(jitted: Callable) -> Callable:
+    """`jitted`, for positional arrays; with several hosts none calls it while another compiles.
+
+    Else the first one would wait for the others in its first collective, and on a CPU that gives up
+    after half a minute. Every host makes the same calls.
+    """
+    if HERE.count == 1:
+        return jitted
+    programs: dict[Any, Callable] = {}
+
+    def call(*arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        key = structure, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
+        if key not in programs:
+            programs[key] = jitted.lower(*arguments).compile()
+            HERE.gather(None, "compiled")
+        return programs[key](*arguments)
+
+    return call

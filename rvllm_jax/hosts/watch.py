@@ -21,7 +21,7 @@ _ALIVE, _ENDED, _HEARD = "rvllm_jax/alive", "rvllm_jax/ended", "rvllm_jax/heard"
 _GO_ON = ". What was saved is complete: start the same command again, on any number of hosts"
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     """Past Python's own buffers, which the thread that is ended may hold."""
     os.write(2, f"error: {line}\n".encode())
 
@@ -57,7 +57,7 @@ class Watch:
 
     Args:
       lost_after: seconds without a sign of life after which a host is lost.
-      tell: called with the line that says why.
+      report: called with the line that says why.
       end: called with the exit code; ends the process in the midst of whatever it does, as it may
         wait for what never comes.
     """
@@ -66,10 +66,10 @@ class Watch:
         self,
         hosts: Hosts,
         lost_after: float,
-        tell: Callable[[str], None] = _tell,
+        report: Callable[[str], None] = _print,
         end: Callable[[int], None] = os._exit,
     ):
-        self._hosts, self._lost_after, self._tell, self._end = hosts, lost_after, tell, end
+        self._hosts, self._lost_after, self._report, self._end = hosts, lost_after, report, end
         self._leaving = False
         self._thread = threading.Thread(target=self._run, name="hosts", daemon=True)
         self._thread.start()
@@ -79,13 +79,13 @@ class Watch:
         self._leaving = True
 
     def fail(self, text: str, code: int) -> None:
-        """Leaves, and tells all other hosts why, so that they end too with `code`."""
+        """Leaves, and has all other hosts end too, with `code` and a line that says why."""
         self.leave()
         hosts, client = self._hosts, self._hosts.client
         try:
-            said = {"host": hosts.index, "text": text, "code": code}
+            ended = {"host": hosts.index, "text": text, "code": code}
             client.key_value_set(f"{_HEARD}/{hosts.index}", "")
-            client.key_value_set(_ENDED, json.dumps(said))
+            client.key_value_set(_ENDED, json.dumps(ended))
         except jax.errors.JaxRuntimeError:
             pass  # another one failed first, or nobody is there
         until = time.monotonic() + 10
@@ -101,8 +101,8 @@ class Watch:
         while not self._leaving:
             beat += 1
             try:
-                own = f"{_ALIVE}/{hosts.index}"
-                hosts.client.key_value_set(own, str(beat), allow_overwrite=True)
+                sign = f"{_ALIVE}/{hosts.index}"
+                hosts.client.key_value_set(sign, str(beat), allow_overwrite=True)
                 ended = self._sleep()
                 signs = dict(hosts.client.key_value_dir_get(f"{_ALIVE}/"))
             except jax.errors.JaxRuntimeError as error:
@@ -142,4 +142,4 @@ class Watch:
             self._end(1)
 
     def _explain(self, what: str) -> None:
-        self._tell(f"host {self._hosts.named(self._hosts.index)} ends, because {what}")
+        self._report(f"host {self._hosts.named(self._hosts.index)} ends, because {what}")

@@ -15,8 +15,7 @@ from absl import logging
 from rvllm_jax.config.schema import Recipe, Stage
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.loader import train_batches
-from rvllm_jax.hosts.compiling import compiled_together
-from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.hosts.sync import HERE, compiled_together
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.sharding import layouts
 from rvllm_jax.training import identity

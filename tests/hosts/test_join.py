@@ -1,12 +1,15 @@
 """Which hosts a run has, found or given; that they join is tested by the whole command."""
 
+import inspect
+import re
+
 import jax
 import pytest
+from jax._src import clusters, distributed
 
-from rvllm_jax.hosts.join import Cluster, _found, joined
-from rvllm_jax.hosts.rendezvous import HostsError
+from rvllm_jax.hosts.join import Cluster, _completed, joined
+from rvllm_jax.hosts.rendezvous import HostsError, versions
 from rvllm_jax.hosts.sync import HERE
-from rvllm_jax.hosts.versions import versions
 
 SLURM = {
     "SLURM_JOB_ID": "4099",
@@ -25,11 +28,11 @@ def slurm(monkeypatch):
 
 
 def test_a_slurm_job_is_found_and_what_is_given_counts_more(slurm):
-    found = _found(Cluster(find=True, wait=7))
+    found = _completed(Cluster(find=True, wait=7))
     assert (found.hosts, found.host, found.wait) == (3, 2, 7)
     server, port = found.coordinator.split(":")
     assert server == "node007" and 1 << 10 < int(port) < 1 << 16  # of the job, the same everywhere
-    given = _found(Cluster(find=True, coordinator="here:5", host=1))
+    given = _completed(Cluster(find=True, coordinator="here:5", host=1))
     assert (given.coordinator, given.hosts, given.host) == ("here:5", 3, 1)
 
 
@@ -58,8 +61,20 @@ def test_the_versions_tell_one_source_from_another(tmp_path, monkeypatch):
     (tmp_path / "hosts").mkdir()
     for text in ("a = 1", "a = 2"):
         (tmp_path / "model.py").write_text(text)
-        monkeypatch.setattr("rvllm_jax.hosts.versions.__file__", str(tmp_path / "hosts" / "v.py"))
+        monkeypatch.setattr("rvllm_jax.hosts.rendezvous.__file__", str(tmp_path / "hosts" / "v.py"))
         assert versions().items() - own.items() == {
             ("source of rvllm_jax", versions()["source of rvllm_jax"])
         }
         own = versions()
+
+
+def test_what_is_used_of_jax_s_internals_is_there_in_these_versions():
+    """Another version of JAX: look at hosts/join.py, then add it here."""
+    assert re.match(r"0\.(10|11)\.", jax.__version__)
+    detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+    assert [name for name in inspect.signature(detect).parameters] == [
+        "coordinator_address", "num_processes", "process_id", "local_device_ids",
+        "cluster_detection_method", "initialization_timeout",
+    ]  # fmt: skip
+    assert isinstance(distributed.global_state, distributed.State)
+    assert distributed.global_state.client is None

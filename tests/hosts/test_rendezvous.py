@@ -65,7 +65,7 @@ def test_two_hosts_of_one_number_are_refused(port):
 
 
 def test_a_stranger_at_the_port_is_no_host(port):
-    call = functools.partial(rendezvous.call, f"localhost:{port}", 2, told={}, seconds=30)
+    call = functools.partial(rendezvous.call, f"localhost:{port}", 2, facts={}, seconds=30)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         first = pool.submit(call, 0)
         while not knocked(port):

@@ -67,8 +67,8 @@ def test_host_0_stays_until_the_others_have_heard_why_it_ends(watch):
 def test_a_host_that_is_ended_from_outside_leaves_a_line(end, said, host, why):
     program = f"""
 import os
-from rvllm_jax.hosts.exchange import Hosts
-from rvllm_jax.hosts.watching import LastWord
+from rvllm_jax.hosts.sync import Hosts
+from rvllm_jax.hosts.watch import LastWord
 word = LastWord(Hosts(None, {host}, ("a", "b")))
 {end}
 """
