@@ -12,6 +12,7 @@ from pathlib import Path
 from rvllm_jax.config.keys import key, markdown_table, section
 from rvllm_jax.data.batches.clips import LONG, SHORT, VIEWS, FrameSampling
 from rvllm_jax.data.batches.dataset import INPUTS, DatasetOptions
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.text.prompt import TEMPLATE_NAMES
 from rvllm_jax.models.llama_config import DECODERS, LlamaConfig
 from rvllm_jax.models.lora import MATRICES, LoRA
@@ -77,6 +78,12 @@ class DataConfig:
     def sampling(self) -> FrameSampling:
         """Which stored frames make a clip."""
         return FrameSampling(self.frames, self.step, self.short, self.long)
+
+    @property
+    def store_options(self) -> StoreOptions:
+        """How the frames of its videos are stored."""
+        names = [field.name for field in dataclasses.fields(StoreOptions)]
+        return StoreOptions(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)

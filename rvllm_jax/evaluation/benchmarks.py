@@ -12,6 +12,7 @@ from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.batches.source import EMBEDDED, open_data
 from rvllm_jax.data.prepare.run import FRAMES, INFO, UNUSABLE
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION, EvaluationError
 from rvllm_jax.system.atomic import read_json_or_empty
 
@@ -96,13 +97,12 @@ def open_benchmark(
 
 
 def open_shapes(
-    root: str | Path, *, split: str = "", progress: Callable | None = None, **options: Any
+    root: str | Path, options: StoreOptions, *, split: str = "", progress: Callable | None = None
 ) -> Benchmark:
-    """The embedded dataset under `root`, rendered and stored there unless it is; options as those
-    of `data.batches.source.open_data`."""
+    """The embedded dataset under `root`, rendered and stored there unless it is."""
     workers = os.cpu_count() or 1
     how = dict(max_bad=0.0, workers=workers, progress=progress)
-    source = open_data(EMBEDDED, {}, root=root, **how, **options)
+    source = open_data(EMBEDDED, {}, options, root=root, **how)
     split = split or "test"
     if split not in source.splits:
         raise EvaluationError(

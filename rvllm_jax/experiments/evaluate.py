@@ -66,14 +66,8 @@ def evaluate(
 def _open(name: str, data: str, opened: Opened, options: Options, progress) -> Benchmark:
     own = opened.recipe.data
     if name == EMBEDDED:
-        stored = dict(
-            short_side=own.short_side,
-            encoding=own.encoding,
-            frames_per_record=own.frames_per_record,
-        )
         root = data or own.store
-        how = dict(split=options.split, progress=progress, stride=own.stride, **stored)
-        return open_shapes(root, **how)
+        return open_shapes(root, own.store_options, split=options.split, progress=progress)
     if not data:
         raise EvaluationError(f"--benchmarks={name} needs --data, the folder that holds {name}")
     command = f" --stride={own.stride} --short_side={own.short_side} --interval={own.interval}"

@@ -66,11 +66,8 @@ class Experiment:
             source = open_data(
                 data.videos,
                 {"train": data.conversations, "validation": data.validation, "test": data.test},
+                data.store_options,
                 root=data.store,
-                stride=data.stride,
-                short_side=data.short_side,
-                encoding=data.encoding,
-                frames_per_record=data.frames_per_record,
                 max_bad=data.max_bad,
                 workers=os.cpu_count() or 1,
                 progress=progress.bar if HERE.is_first else None,

@@ -23,7 +23,6 @@ from rvllm_jax.data.video.container import VIDEO_SUFFIXES
 
 DESCRIPTION = "files to stored frames, beside bare PyAV"
 BARE, SCALED, DECODED = "PyAV: decode", "PyAV: decode, scale", "ours: decode, scale"
-_PER_RECORD = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,9 +82,9 @@ def _steps(
 
     def stored(encoding: str) -> None:
         folder.mkdir(exist_ok=True)
-        options = shards.Options(stride, short_side, encoding, _PER_RECORD, 1)
+        options = shards.StoreOptions(stride, short_side, encoding)
         named = [(str(number), path) for number, path in enumerate(files)]
-        shard_writer.write_shard(shards.Task(folder, 0, named, options, "", 60.0))
+        shard_writer.write_shard(shards.Task(folder, 0, 1, named, options, ""))
 
     return {
         BARE: lambda: bare(False),

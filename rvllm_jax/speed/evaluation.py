@@ -25,6 +25,7 @@ from rvllm_jax.data.batches.clips import VIEWS, FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.batches.loader import QuestionSet, question_batches
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.prompt import TEMPLATES
@@ -83,7 +84,7 @@ def _store(arguments, folder: Path) -> FrameStore:
         small = rng.integers(0, 256, shape, dtype=np.uint8)
         times = arguments.side // 8 + 1
         encode.write(path, small.repeat(times, 1).repeat(times, 2), fps=8)
-    write_store(folder / "store", paths, stride=1, short_side=arguments.side)
+    write_store(folder / "store", paths, StoreOptions(short_side=arguments.side))
     return FrameStore(folder / "store")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import encode
 from rvllm_jax.speed import figures
@@ -64,7 +65,7 @@ def render(folder: Path, arguments: argparse.Namespace) -> Iterator[Path]:
         moves = [scene[t % _SIDE :, 2 * t % _SIDE :][:_SIDE, :_SIDE] for t in range(length)]
         encode.write(path, np.stack(moves), fps=25)
     for encoding in record.ENCODINGS:
-        write_store(folder / encoding, paths, short_side=_SIDE, encoding=encoding)
+        write_store(folder / encoding, paths, StoreOptions(short_side=_SIDE, encoding=encoding))
         yield folder / encoding
 
 

@@ -15,6 +15,7 @@ from rvllm_jax.data.batches.clips import FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
 from rvllm_jax.data.video import encode
@@ -40,7 +41,7 @@ def videos(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def options() -> dict:
     """Those of `stored`, for `write_store`."""
-    return {"short_side": None, "frames_per_record": 4, "shards": 3}
+    return {"options": StoreOptions(short_side=None, frames_per_record=4), "shards": 3}
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +98,7 @@ def clips_folder(lengths, tmp_path_factory) -> Path:
         small = rng.integers(0, 255, (length, 3, 4, 3), dtype=np.uint8)
         encode.write(folder / name, small.repeat(12, 1).repeat(12, 2), fps=10)
     paths = {name: folder / name for name in lengths}
-    write_store(folder / "store", paths, short_side=36, shards=4, frames_per_record=4)
+    write_store(folder / "store", paths, StoreOptions(short_side=36, frames_per_record=4), shards=4)
     return folder / "store"
 
 

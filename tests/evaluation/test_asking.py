@@ -14,6 +14,7 @@ from rvllm_jax.data.batches.clips import FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.batches.loader import eval_batches
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
 from rvllm_jax.data.video import encode
@@ -65,7 +66,7 @@ def folder(tmp_path_factory):
             small[:] = small[0]
         encode.write(folder / name, small.repeat(8, 1).repeat(8, 2), fps=8)
     paths = {name: folder / name for name in VIDEOS}
-    write_store(folder / "store", paths, short_side=16, frames_per_record=2)
+    write_store(folder / "store", paths, StoreOptions(short_side=16, frames_per_record=2))
     return folder / "store"
 
 

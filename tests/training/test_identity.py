@@ -7,6 +7,7 @@ from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.clips import FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
 from rvllm_jax.data.video import encode
@@ -28,7 +29,7 @@ def dataset(tmp_path):
         if unused is not None:
             encode.write(tmp_path / "c.mp4", np.full((8, 16, 16, 3), unused, np.uint8), fps=8)
             paths["c.mp4"] = tmp_path / "c.mp4"
-        write_store(tmp_path / "store", paths, short_side=16)
+        write_store(tmp_path / "store", paths, StoreOptions(short_side=16))
         pairs = zip(NAMES, answers, strict=True)
         examples = [Example(n, n, (Turn("What?", a),), a) for n, a in pairs]
         tk = tokenizer.train(["What? red blue"], 280)

@@ -10,6 +10,7 @@ import numpy as np
 
 from rvllm_jax.data.batches.clips import FrameSampling, View, evaluation_views, read_view
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.data.video.decode import VideoInfo
@@ -26,9 +27,11 @@ class VideoClips(NamedTuple):
     note: str  # what a person should know of the file, such as that it is cut; or ""
 
 
-def load_video(path: str | Path, sampling: FrameSampling, **options) -> VideoClips:
+def load_video(
+    path: str | Path, sampling: FrameSampling, options: StoreOptions, **how
+) -> VideoClips:
     """The clips of one file, decoded in this process; raises what `load_videos` gives or raises."""
-    (seen,) = load_videos([path], sampling, workers=0, **options)
+    (seen,) = load_videos([path], sampling, options, workers=0, **how)
     if isinstance(seen, VideoError):
         raise seen
     return seen
@@ -37,12 +40,12 @@ def load_video(path: str | Path, sampling: FrameSampling, **options) -> VideoCli
 def load_videos(
     paths: Sequence[str | Path],
     sampling: FrameSampling,
+    options: StoreOptions,
     *,
     crop: int,
     views: str,
     workers: int | None = None,
     at_once: int = 16,
-    **options,
 ) -> Iterator[VideoClips | VideoError]:
     """The clips of each file, in order, or why there are none: no such file, nothing of it
     decodes, its frames are smaller than the crop.
@@ -52,11 +55,11 @@ def load_videos(
     deleted.
 
     Args:
+        options: how frames are stored, before clips are read.
         views: a key of `clips.VIEWS`.
         workers: processes that decode, by default one a processor: a file may hang or crash one.
             0 decodes in this process.
         at_once: so many files are decoded before the first of them is given.
-        options: those of `write_store`: stride, short_side, encoding, frames_per_record.
 
     Raises:
         FrameStoreError: there is no room for the store.
@@ -67,7 +70,7 @@ def load_videos(
         names = {str(n): path for n, path in enumerate(part) if path.is_file()}
         with tempfile.TemporaryDirectory(prefix="rvllm-frames-") as folder:
             if names:
-                report = write_store(folder, names, workers=workers, **options)
+                report = write_store(folder, names, options, workers=workers)
                 store = FrameStore(folder)
             for number, path in enumerate(part):
                 name = str(number)

@@ -11,7 +11,7 @@ from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.run import FRAMES, INFO
 from rvllm_jax.data.shapes import build
 from rvllm_jax.data.store.reader import FrameStore, check_share
-from rvllm_jax.data.store.shards import INDEX
+from rvllm_jax.data.store.shards import INDEX, StoreOptions
 from rvllm_jax.data.store.writer import holds, write_store
 from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
@@ -44,21 +44,20 @@ class TrainingData:
 def open_data(
     videos: str,
     annotations: dict[str, str],
+    options: StoreOptions,
     *,
     root: str | Path,
     max_bad: float,
     workers: int,
     progress: Callable[[str], Progress] | None = None,
-    **options,
 ) -> TrainingData:
     """Reads the annotations, and stores the frames of their videos under `root` unless they are.
 
     `videos` is a folder, or "shapes" for the embedded dataset, which is rendered first. A folder
     that `rvllm_jax.prepare` made is read as it is: its frames must be stored as `options` say.
     `annotations` maps a split ("train", "validation", "test") to a LLaVA JSON file; empty paths
-    are left out. `progress(title)` returns the callback of one part of the work. `options` are
-    those of `write_store`: stride, short_side, encoding, frames_per_record. Raises where a file is
-    missing or wrong, or more than the share `max_bad` of the videos does not decode.
+    are left out. `progress(title)` returns the callback of one part of the work. Raises where a
+    file is missing or wrong, or more than the share `max_bad` of the videos does not decode.
     """
     progress = progress or (lambda title: lambda done, total: None)
     root = Path(root)
@@ -103,7 +102,10 @@ def _videos(splits: dict[str, list[Example]]) -> list[str]:
 
 
 def _open_prepared(
-    folder: Path, splits: dict[str, list[Example]], paths: dict[str, Path], options: dict
+    folder: Path,
+    splits: dict[str, list[Example]],
+    paths: dict[str, Path],
+    options: StoreOptions,
 ) -> FrameStore:
     """The store of a prepared folder, where it is finished and fits configuration and splits."""
     if not (folder / FRAMES / INDEX).is_file():
@@ -114,7 +116,7 @@ def _open_prepared(
     store = FrameStore(folder / FRAMES)
     wrong = [
         f"{key} {getattr(store.options, key)}, config.data.{key}={value}"
-        for key, value in options.items()
+        for key, value in dataclasses.asdict(options).items()
         if getattr(store.options, key) != value
     ]
     if wrong:
@@ -144,16 +146,18 @@ def _origins(paths: dict[str, Path]) -> dict[str, dict]:
     }
 
 
-def _open_store(folder: Path, splits: dict, root: Path, options: dict, workers: int, progress):
+def _open_store(
+    folder: Path, splits: dict, root: Path, options: StoreOptions, workers: int, progress
+):
     """The store of these videos and options in `root`, or one that has them among others.
 
     One for each folder, set of videos and options: a run that is under way keeps the one it reads.
     """
     videos = {name: folder / name for name in _videos(splits)}
-    content = [str(folder.resolve()), list(videos), options]
+    content = [str(folder.resolve()), list(videos), dataclasses.asdict(options)]
     store = root / f"frames-{json_digest(content, sort_keys=True, length=12)}"
     for other in sorted(root.glob("frames-*")):
-        if not store.exists() and holds(other, videos, **options):
+        if not store.exists() and holds(other, videos, options):
             return FrameStore(other)
-    write_store(store, videos, workers=workers, progress=progress, **options)
+    write_store(store, videos, options, workers=workers, progress=progress)
     return FrameStore(store)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import logging
 
-from rvllm_jax.data.store import supervised
+from rvllm_jax.data.store.shard_writer import write_shards
 from rvllm_jax.data.store.shards import (
     FrameStoreError,
     Task,
@@ -173,9 +173,9 @@ def _write(task: Task, work: Path) -> int:
     if known := read_aside(task):
         write_aside(own, known)
     try:
-        supervised.write_shard(own)
+        list(write_shards([own], 1))
     except BaseException:
-        _move(task, apart, {aside_file(task.shard, task.options.shards)})  # not to be met again
+        _move(task, apart, {task.path(aside_file).name})  # not to be met again
         raise
     if not _finished(task):  # by another attempt meanwhile
         _move(task, apart, {path.name for path in apart.iterdir()})
@@ -185,7 +185,7 @@ def _write(task: Task, work: Path) -> int:
 
 def _move(task: Task, apart: Path, names: set[str]) -> None:
     """Moves files into the store, the one that declares the shard finished last."""
-    done = done_file(task.shard, task.options.shards)
+    done = task.path(done_file).name
     for name in sorted(names, key=lambda name: name == done):
         if (apart / name).is_file():
             move(apart / name, task.folder / name)
@@ -193,7 +193,7 @@ def _move(task: Task, apart: Path, names: set[str]) -> None:
 
 def _finished(task: Task) -> dict:
     """The summary of a shard of this preparation, or nothing where it is not written yet."""
-    summary = read_json_or_empty(task.folder / done_file(task.shard, task.options.shards))
+    summary = read_json_or_empty(task.path(done_file))
     return summary if summary.get("fingerprint") == task.fingerprint else {}
 
 

@@ -14,6 +14,7 @@ from rvllm_jax.data.annotations.llava import write_llava
 from rvllm_jax.data.prepare.find import VideoFiles
 from rvllm_jax.data.prepare.survey import Survey
 from rvllm_jax.data.prepare.tallies import describe_annotations, describe_videos
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import StoreReport
 from rvllm_jax.data.video.decode import ONE_FRAME
 from rvllm_jax.system.fingerprint import file_digest
@@ -30,7 +31,7 @@ class Findings:
     """
 
     split: str
-    options: dict
+    options: StoreOptions
     max_bad: float
     allow_partial: bool
     annotations: Annotations
@@ -90,14 +91,14 @@ class Findings:
 
     def room(self, folder: Path) -> str:
         """The bytes that the frames are expected to take, and those that `folder` has."""
-        needed = self.survey.estimate(**self._of_estimate)["bytes"]
+        needed = self.survey.estimate(self.options)["bytes"]
         free = shutil.disk_usage(folder).free
         return f"{folder}: the frames need about {needed:,} bytes in all; {free:,} are free"
 
     def plan(self, folder: Path, others: int) -> str:
         """What is about to be stored in `folder`, in a line."""
         free = shutil.disk_usage(folder).free
-        expected = self.survey.estimate(**self._of_estimate)
+        expected = self.survey.estimate(self.options)
         hours = sum(info.seconds for info in self.survey.info.values()) / 3600
         more = f", beside {others:,} videos of other splits" if others else ""
         unknown = f" (and {expected['unknown']:,} videos of unknown length)"
@@ -132,7 +133,7 @@ class Findings:
             "set_aside": self._own(store.bad) | self.found.set_aside,
             "rows_set_aside": len(self.annotations.set_aside),
             "rows_without_video": len(self.annotations.without_video),
-            "options": {"store": self.options, "interval": interval},
+            "options": {"store": dataclasses.asdict(self.options), "interval": interval},
             "files": {name: os.path.realpath(path) for name, path in self.found.files.items()},
         }
         return write_llava(kept), info
@@ -160,13 +161,13 @@ class Findings:
             "max_bad": self.max_bad,
             "allow_partial": self.allow_partial,
             "partial": self._lacks(bad),
-            "options": self.options,
+            "options": dataclasses.asdict(self.options),
             "format": self.annotations.format,
             "parts": self._parts(bad),
             "annotations": describe_annotations(self.annotations),
             "usable_conversations": sum(asked[video] for video in usable),
             "usable_videos": len({self.found.name_of[video] for video in usable}),
-            "estimate": self.survey.estimate(**self._of_estimate),
+            "estimate": self.survey.estimate(self.options),
             "stored": store and {
                 "videos": store.videos, "frames": store.frames, "bytes": store.bytes,
             },
@@ -177,10 +178,6 @@ class Findings:
             "missing": {video: asked[video] for video in self.found.missing},
             "unused": self.found.unused,
         }  # fmt: skip
-
-    @property
-    def _of_estimate(self) -> dict:
-        return {key: self.options[key] for key in ("stride", "short_side", "encoding")}
 
     def _own(self, of_videos: Mapping[str, str]) -> dict[str, str]:
         """Without the videos of other splits in the same store."""

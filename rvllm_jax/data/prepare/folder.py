@@ -1,6 +1,7 @@
 """The folder that a preparation writes: what is in it, whose it is, and what other splits need."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from rvllm_jax.data.annotations import split as splits
 from rvllm_jax.data.annotations.example import readable
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.find import VideoFiles
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lock import LOCK, locked
@@ -137,12 +139,13 @@ def check_other_splits(out: Path, read: Annotations, split: str) -> None:
 
 
 def videos_of_other_splits(
-    out: Path, split: str, found: VideoFiles, of_store: dict
+    out: Path, split: str, found: VideoFiles, options: StoreOptions
 ) -> dict[str, Path]:
     """The videos that other splits prepared into `out` need: they stay in its frames.
 
-    of_store: the options of the store that are asked for.
+    options: of the store that is asked for.
     """
+    wanted = dataclasses.asdict(options)
     videos: dict[str, Path] = {}
     for path in sorted(out.glob(f"*{INFO}")):
         if path.name == split + INFO:
@@ -164,10 +167,10 @@ def videos_of_other_splits(
                 f"first {gone[0]}, and its frames would be lost; bring them back, or prepare this "
                 "split into a folder of its own"
             )
-        if info.get("options", {}).get("store") not in (None, of_store):
+        if info.get("options", {}).get("store") not in (None, wanted):
             raise PreparationError(
                 f"{out}: its split {info['split']} is stored with {info['options']['store']}, "
-                f"asked for is {of_store}; give the same, or prepare this split into a "
+                f"asked for is {wanted}; give the same, or prepare this split into a "
                 "folder of its own"
             )
     return videos

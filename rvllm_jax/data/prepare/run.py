@@ -46,7 +46,7 @@ from rvllm_jax.data.prepare.folder import (
 )
 from rvllm_jax.data.prepare.survey import survey
 from rvllm_jax.data.store.metadata import is_described, write_metadata
-from rvllm_jax.data.store.shards import INDEX, StoreWriteError, Task
+from rvllm_jax.data.store.shards import INDEX, StoreOptions, StoreWriteError, Task
 from rvllm_jax.data.store.writer import (
     StoreReport,
     check_foreign,
@@ -90,11 +90,9 @@ class PrepareOptions:
             )
 
     @property
-    def of_store(self) -> dict:
-        """What `write_store` takes."""
-        values = dataclasses.asdict(self)
-        del values["interval"]
-        return values
+    def of_store(self) -> StoreOptions:
+        """How frames are stored."""
+        return StoreOptions(self.stride, self.short_side, self.encoding, self.frames_per_record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,16 +195,16 @@ def _store(
 ) -> StoreReport:
     """The frames of `videos` in OUT/frames; those that are there stay until all new ones are."""
     frames, following = out / FRAMES, out / FOLLOWING
-    if holds(frames, videos, **options.of_store):
+    if holds(frames, videos, options.of_store):
         store = read_report(frames)
     else:
-        mends = is_of(frames, videos, **options.of_store)  # a damaged shard was deleted
+        mends = is_of(frames, videos, options.of_store)  # a damaged shard was deleted
         replaces = not mends and any((f / INDEX).is_file() for f in (frames, following))
         if replaces:
             check_foreign(frames)
         try:
             place = following if replaces else frames
-            store = write_store(place, videos, **how, **options.of_store)
+            store = write_store(place, videos, options.of_store, **how)
         except StoreWriteError as error:
             raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
         # First: they never name frames that are gone.

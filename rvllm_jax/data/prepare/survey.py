@@ -1,37 +1,69 @@
-"""A first look at every video before any is stored: what it is, and what its frames will take."""
+"""A first look at every video before any is stored: what it is, and what its frames will take.
 
-import collections
+Looking at a file whose container does not declare its frames reads all of its packets; of a large
+folder that takes as long as any other part of the work, so that a journal keeps what was seen.
+"""
+
 import contextlib
 import dataclasses
 import itertools
-import multiprocessing
-import multiprocessing.connection
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import av
 import numpy as np
 import simplejpeg
 
-from rvllm_jax.data.prepare.survey_journal import Job, SurveyJournal, Thumbnail
 from rvllm_jax.data.store import record
-from rvllm_jax.data.video import container, decode
+from rvllm_jax.data.store.journal import Journal
+from rvllm_jax.data.store.shards import StoreOptions, naming, stamp
+from rvllm_jax.data.video import decode
+from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.data.video.decode import VideoInfo
-from rvllm_jax.system.pool import deaf_to_interrupts, end_with_parent, killed_with_parent
+from rvllm_jax.system.pool import WatchedPool
 
 _THUMBNAIL = 144  # pixels of the short side
 _LATEST = 48  # a thumbnail is not looked for behind this frame, so that long videos cost no more
-_SAY = 0.1  # seconds from one sign of life to the next
-_START = 60.0  # seconds that a process may take to start on a busy machine
 _BYTES_A_FRAME = 8  # a coded frame takes at least about this: a check on what headers declare
+
+
+class Thumbnail(NamedTuple):
+    """A frame from the first seconds of a video, as a JPEG, and what it takes in a store."""
+
+    jpeg: bytes
+    pixels: int  # of the frame at the store's size
+    stored_bytes: int  # of it as a JPEG of the store
+
+
+class Job(NamedTuple):
+    """A video to be looked at; with a `short_side` a thumbnail of it is wanted."""
+
+    name: str
+    path: Path
+    short_side: int | None
+
+    @property
+    def decisive(self) -> list:
+        """What decides the outcome of a look."""
+        return [*stamp(self.path), self.short_side, av.__version__]
+
+
+class Look(NamedTuple):
+    """What was seen of a video: `info`, or why there is none, and its thumbnail, if wanted."""
+
+    name: str
+    info: VideoInfo | None
+    thumbnail: Thumbnail | None = None
+    bad: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What videos say of themselves.
+    """What is known of videos before they are decoded.
 
     Attributes:
-        info: name -> what header and first frame say.
+        info: name -> what header and first frame declare.
         bad: name -> why nothing can be read of it.
         thumbnails: name -> a frame; of an even choice of the videos.
     """
@@ -40,20 +72,20 @@ class Survey:
     bad: dict[str, str]
     thumbnails: dict[str, Thumbnail]
 
-    def estimate(self, *, stride: int, short_side: int, encoding: str) -> dict:
+    def estimate(self, options: StoreOptions) -> dict:
         """What a store of them will hold: "frames", "bytes", and the videos of "unknown" length.
 
         JPEG frames are taken to need as many bytes a pixel as those of the thumbnails.
         """
         pixels = sum(thumbnail.pixels for thumbnail in self.thumbnails.values())
         stored = sum(thumbnail.stored_bytes for thumbnail in self.thumbnails.values())
-        rate = 3.0 if encoding == "raw" else stored / pixels if pixels else 0.3
+        rate = 3.0 if options.encoding == "raw" else stored / pixels if pixels else 0.3
         frames, total, unknown = 0, 0.0, 0
         for info in self.info.values():
             declared = info.frames or round(info.seconds * info.fps)
             unknown += declared == 0
-            count = -(-min(declared, info.bytes // _BYTES_A_FRAME) // stride)
-            scale = short_side / min(info.width, info.height)
+            count = -(-min(declared, info.bytes // _BYTES_A_FRAME) // options.stride)
+            scale = options.short_side / min(info.width, info.height)
             frames += count
             total += count * info.width * info.height * scale**2 * rate
         return {"frames": frames, "bytes": round(total), "unknown": unknown}
@@ -91,42 +123,44 @@ def survey(
     }
     with contextlib.ExitStack() as stack:
         kept = journal and stack.enter_context(contextlib.closing(SurveyJournal(journal, jobs)))
-        known = dict(kept.found) if kept else {}
-        left = [job for name, job in jobs.items() if name not in known]
-        looking = _supervised(left, workers, time_limit) if workers else map(_look, left)
+        looks: dict[str, Look] = dict(kept.looks) if kept else {}
+        left = [job for name, job in jobs.items() if name not in looks]
+        if looks and progress is not None:
+            progress(len(looks), len(names))
+        looking = _watched(left, workers, time_limit) if workers else map(_look, left)
         if workers:
             stack.enter_context(contextlib.closing(looking))
-        bad: dict[str, str] = {}
-        if known and progress is not None:
-            progress(len(known), len(names))
-        for done, (name, found, thumbnail) in enumerate(looking, len(known) + 1):
-            if isinstance(found, str):
-                bad[name] = found
-            else:
-                known[name] = found, thumbnail
-                if kept:
-                    kept.add(name, found, thumbnail)
+        for look in looking:
+            looks[look.name] = look
+            if kept and look.info:
+                kept.add(look)
             if progress is not None:
-                progress(done, len(names))
-    info = {name: found for name, (found, _) in known.items()}
-    frames = {name: thumbnail for name, (_, thumbnail) in known.items() if thumbnail}
-    return Survey(*(dict(sorted(each.items())) for each in (info, bad, frames)))
+                progress(len(looks), len(names))
+    ordered = [looks[name] for name in names]
+    return Survey(
+        info={look.name: look.info for look in ordered if look.info},
+        bad={look.name: look.bad for look in ordered if look.bad},
+        thumbnails={look.name: look.thumbnail for look in ordered if look.thumbnail},
+    )
 
 
-def _look(
-    job: Job, alive: Callable[[], None] = lambda: None
-) -> tuple[str, VideoInfo | str, Thumbnail | None]:
-    """A video's info, or why it has none; `short_side` asks for a thumbnail too.
+def _look(job: Job, beat: Callable[[int], None] = lambda mark: None) -> Look:
+    """Looks at a video. beat: called with 0 at each sign of life.
 
-    alive: called at each sign of life. Of mkv, webm, ts and flv all packets are read for their
-    times, which takes minutes of a large file on a slow disk.
+    Of mkv, webm, ts and flv all packets are read for their times, which takes minutes of a large
+    file on a slow disk.
     """
-    name, path, short_side = job
+
+    def alive() -> None:
+        beat(0)
+
+    alive()
     try:
-        info = decode.probe(path, on_frame=alive)
-        return name, info, short_side and _thumbnail(path, info, short_side, alive)
-    except container.VideoError as error:
-        return name, str(error), None
+        info = decode.probe(job.path, on_frame=alive)
+        thumbnail = _thumbnail(job.path, info, job.short_side, alive) if job.short_side else None
+        return Look(job.name, info, thumbnail)
+    except VideoError as error:
+        return Look(job.name, None, bad=str(error))
 
 
 def _thumbnail(
@@ -145,106 +179,45 @@ def _thumbnail(
     return Thumbnail(jpeg, pixels, len(record.encode_jpeg(last)))
 
 
-@dataclasses.dataclass
-class _Worker:
-    """A process that looks at one video at a time; none before it has said that it is there."""
-
-    process: multiprocessing.process.BaseProcess
-    job: Job | None
-    until: float  # time.monotonic() at which it should have answered
-
-
-def _supervised(
-    jobs: Sequence[Job], workers: int, time_limit: float
-) -> Iterator[tuple[str, VideoInfo | str, Thumbnail | None]]:
-    """`_look` at each job in other processes, of which one that hangs or dies is replaced."""
-    context = multiprocessing.get_context("spawn")  # not forked: the parent may hold JAX's threads
-    waiting = collections.deque(jobs)
-    running: dict[multiprocessing.connection.Connection, _Worker] = {}
-
-    def start() -> None:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with deaf_to_interrupts():
-            process.start()
-        theirs.close()  # so that its end is seen here
-        running[ours] = _Worker(process, None, time.monotonic() + _START)
-
-    def go_on(connection, worker: _Worker) -> None:
-        if not (waiting and worker.process.is_alive()):
-            _end(connection, worker)
-            return
-        job = waiting.popleft()
-        running[connection] = _Worker(worker.process, job, time.monotonic() + time_limit)
-        with contextlib.suppress(OSError):  # it has just ended: its end is read later
-            connection.send(job)
-
-    try:
-        while waiting or any(worker.job for worker in running.values()):
-            for _ in range(min(workers - len(running), len(waiting))):
-                start()
-            soonest = min(worker.until for worker in running.values())
-            ready = multiprocessing.connection.wait(
-                list(running), max(0.0, soonest - time.monotonic())
-            )
-            for connection in ready or [c for c in running if running[c].until <= time.monotonic()]:
-                worker = running.pop(connection)
-                answer = _answer(connection, worker, connection in ready, time_limit)
-                if answer is None and worker.job:
-                    until = time.monotonic() + time_limit
-                    running[connection] = dataclasses.replace(worker, until=until)
-                    continue
-                go_on(connection, worker)
-                if answer:  # last: the caller may fail, and no worker is forgotten then
-                    yield answer
-    finally:
-        for connection, worker in running.items():
-            _end(connection, worker)
+def _watched(jobs: Sequence[Job], workers: int, time_limit: float) -> Iterator[Look]:
+    """Looks at each video in another process; one that hangs or crashes it is bad."""
+    with WatchedPool(_look, workers, time_limit=time_limit) as pool:
+        for outcome in pool.results(jobs):
+            if outcome.failure:
+                name, path, _ = outcome.job
+                yield Look(name, None, bad=decode.worker_failure(outcome, path, time_limit))
+            else:
+                yield outcome.result
 
 
-def _answer(connection, worker: _Worker, ready: bool, time_limit: float):
-    """What a worker says (None: that it lives), or why it says nothing; it is ended then."""
-    try:
-        if ready:
-            return connection.recv()
-        worker.process.kill()
-        why = f"hangs (no new frame for {time_limit:g} s)"
-    except (EOFError, OSError):
-        worker.process.join()
-        why = f"crashes (exit code {worker.process.exitcode})"
-    worker.process.join()
-    if worker.job is None:
-        raise RuntimeError(
-            f"a process to look at videos does not start in {_START:g} s (exit code "
-            f"{worker.process.exitcode}); a script that calls this needs `if __name__ == "
-            '"__main__":`'
-        )
-    name, path, _ = worker.job
-    return name, f"{path}: the decoder {why}. Replace or re-encode the file, or remove it.", None
+class SurveyJournal:
+    """A file of what was seen of videos that are readable; the others are looked at again.
 
+    looks: name -> an earlier look at the same file, for the same thumbnail.
+    Raises `StoreWriteError` where the file cannot be written.
+    """
 
-def _end(connection, worker: _Worker) -> None:
-    connection.close()
-    worker.process.kill()
-    worker.process.join()
+    def __init__(self, path: Path, jobs: Mapping[str, Job]):
+        self._path, self._jobs = path, jobs
+        self.looks: dict[str, Look] = {}
+        with naming(path):
+            self._journal = Journal(path)
+            for entry in self._journal.entries:
+                facts, images = entry.facts, list(self._journal.records(entry))
+                job = jobs.get(facts["name"])
+                if job is not None and facts["of"] == job.decisive:
+                    thumbnail = Thumbnail(images[0], *facts["thumbnail"]) if images else None
+                    self.looks[job.name] = Look(job.name, VideoInfo(*facts["info"]), thumbnail)
 
+    def add(self, look: Look) -> None:
+        """Keeps a look at a readable video."""
+        facts = {"name": look.name, "of": self._jobs[look.name].decisive, "info": look.info}
+        with naming(self._path):
+            if look.thumbnail:
+                self._journal.write(look.thumbnail.jpeg)
+                facts["thumbnail"] = look.thumbnail[1:]
+            self._journal.end(facts)
 
-def _serve(connection) -> None:
-    """A worker: says that it is there, and looks at what it is sent until nobody sends more."""
-    killed_with_parent()
-    end_with_parent()
-    said = 0.0
-
-    def alive() -> None:
-        nonlocal said
-        if time.monotonic() - said > _SAY:
-            said = time.monotonic()
-            connection.send(None)
-
-    alive()
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:
-            return
-        connection.send(_look(job, alive))
+    def close(self) -> None:
+        with naming(self._path):
+            self._journal.close()

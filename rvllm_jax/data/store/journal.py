@@ -17,7 +17,7 @@ _HEAD = struct.Struct("<cQ")  # what follows, and its bytes
 _RECORD, _VIDEO = b"R", b"V"
 
 
-class Done(NamedTuple):
+class JournalEntry(NamedTuple):
     """A video that a journal holds whole: where its records are, and what `end` was given."""
 
     records: list[tuple[int, int]]  # offset and bytes
@@ -25,17 +25,17 @@ class Done(NamedTuple):
 
 
 class Journal:
-    """The journal of one shard. Open it, replay what `done` says, then write on."""
+    """The journal of one shard. Open it, replay its `entries`, then write on."""
 
     def __init__(self, path: Path):
         self._file: BinaryIO = open(path, "a+b")
-        self.done, end = _scan(self._file)
+        self.entries, end = _scan(self._file)
         self._file.truncate(end)  # what was in work is decoded again
         self._crc = 0
 
-    def records(self, done: Done) -> Iterator[bytes]:
+    def records(self, entry: JournalEntry) -> Iterator[bytes]:
         """The records of a video that the journal holds."""
-        for offset, size in done.records:
+        for offset, size in entry.records:
             self._file.seek(offset)
             yield self._file.read(size)
 
@@ -56,9 +56,9 @@ class Journal:
         self._file.close()
 
 
-def _scan(file: BinaryIO) -> tuple[list[Done], int]:
+def _scan(file: BinaryIO) -> tuple[list[JournalEntry], int]:
     """The videos that a journal holds whole, and where the last of them ends."""
-    done, records, crc, end = [], [], 0, 0
+    entries, records, crc, end = [], [], 0, 0
     file.seek(0)
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         kind, size = _HEAD.unpack(head)
@@ -76,9 +76,9 @@ def _scan(file: BinaryIO) -> tuple[list[Done], int]:
             break
         if line["crc"] != crc:  # the machine went down before all of it was on the disk
             break
-        done.append(Done(records, line["facts"]))
+        entries.append(JournalEntry(records, line["facts"]))
         records, crc, end = [], 0, file.tell()
-    return done, end
+    return entries, end
 
 
 def _remaining(file: BinaryIO) -> int:

@@ -23,7 +23,7 @@ from rvllm_jax.data.store import record as records
 from rvllm_jax.data.store.shards import (
     INDEX,
     FrameStoreError,
-    Options,
+    StoreOptions,
     VideoEntry,
     record_file,
     times_file,
@@ -57,7 +57,7 @@ class FrameStore:
         folder: where the store lies.
         entries: name of a video -> `VideoEntry`.
         bad: name of a video that was set aside -> why.
-        options: the `Options` that it was written with.
+        options: the `StoreOptions` that it was written with.
         info: name of a video -> what the file's header declared, as a list; empty in older stores.
         notes: name of a video that is stored in part or with a repair -> what was done.
     """
@@ -73,14 +73,14 @@ class FrameStore:
                 "Prepare the videos into this folder (a preparation that was stopped continues)"
             )
         try:
-            self.options = Options(**index["options"])
+            self.options = StoreOptions.from_index(index)
             self.entries = {name: VideoEntry(*row) for name, row in index["entries"].items()}
             self.bad: dict[str, str] = index["bad"]
             self.info: dict[str, list] = index.get("info", {})
             self.notes: dict[str, str] = index.get("notes", {})
             self._shards: list[dict] = index["shards"]
-            if len(self._shards) != self.options.shards:
-                raise TypeError(f"{len(self._shards)} of {self.options.shards} shards")
+            if len(self._shards) != index["options"]["shards"]:
+                raise TypeError(f"{len(self._shards)} of {index['options']['shards']} shards")
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged(self.folder / INDEX, f"not an index: {error!r}") from error
         self._close()
@@ -107,7 +107,7 @@ class FrameStore:
         """When each stored frame of a video is shown, `float64[num_frames]` in seconds."""
         entry = self.entry(name)
         if entry.shard not in self._times:
-            path = self.folder / times_file(entry.shard, self.options.shards)
+            path = self.folder / times_file(entry.shard, len(self._shards))
             try:
                 content = path.read_bytes()
             except OSError as error:
@@ -199,7 +199,7 @@ class FrameStore:
         return self._path(self.entry(name).shard)
 
     def _path(self, shard: int) -> Path:
-        return self.folder / record_file(shard, self.options.shards)
+        return self.folder / record_file(shard, len(self._shards))
 
     def _read_bytes(self, shard: int, position: int) -> bytes:
         if self._process != os.getpid():  # forked: the parent's readers are not ours to use

@@ -1,14 +1,16 @@
-"""Writing one shard of the frame store.
+"""Writing shards of a frame store: one in this process, or many in processes that are watched.
 
 Shards are the unit of work: each is written by one process, from videos that the plan in
-`data/store/writer.py` gives it, under temporary names and renamed when whole.
+`data/store/writer.py` gives it, under temporary names and renamed when whole. A video may hang the
+decoder or crash its process, whatever is checked before. Then it is set aside by name, on disk, so
+that a continued preparation does not meet it again, and the shard is written without it.
 """
 
 import array
 import contextlib
 import functools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +19,23 @@ from array_record.python import array_record_module
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.journal import Journal
 from rvllm_jax.data.store.shards import (
+    FrameStoreError,
     Task,
     VideoEntry,
     done_file,
-    journal_file,
     naming,
     read_aside,
     record_file,
+    remove_temporaries,
     times_file,
+    write_aside,
     write_store_bytes,
     write_store_json,
 )
-from rvllm_jax.data.video import container, decode
+from rvllm_jax.data.video import decode
+from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.system.atomic import TEMPORARY, move
+from rvllm_jax.system.pool import KILLED, Outcome, WatchedPool, WorkerError
 
 # One record a chunk, so that a record is read without its neighbours. Neither noise-like raw
 # frames nor JPEG gain from compression what it costs at each read.
@@ -38,8 +44,60 @@ _MAX_RECORD = 1 << 30  # bytes of its frames
 _SMALLER = "Store smaller frames (short_side) or fewer a record, or remove the video"
 
 
-# What a journal keeps of a video, beside records and times: by the attribute of _Shard.
-_KNOWN = {"entry": "entries", "bad": "bad", "info": "info", "notes": "notes"}
+def write_shards(
+    tasks: Sequence[Task], workers: int, in_work: Callable[[int], None] = lambda videos: None
+) -> Iterator[dict]:
+    """Yields the summary of each shard when it is finished, in any order.
+
+    A video of which no frame comes for `Task.time_limit` seconds, or whose process crashes, is set
+    aside, recorded in the store's folder; the other videos of its shard are written. A process that
+    was killed from outside, as for memory, gets a second try.
+
+    Args:
+        tasks: the shards to write, of one store.
+        workers: how many processes, at least 1; as `WatchedPool` starts them.
+        in_work: called now and then with the number of videos that are done of unfinished shards.
+
+    Raises:
+        FrameStoreError: the folder cannot be written, or a process ends outside of any video.
+    """
+    if not tasks:
+        return
+    unfinished = {task.shard: task for task in tasks}
+    killed: set[tuple[int, int]] = set()
+    pool = WatchedPool(
+        write_shard,
+        workers,
+        time_limit=tasks[0].time_limit,
+        on_look=lambda positions: in_work(sum(max(0, position) for position in positions)),
+    )
+    try:
+        with pool:
+            for outcome in pool.results(tasks):
+                task, video = outcome.job, (outcome.job.shard, outcome.mark)
+                if not outcome.failure:
+                    del unfinished[task.shard]
+                    yield outcome.result
+                    continue
+                if outcome.failure != KILLED or video in killed:
+                    _set_aside(outcome)
+                killed.add(video)
+                pool.put(task)
+    except WorkerError as error:
+        raise FrameStoreError(
+            f"{tasks[0].folder}: {error}. Prepare again: finished shards are kept"
+        ) from error
+    finally:
+        for task in unfinished.values():
+            remove_temporaries(task)
+
+
+def _set_aside(outcome: Outcome) -> None:
+    """Records on disk that the video in work is not to be tried again."""
+    task = outcome.job
+    name, path = task.videos[outcome.mark]
+    why = decode.worker_failure(outcome, path, task.time_limit)
+    write_aside(task, read_aside(task) | {name: why})
 
 
 def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None) -> dict:
@@ -49,8 +107,7 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
     each megabyte of its checksum, and with -1 behind the last video. A process that is stopped
     leaves a journal, from which the next one takes the videos that are done.
     """
-    names = [name(task.shard, task.options.shards) for name in (record_file, times_file, done_file)]
-    shard_path, times_path, done_path = (task.folder / name for name in names)
+    shard_path = task.path(record_file)
     temporary = shard_path.with_name(shard_path.name + TEMPORARY)
     aside = read_aside(task)
     with _writer(temporary) as writer, _journal(task) as journal:
@@ -65,8 +122,8 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
         beat(-1)
     move(temporary, shard_path)
     content = np.asarray(shard.times, "<f8").tobytes()
-    write_store_bytes(times_path, content)
-    done = {
+    write_store_bytes(task.path(times_file), content)
+    summary = {
         "fingerprint": task.fingerprint,
         "shard": task.shard,
         "bytes": shard_path.stat().st_size,
@@ -76,9 +133,9 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
         "info": shard.info,
         "notes": shard.notes,
     }
-    write_store_json(done_path, done)
-    _journal_path(task).unlink(missing_ok=True)
-    return done
+    write_store_json(task.path(done_file), summary)
+    task.journal.unlink(missing_ok=True)
+    return summary
 
 
 class _Shard:
@@ -99,102 +156,107 @@ class _Shard:
         self.info: dict[str, decode.VideoInfo] = {}
         self.notes: dict[str, str] = {}
         self.times = array.array("d")  # seconds
-        self._shard, self._options, self._writer, self._path = (
-            task.shard, task.options, writer, path,
-        )  # fmt: skip
+        self._task, self._writer, self._path = task, writer, path
         self._journal, self._records = journal, 0
 
     def replay(self) -> set[str]:
         """Writes the videos that the journal holds; returns their names."""
         names = set()
-        for done in self._journal.done if self._journal else ():
-            for data in self._journal.records(done):
-                with naming(self._path):
-                    self._writer.write(data)
-            self._records += len(done.records)
-            name, facts = done.facts["name"], done.facts
-            names.add(name)
-            self.times.extend(facts["times"])
-            if facts["entry"]:
-                self.entries[name] = VideoEntry(*facts["entry"])
-            if facts["info"]:
-                self.info[name] = decode.VideoInfo(*facts["info"])
-            for kind in ("bad", "notes"):
-                if facts[kind]:
-                    getattr(self, kind)[name] = facts[kind]
+        for entry in self._journal.entries if self._journal else ():
+            for data in self._journal.records(entry):
+                self._append(data)
+            facts = dict(entry.facts)
+            self.times.extend(facts.pop("times"))
+            names.add(facts["name"])
+            self._note(**facts)
         return names
+
+    def _note(self, name: str, entry, bad: str | None, info, notes: str | None) -> None:
+        """Takes down what a journal keeps of a video, beside its records and times."""
+        if entry:
+            self.entries[name] = VideoEntry(*entry)
+        if bad:
+            self.bad[name] = bad
+        if info:
+            self.info[name] = decode.VideoInfo(*info)
+        if notes:
+            self.notes[name] = notes
 
     def add(self, name: str, path: Path, on_frame: Callable[[], None]) -> None:
         """Writes a video, or names it in `bad`."""
-        options = self._options
+        options, first_time = self._task.options, len(self.times)
+        known = dict.fromkeys(("entry", "bad", "info", "notes"))
         decoding = decode.Decoding(
             path,
             stride=options.stride,
             short_side=options.short_side,
-            min_decoded=options.min_decoded,
+            min_decoded=self._task.min_decoded,
             on_frame=on_frame,
         )
         # A video may fail behind its first records: they stay, but no entry names them.
-        first_record, first_time = self._records, len(self.times)
         try:
-            height, width = self._write(name, path, decoding)
-        except container.VideoError as error:
-            self.bad[name] = str(error)
+            known["entry"] = self._write(name, path, decoding, on_frame)
+            known["notes"] = decoding.note or None
+        except VideoError as error:
+            known["bad"] = str(error)
         except MemoryError:
-            self.bad[name] = f"{path}: its frames take too much memory. {_SMALLER}"
-        else:
-            shown = self.times[first_time:]
-            span = shown[-1] - shown[0]
-            self.entries[name] = VideoEntry(
-                shard=self._shard,
-                first_record=first_record,
-                num_records=self._records - first_record,
-                num_frames=len(shown),
-                height=height,
-                width=width,
-                stride=options.stride,
-                fps=(len(shown) - 1) / span if span > 0 else 0.0,
-                first_time=first_time,
-                file_crc=_crc(path, on_frame),
-            )
-            if decoding.note:
-                self.notes[name] = decoding.note
-        if decoding.info is not None:
-            self.info[name] = decoding.info
+            known["bad"] = f"{path}: its frames take too much memory. {_SMALLER}"
+        known["info"] = decoding.info
+        self._note(name, **known)
         if self._journal:
-            known = {k: getattr(self, v).get(name) for k, v in _KNOWN.items()}
-            facts = {"name": name, "times": self.times[first_time:].tolist(), **known}
+            times = self.times[first_time:].tolist()
             with naming(self._path):
-                self._journal.end(facts)
+                self._journal.end({"name": name, "times": times, **known})
 
-    def _write(self, name: str, path: Path, decoding: decode.Decoding) -> tuple[int, int]:
-        """Writes all records of a video; returns (height, width) of its frames."""
-        per_record, encoding = self._options.frames_per_record, self._options.encoding
+    def _write(
+        self, name: str, path: Path, decoding: decode.Decoding, on_frame: Callable[[], None]
+    ) -> VideoEntry:
+        """Writes all records of a video."""
+        options, first_record, first_time = self._task.options, self._records, len(self.times)
         buffer, filled, first = None, 0, 0
         for frame, seconds in decoding:
             if buffer is None:
-                if frame.size * per_record > _MAX_RECORD:
-                    raise container.VideoError(
-                        f"{path}: {per_record} frames of {frame.shape[1]} x {frame.shape[0]} "
-                        f"pixels are no record of at most {_MAX_RECORD:,} bytes. {_SMALLER}"
+                if frame.size * options.frames_per_record > _MAX_RECORD:
+                    raise VideoError(
+                        f"{path}: {options.frames_per_record} frames of {frame.shape[1]} x "
+                        f"{frame.shape[0]} pixels are no record of at most {_MAX_RECORD:,} bytes. "
+                        f"{_SMALLER}"
                     )
-                buffer = np.empty((per_record, *frame.shape), np.uint8)
+                buffer = np.empty((options.frames_per_record, *frame.shape), np.uint8)
             buffer[filled] = frame
             self.times.append(seconds)
             filled += 1
-            if filled == per_record:
-                self._write_record(name, first, buffer, encoding)
+            if filled == options.frames_per_record:
+                self._write_record(name, first, buffer)
                 first, filled = first + filled, 0
         if filled:
-            self._write_record(name, first, buffer[:filled], encoding)
-        return buffer.shape[1:3]
+            self._write_record(name, first, buffer[:filled])
+        times = self.times[first_time:]
+        seconds = times[-1] - times[0]
+        return VideoEntry(
+            shard=self._task.shard,
+            first_record=first_record,
+            num_records=self._records - first_record,
+            num_frames=len(times),
+            height=buffer.shape[1],
+            width=buffer.shape[2],
+            stride=options.stride,
+            fps=(len(times) - 1) / seconds if seconds > 0 else 0.0,
+            first_time=first_time,
+            file_crc=_crc(path, on_frame),
+        )
 
-    def _write_record(self, name: str, first: int, frames: np.ndarray, encoding: str) -> None:
-        data = record.pack(name, first, self.times[-len(frames) :], frames, encoding)
+    def _write_record(self, name: str, first: int, frames: np.ndarray) -> None:
+        times = self.times[-len(frames) :]
+        data = record.pack(name, first, times, frames, self._task.options.encoding)
+        self._append(data)
+        if self._journal:
+            with naming(self._path):
+                self._journal.write(data)
+
+    def _append(self, data: bytes) -> None:
         with naming(self._path):
             self._writer.write(data)
-            if self._journal:
-                self._journal.write(data)
         self._records += 1
 
 
@@ -207,18 +269,14 @@ def _crc(path: Path, on_block: Callable[[], None]) -> int:
     return crc
 
 
-def _journal_path(task: Task) -> Path:
-    return task.folder / journal_file(task.shard, task.options.shards, task.fingerprint)
-
-
 @contextlib.contextmanager
 def _journal(task: Task) -> Iterator[Journal | None]:
     """The journal of a shard; None where it would save nothing, of a single video."""
     if len(task.videos) == 1:
         yield None
         return
-    with naming(_journal_path(task)):
-        journal = Journal(_journal_path(task))
+    with naming(task.journal):
+        journal = Journal(task.journal)
     try:
         yield journal
     finally:

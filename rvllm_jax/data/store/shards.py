@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,15 +42,27 @@ class VideoEntry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What, beside the videos, decides the bytes of a store."""
+class StoreOptions:
+    """How the frames of videos are stored.
 
-    stride: int
-    short_side: int | None
-    encoding: str
-    frames_per_record: int
-    shards: int
-    min_decoded: float = 0.5  # share of the declared length that must come out of a damaged file
+    Attributes:
+        stride: every stride-th frame is stored.
+        short_side: pixels of the shorter side of a stored frame; None keeps the file's size.
+        encoding: "raw" (exact, h * w * 3 bytes a frame) or "jpeg" (about a tenth of it).
+        frames_per_record: frames read together; a clip touches at most one record more.
+    """
+
+    stride: int = 1
+    short_side: int | None = 256
+    encoding: str = "raw"
+    frames_per_record: int = 8
+
+    @classmethod
+    def from_index(cls, index: dict) -> "StoreOptions":
+        """Those of a finished store. Raises KeyError where `index` lacks them."""
+        return cls(
+            **{field.name: index["options"][field.name] for field in dataclasses.fields(cls)}
+        )
 
 
 class Task(NamedTuple):
@@ -57,10 +70,22 @@ class Task(NamedTuple):
 
     folder: Path
     shard: int
+    shards: int  # of the whole store
     videos: list[tuple[str, Path]]
-    options: Options
-    fingerprint: str  # of the options and of these videos
-    time_limit: float  # seconds without a new frame; watched by data/store/supervised.py
+    options: StoreOptions
+    fingerprint: str  # of all that decides the bytes of the shard
+    min_decoded: float = 0.5  # share of the declared length that must come out of a damaged file
+    time_limit: float = 60.0  # seconds without a new frame; watched by `write_shards`
+
+    def path(self, name: Callable[[int, int], str]) -> Path:
+        """Where a file of this shard lies; name: `record_file`, `times_file`, ..."""
+        return self.folder / name(self.shard, self.shards)
+
+    @property
+    def journal(self) -> Path:
+        """Where what is done of this shard is kept while it is in work."""
+        name = f"journal-{self.shard:05d}-of-{self.shards:05d}-{self.fingerprint[:16]}"
+        return self.folder / name
 
 
 def record_file(shard: int, shards: int) -> str:
@@ -75,23 +100,19 @@ def done_file(shard: int, shards: int) -> str:
     return f"shard-{shard:05d}-of-{shards:05d}.json"
 
 
-def journal_file(shard: int, shards: int, fingerprint: str) -> str:
-    return f"journal-{shard:05d}-of-{shards:05d}-{fingerprint[:16]}"
-
-
 def aside_file(shard: int, shards: int) -> str:
     return f"aside-{shard:05d}-of-{shards:05d}.json"
 
 
 def read_aside(task: Task) -> dict[str, str]:
     """The videos of a shard that hung or crashed their process, and why: not to be tried again."""
-    content = read_json_or_empty(task.folder / aside_file(task.shard, task.options.shards))
+    content = read_json_or_empty(task.path(aside_file))
     return content["bad"] if content.get("fingerprint") == task.fingerprint else {}
 
 
 def write_aside(task: Task, bad: dict[str, str]) -> None:
-    content = {"fingerprint": task.fingerprint, "bad": bad}
-    write_store_json(task.folder / aside_file(task.shard, task.options.shards), content)
+    content = {"bad": dict(sorted(bad.items())), "fingerprint": task.fingerprint}
+    write_store_json(task.path(aside_file), content)
 
 
 def write_store_bytes(path: Path, content: bytes) -> None:
@@ -101,14 +122,14 @@ def write_store_bytes(path: Path, content: bytes) -> None:
 
 def write_store_json(path: Path, value: dict) -> None:
     """Replaces a file of the store by one line of JSON; raises StoreWriteError."""
-    write_store_bytes(path, atomic.dump_json(value, indent=None).encode())
+    write_store_bytes(path, json.dumps(value).encode())
 
 
 def remove_temporaries(task: Task) -> None:
     """Removes what a process that was ended amid a shard has left of it."""
-    for make in (record_file, times_file, done_file, aside_file):
-        name = make(task.shard, task.options.shards) + TEMPORARY
-        (task.folder / name).unlink(missing_ok=True)
+    for name in (record_file, times_file, done_file, aside_file):
+        path = task.path(name)
+        path.with_name(path.name + TEMPORARY).unlink(missing_ok=True)
 
 
 def stamp(path: Path) -> list[int | None]:
@@ -127,26 +148,3 @@ def naming(path: Path) -> contextlib.AbstractContextManager[None]:
     """
     failures = (OSError, RuntimeError)
     return atomic.naming(path, advice=_AGAIN, error=StoreWriteError, failures=failures)
-
-
-class VideosDone:
-    """Tells the caller how many videos are done; the number never falls."""
-
-    def __init__(
-        self, tasks: Sequence[Task], done: Iterable[int], report: Callable[[int, int], None] | None
-    ):
-        self._total = sum(len(task.videos) for task in tasks)
-        self._finished = sum(len(task.videos) for task in tasks if task.shard in done)
-        self._told = self._finished
-        self._report = report or (lambda finished, total: None)
-
-    def finished(self, videos: int) -> None:
-        """So many videos more are in shards that are finished."""
-        self._finished += videos
-        self.in_work(0)
-
-    def in_work(self, videos: int) -> None:
-        """So many videos are done of shards in work."""
-        if self._finished + videos > self._told:
-            self._told = self._finished + videos
-            self._report(self._told, self._total)

@@ -9,18 +9,16 @@ from pathlib import Path
 
 from absl import logging
 
-from rvllm_jax.data.store import record, supervised
-from rvllm_jax.data.store.shard_writer import write_shard
+from rvllm_jax.data.store import record
+from rvllm_jax.data.store.shard_writer import write_shard, write_shards
 from rvllm_jax.data.store.shards import (
     INDEX,
     FrameStoreError,
-    Options,
+    StoreOptions,
     Task,
     VideoEntry,
-    VideosDone,
     aside_file,
     done_file,
-    journal_file,
     read_aside,
     record_file,
     stamp,
@@ -31,6 +29,7 @@ from rvllm_jax.data.video.decode import VideoInfo
 from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.system.fingerprint import digest, json_digest
 from rvllm_jax.system.lock import LOCK, locked
+from rvllm_jax.system.progress import VideosDone
 
 _OURS = re.compile(
     r"journal-\d{5}-of-\d{5}-[0-9a-f]{0,16}"
@@ -60,16 +59,13 @@ class StoreReport:
 def write_store(
     folder: str | Path,
     videos: Mapping[str, str | Path],
+    options: StoreOptions,
     *,
-    stride: int = 1,
-    short_side: int | None = 256,
-    encoding: str = "raw",
-    frames_per_record: int = 8,
     shards: int | None = None,
+    min_decoded: float = 0.5,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
     time_limit: float = 60.0,
-    min_decoded: float = 0.5,
     run_tasks: Callable[[list[Task]], Iterator[dict]] | None = None,
 ) -> StoreReport:
     """Decodes `videos` into `folder`, or returns at once where that is done already.
@@ -80,19 +76,16 @@ def write_store(
     Args:
         folder: made if absent; may hold nothing but a store.
         videos: the name by which a video is read later -> its file.
-        stride: every stride-th frame is stored.
-        short_side: pixels of the shorter side of a stored frame; None keeps the file's size.
-        encoding: "raw" (exact, h * w * 3 bytes a frame) or "jpeg" (about a tenth of it).
-        frames_per_record: frames read together; a window touches at most one record more.
+        options: how their frames are stored.
         shards: number of files; by default one a video up to 16, then one in 32 videos.
+        min_decoded: share of its declared length, 0 to 1, that must come out of a damaged or cut
+            file; where less does, it is set aside.
         workers: processes that decode, watched by this one, to the same bytes for any number; 0
             decodes in this one, where a video that hangs or crashes it takes the preparation along.
         progress: called with (videos done, all videos) as they become more.
         time_limit: seconds without a new frame after which a worker's video is set aside.
-        min_decoded: share of its declared length, 0 to 1, that must come out of a damaged or cut
-            file; where less does, it is set aside.
-        run_tasks: writes shards in place of the local workers, by `supervised.write_shard`
-            wherever it likes, and yields their summaries.
+        run_tasks: writes shards in place of the local workers, by `write_shards` wherever it likes,
+            and yields their summaries.
 
     Returns:
         What is stored, and the videos that were set aside because they do not decode.
@@ -104,62 +97,76 @@ def write_store(
     if shards is None:
         shards = max(16, -(-len(names) // 32))
     shards = min(shards, len(names))
-    options = Options(stride, short_side, encoding, frames_per_record, shards, min_decoded)
-    _check(options, len(names), time_limit)
+    _check(options, len(names), shards, time_limit, min_decoded)
     with locked(folder):
-        tasks = _plan(folder, [(name, Path(videos[name])) for name in names], options, time_limit)
-        done = _finished(folder, tasks)
+        times = {"min_decoded": min_decoded, "time_limit": time_limit}
+        tasks = plan(folder, videos, options, shards=shards, **times)
+        done = _finished(tasks)
         index = read_json_or_empty(folder / INDEX)
         if len(done) < len(tasks) or index.get("fingerprint") != _fingerprint(tasks):
-            shown = VideosDone(tasks, done, progress)
+            finished = sum(len(tasks[shard].videos) for shard in done)
+            shown = VideosDone(len(videos), finished, progress)
             run = run_tasks or functools.partial(_run, workers=workers, in_work=shown.in_work)
             done = _write(folder, tasks, done, run, shown)
             index = _write_index(folder, tasks, done)
     return _report(index)
 
 
-def _check(options: Options, videos: int, time_limit: float) -> None:
-    numbers = (
-        videos, options.stride, options.short_side or 1, options.frames_per_record, options.shards,
-    )  # fmt: skip
+def _check(
+    options: StoreOptions, videos: int, shards: int, time_limit: float, min_decoded: float
+) -> None:
+    numbers = videos, shards, options.stride, options.short_side or 1, options.frames_per_record
     if min(numbers) < 1 or options.encoding not in record.ENCODINGS:
         raise ValueError(
             f"a frame store takes at least one video, numbers of at least 1 and an encoding of "
-            f"{record.ENCODINGS}; got {videos} videos and {options}"
+            f"{record.ENCODINGS}; got {videos} videos, {shards} shards and {options}"
         )
-    if not (time_limit > 0 and 0 <= options.min_decoded <= 1):
+    if not (time_limit > 0 and 0 <= min_decoded <= 1):
         raise ValueError(
             "a frame store takes time_limit > 0 seconds and min_decoded from 0 to 1; got "
-            f"{time_limit=} and min_decoded={options.min_decoded}"
+            f"{time_limit=} and {min_decoded=}"
         )
 
 
-def _plan(
-    folder: Path, videos: list[tuple[str, Path]], options: Options, time_limit: float
+def plan(
+    folder: Path,
+    videos: Mapping[str, str | Path],
+    options: StoreOptions,
+    *,
+    shards: int,
+    min_decoded: float = 0.5,
+    time_limit: float = 60.0,
 ) -> list[Task]:
-    """The shards to write: runs of the sorted videos, as even as can be."""
-    bounds = [len(videos) * shard // options.shards for shard in range(options.shards + 1)]
-    runs = [videos[first:last] for first, last in itertools.pairwise(bounds)]
-    return [
-        Task(folder, shard, run, options, _fingerprint_of(run, options), time_limit)
-        for shard, run in enumerate(runs)
-    ]
+    """The shards to write: runs of the sorted videos, as even as can be. See `write_store`."""
+    names, tasks = sorted(videos), []
+    bounds = [len(names) * shard // shards for shard in range(shards + 1)]
+    for shard, (first, last) in enumerate(itertools.pairwise(bounds)):
+        run = [(name, Path(videos[name])) for name in names[first:last]]
+        task = Task(folder, shard, shards, run, options, "", min_decoded, time_limit)
+        tasks.append(task._replace(fingerprint=_shard_fingerprint(task)))
+    return tasks
 
 
-def _fingerprint_of(videos: list[tuple[str, Path]], options: Options) -> str:
+def _shard_fingerprint(task: Task) -> str:
     """Of what decides the bytes of a shard; the content of a file stands in its size and time."""
-    seen = [record.LAYOUT, _DECODER, dataclasses.asdict(options)]
-    seen += [[name, *stamp(path)] for name, path in videos]
-    return json_digest(seen)
+    decisive = [record.LAYOUT, _DECODER, _settings(task)]
+    decisive += [[name, *stamp(path)] for name, path in task.videos]
+    return json_digest(decisive)
 
 
-def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bool:
-    """Whether a finished store has all these videos, as their files are now, among others perhaps.
+def _settings(task: Task) -> dict:
+    """What, beside the videos, decides the bytes of a store; as index.json has it."""
+    more = {"shards": task.shards, "min_decoded": task.min_decoded}
+    return dataclasses.asdict(task.options) | more
 
-    options: those of `write_store` that must be the store's.
+
+def holds(folder: str | Path, videos: Mapping[str, str | Path], options: StoreOptions) -> bool:
+    """Whether a finished store of these options has all these videos, as their files are now.
+
+    It may have others too.
     """
     index = read_json_or_empty(Path(folder) / INDEX)
-    if not _is_of(index, options):
+    if not _fits(index, options):
         return False
     stamps, shards = index["stamps"], index["shards"]
     files = [Path(folder) / record_file(shard, len(shards)) for shard in range(len(shards))]
@@ -171,38 +178,36 @@ def holds(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bo
     )
 
 
-def is_of(folder: str | Path, videos: Mapping[str, str | Path], **options) -> bool:
+def is_of(folder: str | Path, videos: Mapping[str, str | Path], options: StoreOptions) -> bool:
     """Whether a store is of these videos alone, as their files are now; shards may lack.
 
     `write_store` then writes what lacks in its place, and the other shards stay.
-    options: as of `holds`.
     """
     index = read_json_or_empty(Path(folder) / INDEX)
     stamps = {name: stamp(Path(path)) for name, path in videos.items()}
-    return _is_of(index, options) and index["stamps"] == stamps
+    return _fits(index, options) and index["stamps"] == stamps
 
 
-def _is_of(index: dict, options: dict) -> bool:
+def _fits(index: dict, options: StoreOptions) -> bool:
     """Whether this version writes such an index, and with these options."""
-    own = index.get("layout") == record.LAYOUT and index.get("decoder") == _DECODER
-    return own and options.items() <= index["options"].items()
+    ours = index.get("layout") == record.LAYOUT and index.get("decoder") == _DECODER
+    return ours and StoreOptions.from_index(index) == options
 
 
 def _fingerprint(tasks: list[Task]) -> str:
     return digest(task.fingerprint for task in tasks)
 
 
-def _finished(folder: Path, tasks: list[Task]) -> dict[int, dict]:
+def _finished(tasks: list[Task]) -> dict[int, dict]:
     """The summaries of the shards that are there, whole, and of these videos and options."""
-    found = {}
+    summaries = {}
     for task in tasks:
-        names = [make(task.shard, len(tasks)) for make in (done_file, record_file, times_file)]
-        done, *paths = (folder / name for name in names)
-        summary = read_json_or_empty(done)
-        if summary.get("fingerprint") == task.fingerprint and all(p.is_file() for p in paths):
-            if paths[0].stat().st_size == summary["bytes"]:
-                found[task.shard] = summary
-    return found
+        summary, records = read_json_or_empty(task.path(done_file)), task.path(record_file)
+        ours = summary.get("fingerprint") == task.fingerprint
+        if ours and records.is_file() and task.path(times_file).is_file():
+            if records.stat().st_size == summary["bytes"]:
+                summaries[task.shard] = summary
+    return summaries
 
 
 def check_foreign(folder: Path) -> None:
@@ -226,10 +231,10 @@ def _write(
     """Writes the shards that are not `done` yet, after clearing away what is of no use."""
     check_foreign(folder)
     present = [path for path in folder.iterdir() if path.name != LOCK]
-    kept = {aside_file(task.shard, len(tasks)) for task in tasks if read_aside(task)}
     unfinished = [task for task in tasks if task.shard not in done]
-    kept |= {journal_file(task.shard, len(tasks), task.fingerprint) for task in unfinished}
-    kept &= {path.name for path in present}
+    kept = {task.path(aside_file) for task in tasks if read_aside(task)}
+    kept |= {task.journal for task in unfinished}
+    kept &= set(present)
     if present and not done and not kept:
         logging.warning(
             "%s: holds a store of other videos or options or of an older version, or no finished "
@@ -237,14 +242,13 @@ def _write(
             folder,
         )
     (folder / INDEX).unlink(missing_ok=True)  # first: an index never names what is gone
-    kept |= {
-        make(shard, len(tasks)) for make in (done_file, record_file, times_file) for shard in done
-    }
+    for shard in done:
+        kept |= {tasks[shard].path(name) for name in (done_file, record_file, times_file)}
     for path in present:
-        if path.name not in kept:
+        if path not in kept:
             path.unlink(missing_ok=True)
     done = dict(done)
-    for summary in run_tasks([task for task in tasks if task.shard not in done]):
+    for summary in run_tasks(unfinished):
         done[summary["shard"]] = summary
         progress.finished(len(tasks[summary["shard"]].videos))
     return done
@@ -253,7 +257,7 @@ def _write(
 def _run(tasks: list[Task], workers: int, in_work: Callable[[int], None]) -> Iterator[dict]:
     """Writes shards on this machine: by watched processes, or, with 0 workers, in this one."""
     if workers:
-        yield from supervised.write_shards(tasks, workers, in_work)
+        yield from write_shards(tasks, workers, in_work)
         return
     for task in tasks:
         yield write_shard(task, lambda position: in_work(max(0, position)))
@@ -269,7 +273,7 @@ def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict
         "layout": record.LAYOUT,
         "decoder": _DECODER,
         "fingerprint": _fingerprint(tasks),
-        "options": dataclasses.asdict(tasks[0].options),
+        "options": _settings(tasks[0]),
         "stamps": {name: stamp(path) for task in tasks for name, path in task.videos},
         "shards": [{key: summary[key] for key in ("bytes", "times_crc")} for summary in summaries],
         **{key: merged(key) for key in ("entries", "bad", "info", "notes")},

@@ -68,12 +68,9 @@ class Answerer:
         data = self.described.recipe.data
         return dict(
             sampling=data.sampling,
+            options=data.store_options,
             crop=data.crop,
             views=self.clips,
-            stride=data.stride,
-            short_side=data.short_side,
-            encoding=data.encoding,
-            frames_per_record=data.frames_per_record,
         )
 
     def check(self, seen: VideoClips, question: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from rvllm_jax.data.batches import clips
 from rvllm_jax.data.batches.clips import FrameSampling, View
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import encode
 
@@ -24,7 +25,9 @@ def store(request, tmp_path_factory):
     for name, path in paths.items():
         encode.write(path, rng.integers(0, 256, (COUNTS[name], 16, 24, 3), np.uint8), fps=10)
     write_store(
-        folder / "store", paths, short_side=None, frames_per_record=4, encoding=request.param
+        folder / "store",
+        paths,
+        StoreOptions(short_side=None, frames_per_record=4, encoding=request.param),
     )
     return FrameStore(folder / "store")
 
@@ -145,7 +148,7 @@ def test_a_frame_shown_many_times_is_read_once(store, monkeypatch):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL}: the real clips are not there")
 def test_a_real_file_of_variable_rate_is_sampled_by_its_times(tmp_path):
     """Its 32 frames are 1/30 s apart but for one distance of 2/30 s."""
-    write_store(tmp_path / "store", {"v": REAL / "pool_short.mp4"}, short_side=32)
+    write_store(tmp_path / "store", {"v": REAL / "pool_short.mp4"}, StoreOptions(short_side=32))
     store = FrameStore(tmp_path / "store")
     times, rate = store.timestamps("v"), store.entry("v").fps
     distances = np.diff(times)

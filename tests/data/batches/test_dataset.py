@@ -10,6 +10,7 @@ from rvllm_jax.data.batches import clips, loader
 from rvllm_jax.data.batches.dataset import UNREADABLE, Dataset, DatasetOptions, PipelineError
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt
 from rvllm_jax.types import NO_SLOT, PREFIX
@@ -75,7 +76,7 @@ def test_examples_of_videos_set_aside_are_left_out_by_name(
 ):
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     files = {n: clips_folder.parent / n for n in lengths} | {"broken.mp4": tmp_path / "broken.mp4"}
-    write_store(tmp_path / "store", files, short_side=36)
+    write_store(tmp_path / "store", files, StoreOptions(short_side=36))
     lost = Example("lost", "broken.mp4", examples[0].turns, "x")
     dataset = make([lost, *examples], store=FrameStore(tmp_path / "store"))
     assert list(dataset.left_out) == ["lost"] and "broken.mp4" in dataset.left_out["lost"]

@@ -9,10 +9,10 @@ import pytest
 from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.batches.source import SourceError, open_data
 from rvllm_jax.data.prepare.run import PrepareOptions, prepare
-from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.video import encode
 
-OPTIONS = dict(stride=1, short_side=16, encoding="raw", frames_per_record=4, workers=0)
+OPTIONS = dict(stride=1, short_side=16, encoding="raw", frames_per_record=4)
 
 
 def _record(name: str) -> dict:
@@ -48,8 +48,8 @@ def opened(folder):
         paths = {s: str(folder / f"{name}.json") if name else "" for s, name in splits.items()}
         worked.clear()
         return open_data(
-            str(folder / "videos"), paths, root=folder / "root", max_bad=max_bad,
-            progress=progress, **OPTIONS | changes,
+            str(folder / "videos"), paths, StoreOptions(**OPTIONS | changes),
+            root=folder / "root", max_bad=max_bad, workers=0, progress=progress,
         )  # fmt: skip
 
     opened.worked = worked
@@ -118,7 +118,7 @@ def test_annotations_that_cannot_be_used_are_refused_before_anything_is_decoded(
 @pytest.fixture
 def prepared(folder):
     """A prepared folder with the splits train and test; the videos are gone."""
-    options = PrepareOptions(**{k: v for k, v in OPTIONS.items() if k != "workers"}, interval=2)
+    options = PrepareOptions(**OPTIONS, interval=2)
     for split in ("train", "test"):
         found = prepare(
             folder / "videos", [folder / f"{split}.json"], folder / "out", split=split,
@@ -129,10 +129,10 @@ def prepared(folder):
     return folder / "out"
 
 
-def _open_prepared(out, **changes):
-    splits = {split: str(out / f"{split}.json") for split in ("train", "test")}
-    given = dict(root=out / "unused", max_bad=0.0) | OPTIONS | changes
-    return open_data(str(out), given.pop("annotations", splits), **given)
+def _open_prepared(out, *, annotations=None, max_bad=0.0, **changes):
+    splits = annotations or {split: str(out / f"{split}.json") for split in ("train", "test")}
+    how = dict(root=out / "unused", max_bad=max_bad, workers=0)
+    return open_data(str(out), splits, StoreOptions(**OPTIONS | changes), **how)
 
 
 def test_a_prepared_folder_needs_no_videos_and_tells_where_it_comes_from(prepared):

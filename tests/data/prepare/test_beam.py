@@ -13,7 +13,7 @@ import pytest
 
 from rvllm_jax.data.prepare import beam
 from rvllm_jax.data.store import record, shard_writer, shards, writer
-from rvllm_jax.data.store.shards import FrameStoreError, Options, Task
+from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions, Task
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.system.atomic import read_json
 
@@ -39,15 +39,13 @@ def task(videos, tmp_path) -> Task:
     folder.mkdir()
     (folder / "lock").touch()
     chosen = [(name, videos[name]) for name in ("v1.mp4", "v2.mp4")]
-    options = Options(1, None, "raw", 4, 1)
-    return Task(folder, 0, chosen, options, "mine", time_limit=60.0)
+    options = StoreOptions(1, None, "raw", 4)
+    return Task(folder, 0, 1, chosen, options, "mine")
 
 
 @pytest.mark.parametrize("encoding", record.ENCODINGS)
-def test_a_pipeline_writes_the_bytes_of_the_local_path(
-    installed, videos, options, encoding, tmp_path
-):
-    calls, own = [], {"encoding": encoding, **options}
+def test_a_pipeline_writes_the_bytes_of_the_local_path(installed, videos, encoding, tmp_path):
+    calls, own = [], {"options": StoreOptions(1, None, encoding, 4), "shards": 3}
     local = write_store(tmp_path / "local", videos, **own)
     run = beam.runner(DIRECT)
     by_beam = write_store(
@@ -77,11 +75,11 @@ class InOrder:
 
 @pytest.mark.parametrize("encoding", record.ENCODINGS)
 def test_the_steps_without_beam_write_the_bytes_of_the_local_path(
-    videos, options, encoding, tmp_path, monkeypatch
+    videos, encoding, tmp_path, monkeypatch
 ):
     """All but Beam itself, which the lock's environment lacks: what its workers do, and the end."""
     monkeypatch.setattr(beam, "_pipeline", InOrder)
-    own = {"encoding": encoding, "stride": 2, **options}
+    own = {"options": StoreOptions(2, None, encoding, 4), "shards": 3}
     local = write_store(tmp_path / "local", videos, **own)
     run = functools.partial(beam._run, DIRECT)
     by_steps = write_store(tmp_path / "steps", videos, run_tasks=run, **own)
@@ -96,6 +94,7 @@ def test_worker_processes_write_the_same_bytes(installed, stored, videos, option
     program = f"""
 from pathlib import Path
 from rvllm_jax.data.prepare import beam
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 if __name__ == "__main__":
     names = {[str(path) for path in videos.values()]}
@@ -127,9 +126,8 @@ def test_a_video_known_to_hang_is_not_tried_again(installed, videos, options, tm
     names = sorted(videos)
     for path in folder.glob("shard-00000*"):
         path.unlink()
-    chosen = [(name, videos[name]) for name in names]
-    plan = writer._plan(folder, chosen, Options(1, None, "raw", 4, 3), 60.0)
-    shards.write_aside(plan[0], {names[0]: "it hung"})
+    first, *_ = writer.plan(folder, videos, **options)
+    shards.write_aside(first, {names[0]: "it hung"})
     report = write_store(folder, videos, run_tasks=beam.runner(DIRECT), **options)
     assert report.bad[names[0]] == "it hung"
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from rvllm_jax.data.prepare.survey import Survey, Thumbnail, _look, survey
-from rvllm_jax.data.prepare.survey_journal import Job
+from rvllm_jax.data.prepare.survey import Job, Survey, Thumbnail, _look, survey
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode, encode
 from rvllm_jax.data.video.decode import VideoInfo
@@ -38,11 +38,10 @@ def test_every_video_is_seen_or_set_aside_with_the_reason(workers, videos):
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
 def test_the_estimate_is_near_what_is_stored(encoding, videos, tmp_path):
+    options = StoreOptions(2, 64, encoding, frames_per_record=64)
     seen = survey(videos, thumbnails=9, short_side=64)
-    guess = seen.estimate(stride=2, short_side=64, encoding=encoding)
-    report = write_store(
-        tmp_path, videos, stride=2, short_side=64, encoding=encoding, frames_per_record=64
-    )
+    guess = seen.estimate(options)
+    report = write_store(tmp_path, videos, options)
     assert guess["frames"] == report.frames and guess["unknown"] == 0
     stored = sum(
         os.path.getsize(path) for path in tmp_path.glob("frames-videos*")
@@ -55,7 +54,7 @@ def test_a_header_that_promises_too_much_does_not_decide_the_estimate():
     unknown = VideoInfo("h264", 256, 256, 25.0, 0, 0.0, 8000)
     seen = Survey({"a": info, "b": unknown}, {}, {"a": Thumbnail(b"", 100, 50)})
     expected = {"frames": 1000, "bytes": 1000 * 128 * 128 // 2, "unknown": 1}
-    assert seen.estimate(stride=1, short_side=128, encoding="jpeg") == expected
+    assert seen.estimate(StoreOptions(1, 128, "jpeg")) == expected
 
 
 # A program whose workers do what a video's name says, in place of the decoder.
@@ -65,11 +64,12 @@ from pathlib import Path
 from rvllm_jax.data.prepare import survey as video_survey
 from rvllm_jax.data.video.decode import VideoInfo
 
-def look(job, alive):
+def look(job, beat):
+    beat(0)
     if "slow" in job[0]:  # four times the limit, with signs of life
         for _ in range(200):
             time.sleep(0.01)
-            alive()
+            beat(0)
     if "orphan" in job[0]:
         job[1].touch()
     if "lock" in job[0]:  # a hang that never gives up Python's lock
@@ -78,13 +78,7 @@ def look(job, alive):
         time.sleep(600)
     if "crash" in job[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-    return job[0], VideoInfo("h264", 2, 2, 1.0, 1, 1.0, 1), None
-
-def serve(connection):
-    video_survey._look = look
-    own_serve(connection)
-
-own_serve = video_survey._serve
+    return video_survey.Look(job[0], VideoInfo("h264", 2, 2, 1.0, 1, 1.0, 1))
 
 def survey(names, progress=None, time_limit=0.5):
     files = {name: Path(name) for name in names}
@@ -92,7 +86,7 @@ def survey(names, progress=None, time_limit=0.5):
     return video_survey.survey(files, workers=2, **how)
 
 if __name__ == "__main__":
-    video_survey._serve = serve
+    video_survey._look = look
     if len(sys.argv) > 1:
         survey(sys.argv[1:], time_limit=600)
     found = survey(["a", "b crash", "c", "d hang", "e crash", "f slow", "g hang", "h"])
@@ -117,8 +111,8 @@ def test_videos_that_hang_or_crash_the_decoder_are_set_aside_and_no_worker_is_le
     seen, bad, error, left = json.loads(process.stdout)
     assert seen == ["a", "c", "f slow", "h"]
     assert list(bad) == ["b crash", "d hang", "e crash", "g hang"]
-    assert "the decoder crashes (exit code -9)" in bad["b crash"]
-    assert "the decoder hangs (no new frame for 0.5 s)" in bad["d hang"]
+    assert "the process that decodes it ends (SIGKILL)" in bad["b crash"]
+    assert "no new frame for 0.5 s" in bad["d hang"]
     assert error == "as a closed terminal does" and left == 0
 
 
@@ -143,7 +137,8 @@ def test_workers_that_hang_end_with_a_parent_that_was_killed(tmp_path, session_e
 def test_every_packet_that_is_read_is_a_sign_of_life(thumbnails, tmp_path, write_with):
     path = write_with(tmp_path / "a.mkv", np.zeros((9, 32, 64, 3), np.uint8))
     calls = []
-    _, info, thumbnail = _look(Job("a", path, 32 if thumbnails else None), lambda: calls.append(0))
+    job = Job("a", path, 32 if thumbnails else None)
+    _, info, thumbnail, _ = _look(job, calls.append)
     assert info.fps == 8 and bool(thumbnail) == bool(thumbnails)
     assert len(calls) >= 9 * (1 + thumbnails)
 

@@ -11,7 +11,7 @@ import pytest
 
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import encode
 
@@ -28,8 +28,8 @@ def store(request, tmp_path_factory) -> Path:
     paths = {f"{number}.mp4": folder / f"{number}.mp4" for number in range(3)}
     for path in paths.values():
         encode.write(path, rng.integers(0, 256, (20, 32, 32, 3), np.uint8), fps=10)
-    options = dict(short_side=None, frames_per_record=4, shards=1)
-    write_store(folder / "store", paths, encoding=request.param, **options)
+    options = StoreOptions(short_side=None, frames_per_record=4, encoding=request.param)
+    write_store(folder / "store", paths, options, shards=1)
     return folder / "store"
 
 

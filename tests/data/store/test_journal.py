@@ -6,7 +6,7 @@ import pytest
 
 from rvllm_jax.data.store import shard_writer, shards
 from rvllm_jax.data.store.journal import Journal
-from rvllm_jax.data.store.shards import Options, Task
+from rvllm_jax.data.store.shards import StoreOptions, Task
 
 RECORDS = [b"first" * 9, b"", b"second", b"third"]
 
@@ -26,7 +26,7 @@ def journal_of(path, facts=(1, 2)):
 
 def contents(path):
     journal = Journal(path)
-    found = [(done.facts["number"], list(journal.records(done))) for done in journal.done]
+    found = [(entry.facts["number"], list(journal.records(entry))) for entry in journal.entries]
     journal.close()
     return found
 
@@ -78,7 +78,7 @@ def test_a_stopped_shard_goes_on_without_decoding_again(videos, tmp_path, stop_a
             path = folder.parent / f"{folder.name}-{name}"
             path.write_bytes(videos[name].read_bytes())
             own.append((name, path))
-        return Task(folder, 0, own, Options(1, 36, "raw", 4, 1), "f" * 64, 60.0)
+        return Task(folder, 0, 1, own, StoreOptions(1, 36, "raw", 4), "f" * 64)
 
     whole, stopped = task(tmp_path / "whole"), task(tmp_path / "stopped")
 
@@ -108,7 +108,7 @@ def test_the_checksum_of_a_large_file_gives_signs_of_life(videos, tmp_path):
         path = folder / "a.mp4"
         path.write_bytes(videos["v2.mp4"].read_bytes())
         os.truncate(path, path.stat().st_size + (megabytes << 20))
-        task = Task(folder, 0, [("a.mp4", path)], Options(1, 36, "raw", 4, 1), "f" * 64, 60.0)
+        task = Task(folder, 0, 1, [("a.mp4", path)], StoreOptions(1, 36, "raw", 4), "f" * 64)
         seen = []
         assert not shard_writer.write_shard(task, seen.append)["bad"]
         return seen.count(0)

@@ -10,17 +10,18 @@ import pytest
 
 from rvllm_jax.data.store import metadata, record
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.store.writer import write_store
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(params=record.ENCODINGS)
-def described(request, videos, options, tmp_path) -> Path:
+def described(request, videos, tmp_path) -> Path:
     """A described store of the videos, in each encoding."""
     folder = tmp_path / "out" / "frames"
-    write_store(folder, videos, encoding=request.param, **options)
+    options = StoreOptions(short_side=None, frames_per_record=4, encoding=request.param)
+    write_store(folder, videos, options, shards=3)
     metadata.write_metadata(folder, data_dir=tmp_path / "out" / "tfds")
     return folder
 

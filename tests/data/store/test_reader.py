@@ -11,7 +11,7 @@ import pytest
 
 from rvllm_jax.data.store import reader as frames
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode, encode
 
@@ -36,7 +36,7 @@ def test_raw_frames_and_times_are_the_decoders(stored, videos):
 
 def test_a_process_holds_few_shards_open(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames, "_OPEN", 2)
-    write_store(tmp_path, videos, short_side=8, shards=11)
+    write_store(tmp_path, videos, StoreOptions(short_side=8), shards=11)
     store, alone = FrameStore(tmp_path), FrameStore(tmp_path)
     first = np.array([0])
     for name in [*store.entries, *store.entries]:
@@ -48,7 +48,9 @@ def test_a_process_holds_few_shards_open(videos, tmp_path, monkeypatch):
 
 def test_stride_and_short_side_reach_the_decoder(videos, tmp_path):
     names = ["v2.mp4", "v6.mp4"]
-    write_store(tmp_path, {name: videos[name] for name in names}, stride=3, short_side=8)
+    write_store(
+        tmp_path, {name: videos[name] for name in names}, StoreOptions(stride=3, short_side=8)
+    )
     store = FrameStore(tmp_path)
     for name in names:
         frames, times = decoded(videos[name], stride=3, short_side=8)
@@ -65,7 +67,9 @@ def test_jpeg_frames_are_alike_and_smaller(tmp_path):
     encode.write(tmp_path / "a.mp4", frames.clip(0, 255).astype(np.uint8), fps=10)
     sizes = {}
     for encoding in ("raw", "jpeg"):
-        report = write_store(tmp_path / encoding, {"a": tmp_path / "a.mp4"}, encoding=encoding)
+        report = write_store(
+            tmp_path / encoding, {"a": tmp_path / "a.mp4"}, StoreOptions(encoding=encoding)
+        )
         sizes[encoding] = report.bytes
     raw, jpeg = (FrameStore(tmp_path / e).read("a", np.arange(12)) for e in ("raw", "jpeg"))
     assert raw.shape == (12, 256, 384, 3)
@@ -212,7 +216,9 @@ def test_a_store_is_pickled_without_its_readers_and_read_by_threads(stored):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the real videos are not at {REAL}")
 def test_real_files_come_out_as_the_decoder_gives_them(tmp_path):
     names = ["basketball.gif", "pool_short.mp4"]
-    write_store(tmp_path, {name: REAL / name for name in names}, stride=6, short_side=64)
+    write_store(
+        tmp_path, {name: REAL / name for name in names}, StoreOptions(stride=6, short_side=64)
+    )
     store = FrameStore(tmp_path)
     assert not store.bad
     for name in names:

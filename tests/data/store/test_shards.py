@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode
 
@@ -22,7 +23,7 @@ def test_what_files_say_and_what_to_know_of_them_is_kept(videos, tmp_path, write
     cut = write_with(tmp_path / "cut.mp4", moving_bar(), options={"movflags": "+faststart"})
     cut.write_bytes(cut.read_bytes()[:-100])
     paths = {"cut": cut, "one": videos["v0.mp4"], "text": videos["v3.mp4"]}
-    report = write_store(tmp_path / "store", paths)
+    report = write_store(tmp_path / "store", paths, StoreOptions())
     index = json.loads((tmp_path / "store" / "index.json").read_text())
     assert report.info.keys() == {"cut", "one"}
     assert index["info"] == {name: list(info) for name, info in report.info.items()}
@@ -38,7 +39,7 @@ def test_a_share_that_is_too_small_sets_a_video_aside(tmp_path, write_with, movi
     cut.write_bytes(cut.read_bytes()[:-100])
     whole = write_with(tmp_path / "whole.mp4", moving_bar())
     paths = {"cut": cut, "whole": whole}
-    report = write_store(tmp_path / "store", paths, min_decoded=1.0)
+    report = write_store(tmp_path / "store", paths, StoreOptions(), min_decoded=1.0)
     assert report.bad.keys() == {"cut"} and "at least 1.0 is asked for" in report.bad["cut"]
     assert report.info.keys() == {"cut", "whole"} and report.videos == 1
     store = FrameStore(tmp_path / "store")
@@ -47,14 +48,16 @@ def test_a_share_that_is_too_small_sets_a_video_aside(tmp_path, write_with, movi
         np.stack([frame for frame, _ in decode.decode(whole, short_side=256)]),
     )
     # What is asked for decides what is stored, so that another share writes anew.
-    assert write_store(tmp_path / "store", paths, min_decoded=0.5).videos == 2
+    assert write_store(tmp_path / "store", paths, StoreOptions(), min_decoded=0.5).videos == 2
 
 
 def test_a_record_that_would_be_too_large_is_refused_before_memory_is_taken(
     tmp_path, write_with, moving_bar
 ):
     path = write_with(tmp_path / "a.mp4", moving_bar(3))
-    report = write_store(tmp_path / "store", {"a": path}, frames_per_record=10**6, short_side=36)
+    report = write_store(
+        tmp_path / "store", {"a": path}, StoreOptions(frames_per_record=10**6, short_side=36)
+    )
     assert report.videos == 0 and "1000000 frames of 48 x 36 pixels" in report.bad["a"]
 
 
@@ -63,7 +66,10 @@ def test_names_that_are_not_utf_8_are_kept(tmp_path, videos):
     path = tmp_path / name
     path.write_bytes(videos["v1.mp4"].read_bytes())
     report = write_store(
-        tmp_path / "store", {name: path, "gone": tmp_path / f"{name}.gone"}, workers=1
+        tmp_path / "store",
+        {name: path, "gone": tmp_path / f"{name}.gone"},
+        StoreOptions(),
+        workers=1,
     )
     assert report.info.keys() == {name} and "no such file" in report.bad["gone"]
     assert FrameStore(tmp_path / "store").read(name, np.arange(8)).shape[0] == 8
@@ -87,6 +93,7 @@ def test_memory_does_not_depend_on_the_length_of_a_video(tmp_path):
                     out.mux(stream.encode(frame))
             out.mux(stream.encode())
         program = textwrap.dedent(f"""
+            from rvllm_jax.data.store.shards import StoreOptions
             from rvllm_jax.data.store.writer import write_store
             report = write_store({str(tmp_path / f"store{minutes}")!r}, {{"a": {str(path)!r}}},
                                  stride=6, encoding="jpeg")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.store.reader import FrameStore, check_share
-from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.store.writer import write_store
 
 ROOT = Path(__file__).parents[3]
@@ -45,7 +45,9 @@ def test_broken_videos_are_set_aside_named_and_bounded(stored, videos, options):
 
 
 def test_a_missing_video_file_is_set_aside(videos, tmp_path):
-    report = write_store(tmp_path, {"a": videos["v0.mp4"], "gone": tmp_path / "gone.mp4"})
+    report = write_store(
+        tmp_path, {"a": videos["v0.mp4"], "gone": tmp_path / "gone.mp4"}, StoreOptions()
+    )
     assert report.videos == 1 and "no such file" in report.bad["gone"]
 
 
@@ -58,7 +60,11 @@ def test_a_finished_store_is_reused_and_another_one_is_rebuilt_with_a_log_line(
     assert not caplog.records
     calls = []
     report = write_store(
-        copy, videos, **options | {"shards": 2}, stride=2, progress=lambda *n: calls.append(n)
+        copy,
+        videos,
+        StoreOptions(stride=2, short_side=None, frames_per_record=4),
+        shards=2,
+        progress=lambda *n: calls.append(n),
     )
     assert "written anew" in caplog.text and str(copy) in caplog.text
     assert calls == sorted(calls) and calls[-1] == (11, 11) and len(calls) > 4
@@ -70,9 +76,9 @@ def test_a_changed_video_is_decoded_again(videos, tmp_path):
     paths = {name: tmp_path / name for name in ("v1.mp4", "v2.mp4")}
     for name, path in paths.items():
         path.write_bytes(videos[name].read_bytes())
-    assert write_store(tmp_path / "s", paths).frames == 8 + 13
+    assert write_store(tmp_path / "s", paths, StoreOptions()).frames == 8 + 13
     paths["v1.mp4"].write_bytes(videos["v4.mp4"].read_bytes())
-    assert write_store(tmp_path / "s", paths).frames == 23 + 13
+    assert write_store(tmp_path / "s", paths, StoreOptions()).frames == 23 + 13
 
 
 def test_where_one_video_changes_only_its_shard_is_written_again(stored, videos, tmp_path, options):
@@ -97,7 +103,7 @@ def test_a_folder_with_other_files_is_left_alone(videos, tmp_path):
     (tmp_path / "dataset_info.json").write_text("{}")
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FrameStoreError, match=r"other files.*\(thesis.txt\).*another folder"):
-        write_store(tmp_path, videos)
+        write_store(tmp_path, videos, StoreOptions())
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
@@ -106,6 +112,7 @@ def script(folder: Path, videos: dict[str, Path], options: dict, body: str) -> l
     code = f"""
     import os, resource, signal, time
     from pathlib import Path
+    from rvllm_jax.data.store.shards import StoreOptions
     from rvllm_jax.data.store.writer import write_store
     if __name__ == "__main__":
         progress, workers = None, 0
@@ -175,8 +182,10 @@ def test_a_cut_shard_is_refused_and_only_it_is_written_again(copy, stored, video
 @pytest.mark.parametrize("bad", [{"stride": 0}, {"encoding": "png"}, {"frames_per_record": 0},
                                  {"shards": 0}, {"short_side": -1}])  # fmt: skip
 def test_impossible_options_are_refused_before_anything_is_made(videos, tmp_path, bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        write_store(tmp_path / "store", videos, **bad)
+    key, how = next(iter(bad)), {k: v for k, v in bad.items() if k == "shards"}
+    options = StoreOptions(**{k: v for k, v in bad.items() if k not in how})
+    with pytest.raises(ValueError, match=key):
+        write_store(tmp_path / "store", videos, options, **how)
     with pytest.raises(ValueError, match="at least one video"):
-        write_store(tmp_path / "store", {})
+        write_store(tmp_path / "store", {}, StoreOptions())
     assert not (tmp_path / "store").exists()

@@ -6,7 +6,7 @@ import pytest
 
 from rvllm_jax.data import tfds
 from rvllm_jax.data.annotations.example import AnnotationError
-from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.tfds.splits import read_splits
 
@@ -174,7 +174,9 @@ def test_half_a_pair_is_refused(pair):
 def with_store(videos, tmp_path):
     """A folder with the frames of v_AAAAAAAAAAA.mp4 and sub/v7.mp4, of which BAD is broken."""
     paths = {"v_AAAAAAAAAAA.mp4": videos["v1.mp4"], "sub/v7.mp4": videos["v7.mp4"]}
-    write_store(tmp_path / "frames", paths | {"bad.mp4": videos["v8.mp4"]}, short_side=None)
+    write_store(
+        tmp_path / "frames", paths | {"bad.mp4": videos["v8.mp4"]}, StoreOptions(short_side=None)
+    )
     return tmp_path
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.prepare.survey import survey
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode
 from rvllm_jax.data.video.container import MAX_PIXELS, VideoError
@@ -172,7 +173,7 @@ def test_a_picture_too_long_for_a_jpeg_is_set_aside_and_not_the_preparation(
 ):
     path = write_with(tmp_path / "a.mp4", np.zeros((2, 4608, 16, 3), np.uint8), codec="mpeg4")
     looked = survey({"a.mp4": path}, thumbnails=1, short_side=256)
-    stored = write_store(tmp_path / "frames", {"a.mp4": path}, encoding=encoding)
+    stored = write_store(tmp_path / "frames", {"a.mp4": path}, StoreOptions(encoding=encoding))
     for bad in (looked.bad, stored.bad):
         assert "a frame would have 256 x 73728 pixels" in bad["a.mp4"]
 

@@ -8,6 +8,7 @@ import pytest
 
 from rvllm_jax.data.batches import clips
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode
 from rvllm_jax.data.video.timing import EvenTimes, Rate, is_variable, measure_rate
@@ -139,7 +140,7 @@ def uneven(tmp_path_factory):
 def test_a_clip_of_a_file_of_variable_rate_is_even_in_time_at_any_stride(uneven, tmp_path, stride):
     path, times = uneven
     assert decode.probe(path).fps == pytest.approx(len(times) / 20, rel=0.1)
-    write_store(tmp_path, {"a": path}, stride=stride, short_side=None)
+    write_store(tmp_path, {"a": path}, StoreOptions(stride=stride, short_side=None))
     store = FrameStore(tmp_path)
     frames, step = 8, 12 // stride  # an interval of 12 of the file's frames
     rate = store.entries["a"].fps * stride

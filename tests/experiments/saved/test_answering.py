@@ -34,13 +34,7 @@ def prepared(talker, answerer, tmp_path_factory):
     folder, recipe = tmp_path_factory.mktemp("store"), answerer.described.recipe
     data = recipe.data
     names = [f"{name}.mp4" for name in "abc"]
-    options = dict(
-        stride=data.stride,
-        short_side=data.short_side,
-        encoding=data.encoding,
-        frames_per_record=data.frames_per_record,
-    )
-    write_store(folder, {name: talker / "videos" / name for name in names}, **options)
+    write_store(folder, {name: talker / "videos" / name for name in names}, data.store_options)
     turns = tuple(Turn(question, "left") for question in QUESTIONS)
     return Dataset(
         [Example(name, name, turns, "left") for name in names],

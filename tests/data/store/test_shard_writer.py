@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvllm_jax.data.store import supervised
+from rvllm_jax.data.store import shard_writer
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.data.store.shards import Options, Task
+from rvllm_jax.data.store.shard_writer import write_shards
+from rvllm_jax.data.store.shards import StoreOptions, Task
 from rvllm_jax.data.store.writer import write_store
+from rvllm_jax.data.video import decode
+from rvllm_jax.system import pool
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,6 +28,7 @@ PROGRAM = """
     from pathlib import Path
     import numpy as np
     from rvllm_jax.data.video import decode as video
+    from rvllm_jax.data.store.shards import StoreOptions
     from rvllm_jax.data.store.writer import write_store
 
     FAILURES = {failures!r}  # name -> what happens at the third frame
@@ -127,28 +131,31 @@ def test_a_slow_video_is_not_taken_for_one_that_hangs(videos, stored, tmp_path, 
     assert files(tmp_path) == files(stored) and set(report.bad) == {"v3.mp4", "v8.mp4"}
 
 
-def test_time_in_which_the_parent_did_not_look_is_not_the_workers(videos, tmp_path, options):
+def test_time_in_which_the_parent_did_not_look_is_not_the_workers(videos, tmp_path):
     """As after a machine's sleep: the worker, which slept too, has shown no new frame."""
     limit, poll = 1.0, 0.05
-    options = options | {"short_side": 800, "encoding": "jpeg", "shards": 1, "stride": 1}
-    worker = supervised._Worker(
-        Task(tmp_path, 0, [("v10.mp4", videos["v10.mp4"])], Options(**options), "", limit)
-    )
+    options = StoreOptions(short_side=800, encoding="jpeg", frames_per_record=4)
+    task = Task(tmp_path, 0, 1, [("v10.mp4", videos["v10.mp4"])], options, "")
+    worker = pool._Worker(shard_writer.write_shard)
     try:
+        worker.give(task)
         deadline = time.monotonic() + 60
-        while worker.position < 0:
-            assert worker.failure(poll) is None and time.monotonic() < deadline
-        os.kill(worker._process.pid, signal.SIGSTOP)
-        assert worker.failure(poll) is None
+        while worker.mark < 0:
+            assert worker.look(limit, poll) is None and time.monotonic() < deadline
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        assert worker.look(limit, poll) is None
         time.sleep(1.5 * limit)
-        assert worker.failure(poll) is None
+        assert worker.look(limit, poll) is None
         for _ in range(2):
             time.sleep(poll)
-            assert worker.failure(poll) is None  # and is given its whole limit
+            assert worker.look(limit, poll) is None  # and is given its whole limit
         until = time.monotonic() + 20
-        while (failure := worker.failure(poll)) is None and time.monotonic() < until:
+        while (outcome := worker.look(limit, poll)) is None and time.monotonic() < until:
             time.sleep(poll)
-        assert failure == (0, "no new frame for 1 s", 0)
+        assert outcome[:4] == (task, None, "hung", "no sign of life for 1 s") and outcome.mark == 0
+        assert decode.worker_failure(outcome, "a.mp4", limit).startswith(
+            "a.mp4: no new frame for 1 s."
+        )
     finally:
         worker.end()
 
@@ -158,7 +165,8 @@ def test_tasks_may_be_run_elsewhere(videos, stored, tmp_path, options):
 
     def elsewhere(tasks):
         seen.extend(task.shard for task in tasks)
-        yield from map(supervised.write_shard, reversed(tasks))
+        for task in reversed(tasks):
+            yield from write_shards([task], 1)
 
     write_store(tmp_path, videos, run_tasks=elsewhere, **options)
     assert seen == [0, 1, 2] and files(tmp_path) == files(stored)
@@ -168,6 +176,7 @@ def test_a_disk_that_is_full_is_named_by_the_parent(videos, tmp_path, options):
     program = textwrap.dedent(f"""
         import resource, time
         from rvllm_jax.data.video import decode as video
+        from rvllm_jax.data.store.shards import StoreOptions
         from rvllm_jax.data.store.writer import write_store
 
         class Slow(video.Decoding):  # of the second shard: it is in work when the first one fails
@@ -200,6 +209,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     program = textwrap.dedent(f"""
         import time
         from rvllm_jax.data.video import decode as video
+        from rvllm_jax.data.store.shards import StoreOptions
         from rvllm_jax.data.store.writer import write_store
 
         class Slow(video.Decoding):  # so that there is something to be killed at
@@ -235,6 +245,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
 def test_a_process_that_ends_outside_of_any_video_is_no_videos_fault(videos, tmp_path, options):
     # Without the guard the spawned process starts a preparation of its own, and fails.
     program = textwrap.dedent(f"""
+        from rvllm_jax.data.store.shards import StoreOptions
         from rvllm_jax.data.store.writer import write_store
         write_store({str(tmp_path / "store")!r}, { ({k: str(v) for k, v in videos.items()})!r},
                     workers=1, **{options!r})
@@ -244,5 +255,5 @@ def test_a_process_that_ends_outside_of_any_video_is_no_videos_fault(videos, tmp
         [sys.executable, tmp_path / "prepare.py"], env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert "ended outside of any video" in result.stderr
+    assert "ended outside of any work" in result.stderr
     assert not list(tmp_path.glob("store*/aside*"))
