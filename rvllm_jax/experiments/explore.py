@@ -19,6 +19,7 @@ from rvllm_jax.config.schema import Stage
 from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.batches import packing
 from rvllm_jax.data.text import prompt
+from rvllm_jax.data.text.template import Template
 from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.experiments.train import Experiment
 from rvllm_jax.models.attention import TokenPositions, make_mask
@@ -88,7 +89,7 @@ def similarity(features: np.ndarray) -> np.ndarray:
 def answer_attention(
     module: VideoLLM,
     tokenizer: Tokenizer,
-    template: prompt.Template,
+    template: Template,
     frames: np.ndarray,
     turn: Turn,
     frame_mask: np.ndarray | None = None,

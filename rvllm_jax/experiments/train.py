@@ -15,6 +15,7 @@ from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.source import TrainingData, open_data
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
+from rvllm_jax.data.text.template import Template
 from rvllm_jax.evaluation import controls
 from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.experiments.report import run_report
@@ -77,7 +78,7 @@ class Experiment:
         return cls(recipe, workdir, source, tokenizer, model, layout)
 
     @functools.cached_property
-    def template(self) -> prompt.Template:
+    def template(self) -> Template:
         return prompt.find_template(self.recipe.data.template, self.tokenizer)
 
     def dataset(self, examples: list[Example], input: str = "video") -> Dataset:

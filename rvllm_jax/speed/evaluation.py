@@ -28,7 +28,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt
-from rvllm_jax.data.text.prompt import TEMPLATES
+from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import Tokenizer, train
 from rvllm_jax.data.video import encode
 from rvllm_jax.evaluation.answering import LOCK_STEP, VOTE, Answering, Machine

@@ -19,6 +19,7 @@ from rvllm_jax.data.store import record
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text import prompt, tokenizer
+from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.system.malloc import keep_freed_memory
 from rvllm_jax.types import Batch, VisualLayout
 
@@ -127,7 +128,7 @@ class Steps:
         # As often as a batch has rows: none of an epoch's batches is padded with empty ones.
         again = range(self._wanted.batch)
         asked = [Example(f"{n}#{i}", n, turns, "A video.") for n in self._names for i in again]
-        template = prompt.TEMPLATES["short"]
+        template = TEMPLATES["short"]
         tokens = tokenizer.train(list(prompt.texts(template, asked)), tokenizer.MIN_VOCAB)
         layout = VisualLayout("global", self._wanted.frames)
         sizes = dict(crop=self._wanted.crop, context=layout.frames + 200)

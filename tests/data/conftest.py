@@ -18,6 +18,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
+from rvllm_jax.data.text.template import TEMPLATES, Template
 from rvllm_jax.data.video import encode
 from rvllm_jax.types import VisualLayout
 
@@ -75,8 +76,8 @@ def layout() -> VisualLayout:
 
 
 @pytest.fixture(scope="session")
-def template() -> prompt.Template:
-    return prompt.TEMPLATES["short"]
+def template() -> Template:
+    return TEMPLATES["short"]
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
+from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.video import encode
 from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.models.functional import FunctionalModel
@@ -27,7 +28,7 @@ from rvllm_jax.sharding import layouts
 from rvllm_jax.types import VisualLayout
 
 LAYOUT = VisualLayout("global", frames=3)
-TEMPLATE = prompt.TEMPLATES["short"]
+TEMPLATE = TEMPLATES["short"]
 STILL = "still.mp4"  # all its frames are equal
 VIDEOS = ("a.mp4", "b.mp4", STILL)
 

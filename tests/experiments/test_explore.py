@@ -10,6 +10,7 @@ from rvllm_jax.config.schema import Stage
 from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
+from rvllm_jax.data.text.template import ChatError
 from rvllm_jax.experiments import explore
 from rvllm_jax.models.attention import TokenPositions, make_mask
 from rvllm_jax.models.llama import rope_angles
@@ -103,7 +104,7 @@ def test_padded_frames_get_no_attention(module, tokenizer, frames):
     assert (looks.frames[..., 2] == 0).all() and (looks.frames[..., :2] > 0).all()
     with pytest.raises(ValueError, match="clips of 3 frames, got 2"):
         explore.answer_attention(module, tokenizer, template, frames[:2], TURN)
-    with pytest.raises(prompt.ChatError, match="empty"):
+    with pytest.raises(ChatError, match="empty"):
         explore.answer_attention(module, tokenizer, template, frames, Turn(" ", "a"))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.text import prompt
+from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.evaluation.judge import judges
 from rvllm_jax.evaluation.judge.benchmark import Scoring, judge_benchmark
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow  # compiles for half a minute and more
 
 MESSAGES = [{"role": "system", "content": "red?"}, {"role": "user", "content": "left or up?"}]
-TEMPLATE, CONTEXT, MAX_NEW = prompt.TEMPLATES["short"], 128, 5
+TEMPLATE, CONTEXT, MAX_NEW = TEMPLATES["short"], 128, 5
 
 
 @pytest.fixture(scope="module")

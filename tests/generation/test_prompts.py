@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.annotations.example import Turn as Told
-from rvllm_jax.data.text.prompt import TEMPLATES, segment_ids
+from rvllm_jax.data.text.prompt import segment_ids
+from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.generation import prompts
 from rvllm_jax.generation.prompts import PromptError, Turn

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.data.text.prompt import TEMPLATES
+from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import Tokenizer, train
 from rvllm_jax.generation import decode
 from rvllm_jax.generation.sampling import GREEDY, Sampling

@@ -9,12 +9,13 @@ from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
-from rvllm_jax.data.text import prompt, tokenizer
+from rvllm_jax.data.text import tokenizer
+from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.video import encode
 from rvllm_jax.training.identity import differences, fingerprint
 from rvllm_jax.types import VisualLayout
 
-TEMPLATE = prompt.TEMPLATES["short"]
+TEMPLATE = TEMPLATES["short"]
 NAMES = ("a.mp4", "b.mp4")
 
 

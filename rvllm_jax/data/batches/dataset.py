@@ -13,6 +13,7 @@ from rvllm_jax.data.batches.clips import FrameSampling, View, evaluation_views, 
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text import prompt
+from rvllm_jax.data.text.template import ChatError, Template
 from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.types import Batch, VisualLayout
@@ -82,7 +83,7 @@ class Dataset:
         examples: Sequence[Example],
         store: FrameStore | None,
         tokenizer: Tokenizer,
-        template: prompt.Template,
+        template: Template,
         options: DatasetOptions,
     ):
         if options.input == "video" and store is None:
@@ -261,7 +262,7 @@ class Dataset:
                 parts = [(t,) for t in turns] if self.options.independent_turns else [turns]
                 try:
                     segments += [prompt.segment_ids(tokenizer, template, part) for part in parts]
-                except prompt.ChatError as error:
+                except ChatError as error:
                     raise PipelineError(f"example {self.examples[number].id!r}: {error}") from error
                 owners += [number] * len(parts)
                 ids = [prompt.question_ids(tokenizer, template, turn.question) for turn in turns]

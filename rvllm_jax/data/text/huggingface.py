@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tokenizers
 
-from rvllm_jax.data.text.tokenizer_files import ADDED, CONFIG, FAST, AddedToken, TokenizerError
+from rvllm_jax.data.text.tokenizer_config import ADDED, CONFIG, FAST, AddedToken, TokenizerError
 
 
 class FastModel:
@@ -26,7 +26,7 @@ class FastModel:
         return self.serialized
 
     @property
-    def own_specials(self) -> dict[str, str | None]:
+    def default_specials(self) -> dict[str, str | None]:
         """A tokenizer.json does not say which of its tokens begin and end a text."""
         return {}
 
@@ -81,9 +81,9 @@ def read(path: Path, added: Mapping[str, AddedToken]) -> FastModel:
             f"{tokenizers.__version__} reads ({error}); write it again"
         ) from error
     for token, entry in added.items():
-        if (own := model.id_of(token)) != entry.id:
+        if (given := model.id_of(token)) != entry.id:
             raise TokenizerError(
-                f"{path}: gives the added token {token!r} the id {own}, but {CONFIG} or {ADDED} "
+                f"{path}: gives the added token {token!r} the id {given}, but {CONFIG} or {ADDED} "
                 f"beside it {entry.id}; correct them, or take all files from one place"
             )
     return model
@@ -96,8 +96,8 @@ def _with_added(rules: dict, lacking: Mapping[str, AddedToken]) -> str:
         | {"rstrip": entry.rstrip, "normalized": False, "special": entry.special}
         for token, entry in lacking.items()
     ]
-    own = rules.get("added_tokens") or []
-    return json.dumps(rules | {"added_tokens": sorted(own + entries, key=lambda t: t["id"])})
+    entries = sorted((rules.get("added_tokens") or []) + entries, key=lambda entry: entry["id"])
+    return json.dumps(rules | {"added_tokens": entries})
 
 
 def _inner(serialized: str) -> tokenizers.Tokenizer:

@@ -9,12 +9,11 @@ from that: no token spans a question and an answer.
 from collections.abc import Iterator, Sequence
 
 from rvllm_jax.data.annotations.example import Example, Turn
-from rvllm_jax.data.text import jinja_template
-from rvllm_jax.data.text.template import TEMPLATES, ChatError, Template
+from rvllm_jax.data.text.template import TEMPLATES, ChatError, Template, read_jinja
 from rvllm_jax.data.text.tokenizer import TRAINED_SPECIALS, Tokenizer
 
-OWN = "folder"  # the name of the template that the tokenizer's folder brings
-TEMPLATE_NAMES = (*TEMPLATES, OWN)
+FOLDER = "folder"  # the name of the template that the tokenizer's folder brings
+TEMPLATE_NAMES = (*TEMPLATES, FOLDER)
 
 
 def find_template(name: str, tokenizer: Tokenizer | None) -> Template:
@@ -23,16 +22,16 @@ def find_template(name: str, tokenizer: Tokenizer | None) -> Template:
     tokenizer: None stands for one that will be trained on the text.
     Raises ChatError where the tokenizer brings none, or lacks a token that the template needs.
     """
-    if name != OWN:
+    if name != FOLDER:
         template = TEMPLATES[name]
     elif tokenizer is None or tokenizer.chat_template is None:
         raise ChatError(
-            f"config.data.template={OWN!r}, but the tokenizer's folder has no chat_template in "
+            f"config.data.template={FOLDER!r}, but the tokenizer's folder has no chat_template in "
             "tokenizer_config.json and no chat_template.jinja; choose one of "
             f"{', '.join(TEMPLATES)}, or name a folder that has by config.tokenizer.folder"
         )
     else:
-        template = jinja_template.read(tokenizer)
+        template = read_jinja(tokenizer)
     known = TRAINED_SPECIALS if tokenizer is None else tokenizer.special_ids
     missing = [token for token in template.specials if token not in known]
     if missing:
@@ -154,9 +153,10 @@ def _encode(
     one. Behind bos a sequence starts anew.
     """
     ids, text = [], ""
-    for part, own in parts:
-        for place, piece in enumerate(template.split(part) if own else [part]):
-            if place % 2:
+    for part, is_template in parts:
+        pieces = template.split(part) if is_template else [part]
+        for number, piece in enumerate(pieces):
+            if number % 2:
                 ids += [*tokenizer.encode(text, opens=opens), tokenizer.special_ids[piece]]
                 text, opens = "", ids[-1] == tokenizer.bos_id
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from rvllm_jax.data.text.tokenizer_files import SENTENCEPIECE, AddedToken, TokenizerError
+from rvllm_jax.data.text.tokenizer_config import SENTENCEPIECE, AddedToken, TokenizerError
 from rvllm_jax.system.fingerprint import digest
 
 # ModelProto.normalizer_spec (field 3) with add_dummy_prefix (3) and remove_extra_whitespaces (4)
@@ -40,7 +40,7 @@ class SentencePieceModel:
                     f"to {self._opening.id_to_piece(entry.id)!r}; ids from {self._pieces} are free"
                 )
         self._texts = {entry.id: token for token, entry in self.added.items()}
-        self._found = _pattern({t: entry for t, entry in added.items() if not entry.special})
+        self._searched = _pattern({t: entry for t, entry in added.items() if not entry.special})
         self.vocab_size = max([self._pieces - 1, *self._texts]) + 1
 
     @property
@@ -50,7 +50,7 @@ class SentencePieceModel:
         return digest([self.serialized]) + json.dumps(added, sort_keys=True)
 
     @property
-    def own_specials(self) -> dict[str, str | None]:
+    def default_specials(self) -> dict[str, str | None]:
         """The tokens that the model itself names "bos", "eos" and "pad", or None."""
         ids = {name: getattr(self._opening, f"{name}_id")() for name in ("bos", "eos", "pad")}
         return {n: self._opening.id_to_piece(i) if i >= 0 else None for n, i in ids.items()}
@@ -58,18 +58,18 @@ class SentencePieceModel:
     @property
     def special_ids(self) -> dict[str, int]:
         """The tokens that no text is merged to, with their ids."""
-        own = {token: self.id_of(token) for token in self.own_specials.values() if token}
-        return own | {token: entry.id for token, entry in self.added.items()}
+        ids = {token: self.id_of(token) for token in self.default_specials.values() if token}
+        return ids | {token: entry.id for token, entry in self.added.items()}
 
     def encode(self, text: str, opens: bool) -> list[int]:
         """The ids of `text`; opens: it starts a sequence, and is normalised as SentencePiece does.
 
         Otherwise no space is put before it and its whitespace stays.
         """
-        if self._found is None:
+        if self._searched is None:
             return self._part(text, opens)
         ids, start = [], 0
-        for match in self._found.finditer(text):
+        for match in self._searched.finditer(text):
             ids += self._part(text[start : match.start()], opens and not ids)
             ids.append(self.added[match.group(match.lastindex)].id)
             start = match.end()
@@ -104,7 +104,9 @@ class SentencePieceModel:
 
     def config(self) -> dict:
         """Its part of tokenizer_config.json."""
-        added = {str(entry.id): _described(token, entry) for token, entry in self.added.items()}
+        added = {
+            str(entry.id): _as_transformers(token, entry) for token, entry in self.added.items()
+        }
         config = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
         return config | ({"added_tokens_decoder": added} if added else {})
 
@@ -139,16 +141,16 @@ def _processor(serialized: bytes) -> sentencepiece.SentencePieceProcessor:
         ) from error
 
 
-def _pattern(found: Mapping[str, AddedToken]) -> re.Pattern | None:
+def _pattern(tokens: Mapping[str, AddedToken]) -> re.Pattern | None:
     """Finds added tokens, each a group of its own; None where there are none."""
     alternatives = [
         r"\s*" * entry.lstrip + f"({re.escape(token)})" + r"\s*" * entry.rstrip
-        for token, entry in sorted(found.items(), key=lambda item: -len(item[0]))
+        for token, entry in sorted(tokens.items(), key=lambda item: -len(item[0]))
     ]
     return re.compile("|".join(alternatives)) if alternatives else None
 
 
-def _described(token: str, entry: AddedToken) -> dict:
+def _as_transformers(token: str, entry: AddedToken) -> dict:
     """An added token as transformers writes it."""
     flags = {"lstrip": entry.lstrip, "rstrip": entry.rstrip, "special": entry.special}
     return {"content": token, "normalized": False, "single_word": False, **flags}

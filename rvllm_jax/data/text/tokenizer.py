@@ -19,7 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from rvllm_jax.data.text import huggingface, sentencepiece
 from rvllm_jax.data.text.huggingface import FastModel
 from rvllm_jax.data.text.sentencepiece import SentencePieceModel
-from rvllm_jax.data.text.tokenizer_files import (
+from rvllm_jax.data.text.tokenizer_config import (
     ADDED,
     CONFIG,
     FAST,
@@ -27,11 +27,11 @@ from rvllm_jax.data.text.tokenizer_files import (
     MAP,
     SENTENCEPIECE,
     TEMPLATE,
-    Beside,
+    TokenizerConfig,
     TokenizerError,
-    read_beside,
+    read_config,
 )
-from rvllm_jax.system.atomic import write_bytes
+from rvllm_jax.system.atomic import dump_json, write_bytes, write_text
 from rvllm_jax.system.fingerprint import SHORT, digest
 
 PAD, BOS, EOS = TRAINED_SPECIALS = "<pad>", "<s>", "</s>"
@@ -55,7 +55,7 @@ class Tokenizer:
     """Encodes text to ids and decodes ids to text. Picklable.
 
     bos_id may be None, where a tokenizer knows no start of text. pad_id falls back to eos_id.
-    chat_template: the folder's own, in Jinja, or None (data/text/jinja_template.py reads it).
+    chat_template: the folder's own, in Jinja, or None (data/text/template.py reads it).
     stop_ids: eos_id, and the others by which the model's own files end an answer. A list without
     eos is of another tokenizer, and does not count.
     """
@@ -65,12 +65,12 @@ class Tokenizer:
         model: FastModel | SentencePieceModel,
         specials: dict[str, str | None],
         chat_template: str | None = None,
-        ends: tuple[int, ...] = (),
+        stop_ids: tuple[int, ...] = (),
     ):
         """From a model and the names of "bos", "eos" and "pad"; those left out are the model's."""
-        own = model.own_specials
+        defaults = model.default_specials
         self._specials = {
-            name: specials.get(name) or own.get(name) for name in ("bos", "eos", "pad")
+            name: specials.get(name) or defaults.get(name) for name in ("bos", "eos", "pad")
         }
         self.model, self.chat_template = model, chat_template
         # Questions and answers recur, between clips and between the stages of a run.
@@ -89,7 +89,7 @@ class Tokenizer:
         pad = self._id("pad")
         self.pad_id = self.eos_id if pad is None else pad
         self.vocab_size = model.vocab_size
-        others = ends if self.eos_id in ends else ()
+        others = stop_ids if self.eos_id in stop_ids else ()
         self.stop_ids = tuple(dict.fromkeys([self.eos_id, *others]))
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
@@ -132,8 +132,8 @@ class Tokenizer:
     def save(self, folder: Path | str) -> None:
         """Writes the model's file and tokenizer_config.json, which `load` and transformers read.
 
-        A file that says the same already is left alone, another one replaced whole: checkpoints
-        depend on these ids, so that a process killed here must not leave half of them.
+        A file of the same content is left alone, another one replaced whole: checkpoints depend on
+        these ids, so that a process killed here must not leave half of them.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,18 +141,18 @@ class Tokenizer:
         config |= self.model.config()
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-        files = self.model.files()
+        text = dump_json(config, indent=2, sort_keys=True, ensure_ascii=False)
+        files, how = self.model.files(), dict(only_new=True, synced=True)
         for other in {FAST, SENTENCEPIECE, MAP, ADDED, TEMPLATE} - files.keys():
             (folder / other).unlink(missing_ok=True)  # of another tokenizer
-        _write(folder / CONFIG, (text + "\n").encode())
+        write_text(folder / CONFIG, text, **how)
         if len(self.stop_ids) > 1:
-            stops = json.dumps({"eos_token_id": list(self.stop_ids)})
-            _write(folder / GENERATION, (stops + "\n").encode())
+            stops = dump_json({"eos_token_id": list(self.stop_ids)}, indent=None)
+            write_text(folder / GENERATION, stops, **how)
         else:
             (folder / GENERATION).unlink(missing_ok=True)
         for name, data in files.items():  # last: where it stands the tokenizer is whole
-            _write(folder / name, data)
+            write_bytes(folder / name, data, **how)
 
     def __reduce__(self):
         return Tokenizer, (self.model, self._specials, self.chat_template, self.stop_ids)
@@ -199,9 +199,6 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(FastModel(inner.to_str()), {"bos": BOS, "eos": EOS, "pad": PAD})
 
 
-_write = functools.partial(write_bytes, only_new=True, synced=True)
-
-
 def load(folder: Path | str) -> Tokenizer:
     """Reads a folder with a tokenizer.json or a SentencePiece tokenizer.model, ours or a model's.
 
@@ -219,14 +216,14 @@ def load(folder: Path | str) -> Tokenizer:
             f"{folder}: expected a {FAST} or a {SENTENCEPIECE}, found neither; copy the one of the "
             "decoder's model there"
         )
-    beside = read_beside(folder)
+    config = read_config(folder)
     if (folder / FAST).is_file():
-        model = huggingface.read(folder / FAST, beside.added)
-        _warn_of_disagreement(model, folder, beside)
+        model = huggingface.read(folder / FAST, config.added)
+        _warn_of_disagreement(model, folder, config)
     else:
-        model = sentencepiece.read(folder / SENTENCEPIECE, beside.added)
+        model = sentencepiece.read(folder / SENTENCEPIECE, config.added)
     try:
-        return Tokenizer(model, beside.specials, beside.chat_template, beside.ends)
+        return Tokenizer(model, config.specials, config.chat_template, config.stop_ids)
     except TokenizerError as error:
         raise TokenizerError(f"{folder}: {error}") from error
 
@@ -236,13 +233,13 @@ def holds_tokenizer(folder: Path | str) -> bool:
     return any((Path(folder) / name).is_file() for name in (FAST, SENTENCEPIECE))
 
 
-def _warn_of_disagreement(model: FastModel, folder: Path, beside: Beside) -> None:
+def _warn_of_disagreement(model: FastModel, folder: Path, config: TokenizerConfig) -> None:
     """A conversion of SentencePiece's model to tokenizer.json may have lost ids."""
     try:
-        own = sentencepiece.read(folder / SENTENCEPIECE, beside.added)
+        original = sentencepiece.read(folder / SENTENCEPIECE, config.added)
     except (OSError, TokenizerError):  # none, or Llama 3's, which is of another kind
         return
-    different = [text for text in _PROBES if model.encode(text, False) != own.encode(text, False)]
+    different = [p for p in _PROBES if model.encode(p, False) != original.encode(p, False)]
     if different:
         logging.warning(
             "%s: %s is used, but %s gives other ids, as of %r. If the decoder was trained with "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rvllm_jax.config.check import ConfigError
-from rvllm_jax.data.text.tokenizer import TokenizerError
+from rvllm_jax.data.text.tokenizer_config import TokenizerError
 from rvllm_jax.evaluation.judge import judges
 from rvllm_jax.evaluation.judge.chat import Completion
 from rvllm_jax.evaluation.judge.endpoint import EndpointError, NoReply

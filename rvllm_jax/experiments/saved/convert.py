@@ -12,7 +12,7 @@ import numpy as np
 from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import resolve
 from rvllm_jax.data.text import tokenizer
-from rvllm_jax.data.text.tokenizer_files import GENERATION, TOKENIZER_FILES, TokenizerError
+from rvllm_jax.data.text.tokenizer_config import GENERATION, TOKENIZER_FILES, TokenizerError
 from rvllm_jax.experiments.saved import special_ids, training_videos
 from rvllm_jax.experiments.saved.describe import describe, describe_weights, expected, resnet_config
 from rvllm_jax.experiments.saved.leaving_out import left_out, without

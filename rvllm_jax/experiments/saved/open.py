@@ -15,6 +15,7 @@ from rvllm_jax.config.check import ConfigError, resolve
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
+from rvllm_jax.data.text.template import Template
 from rvllm_jax.experiments.saved.describe import config_of_export
 from rvllm_jax.experiments.tokenizer import check_tokenizer
 from rvllm_jax.models.functional import Arrays, FunctionalModel
@@ -44,7 +45,7 @@ class Described:
     tokenizer: tokenizers.Tokenizer
 
     @functools.cached_property
-    def template(self) -> prompt.Template:
+    def template(self) -> Template:
         return prompt.find_template(self.recipe.data.template, self.tokenizer)
 
     @property
@@ -71,7 +72,7 @@ class Opened:
     told: str
 
     @functools.cached_property
-    def template(self) -> prompt.Template:
+    def template(self) -> Template:
         return prompt.find_template(self.recipe.data.template, self.tokenizer)
 
     @functools.cached_property

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.text.tokenizer import Tokenizer
-from rvllm_jax.data.text.tokenizer_files import (
+from rvllm_jax.data.text.tokenizer_config import (
     GENERATION,
     TokenizerError,
     decoder_values,
-    read_json,
+    read_file,
     token_ids,
 )
 from rvllm_jax.system.atomic import dump_json, write_bytes
@@ -41,7 +41,7 @@ def read(config: Mapping[str, Any], size: int, file: Path) -> dict[str, Any]:
 def check_generation(folder: Path, size: int) -> None:
     """`read` of the generation_config.json in `folder`, if one is there; raises WeightsError."""
     try:
-        values = read_json(folder / GENERATION)
+        values = read_file(folder / GENERATION)
     except TokenizerError as error:
         raise WeightsError(str(error)) from error
     read(values, size, folder / GENERATION)

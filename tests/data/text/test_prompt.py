@@ -10,6 +10,7 @@ import tokenizers
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import PipelineError
 from rvllm_jax.data.text import prompt, tokenizer
+from rvllm_jax.data.text.template import TEMPLATES, ChatError
 from rvllm_jax.system.fingerprint import SHORT, digest, recorded
 
 TURNS = (Turn("What colour is it?", "Red."), Turn("Why {is} it %s?", "Paint </s>."))
@@ -19,12 +20,12 @@ EXAMPLE = Example("c", "c.mp4", TURNS, "A red thing.")
 @pytest.fixture(scope="module")
 def tk(tmp_path_factory):
     """A tokenizer that knows the special tokens of every template."""
-    texts = [list(prompt.texts(each, [EXAMPLE])) for each in prompt.TEMPLATES.values()]
+    texts = [list(prompt.texts(each, [EXAMPLE])) for each in TEMPLATES.values()]
     trained = tokenizer.train(sum(texts, []) * 3, 700)
     folder = tmp_path_factory.mktemp("tokenizer")
     trained.save(folder)
     inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    inner.add_special_tokens([t for each in prompt.TEMPLATES.values() for t in each.specials])
+    inner.add_special_tokens([t for each in TEMPLATES.values() for t in each.specials])
     inner.save(str(folder / "tokenizer.json"))
     return tokenizer.load(folder)
 
@@ -93,20 +94,20 @@ def test_plain_is_the_video_and_its_caption(tk):
     assert spelled(tk, template, TURNS[:1]) == "<s><video>\nRed.\n"
     ids, weights = prompt.segment_ids(tk, template, TURNS[:1])
     assert weights == [0] + [1] * (len(ids) - 1)
-    with pytest.raises(prompt.ChatError, match=r"2 turns cannot follow.*independent_turns"):
+    with pytest.raises(ChatError, match=r"2 turns cannot follow.*independent_turns"):
         prompt.segment_ids(tk, template, TURNS)
-    with pytest.raises(prompt.ChatError, match=r"turn 1.*holds the token that ends.*line break"):
+    with pytest.raises(ChatError, match=r"turn 1.*holds the token that ends.*line break"):
         prompt.segment_ids(tk, template, [Turn("What?", "Red.\nBlue.")])
 
 
 def test_short_has_neither_system_prompt_nor_roles(tk):
-    template = prompt.TEMPLATES["short"]
+    template = TEMPLATES["short"]
     assert prompt.prefix_ids(tk, template) == ([tk.bos_id], tk.encode("\n"))
     ids, _ = prompt.segment_ids(tk, template, TURNS[:1])
     assert tk.decode(ids) == "What colour is it? Red."
 
 
-@pytest.mark.parametrize("name", prompt.TEMPLATES)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_weights_are_one_on_answers_and_their_end_alone(tk, name):
     template = prompt.find_template(name, tk)
     turns = TURNS if template.shows_question else TURNS[:1]
@@ -136,8 +137,8 @@ def test_weights_are_one_on_answers_and_their_end_alone(tk, name):
 )
 def test_a_turn_that_would_teach_nothing_is_refused(tk, turn, says):
     for name in ("vicuna_v1", "short", "chatml"):
-        with pytest.raises(prompt.ChatError, match=says):
-            prompt.segment_ids(tk, prompt.TEMPLATES[name], [turn])
+        with pytest.raises(ChatError, match=says):
+            prompt.segment_ids(tk, TEMPLATES[name], [turn])
 
 
 def test_a_dataset_names_the_example_that_would_teach_nothing(make, examples):
@@ -149,14 +150,14 @@ def test_a_dataset_names_the_example_that_would_teach_nothing(make, examples):
 def test_a_template_that_the_tokenizer_cannot_spell_is_refused(tk):
     trained = tokenizer.train(["a b"] * 9, 300)
     for known in (trained, None):
-        with pytest.raises(prompt.ChatError, match=r"'chatml' needs.*<\|im_start\|>, <\|im_end\|>"):
+        with pytest.raises(ChatError, match=r"'chatml' needs.*<\|im_start\|>, <\|im_end\|>"):
             prompt.find_template("chatml", known)
-        with pytest.raises(prompt.ChatError, match=r"'folder', but.*no chat_template"):
+        with pytest.raises(ChatError, match=r"'folder', but.*no chat_template"):
             prompt.find_template("folder", known)
         assert prompt.find_template("llama-2-chat", known).bos
 
 
-@pytest.mark.parametrize("name", prompt.TEMPLATES)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_question_asked_is_exactly_the_start_of_the_segment_trained_on(tk, name):
     template = prompt.find_template(name, tk)
     for turn in TURNS:
@@ -173,7 +174,7 @@ def test_the_prefix_opens_the_sequence_and_nothing_else_does(tk, tmp_path):
     rules["normalizer"] = {"type": "Prepend", "prepend": " "}
     (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    opening, template = tokenizer.load(tmp_path), prompt.TEMPLATES["vicuna_v1"]
+    opening, template = tokenizer.load(tmp_path), TEMPLATES["vicuna_v1"]
     before, after = prompt.prefix_ids(opening, template)
     assert opening.decode(before).startswith(" A chat")  # and no bos where a tokenizer has none
     assert after == tk.encode("\n")
@@ -200,7 +201,7 @@ def test_the_ids_that_earlier_runs_were_trained_on_stay(name, digest):
     turns = [Turn(*turn) for turn in zip(questions, answers, strict=True)]
     texts = ["USER: What colour is it? ASSISTANT:", " The circle is red, then </s><s> <0x41>."]
     system = "A chat between a curious user and an artificial intelligence assistant."
-    tk, template = tokenizer.train([*texts, system] * 20, 500), prompt.TEMPLATES[name]
+    tk, template = tokenizer.train([*texts, system] * 20, 500), TEMPLATES[name]
     ids = [
         prompt.prefix_ids(tk, template),
         prompt.segment_ids(tk, template, turns),

@@ -15,7 +15,7 @@ import sentencepiece
 
 from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text import prompt, tokenizer
-from rvllm_jax.data.text.tokenizer import TokenizerError
+from rvllm_jax.data.text.tokenizer_config import TokenizerError
 
 LLAMA = Path(__file__).parents[4] / "shared" / "data" / "tokenizer" / "tokenizer.model"
 # Ranges of characters: ASCII, spaces, controls, Latin, combining, wide, emoji, private, the rest.
@@ -173,7 +173,7 @@ def test_added_tokens_are_found_in_texts_unless_they_are_special(small, tmp_path
         ("added_tokens.json", {"<pad>": 5}, r"'<pad>' has the id 5, which tokenizer\.model gives"),
         ("added_tokens.json", {"<pad>": -1}, r"added_tokens\.json.*'<pad>' has the id -1"),
         ("added_tokens.json", {"<a>": 380, "<b>": 380}, "'<a>' and '<b>' both have the id 380"),
-        ("added_tokens.json", [1], "expected a JSON object, got a list"),
+        ("added_tokens.json", [1], "holds no JSON object but a list"),
         ("tokenizer_config.json", {"eos_token": "<end>"}, r"eos is '<end>'.*set eos_token"),
         ("tokenizer_config.json", {"bos_token": "<go>"}, r"'<go>' is not in the vocabulary"),
     ],

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from rvllm_jax.data.text import tokenizer
-from rvllm_jax.data.text.tokenizer import TokenizerError
+from rvllm_jax.data.text.tokenizer_config import TokenizerError
 
 TEXTS = ["USER: What colour is it? ASSISTANT:", " The circle is red, then </s><s> <0x41>."] * 20
 HARD = [

@@ -1,7 +1,11 @@
-"""What stands beside a tokenizer in a Hugging Face folder: special and added tokens, the template.
+"""The JSON files of a tokenizer's folder: special and added tokens, chat template, ends of answers.
 
 tokenizer_config.json comes before special_tokens_map.json, as in transformers; added_tokens.json is
 what older folders have instead of `added_tokens_decoder`.
+
+Read by hand, not by transformers.AutoTokenizer: importing that takes 6 s of a processor (this room
+0.4 s) at every start that opens a tokenizer, and what it makes of a folder with a SentencePiece
+model gives other ids in 450 of 507 strings with runs of spaces.
 """
 
 import dataclasses
@@ -9,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.system import atomic
+from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.errors import RvllmError
 
 FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
@@ -17,8 +21,6 @@ CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_
 TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"  # what it says goes before config.json in transformers
 TOKENIZER_FILES = (FAST, SENTENCEPIECE, CONFIG, MAP, ADDED, TEMPLATE)
-
-
 _NAMED = ("bos", "eos", "pad", "unk")
 
 
@@ -37,24 +39,25 @@ class AddedToken:
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
-    """specials: the tokens named "bos", "eos" and "pad", or None. added: by their text.
-    ends: the ids that end an answer, as the model's own files list them."""
+class TokenizerConfig:
+    """What the files name.
+
+    specials: the tokens named "bos", "eos" and "pad", or None. added: by their text.
+    chat_template: in Jinja. stop_ids: those that end an answer, as the model's own files list them.
+    """
 
     specials: dict[str, str | None]
     added: dict[str, AddedToken]
     chat_template: str | None
-    ends: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
 
 
-def read_beside(folder: Path) -> Beside:
+def read_config(folder: Path) -> TokenizerConfig:
     """Reads a folder's JSON files; raises TokenizerError for what cannot be read or be true."""
-    config = read_json(folder / CONFIG)
-    named = {**read_json(folder / MAP), **config}
-    where = folder / CONFIG
-    tokens = {n: _content(named.get(key := f"{n}_token"), where, key) for n in _NAMED}
-    others = [tokens.pop("unk")]
-    specials = tokens
+    config, where = read_file(folder / CONFIG), folder / CONFIG
+    named = {**read_file(folder / MAP), **config}
+    specials = {n: _content(named.get(key := f"{n}_token"), where, key) for n in _NAMED}
+    others = [specials.pop("unk")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         given = named.get(key) or []
         if not isinstance(given, dict | list):
@@ -63,12 +66,12 @@ def read_beside(folder: Path) -> Beside:
         others += [_content(token, where, key) for token in given]
     special = {*specials.values(), *others} - {None}
     added, template = _added(folder, config, special), _template(folder, config)
-    return Beside(specials, added, template, _ends(folder))
+    return TokenizerConfig(specials, added, template, _stop_ids(folder))
 
 
-def read_json(path: Path) -> dict:
+def read_file(path: Path) -> dict[str, Any]:
     """A JSON file's object; {} where there is no such file."""
-    return atomic.read_json(path, absent={}, advice="write it again", error=TokenizerError)
+    return read_json(path, absent={}, advice="write it again", error=TokenizerError)
 
 
 def decoder_values(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
@@ -98,13 +101,13 @@ def token_ids(values: Mapping[str, Any], key: str, where: Path, size: int = 0) -
     raise TokenizerError(f"{where}: {key}={given!r}{wrong}; correct it there, or set it to null")
 
 
-def _ends(folder: Path) -> tuple[int, ...]:
+def _stop_ids(folder: Path) -> tuple[int, ...]:
     """eos_token_id of generation_config.json, else of config.json, else of our model.json."""
     theirs, ours = folder / "config.json", folder / "model.json"
     sources = {
-        folder / GENERATION: read_json(folder / GENERATION),
-        theirs: decoder_values(read_json(theirs), theirs),
-        ours: _inner(read_json(ours), "decoder", ours),
+        folder / GENERATION: read_file(folder / GENERATION),
+        theirs: decoder_values(read_file(theirs), theirs),
+        ours: _inner(read_file(ours), "decoder", ours),
     }
     for where, values in sources.items():
         if values.get("eos_token_id") is not None:
@@ -113,16 +116,16 @@ def _ends(folder: Path) -> tuple[int, ...]:
 
 
 def _inner(values: Mapping[str, Any], key: str, where: Path) -> dict:
-    found = values.get(key) or {}
-    if not isinstance(found, dict):
-        raise TokenizerError(f"{where}: {key}={found!r:.80}, expected an object")
-    return found
+    inner = values.get(key) or {}
+    if not isinstance(inner, dict):
+        raise TokenizerError(f"{where}: {key}={inner!r:.80}, expected an object")
+    return inner
 
 
 def _added(folder: Path, config: dict, special: set[str]) -> dict[str, AddedToken]:
-    found: dict[str, AddedToken] = {}
-    for token, number in read_json(folder / ADDED).items():
-        found[token] = AddedToken(_whole(number, token, folder / ADDED), token in special)
+    added: dict[str, AddedToken] = {}
+    for token, number in read_file(folder / ADDED).items():
+        added[token] = AddedToken(_whole(number, token, folder / ADDED), token in special)
     where, decoder = folder / CONFIG, config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise TokenizerError(f"{where}: added_tokens_decoder={decoder!r}, expected an object")
@@ -130,21 +133,21 @@ def _added(folder: Path, config: dict, special: set[str]) -> dict[str, AddedToke
         given = token if isinstance(token, dict) else {"content": token}
         if not _content(given, where, "added_tokens_decoder"):
             raise TokenizerError(f"{where}: added_tokens_decoder[{number!r}] has no content")
-        found[given["content"]] = AddedToken(
+        added[given["content"]] = AddedToken(
             _whole(number, given["content"], where),
             bool(given.get("special")) or given["content"] in special,
             bool(given.get("lstrip")),
             bool(given.get("rstrip")),
         )
     owners: dict[int, str] = {}
-    for token, entry in found.items():
+    for token, entry in added.items():
         other = owners.setdefault(entry.id, token)
         if other != token:
             raise TokenizerError(
                 f"{folder}: the added tokens {other!r} and {token!r} both have the id {entry.id}; "
                 f"correct {ADDED} or {CONFIG}"
             )
-    return found
+    return added
 
 
 def _whole(number: object, token: str, where: Path) -> int:

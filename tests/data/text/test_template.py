@@ -7,7 +7,7 @@ from tokenizers import pre_tokenizers
 from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text import prompt as chat
 from rvllm_jax.data.text import tokenizer
-from rvllm_jax.data.text.template import ChatError
+from rvllm_jax.data.text.template import TEMPLATES, ChatError
 
 TURNS = [Turn("What is it?", "A red one."), Turn("Why?", "Paint."), Turn("How?", "So")]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -106,7 +106,7 @@ def test_the_ids_are_those_of_transformers(folder, name):
 def test_a_named_template_is_what_transformers_makes_of_the_model_s_own(folder, name):
     """Given the system message that LLaVA gives it."""
     path = folder(JINJA[name])
-    tk, template = tokenizer.load(path), chat.TEMPLATES[name]
+    tk, template = tokenizer.load(path), TEMPLATES[name]
     opening, closing = {
         "chatml": ("system\n", "<|im_end|>"),
         "llama-3": ("\n\n", "<|eot_id|>"),
