@@ -119,7 +119,7 @@ def test_a_special_id_that_the_grown_vocabulary_holds_is_taken(talking, tmp_path
 def test_a_generation_config_that_cannot_be_read_is_refused(talking, tmp_path):
     source = talking(300)
     (source / "generation_config.json").write_text('{"eos_token_id": ')
-    with pytest.raises(WeightsError, match=r"generation_config\.json: not JSON"):
+    with pytest.raises(WeightsError, match=r"generation_config\.json: cannot be read as JSON"):
         convert([str(source)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
