@@ -1,9 +1,29 @@
-"""The data that crosses the rooms, and the legend of dimensions.
+"""The data that crosses the rooms, the legend of dimensions and the glossary.
 
-B rows (clips) of a batch          T frames a clip            H, W pixels
-V visual tokens a clip             L tokens a row             P prefix tokens
+B sequences (clips) of a batch     T frames a clip            H, W pixels
+V visual tokens a clip             L tokens a sequence        P prefix tokens
 Q questions a video                D decoder width            E encoder features
 N attention heads                  K key/value heads          S cache slots
+
+example       one annotated record: a video, its turns of question and answer, and its caption
+question, answer  the two texts of a turn
+prediction    what a model answered; reference: the right answer that it is compared with
+benchmark     a published set of questions; control: the same questions with changed input
+verdict       what a judge makes of a prediction; metric: a number over many of them
+split         train, validation, test, heldout: examples that are used for one purpose
+frame         one picture of a video, as it is stored
+clip          the T frames of a video that a model sees at once
+view          where a clip is taken: its frames and the square of them; "25x1" is 25 test views
+visual token  a vector of the encoder's features, spliced in among the tokens; its slot: where
+prefix        what stands before the first question: system text and visual tokens
+segment       a question and its answer behind a prefix; it sees the prefix and itself
+sequence      one packed row of a batch: a prefix and its segments
+stage         a part of training with a table of what trains, its own length, batch and input
+step          one update of the parameters, of one batch
+train state   parameters, statistics, optimizer state and step
+checkpoint    a train state on disk, with the position in the data
+run           a working directory and what trained in it; recipe: its checked configuration
+host          one process of a job with its devices; mesh: all devices, by axes
 """
 
 import dataclasses
@@ -44,13 +64,13 @@ class VisualLayout:
         if num_frames == 0:
             return np.zeros(0, np.int32)
         if self.kind == "spatiotemporal":
-            places = np.arange(self.frames, self.tokens)
-            return np.concatenate([np.arange(num_frames), places]).astype(np.int32)
+            whole = np.arange(self.frames, self.tokens)
+            return np.concatenate([np.arange(num_frames), whole]).astype(np.int32)
         return np.arange(num_frames * self.tokens // self.frames, dtype=np.int32)
 
 
 class Batch(NamedTuple):
-    """Packed rows: one clip each, with one or more question-answer segments behind its prefix."""
+    """Sequences: one clip each, with one or more question-answer segments behind its prefix."""
 
     frames: np.ndarray  # uint8[B, T, H, W, 3]; T = 0 in a stage that reads captions instead
     frame_mask: np.ndarray  # bool[B, T]; False: padding behind a short video, or an empty row
@@ -73,9 +93,7 @@ class Questions(NamedTuple):
     slots: np.ndarray  # int32[B, P]
     positions: np.ndarray  # int32[B, P]
     segments: np.ndarray  # int32[B, P]; PREFIX or PADDING (on the right)
-    question_tokens: (
-        np.ndarray
-    )  # int32[B, Q, Lq]; questions up to the point where the answer starts
+    question_tokens: np.ndarray  # int32[B, Q, Lq]; questions, up to where the answer starts
     question_mask: np.ndarray  # bool[B, Q, Lq]; False: padding (on the right)
     ids: np.ndarray  # int32[B, Q]; number of the question in the split, or -1 for none
     view_counts: np.ndarray  # int32[B]; how many test clips of the video are this one

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rvllm_jax.data.batches.clips import FrameSampling, View, evaluation_views, read_view
+from rvllm_jax.data.batches.clips import FrameSampling, evaluation_views, read_view
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
@@ -31,10 +31,10 @@ def load_video(
     path: str | Path, sampling: FrameSampling, options: StoreOptions, **how
 ) -> VideoClips:
     """The clips of one file, decoded in this process; raises what `load_videos` gives or raises."""
-    (seen,) = load_videos([path], sampling, options, workers=0, **how)
-    if isinstance(seen, VideoError):
-        raise seen
-    return seen
+    (clips,) = load_videos([path], sampling, options, workers=0, **how)
+    if isinstance(clips, VideoError):
+        raise clips
+    return clips
 
 
 def load_videos(
@@ -80,25 +80,20 @@ def load_videos(
                 elif name in report.bad:
                     yield VideoError(report.bad[name])
                 else:
-                    said = report.info[name], report.notes.get(name, "")
-                    yield _seen(store, name, path, sampling, crop, views, said)
+                    try:
+                        clips = _read_clips(store, name, sampling, crop=crop, views=views)
+                    except ValueError as error:
+                        yield VideoError(f"{path}: {error}")
+                        continue
+                    yield VideoClips(*clips, report.info[name], report.notes.get(name, ""))
 
 
-def _seen(store, name: str, path: Path, sampling, crop: int, views: str, said):
-    entry, times = store.entry(name), store.timestamps(name)
-    shape = entry.height, entry.width
-    try:
-        chosen = evaluation_views(times, *shape, sampling=sampling, crop=crop, views=views)
-    except ValueError as error:
-        return VideoError(f"{path}: {error}")
-    clips = [read_view(store, name, view, frames=sampling.frames) for view in chosen]
+def _read_clips(store: FrameStore, name: str, sampling: FrameSampling, **how) -> list[np.ndarray]:
+    """Frames, mask, counts and times of the distinct test views; raises ValueError as they do."""
+    entry, stored = store.entry(name), store.timestamps(name)
+    views = evaluation_views(stored, entry.height, entry.width, sampling=sampling, **how)
+    clips = [read_view(store, name, view, frames=sampling.frames) for view in views]
     frames, mask = (np.stack(part) for part in zip(*clips, strict=True))
-    counts = np.array([view.count for view in chosen], np.int32)
-    shown = np.stack([_padded(times, view, sampling.frames) for view in chosen])
-    return VideoClips(frames, mask, counts, shown, *said)
-
-
-def _padded(times: np.ndarray, view: View, frames: int) -> np.ndarray:
-    padded = np.full(frames, np.nan)
-    padded[: len(view.indices)] = times[view.indices]
-    return padded
+    times = np.full(mask.shape, np.nan)
+    times[mask] = np.concatenate([stored[view.indices] for view in views])
+    return [frames, mask, np.array([view.count for view in views], np.int32), times]

@@ -79,9 +79,9 @@ def open_data(
         for examples in splits.values():
             check_videos(examples, folder)
         store = _open_store(folder, splits, root, options, workers, progress("decode"))
-    asked = _videos(splits)
-    set_aside = {video: store.bad[video] for video in asked if video in store.bad}
-    check_share(set_aside, len(asked), max_bad)
+    names = _videos(splits)
+    set_aside = {video: store.bad[video] for video in names if video in store.bad}
+    check_share(set_aside, len(names), max_bad)
     for name, reason in set_aside.items():
         logging.warning("set aside: %s: %s", name, reason)
     kept = {
@@ -137,11 +137,11 @@ def _open_prepared(
 
 
 def _origins(paths: dict[str, Path]) -> dict[str, dict]:
-    """What lies beside annotation files that a preparation wrote, without the list of files."""
-    found = {split: read_json_or_empty(path.with_suffix(INFO)) for split, path in paths.items()}
+    """What a preparation recorded beside its annotation files, without the list of files."""
+    infos = {split: read_json_or_empty(path.with_suffix(INFO)) for split, path in paths.items()}
     return {
         split: {key: value for key, value in info.items() if key != "files"}
-        for split, info in found.items()
+        for split, info in infos.items()
         if info
     }
 

@@ -22,8 +22,8 @@ def caption(scene: Scene) -> str:
         if shape.vanishes < scene.frames:
             rank = ("first", "next")[leavers.index(shape.vanishes)]
             deeds.append("vanishes" if count == 1 else f"vanishes {rank}")
-        told = " and ".join(filter(None, (", ".join(deeds[:-1]), deeds[-1])))
-        sentences.append(f"{article} {shape.colour} {shape.form} {told}.")
+        predicate = " and ".join(filter(None, (", ".join(deeds[:-1]), deeds[-1])))
+        sentences.append(f"{article} {shape.colour} {shape.form} {predicate}.")
     return " ".join(sentences)
 
 
