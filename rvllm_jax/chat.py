@@ -18,11 +18,12 @@ from absl import app, flags, logging
 
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.data.text.prompt import TEMPLATE_NAMES
+from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.conversation import Talk, lines_of
 from rvllm_jax.experiments.questions_file import QuestionsError, answer_file
-from rvllm_jax.experiments.saved.answering import Answerer, How
 from rvllm_jax.experiments.saved.open import describe_model
-from rvllm_jax.generation.sampling import Sampling
+from rvllm_jax.generation.clip_fusion import FUSIONS, LOCK_STEP, VOTE
+from rvllm_jax.generation.sampling import GenerationConfig, Sampling
 from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 
@@ -33,7 +34,8 @@ QUESTIONS = flags.DEFINE_string("questions", "", "JSON lines to answer.")
 OUT = flags.DEFINE_string("out", "", "Where the answers to --questions go.")
 VIDEOS = flags.DEFINE_string("videos", "", "Folder that the videos of --questions lie in.")
 BATCH = flags.DEFINE_integer("batch", 8, "Questions of --questions answered together.", 1)
-CLIPS = flags.DEFINE_enum("clips", "1x1", list(VIEWS), "Starts x crops, whose tokens are fused.")
+CLIPS = flags.DEFINE_enum("clips", "1x1", list(VIEWS), "Starts x crops that a video is shown in.")
+FUSION = flags.DEFINE_enum("fusion", LOCK_STEP, FUSIONS, "Several clips to one answer.")
 TEMPLATE = flags.DEFINE_enum("template", "", ["", *TEMPLATE_NAMES], "None: the model's own.")
 CACHE = flags.DEFINE_enum("cache", "", ["", "bfloat16", "float32"], "Of keys and values.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the likeliest token.")
@@ -60,20 +62,29 @@ def main(argv: list[str]) -> None:
 
 
 def chat(video: str = "") -> int:
-    try:
-        sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value)
-        how = How(sampling, MAX_NEW.value, tuple(STOP.value), SEED.value)
-    except ValueError as error:
-        raise QuestionsError(error) from error
+    sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value)
+    config = GenerationConfig(sampling, MAX_NEW.value, tuple(STOP.value), SEED.value)
+    if FUSION.value == VOTE and CLIPS.value != "1x1" and not (QUESTION.value or QUESTIONS.value):
+        raise QuestionsError(
+            "--fusion=vote: which answer counts is known when all clips have given theirs, so that "
+            "it cannot be shown while it is written; ask by --question or --questions, or leave "
+            "--fusion at lock_step"
+        )
     mesh = dict(data=1, fsdp=1, tensor=-1)  # one answer is split over the devices
     described = describe_model(MODEL.value, best=BEST.value, mesh=mesh, template=TEMPLATE.value)
-    answerer = Answerer(described, clips=CLIPS.value, cache_dtype=CACHE.value or None, say=say)
+    answerer = Answerer(
+        described,
+        clips=CLIPS.value,
+        fusion=FUSION.value,
+        cache_dtype=CACHE.value or None,
+        say=say,
+    )
     if QUESTIONS.value:
         options = dict(videos=VIDEOS.value, batch=BATCH.value, say=say)
-        tally = answer_file(answerer, QUESTIONS.value, OUT.value, how, **options)
+        tally = answer_file(answerer, QUESTIONS.value, OUT.value, config, **options)
         say(f"{tally.answered} answered, {tally.failed} failed: {OUT.value}")
         return 3 if tally.failed else 0
-    talk = Talk(answerer, how, sys.stdout, say)
+    talk = Talk(answerer, config, sys.stdout, say)
     talk.open(video, *QUESTION.value)
     for question in QUESTION.value:
         print(talk.ask(question), flush=True)

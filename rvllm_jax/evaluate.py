@@ -19,15 +19,16 @@ import dataclasses
 from absl import app, flags, logging
 
 from rvllm_jax.data.batches.clips import VIEWS
-from rvllm_jax.evaluation.answering import FUSIONS
-from rvllm_jax.experiments.evaluate import Options, evaluate
+from rvllm_jax.experiments.benchmark_run import EvaluationOptions
+from rvllm_jax.experiments.evaluate import evaluate
+from rvllm_jax.generation.clip_fusion import FUSIONS
 from rvllm_jax.hosts import join
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.system.progress import bar
 
-_OPTIONS = Options()
+_OPTIONS = EvaluationOptions()
 
 BENCHMARKS = flags.DEFINE_list("benchmarks", None, "Names, separated by commas.")
 DATA = flags.DEFINE_string("data", "", "Folder of the prepared benchmarks.")
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     keep_all_freed_memory_on_cpu()
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of reading a checkpoint
-    options = Options(
+    options = EvaluationOptions(
         SPLIT.value, CLIPS.value, FUSION.value, MAX_NEW.value, VIDEOS.value, TOGETHER.value,
         CONTROLS.value, SEED.value, ALLOW_PARTIAL.value, FSDP.value, TENSOR.value,
     )  # fmt: skip
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 @report_errors()  # here too: a host that exits with a text gives it to the others
-def answer(options: Options) -> None:
+def answer(options: EvaluationOptions) -> None:
     """On each of the hosts; one that refuses ends all, and tells the others why."""
     progress = bar if HERE.is_first else None
     lines = evaluate(

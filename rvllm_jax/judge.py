@@ -26,7 +26,7 @@ from rvllm_jax.evaluation.answers.predictions import import_predictions
 from rvllm_jax.evaluation.judge import exact, judges
 from rvllm_jax.evaluation.judge.benchmark import Scoring, benchmark_folders, judge_benchmark
 from rvllm_jax.evaluation.judge.endpoint import Patience
-from rvllm_jax.evaluation.judge.prompts import load_prompts
+from rvllm_jax.evaluation.judge.prompts import Prompts, load_prompts
 from rvllm_jax.evaluation.score import compare
 from rvllm_jax.evaluation.score.text import comparison_lines, score_lines
 from rvllm_jax.system.errors import report_errors
@@ -64,6 +64,22 @@ COMPARE = flags.DEFINE_list("compare", [], "Files judged.NAME.jsonl: models, jud
 UNFINISHED = 3
 
 
+def local_judging(prompts: Prompts, **options) -> judges.Judging:
+    from rvllm_jax.evaluation.judge.local import LocalJudge  # the other judges need no JAX
+    from rvllm_jax.experiments.saved.open import open_model
+    from rvllm_jax.generation.engine import Engine
+    from rvllm_jax.generation.unrolled import unroll
+
+    opened = open_model(MODEL.value)
+    model = unroll(opened.module)
+    engine = Engine(model, opened.tokenizer, opened.template, devices=opened.layout)
+    ask = LocalJudge(engine, opened.told, MAX_TOKENS.value)
+    parameters = {"temperature": 0.0, "max_tokens": MAX_TOKENS.value, "step": opened.step}
+    return judges.chat(
+        ask, str(opened.path), prompts, backend="local", parameters=parameters, **options
+    )
+
+
 def judging(stop: threading.Event) -> judges.Judging:
     if BACKEND.value in ("exact", "facts"):
         by_rule = (RULE.value,) if BACKEND.value == "exact" else ()
@@ -71,9 +87,7 @@ def judging(stop: threading.Event) -> judges.Judging:
     common = dict(tries=TRIES.value, faithfulness=FAITHFULNESS.value, name=NAME.value)
     prompts = load_prompts(PROMPTS.value)
     if BACKEND.value == "local":
-        from rvllm_jax.evaluation.judge.local import local_judging  # the others need no JAX
-
-        return local_judging(MODEL.value, prompts, max_new=MAX_TOKENS.value, **common)
+        return local_judging(prompts, **common)
     parameters = judges.request_parameters(
         TEMPERATURE.value, MAX_TOKENS.value, SEED.value, EXTRA.value
     )

@@ -122,7 +122,7 @@ def test_one_question_gives_one_answer(talker, answered):
 @pytest.fixture(scope="module")
 def answered(talker) -> str:
     """What the model says to "what moves?" in 5 tokens, by the room alone."""
-    from rvllm_jax.experiments.saved.answering import Answerer
+    from rvllm_jax.experiments.answerer import Answerer
     from rvllm_jax.experiments.saved.open import describe_model
 
     answerer = Answerer(describe_model(talker))

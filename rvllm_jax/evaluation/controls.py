@@ -4,20 +4,24 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rvllm_jax.data.annotations.example import Turn
-from rvllm_jax.evaluation.asking import Asked, score
+from rvllm_jax.evaluation.answers.questions import Question
+from rvllm_jax.evaluation.score.accuracy import accuracy_by_type
 from rvllm_jax.evaluation.score.normalise import exact
 
-# The options of `Asker.ask` by control; a third, "swapped", shows the videos of `partners`.
-CONTROLS = {
-    "blind": dict(blind=True),  # the normalised frames are zeroed
-    "shuffled": dict(permute=True),  # the order of the frames is permuted
-}
-SWAPPED = "swapped"
+PLAIN = ""  # the control of answers without one
+BLIND, SHUFFLED, SWAPPED = "blind", "shuffled", "swapped"
+
+
+def options(control: str, seed: int) -> dict[str, Any]:
+    """How `Engine.predict` asks under a control; which video "swapped" shows, `partners` says."""
+    return {BLIND: {"blind": True}, SHUFFLED: {"permute_seed": seed}}.get(control, {})
 
 
 def partners(turns: Sequence[Turn], clips: Sequence[int]) -> list[int]:
-    """For each question the place of the one whose video it is asked about when they are swapped.
+    """For each question the index of the one whose video it is asked about when they are swapped.
 
     That is the next one, in a circle, with the same text and another answer: a model that looks now
     gives that answer. A question without such a partner takes the next one of another clip.
@@ -32,56 +36,92 @@ def partners(turns: Sequence[Turn], clips: Sequence[int]) -> list[int]:
         return []
     alike: dict[str, list[int]] = {}
     at = []  # where each question stands among those alike
-    for place, turn in enumerate(turns):
-        own = alike.setdefault(turn.question, [])
-        at.append(len(own))
-        own.append(place)
-    found = []
-    for place, turn in enumerate(turns):
-        same_text = _following(alike[turn.question], at[place])
-        told_apart = (i for i in same_text if not exact(turns[i].answer, turn.answer))
-        candidates = itertools.chain(told_apart, _following(range(len(turns)), place))
-        found.append(next(i for i in candidates if clips[i] != clips[place]))
-    return found
+    for index, turn in enumerate(turns):
+        same = alike.setdefault(turn.question, [])
+        at.append(len(same))
+        same.append(index)
+    chosen = []
+    for index, turn in enumerate(turns):
+        same_text = _following(alike[turn.question], at[index])
+        other_answer = (i for i in same_text if not exact(turns[i].answer, turn.answer))
+        candidates = itertools.chain(other_answer, _following(range(len(turns)), index))
+        chosen.append(next(i for i in candidates if clips[i] != clips[index]))
+    return chosen
 
 
-def _following(places: Sequence[int], start: int) -> Iterator[int]:
-    """All of `places` but the one at `start`, from there on in a circle."""
-    return (places[(start + ahead) % len(places)] for ahead in range(1, len(places)))
+def _following(indices: Sequence[int], start: int) -> Iterator[int]:
+    """All of `indices` but the one at `start`, from there on in a circle."""
+    return (indices[(start + ahead) % len(indices)] for ahead in range(1, len(indices)))
 
 
-def recurring(asked: Sequence[Asked]) -> list[int]:
-    """The places of the questions whose text occurs with different answers: only a look decides."""
+def drawn(
+    questions: Sequence[Question], clips: Sequence[int], count: int, seed: int
+) -> dict[str, dict[int, int]]:
+    """About `count` questions for the controls, drawn by `seed`: {control: {the index of a
+    question: the clip that it is asked about}}.
+
+    clips: the number of each question's clip. The two of a consistency item are drawn together.
+    Without another video to show there is no "swapped".
+    """
+    units: dict[str, list[int]] = {}
+    for number, question in enumerate(questions):
+        units.setdefault(question.pair or f"question {number}", []).append(number)
+    chosen: list[int] = []
+    for unit in np.random.default_rng(seed).permutation(len(units)):
+        if len(chosen) >= count:
+            break
+        chosen += list(units.values())[unit]
+    if not chosen:
+        return {}
+    chosen.sort()
+    plain = {number: clips[number] for number in chosen}
+    controls = {BLIND: plain, SHUFFLED: plain}
+    others = partners([question.turn for question in questions], clips)
+    if others:
+        controls[SWAPPED] = {number: clips[others[number]] for number in chosen}
+    return controls
+
+
+def score(turns: Sequence[Turn], answers: Sequence[str]) -> tuple[dict[str, float], dict[str, int]]:
+    """Accuracy and number of questions, over all and by question type."""
+    return accuracy_by_type([t.kind for t in turns], answers, [t.answer for t in turns])
+
+
+def recurring(turns: Sequence[Turn]) -> list[int]:
+    """The indices of questions whose text occurs with different answers: only a look decides."""
     answers: dict[str, set[str]] = {}
-    for a in asked:
-        answers.setdefault(a.turn.question, set()).add(a.turn.answer)
-    return [i for i, a in enumerate(asked) if len(answers[a.turn.question]) > 1]
+    for turn in turns:
+        answers.setdefault(turn.question, set()).add(turn.answer)
+    return [i for i, turn in enumerate(turns) if len(answers[turn.question]) > 1]
 
 
 def only_seen(
-    plain: Sequence[Asked], controlled: Mapping[str, Sequence[Asked]], others: Sequence[int]
+    turns: Sequence[Turn],
+    plain: Sequence[str],
+    controlled: Mapping[str, Sequence[str]],
+    others: Sequence[int],
 ) -> dict[str, Any]:
     """Of the recurring questions: how many, and what their answers hang on.
 
-    plain, controlled: the answers as it is, and by control. others: `partners` of the questions.
+    plain, controlled: the answers to `turns` as they are, and by control. others: `partners` of the
+    turns.
 
     Returns `{"count": n}`, and where n > 0 also `"plain"` and `"blind"`, the shares answered right,
     and `"swapped": {"changed": x, "follows": x}`, the shares whose answer is another one with the
     videos swapped, and whose answer is then the right one about the video that was shown.
     """
-    places = recurring(plain)
-    if not places:
+    indices = recurring(turns)
+    if not indices:
         return {"count": 0}
-    right = {
-        name: score(asked[i] for i in places)[0]["all"]
-        for name, asked in (("plain", plain), ("blind", controlled["blind"]))
-    }
-    found = {"count": len(places), **right}
+    result: dict[str, Any] = {"count": len(indices)}
+    for name, answers in (("plain", plain), (BLIND, controlled[BLIND])):
+        right = score([turns[i] for i in indices], [answers[i] for i in indices])
+        result[name] = right[0]["all"]
     if SWAPPED in controlled:
         swapped = controlled[SWAPPED]
-        changed = [swapped[i].answer != plain[i].answer for i in places]
-        follows = [exact(swapped[i].answer, plain[others[i]].turn.answer) for i in places]
-        found[SWAPPED] = dict(
-            changed=sum(changed) / len(places), follows=sum(follows) / len(places)
+        changed = [swapped[i] != plain[i] for i in indices]
+        follows = [exact(swapped[i], turns[others[i]].answer) for i in indices]
+        result[SWAPPED] = dict(
+            changed=sum(changed) / len(indices), follows=sum(follows) / len(indices)
         )
-    return found
+    return result

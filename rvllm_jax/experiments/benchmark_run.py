@@ -1,35 +1,46 @@
-"""One benchmark answered by one model: OUT/BENCHMARK with answers.jsonl and info.json."""
+"""One benchmark answered by one model: OUT/BENCHMARK with answers.jsonl and info.json.
+
+A line of answers.jsonl is made by `_record`; `views` in words are its "clips".
+"""
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from rvllm_jax.data.annotations.example import Turn
+from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.data.batches.dataset import Dataset
-from rvllm_jax.data.batches.packing import PackingError
-from rvllm_jax.evaluation.answering import Answering, Machine, record
+from rvllm_jax.data.text import prompt
+from rvllm_jax.evaluation import controls
 from rvllm_jax.evaluation.answers.answer_file import AnswerFile, read_info_if_any
 from rvllm_jax.evaluation.answers.prediction_files import write_predictions
 from rvllm_jax.evaluation.answers.questions import (
     TEXT_GENERATION,
     EvaluationError,
+    Key,
     Question,
     fingerprint,
     questions_of,
 )
-from rvllm_jax.evaluation.asked_groups import Plan, chosen_controls, pending, plan
-from rvllm_jax.evaluation.asked_groups import questions_together as best_together
 from rvllm_jax.evaluation.benchmarks import Benchmark
 from rvllm_jax.evaluation.leakage import overlap
 from rvllm_jax.evaluation.prior import prior
-from rvllm_jax.experiments.evaluate_options import Options
 from rvllm_jax.experiments.saved.open import Opened
+from rvllm_jax.generation.clip_fusion import FUSIONS, LOCK_STEP
+from rvllm_jax.generation.engine import Engine, Prediction
+from rvllm_jax.generation.grouping import (
+    MOST_TOGETHER,
+    Group,
+    Grouping,
+    questions_together,
+    videos_a_batch,
+)
+from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.system.atomic import write_json
 from rvllm_jax.system.fingerprint import recorded
@@ -37,48 +48,109 @@ from rvllm_jax.system.fingerprint import recorded
 _AGAIN = "; answers that are there are kept: to ask again what was mended since, give another --out"
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """How a benchmark is asked; all of it is recorded.
+
+    split: of the prepared ones; "": the only one. clips: test clips a video, a key of clips.VIEWS.
+    fusion: how several give one answer, one of clip_fusion.FUSIONS. max_new: tokens an answer; 0:
+    as the model's recipe says. videos: clips that are encoded at once; 0: the recipe's. together:
+    the most questions behind one copy of a video's prefix. controls: questions asked again under
+    each control, drawn by `seed`; 0: none. allow_partial: accept fewer questions than are
+    published. fsdp, tensor: devices that each array is split over; the others share the clips.
+    """
+
+    split: str = ""
+    clips: str = "1x1"
+    fusion: str = LOCK_STEP
+    max_new: int = 0
+    videos: int = 0
+    together: int = MOST_TOGETHER
+    controls: int = 500
+    seed: int = 0
+    allow_partial: bool = False
+    fsdp: int = 1
+    tensor: int = 1
+
+    def tokens(self, recipe: Recipe) -> int:
+        """Tokens an answer at most."""
+        return self.max_new or recipe.evaluation.max_new
+
+    def check(self) -> None:
+        """Raises EvaluationError."""
+        for name, values in (("clips", tuple(VIEWS)), ("fusion", FUSIONS)):
+            if getattr(self, name) not in values:
+                raise EvaluationError(
+                    f"--{name}={getattr(self, name)}: expected one of {', '.join(values)}"
+                )
+        if (
+            min(self.max_new, self.videos, self.controls, self.seed) < 0
+            or min(self.together, self.fsdp, self.tensor) < 1
+        ):
+            raise EvaluationError(
+                f"--max_new={self.max_new} --videos={self.videos} --together={self.together} "
+                f"--controls={self.controls} --seed={self.seed} --fsdp={self.fsdp} "
+                f"--tensor={self.tensor}: expected no number below 0, and --together, --fsdp and "
+                "--tensor of at least 1"
+            )
+
+
 class BenchmarkRun:
     """One benchmark: everything is checked when it is made, and answered by `run`."""
 
-    def __init__(self, benchmark: Benchmark, opened: Opened, training, out: Path, options: Options):
-        self.benchmark, self.opened, self.options = benchmark, opened, options
-        self.folder, self.training = out / benchmark.name, training
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        dataset: Dataset,
+        opened: Opened,
+        training: Mapping[str, Any] | None,
+        out: Path,
+        options: EvaluationOptions,
+    ):
+        self.benchmark, self.dataset, self.opened = benchmark, dataset, opened
+        self.folder, self.training, self.options = out / benchmark.name, training, options
         self.questions = questions_of(
             benchmark.name, benchmark.examples, benchmark.unusable, benchmark.reasons
         )
-        self.dataset = _dataset(benchmark, opened, options.clips)
-        by_place = _by_place(benchmark)
-        by_id = {question.id: question for question in self.questions}
-        self.asked = [by_id[by_place[place]] for place in self.dataset.questions]
-        self.max_new = options.max_new or opened.recipe.evaluation.max_new
-        self.plan = self._plan()
-        self.answering = Answering(
-            _machine(opened),
-            self.dataset,
-            self.plan,
-            max_new=self.max_new,
+        turns = [(n, t) for n, c in enumerate(benchmark.examples) for t in range(len(c.turns))]
+        by_turn = dict(zip(turns, self.questions, strict=False))  # behind them the unusable ones
+        self.asked = [by_turn[turn] for turn in dataset.questions]
+        self.max_new = options.tokens(opened.recipe)
+        self.grouping = self._grouping()
+        videos = dataset.question_videos
+        drawn = controls.drawn(self.asked, videos, options.controls, options.seed)
+        self.shown = {controls.PLAIN: dict(enumerate(videos))} | drawn
+        self.batches = {name: self.grouping.batches(about) for name, about in self.shown.items()}
+        self.engine = Engine(
+            opened.module,
+            opened.tokenizer,
+            opened.template,
+            config=GenerationConfig(max_new=self.max_new),
             fusion=options.fusion,
-            seed=options.seed,
+            devices=opened.layout,
         )
 
-    def _plan(self) -> Plan:
-        options, rows = self.options, self.opened.layout.batch_shards
-        starts, crops = VIEWS[options.clips]
-        videos = (options.videos or self.opened.recipe.evaluation.batch) // (starts * crops)
-        counts = [len(own) for _, own in self.dataset.question_groups(len(self.asked))]
-        controls = chosen_controls(self.dataset, self.asked, options.controls, options.seed)
-        together = best_together(counts, options.together)
-        videos = -(-max(videos, 1) // rows) * rows
-        return plan(self.dataset, controls, videos=videos, together=together)
+    def _grouping(self) -> Grouping:
+        options, recipe = self.options, self.opened.recipe
+        batch, shards = options.videos or recipe.evaluation.batch, self.opened.layout.batch_shards
+        counts = [len(group) for _, group in self.dataset.question_groups(len(self.asked))]
+        return Grouping(
+            self.dataset,
+            videos=videos_a_batch(batch, options.clips, shards),
+            together=questions_together(counts, options.together),
+        )
 
     def run(self, hash: str) -> list[str]:
+        """Answers what is not answered yet; on host 0 lines that say how it went.
+
+        hash: the checksum of the model's arrays.
+        """
         info = self._info(hash)
         made_with = {name: str(value) for name, value in info["made_with"].items()}
         HERE.same(made_with, f"what answers {self.benchmark.name}")
-        keys = {(question.id, "") for question in self.questions}
-        keys |= {
-            (self.asked[n].id, g.control) for b in self.plan.batches for g in b for n in g.questions
-        }
+        keys = {(question.id, controls.PLAIN) for question in self.questions}
+        for control, batches in self.batches.items():
+            keys |= set().union(*(self._keys(control, batch) for batch in batches))
         file = AnswerFile.open(self.folder, info, keys) if HERE.is_first else None
         try:
             done = _shared(sorted(keys), file.done if file else set())
@@ -88,25 +160,84 @@ class BenchmarkRun:
                 file.close()
         return self._finish(info) if file else []
 
-    def _answer(self, file: AnswerFile | None, done: set, total: int) -> None:
-        split, template = self.benchmark.split, self.opened.template
+    def _keys(self, control: str, batch: list[Group]) -> set[Key]:
+        return {(self.asked[n].id, control) for group in batch for n in group.questions}
+
+    def _answer(self, file: AnswerFile | None, done: set[Key], total: int) -> None:
         for question in self.questions:
-            if file and question.failed and (question.id, "") not in done:
-                file.append(record(question, split, template, None))
-        batches = pending(self.plan, self.asked, done)
+            if file and question.failed and (question.id, controls.PLAIN) not in done:
+                file.append(self._record(question, None))
         show = dict(desc=self.benchmark.name, unit=" questions", disable=None if file else True)
         with tqdm(total=total, initial=len(done), **show) as bar:
-            for said in self.answering.run(batches):
-                new = [s for s in said if (self.asked[s.question].id, s.control) not in done]
-                for one in new if file else ():
-                    file.append(record(self.asked[one.question], split, template, one))
-                bar.update(len(new))
+            for control, batches in self.batches.items():
+                pending = [batch for batch in batches if self._keys(control, batch) - done]
+                how = controls.options(control, self.options.seed)
+                for predictions in self.engine.predict(self.grouping, pending, **how):
+                    questions = [self.asked[prediction.question] for prediction in predictions]
+                    for question, prediction in zip(questions, predictions, strict=True):
+                        if (question.id, control) in done:
+                            continue
+                        if file:
+                            file.append(self._record(question, prediction, control))
+                        bar.update()
+
+    def _record(
+        self, question: Question, prediction: Prediction | None, control: str = controls.PLAIN
+    ) -> dict[str, Any]:
+        """A line of answers.jsonl; no prediction: of a question that could not be asked."""
+        text = question.turn.question
+        prediction = prediction or Prediction(-1, "", [], question.failed)
+        return {
+            "question_id": question.id,
+            "video": question.video,
+            "split": self.benchmark.split,
+            "question": text,
+            "truth": question.turn.answer,
+            "type": question.turn.kind,
+            "criteria": list(question.criteria),
+            "pair": question.pair,
+            "control": control,
+            "prompt": prompt.prompt_text(self.opened.template, text),
+            "answer": prediction.text,
+            "ids": prediction.ids,
+            "clips": self._views(prediction, control),
+            "seconds": round(prediction.seconds, 4),
+            "failed": prediction.failed,
+        }
+
+    def _views(self, prediction: Prediction, control: str) -> list[dict[str, Any]]:
+        """Where the views of a prediction are in their video."""
+        if not prediction.views:
+            return []
+        video = self.dataset.video_name(self.shown[control][prediction.question])
+        times = self.dataset.store.timestamps(video)
+        other = {"video": video} if control == controls.SWAPPED else {}  # not the question's own
+        return [
+            {
+                "start_s": round(float(times[view.indices[0]]), 3),
+                "crop": "y={} x={} size={}".format(*view.box),
+                "count": view.count,
+                **other,
+            }
+            for view in prediction.views
+        ]
 
     def _info(self, hash: str) -> dict[str, Any]:
         """info.json as it is when the answering begins; "made_with" decides what is continued."""
         benchmark, opened, options = self.benchmark, self.opened, self.options
         entries = benchmark.store.entries
         crcs = {question.video: entries[question.video].file_crc for question in self.asked}
+        made_with = {
+            "checkpoint": hash,
+            "questions": fingerprint(self.questions, crcs),
+            "split": benchmark.split,
+            "clips": options.clips,
+            "fusion": options.fusion if self.grouping.views > 1 else "",
+            "max_new": self.max_new,
+            "controls": options.controls,
+            "seed": options.seed,
+            "template": recorded(opened.template, {}),
+        }
         return {
             "benchmark": benchmark.name,
             "split": benchmark.split,
@@ -116,21 +247,9 @@ class BenchmarkRun:
             "lacks": benchmark.partial,
             "model": str(opened.path),
             "checkpoint": {"step": opened.step, "told": opened.told, "hash": hash},
-            "made_with": {
-                "checkpoint": hash,
-                "questions": fingerprint(self.questions, crcs),
-                "split": benchmark.split,
-                "clips": options.clips,
-                "fusion": options.fusion if self.plan.clips > 1 else "",
-                "max_new": self.max_new,
-                "controls": options.controls,
-                "seed": options.seed,
-                "template": recorded(opened.template, {}),
-            },
+            "made_with": made_with,
             "recipe": dataclasses.asdict(opened.recipe),
-            "clips": options.clips,
-            "fusion": options.fusion if self.plan.clips > 1 else "",
-            "max_new": self.max_new,
+            **{name: made_with[name] for name in ("clips", "fusion", "max_new")},
             "controls": {"asked": options.controls, "seed": options.seed},
             "frames": str(benchmark.store.folder.resolve()),
             "version": _version(),
@@ -166,59 +285,11 @@ class BenchmarkRun:
         return [*lines, f"  {info['overlap']['told']}"]
 
 
-def _dataset(benchmark: Benchmark, opened: Opened, clips: str) -> Dataset:
-    data, context = opened.recipe.data, opened.recipe.llama.context
-    step = data.interval // benchmark.store.options.stride
-    options = dataclasses.replace(
-        opened.recipe.dataset_options,
-        sampling=dataclasses.replace(data.sampling, step=step),
-        context=context,
-        max_segments=1,
-        independent_turns=True,
-        views=clips,
-    )
-    # An answer is not shown to the model: a long one must not refuse its question.
-    silent = [
-        dataclasses.replace(c, turns=tuple(Turn(t.question, "-", t.kind) for t in c.turns))
-        for c in benchmark.examples
-    ]
-    try:
-        return Dataset(silent, benchmark.store, opened.tokenizer, opened.template, options)
-    except PackingError as error:
-        raise EvaluationError(
-            f"{benchmark.name}: a prompt is longer than the model's context of {context} tokens: "
-            f"{error}"
-        ) from error
-
-
-def _by_place(benchmark: Benchmark) -> dict[tuple[int, int], str]:
-    """Where a question stands among the examples -> its id."""
-    found = {}
-    for number, example in enumerate(benchmark.examples):
-        own: list[Question] = questions_of(benchmark.name, [example])
-        found |= {(number, turn): question.id for turn, question in enumerate(own)}
-    return found
-
-
-def _machine(opened: Opened) -> Machine:
-    return Machine(
-        opened.model,
-        opened.params,
-        opened.stats,
-        opened.tokenizer,
-        opened.template,
-        opened.recipe.llama.context,
-        put=opened.layout.evaluation_batch,
-        replicated=NamedSharding(opened.layout.mesh, PartitionSpec()),
-        share=opened.layout.share,
-    )
-
-
-def _shared(keys: list, done: set) -> set:
+def _shared(keys: list[Key], done: set[Key]) -> set[Key]:
     """What the first host has done, known to all."""
     bits = np.packbits([key in done for key in keys]).tobytes().hex()
-    told = bytes.fromhex(HERE.from_first(bits, "what is answered"))
-    mask = np.unpackbits(np.frombuffer(told, np.uint8), count=len(keys))
+    first = bytes.fromhex(HERE.from_first(bits, "what is answered"))
+    mask = np.unpackbits(np.frombuffer(first, np.uint8), count=len(keys))
     return {key for key, is_done in zip(keys, mask, strict=True) if is_done}
 
 

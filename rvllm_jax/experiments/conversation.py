@@ -10,11 +10,13 @@ from typing import TextIO
 
 from jax.errors import JaxRuntimeError
 
-from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn
+from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.annotations.llava import llava_example, write_llava
+from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.report import frame_picture
-from rvllm_jax.experiments.saved.answering import REFUSALS, Answerer, How
+from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.generation.streaming import text_of
+from rvllm_jax.system.errors import RvllmError
 
 HELP = """/frames [FILE.png]  a picture of the frames that the model sees, with their times
 /video FILE         look at another video, in a new conversation
@@ -32,14 +34,16 @@ class Talk:
     out: where answers go. say: takes everything else, a line at a time.
     """
 
-    def __init__(self, answerer: Answerer, how: How, out: TextIO, say: Callable[[str], None]):
-        self._answerer, self._how, self._out, self._say = answerer, how, out, say
+    def __init__(
+        self, answerer: Answerer, config: GenerationConfig, out: TextIO, say: Callable[[str], None]
+    ):
+        self._answerer, self._config, self._out, self._say = answerer, config, out, say
         self._written: set[Path] = set()  # files of this conversation, which may be written again
 
     def open(self, path: str | Path, *questions: str) -> None:
         """Looks at a video and encodes it; `questions` are to come and are refused before that.
 
-        Raises one of `answering.REFUSALS`, and what `Answerer.engine` does.
+        Raises PromptError, what `Answerer.look` raises, and what `Answerer.engine` does.
         """
         seen = self._answerer.look(path)
         for question in questions:
@@ -50,8 +54,8 @@ class Talk:
     def ask(self, question: str) -> str:
         """The whole answer to the next turn; raises PromptError."""
         start = time.perf_counter()
-        answer = self._session.ask(question, **vars(self._how))
-        self._tell(start, None)
+        answer = self._session.ask(question, **vars(self._config))
+        self._report(start, None)
         return answer
 
     def run(self, read: Callable[[], str]) -> None:
@@ -73,14 +77,14 @@ class Talk:
                     self._stream(line)
             except KeyboardInterrupt:
                 self._say("stopped")
-            except (*REFUSALS, AnnotationError, OSError) as error:
+            except (RvllmError, OSError) as error:
                 self._say(str(error))
             except JaxRuntimeError as error:
                 self._say(f"the device failed: {str(error).splitlines()[0]}")
 
     def _stream(self, question: str) -> None:
         start, first, stopped = time.perf_counter(), None, False
-        stream = self._session.stream(question, **vars(self._how))
+        stream = self._session.stream(question, **vars(self._config))
         before = len(self._session.turns)
         try:
             with contextlib.closing(stream):
@@ -94,20 +98,19 @@ class Talk:
             stopped = True
         self._out.write("\n")
         self._out.flush()
-        said = self._session.turns[before:]
-        if stopped and not any(turn.answer for turn in said):
+        if stopped and not any(turn.ids for turn in self._session.turns[before:]):
             del self._session.turns[before:]
             self._say("stopped before anything was said; the question is taken back")
             return
         if stopped:
             self._say("stopped; what was said is kept")
-        self._tell(start, first)
+        self._report(start, first)
 
-    def _tell(self, start: float, first: float | None) -> None:
+    def _report(self, start: float, first: float | None) -> None:
         seconds = time.perf_counter() - start
-        tokens = len(self._session.turns[-1].answer)
-        told = f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s"
-        self._say(told + ("" if first is None else f", the first words after {first:.2f} s"))
+        tokens = len(self._session.turns[-1].ids)
+        speed = f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s"
+        self._say(speed + ("" if first is None else f", the first words after {first:.2f} s"))
 
     def _command(self, name: str, argument: str = "") -> None:
         if name == "/help":
@@ -128,7 +131,7 @@ class Talk:
     def _save(self, file: str) -> None:
         """Writes what `data.llava.read_llava` reads as this conversation."""
         decode = self._session.engine.tokenizer.decode
-        asked = [(turn.question, text_of(decode, turn.answer)) for turn in self._session.turns]
+        asked = [(turn.question, text_of(decode, turn.ids)) for turn in self._session.turns]
         turns = tuple(Turn(q.strip(), a.strip()) for q, a in asked if a.strip())
         if not turns:
             self._say("nothing was said yet that could be saved")

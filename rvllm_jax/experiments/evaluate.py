@@ -1,14 +1,17 @@
 """A model asked the questions of benchmarks: checked first, all of them, then answered."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from rvllm_jax.data.annotations.example import Turn
+from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.batches.source import EMBEDDED
 from rvllm_jax.evaluation.answers.answered import digest
 from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.benchmarks import Benchmark, check_names, open_benchmark, open_shapes
-from rvllm_jax.experiments.benchmark_run import BenchmarkRun
-from rvllm_jax.experiments.evaluate_options import Options
+from rvllm_jax.experiments.benchmark_run import BenchmarkRun, EvaluationOptions
 from rvllm_jax.experiments.saved import training_videos
 from rvllm_jax.experiments.saved.open import Opened, describe_model, read_arrays
 from rvllm_jax.hosts.sync import HERE
@@ -20,7 +23,7 @@ def evaluate(
     data: str,
     model: str,
     out: str | Path,
-    options: Options,
+    options: EvaluationOptions,
     *,
     progress: Callable | None = None,
 ) -> list[str]:
@@ -35,49 +38,87 @@ def evaluate(
     raises, before anything is computed.
     """
     check_names(names)
+    out = Path(out)
     options.check()
     mesh = {"data": -1, "fsdp": options.fsdp, "tensor": options.tensor}
     described = describe_model(model, mesh=mesh)
-    of = {
+    identity = {
         "recipe": digest(repr(described.recipe)),
         "tokenizer": described.tokenizer.fingerprint,
         "template": repr(described.template),
     }
-    HERE.same(of, f"--model={model}")
+    HERE.same(identity, f"--model={model}")
     opened = read_arrays(described)
     training = training_videos.read(opened.path)
-    told = [opened.told]
+    lines = [opened.told]
     if training is None:
-        told.append(
+        lines.append(
             f"{opened.path}: holds no {training_videos.FILE}: its training videos are not known, "
             "so that no score can be called zero-shot"
         )
-    opened_all = []
+    benchmarks = []
     for name in names:
         with HERE.first_then_others(f"opening {name}"):  # host 0 renders `shapes`
-            opened_all.append(_open(name, data, opened, options, progress))
-    runs = [BenchmarkRun(own, opened, training, Path(out), options) for own in opened_all]
+            benchmarks.append(_open(name, data, opened, options, progress))
+    runs = [
+        BenchmarkRun(each, _dataset(each, opened, options), opened, training, out, options)
+        for each in benchmarks
+    ]
     hash = checksum(opened.params | opened.stats)
     for run in runs:
-        told += run.run(hash)
-    return told
+        lines += run.run(hash)
+    return lines
 
 
-def _open(name: str, data: str, opened: Opened, options: Options, progress) -> Benchmark:
-    own = opened.recipe.data
+def _open(name: str, data: str, opened: Opened, options: EvaluationOptions, progress) -> Benchmark:
+    recipe = opened.recipe.data
     if name == EMBEDDED:
-        root = data or own.store
-        return open_shapes(root, own.store_options, split=options.split, progress=progress)
+        root = data or recipe.store
+        return open_shapes(root, recipe.store_options, split=options.split, progress=progress)
     if not data:
         raise EvaluationError(f"--benchmarks={name} needs --data, the folder that holds {name}")
-    command = f" --stride={own.stride} --short_side={own.short_side} --interval={own.interval}"
+    side = recipe.short_side
+    command = f" --stride={recipe.stride} --short_side={side} --interval={recipe.interval}"
     how = dict(split=options.split, allow_partial=options.allow_partial, command=command)
     benchmark = open_benchmark(name, data, **how)
     stored = benchmark.store.options
-    if own.interval % stored.stride or stored.short_side != own.short_side:
+    if recipe.interval % stored.stride or stored.short_side != side:
         raise EvaluationError(
             f"{benchmark.folder}: stores every {stored.stride}th frame with a short side of "
-            f"{stored.short_side} pixels, and the model was trained on every {own.interval}th with "
-            f"{own.short_side}; prepare it again, into another folder, with{command}"
+            f"{stored.short_side} pixels, and the model was trained on every {recipe.interval}th "
+            f"with {side}; prepare it again, into another folder, with{command}"
         )
     return benchmark
+
+
+def _dataset(benchmark: Benchmark, opened: Opened, options: EvaluationOptions) -> Dataset:
+    data, context = opened.recipe.data, opened.recipe.llama.context
+    step = data.interval // benchmark.store.options.stride
+    how = dataclasses.replace(
+        opened.recipe.dataset_options,
+        sampling=dataclasses.replace(data.sampling, step=step),
+        context=context,
+        max_segments=1,
+        independent_turns=True,
+        views=options.clips,
+    )
+    # An answer is not shown to the model: a long one must not refuse its question.
+    silent = [
+        dataclasses.replace(c, turns=tuple(Turn(t.question, "-", t.kind) for t in c.turns))
+        for c in benchmark.examples
+    ]
+    try:
+        dataset = Dataset(silent, benchmark.store, opened.tokenizer, opened.template, how)
+    except PackingError as error:
+        raise EvaluationError(
+            f"{benchmark.name}: a prompt is longer than the model's context of {context} tokens: "
+            f"{error}"
+        ) from error
+    length, max_new = dataset.prefix_length + dataset.question_length, options.tokens(opened.recipe)
+    if length + max_new > context:
+        raise EvaluationError(
+            f"the longest prompt has {length} tokens and --max_new={max_new} asks for as many "
+            f"more, but the model's context is {context}: lower --max_new to "
+            f"{max(context - length, 0)} or less"
+        )
+    return dataset

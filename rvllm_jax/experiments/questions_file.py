@@ -23,13 +23,16 @@ from rvllm_jax.data.batches.loose_videos import VideoClips
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import ChatError
 from rvllm_jax.data.video.container import VideoError
-from rvllm_jax.experiments.saved.answering import Answerer, How
+from rvllm_jax.experiments.answerer import Answerer
+from rvllm_jax.generation.clip_fusion import LOCK_STEP
 from rvllm_jax.generation.prompts import PromptError
+from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.system.atomic import read_json_or_empty, write_text
 from rvllm_jax.system.errors import RvllmError
 
 _OURS = ("answer", "answers", "error")
 _SETTINGS = ".settings.json"  # beside the answers: what they were made with
+_OLDER = {"fusion": LOCK_STEP}  # settings of files from before there was a choice
 
 
 class QuestionsError(RvllmError, ValueError):
@@ -45,21 +48,21 @@ class Line:
     questions: tuple[str, ...] = ()
     first: int = 0  # how many questions stand before it in the file
     fault: str = ""  # of the whole line
-    wrong: dict[int, str] = dataclasses.field(default_factory=dict)  # by the place of a question
+    wrong: dict[int, str] = dataclasses.field(default_factory=dict)  # by the index of a question
 
     @property
     def asked(self) -> list[int]:
-        """The places of the questions that can be asked."""
+        """The indices of the questions that can be asked."""
         return [n for n in range(len(self.questions)) if not self.fault and n not in self.wrong]
 
     @property
     def error(self) -> str:
         """What is wrong with the line, or with which of its questions; "" where nothing is."""
         several = len(self.questions) > 1
-        told = [
+        reasons = [
             f"question {n + 1}: {why}" * several or why for n, why in sorted(self.wrong.items())
         ]
-        return self.fault or "; ".join(told)
+        return self.fault or "; ".join(reasons)
 
 
 @dataclasses.dataclass
@@ -117,7 +120,7 @@ def answer_file(
     answerer: Answerer,
     questions: str | Path,
     out: str | Path,
-    how: How,
+    config: GenerationConfig,
     *,
     videos: str | Path = "",
     batch: int = 8,
@@ -142,7 +145,8 @@ def answer_file(
         "template": described.recipe.data.template,
         "stop_ids": list(prompt.stop_ids(described.tokenizer, described.template)),
         "clips": answerer.clips,
-        **json.loads(json.dumps(dataclasses.asdict(how))),
+        "fusion": answerer.fusion,
+        **json.loads(json.dumps(dataclasses.asdict(config))),
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(_claimed(out, settings))
@@ -150,15 +154,15 @@ def answer_file(
         file = stack.enter_context(open(out, "a", encoding="utf-8"))
         tally = Tally(before=sum(len(line.questions) for line in lines if id(line) in done))
         tally.answered = tally.before
-        work = _Work(answerer, how, batch, file, tally)
+        work = _Work(answerer, config, batch, file, tally)
         groups: dict[str, list[Line]] = collections.defaultdict(list)
         for line in lines:
             if id(line) not in done and work.stands(line):
                 groups[line.video].append(line)
         seen = answerer.look_each([Path(videos) / video for video in groups])
-        for number, ((video, own), clips) in enumerate(zip(groups.items(), seen, strict=True), 1):
+        for number, ((video, asked), clips) in enumerate(zip(groups.items(), seen, strict=True), 1):
             start, answered = time.perf_counter(), tally.answered
-            work.about(video, clips, own)
+            work.about(video, clips, asked)
             say(
                 f"[{number}/{len(groups)}] {readable(video)}: "
                 f"{tally.answered - answered} answers in {time.perf_counter() - start:.1f} s; "
@@ -170,7 +174,7 @@ def answer_file(
 @dataclasses.dataclass
 class _Work:
     answerer: Answerer
-    how: How
+    config: GenerationConfig
     batch: int
     file: TextIO
     tally: Tally
@@ -182,18 +186,16 @@ class _Work:
             return
         session = self.answerer.session(seen, readable(video))
         flat = [(line, n) for line in asked for n in line.asked]
-        said: dict[int, dict[int, str]] = collections.defaultdict(dict)
-        options = {key: value for key, value in vars(self.how).items() if key != "seed"}
+        answers: dict[int, dict[int, str]] = collections.defaultdict(dict)
         for at in range(0, len(flat), self.batch):
             batch = flat[at : at + self.batch]
-            seeds = [self.how.seed + line.first + n for line, n in batch]
+            seeds = [self.config.seed + line.first + n for line, n in batch]
             texts = [line.questions[n] for line, n in batch]
-            answers = session.answers(texts, seed=seeds, **options)
-            for (line, n), answer in zip(batch, answers, strict=True):
-                own = said[id(line)]
-                own[n] = answer
-                if len(own) == len(line.asked):
-                    self._write(line, own)
+            predictions = session.predict(texts, seeds=seeds, **vars(self.config))
+            for (line, n), prediction in zip(batch, predictions, strict=True):
+                answers[id(line)][n] = prediction.text
+                if len(answers[id(line)]) == len(line.asked):
+                    self._write(line, answers[id(line)])
 
     def stands(self, line: Line, seen: VideoClips | VideoError | None = None) -> bool:
         """Whether a line has a question that can be asked, by itself or about a video; it is
@@ -210,16 +212,16 @@ class _Work:
             self._write(line)
         return bool(line.asked)
 
-    def _write(self, line: Line, said: Mapping[int, str] = MappingProxyType({})) -> None:
-        """said: the answers by the place of their question."""
+    def _write(self, line: Line, answers: Mapping[int, str] = MappingProxyType({})) -> None:
+        """answers: by the index of their question."""
         count, result = len(line.questions), {}
-        if said:
-            own = [said.get(n) for n in range(count)]
-            result = {"answers": own} if "questions" in line.record else {"answer": own[0]}
+        if answers:
+            texts = [answers.get(n) for n in range(count)]
+            result = {"answers": texts} if "questions" in line.record else {"answer": texts[0]}
         if line.error:
             result["error"] = line.error
-        self.tally.answered += len(said)
-        self.tally.failed += max(1, count) - len(said)
+        self.tally.answered += len(answers)
+        self.tally.failed += max(1, count) - len(answers)
         self.file.write(json.dumps({**line.record, **result}) + "\n")
         self.file.flush()
 
@@ -230,21 +232,21 @@ def _claimed(out: Path, settings: dict) -> Iterator[None]:
 
     The lock is on the settings' file.
     """
-    beside = out.with_name(out.name + _SETTINGS)
-    if out.exists() and not beside.exists():
+    path = out.with_name(out.name + _SETTINGS)
+    if out.exists() and not path.exists():
         raise QuestionsError(
             f"{out}: is there and was not written by this command; give another --out"
         )
     try:
-        file = open(beside, "a+", encoding="utf-8")
+        file = open(path, "a+", encoding="utf-8")
     except OSError as error:
-        raise QuestionsError(f"{beside}: {error.strerror}; give another --out") from error
+        raise QuestionsError(f"{path}: {error.strerror}; give another --out") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise QuestionsError(f"{out}: another process is writing it; wait for it") from error
-        before = read_json_or_empty(beside) if out.exists() else settings
+        before = _OLDER | read_json_or_empty(path) if out.exists() else settings
         other = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
         if other:
             raise QuestionsError(
@@ -270,14 +272,14 @@ def _continued(out: Path, lines: list[Line]) -> set[int]:
             record = json.loads(row)
         except ValueError:
             continue  # half a line, or none
-        own = waiting.get(_key(record)) if "error" not in record else None
-        if own:
-            done.add(id(own.pop()))
+        asked = waiting.get(_key(record)) if "error" not in record else None
+        if asked:
+            done.add(id(asked.pop()))
             kept.append(row + "\n")
     write_text(out, "".join(kept))
     return done
 
 
 def _key(record: dict) -> str:
-    own = {key: value for key, value in record.items() if key not in _OURS}
-    return json.dumps(own, sort_keys=True)
+    question = {key: value for key, value in record.items() if key not in _OURS}
+    return json.dumps(question, sort_keys=True)

@@ -17,13 +17,15 @@ from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.template import Template
 from rvllm_jax.evaluation import controls
-from rvllm_jax.evaluation.asking import Asked, Asker, score
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.report.samples import answered_samples
 from rvllm_jax.experiments.saved import training_videos
 from rvllm_jax.experiments.tokenizer import find_tokenizer, open_tokenizer
+from rvllm_jax.generation.engine import Engine, Prediction
+from rvllm_jax.generation.grouping import Grouping, videos_a_batch
+from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.hosts.sync import HERE
-from rvllm_jax.models.functional import Arrays, FunctionalModel
+from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.system import progress
 from rvllm_jax.system.atomic import read_json
@@ -95,10 +97,13 @@ class Experiment:
         held = held[: self.recipe.evaluation.clips]
         inputs = {stage.input for stage in self.recipe.stages}
         probed = {i: self.dataset(held[: self.recipe.evaluation.probe_videos], i) for i in inputs}
-        asker = self.asker({}, {})
+        groupings = {i: self.grouping(dataset, centred=True) for i, dataset in probed.items()}
+        engine = self.engine()
 
         def probe(input, params, stats):
-            accuracy, _ = score(asker.of(params, stats).ask(probed[input]))
+            asked = engine.with_model(self.model.merge(params, stats))
+            predictions = _predict(asked, groupings[input])
+            accuracy, _ = controls.score(probed[input].turns, _texts(predictions))
             return {f"accuracy/{kind}": value for kind, value in accuracy.items()}
 
         return Trainer(
@@ -112,21 +117,28 @@ class Experiment:
             start=functools.partial(open_start, model.weights, model.random, self.model),
         ).run()
 
-    def asker(self, params: Arrays, stats: Arrays) -> Asker:
-        """Asks the model of these arrays, which lie as `layout.shown` says, on every device."""
+    def engine(self) -> Engine:
+        """Asks the model, greedily; `Engine.with_model` gives it arrays that lie as `layout.shown`
+        says, on every device."""
         evaluation = self.recipe.evaluation
-        return Asker(
-            self.model,
-            params,
-            stats,
+        return Engine(
+            self.model.merge(self.model.params, self.model.stats),
             self.tokenizer,
-            stop_ids=prompt.stop_ids(self.tokenizer, self.template),
-            batch=evaluation.batch,
-            max_new=evaluation.max_new,
-            max_questions=self.recipe.data.questions,
-            put=self.layout.evaluation_batch,
-            fetch=self.layout.fetch,
-            share=self.layout.share,
+            self.template,
+            config=GenerationConfig(max_new=evaluation.max_new),
+            fusion=evaluation.fusion,
+            devices=self.layout,
+        )
+
+    def grouping(self, dataset: Dataset, *, centred: bool = False) -> Grouping:
+        """How a split's questions are batched: about each video's test views, or its middle one."""
+        evaluation = self.recipe.evaluation
+        views = "1x1" if centred else evaluation.test_clips
+        return Grouping(
+            dataset,
+            videos=videos_a_batch(evaluation.batch, views, self.layout.batch_shards),
+            together=self.recipe.data.questions,
+            centred=centred,
         )
 
 
@@ -142,20 +154,30 @@ def evaluate(
     experiment: Experiment, result: Result, datasets: dict[str, Dataset]
 ) -> tuple[dict, list[run_report.Sample]]:
     """Answers every split and, on unseen clips where there are any, the controls."""
-    asker = experiment.asker(*experiment.layout.evaluation_arrays(result.params, result.stats))
+    recipe, shown = (
+        experiment.recipe,
+        experiment.layout.evaluation_arrays(result.params, result.stats),
+    )
+    engine = experiment.engine().with_model(experiment.model.merge(*shown))
     results: dict = {"accuracy": {}, "controls": {}, "counts": {}, "unreadable_questions": {}}
-    samples, asked = [], {}
+    samples, predictions = [], {}
     for split, dataset in datasets.items():
-        asker.warn_of_long(dataset, split)
-        asked[split] = _ask(asker, dataset, f"ask {split}")
-        results["accuracy"][split], results["counts"][split] = score(asked[split])
-        most = experiment.recipe.max_unreadable
-        results["unreadable_questions"][split] = _unreadable(dataset, asked[split], split, most)
-        samples += answered_samples(dataset, asked[split], split)
-    if experiment.recipe.evaluation.controls:
+        _warn_of_long(experiment, dataset, split)
+        predictions[split] = _predict(engine, experiment.grouping(dataset), f"ask {split}")
+        results["accuracy"][split], results["counts"][split] = controls.score(
+            dataset.turns, _texts(predictions[split])
+        )
+        results["unreadable_questions"][split] = _unreadable(
+            dataset, predictions[split], split, recipe.max_unreadable
+        )
+        samples += answered_samples(dataset, predictions[split], split)
+    if recipe.evaluation.controls:
         split = "test" if "test" in datasets else "train"
         results["control_split"] = split
-        results |= _controls(asker, datasets[split], asked[split])
+        grouping = experiment.grouping(datasets[split])
+        results |= _controls(engine, grouping, predictions[split])
+    results["test_clips"] = recipe.evaluation.test_clips
+    results["fusion"] = "" if results["test_clips"] == "1x1" else recipe.evaluation.fusion
     results["seconds"] = result.position.seconds
     results["steps"] = result.position.done
     results["skipped_updates"] = result.position.skipped_all
@@ -165,30 +187,64 @@ def evaluate(
     return results, samples
 
 
-def _unreadable(dataset: Dataset, asked: list[Asked], split: str, most: int) -> int:
+def _predict(
+    engine: Engine,
+    grouping: Grouping,
+    title: str = "",
+    shown: dict[int, int] | None = None,
+    **options,
+) -> list[Prediction]:
+    """Of all questions of a dataset, in its order; with a bar of this title."""
+    predictions: list[Prediction] = []
+    total = len(grouping.dataset.questions)
+    with progress.questions(title, total, shown=bool(title) and HERE.is_first) as bar:
+        for batch in engine.predict(grouping, grouping.batches(shown), **options):
+            predictions += batch
+            bar.update(len(batch))
+    return sorted(predictions, key=lambda prediction: prediction.question)
+
+
+def _texts(predictions: list[Prediction]) -> list[str]:
+    return [prediction.text for prediction in predictions]
+
+
+def _unreadable(dataset: Dataset, predictions: list[Prediction], split: str, most: int) -> int:
     """How many questions of a split were asked about nothing; refused above `most`."""
-    bad, found = [a.example for a in asked if a.unreadable], {}
-    count_unreadable(dataset, bad, found, most=most, what=f"questions of {split}")
-    warn_of_unreadable(found, f"questions of {split}, counted as wrong")
+    bad = [dataset.questions[p.question][0] for p in predictions if p.failed]
+    counts: dict[str, int] = {}
+    count_unreadable(dataset, bad, counts, most=most, what=f"questions of {split}")
+    warn_of_unreadable(counts, f"questions of {split}, counted as wrong")
     return len(bad)
 
 
-def _controls(asker: Asker, dataset: Dataset, plain: list[Asked]) -> dict:
+def _warn_of_long(experiment: Experiment, dataset: Dataset, split: str) -> None:
+    """Warns where a true answer has more tokens than answers are given."""
+    most = experiment.recipe.evaluation.max_new
+    lengths = [len(experiment.tokenizer.encode(turn.answer)) for turn in dataset.turns]
+    if long := sum(length > most for length in lengths):
+        logging.warning(
+            "%s: %d of %d true answers have more than config.evaluation.max_new=%d tokens and "
+            "cannot be given exactly; raise it to %d",
+            split, long, len(lengths), most, max(lengths),
+        )  # fmt: skip
+
+
+def _controls(engine: Engine, grouping: Grouping, plain: list[Prediction]) -> dict:
     """Accuracy under each control; and of the questions that only a look at the video decides."""
-    ways, clips = dict(controls.CONTROLS), dataset.question_videos
-    others = controls.partners(dataset.turns, clips)
+    dataset = grouping.dataset
+    turns, videos = dataset.turns, dataset.question_videos
+    shown = dict.fromkeys((controls.BLIND, controls.SHUFFLED))
+    others = controls.partners(turns, videos)
     if others:
-        ways[controls.SWAPPED] = dict(shown=[clips[other] for other in others])
-    asked = {name: _ask(asker, dataset, name, **how) for name, how in ways.items()}
-    return {
-        "controls": {name: score(own)[0] for name, own in asked.items()},
-        "recurring": controls.only_seen(plain, asked, others),
+        shown[controls.SWAPPED] = {q: videos[other] for q, other in enumerate(others)}
+    answers = {
+        name: _texts(_predict(engine, grouping, name, about, **controls.options(name, seed=0)))
+        for name, about in shown.items()
     }
-
-
-def _ask(asker: Asker, dataset: Dataset, title: str, **how) -> list[Asked]:
-    with progress.questions(title, len(dataset.questions), shown=HERE.is_first) as bar:
-        return asker.ask(dataset, test_clips=True, progress=bar.update, **how)
+    return {
+        "controls": {name: controls.score(turns, texts)[0] for name, texts in answers.items()},
+        "recurring": controls.only_seen(turns, _texts(plain), answers, others),
+    }
 
 
 def show_prompt(recipe: Recipe, workdir: Path, rows: int) -> str:

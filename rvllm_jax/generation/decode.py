@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rvllm_jax.generation.clip_fusion import fuse
 from rvllm_jax.generation.sampling import GREEDY, Sampling, next_token, seen_tokens
 from rvllm_jax.generation.unrolled import UnrolledLlama, unroll
 from rvllm_jax.models import kv_cache
@@ -26,8 +27,8 @@ QUESTION = 1  # its segment: a row holds one question, so all may have the same 
 class Answers(NamedTuple):
     """What the decoding loop carries.
 
-    R = G * C * Q rows: Q questions about each of G videos, each about C clips of it. The clips of a
-    video decode one answer in lock-step, so there are A = G * Q answers.
+    R = G * C * Q rows: Q questions about each of G videos, each in C views of it. The views of a
+    video write one answer in lock-step (generation/clip_fusion.py), so there are A = G * Q answers.
     """
 
     step: jax.Array  # int32; answer tokens written
@@ -35,12 +36,12 @@ class Answers(NamedTuple):
     ended_A: jax.Array  # bool; no more tokens for this answer
     seeds_A: jax.Array  # uint32
     seen_AV: jax.Array | None  # bool; tokens of prompt and answer, for the repetition penalty
-    weights_GCQ: jax.Array  # float32; what each clip's probabilities count
+    weights_GCQ: jax.Array  # float32; what each view's probabilities count
     position_R: jax.Array  # int32; RoPE position of the last token written
     cache: KVCache
 
 
-def places(mesh: Mesh | None, kv_heads: int):
+def shardings(mesh: Mesh | None, kv_heads: int):
     """Where a cache and `Answers` lie that a program returns; None: where the model does."""
     if mesh is None:
         return None, None
@@ -66,35 +67,35 @@ def generate(
     max_new: int,
     stop_ids: tuple[int, ...],
     seed: int | jax.Array = 0,
-    clips: int = 1,
+    views: int = 1,
     cache_dtype=None,
     blind: bool = False,
 ) -> jax.Array:
-    """Answers as int32[B / clips, Q, max_new]. Pure: to be called under jit.
+    """Answers as int32[B / views, Q, max_new]. Pure: to be called under jit.
 
     An answer ends with the first of `stop_ids` that comes; the places behind it, and the rows that
     hold no question (id -1), are filled with `stop_ids[0]`. The loop ends when all have ended.
 
     Args:
-        seed: of answer (g, q), int[B / clips, Q]; of one number, answer a in that order gets
+        seed: of answer (g, q), int[B / views, Q]; of one number, answer a in that order gets
             seed + a. Answers with equal seeds and equal prompts are equal, in any batch.
-        clips: so many rows in succession are clips of one video, asked the same questions. Their
+        views: so many rows in succession are views of one video, asked the same questions. Their
             next-token probabilities are averaged, weighted by `questions.view_counts`, and all go
-            on with the token chosen from the average. A clip without a question (id -1: it could
+            on with the token chosen from the average. A view without a question (id -1: it could
             not be read) does not count.
         cache_dtype: of the keys and values, bfloat16 or float32; the decoder's own if None.
         blind: the control of `VideoLLM.encode`.
 
     Raises:
-        ValueError: `max_new` below 1, no stop id, or rows that are no multiple of `clips`.
+        ValueError: `max_new` below 1, no stop id, or rows that are no multiple of `views`.
     """
     B, Q, Lq = questions.question_tokens.shape
-    _check(B, max_new, stop_ids, clips)
-    G = B // clips
+    _check(B, max_new, stop_ids, views)
+    G = B // views
     model = unroll(model)
     prefix = read_prefix(model, questions, 0, blind=blind, cache_dtype=cache_dtype)
-    asked_GCQ = (questions.ids >= 0).reshape(G, clips, Q)
-    weights_GCQ = asked_GCQ * jnp.asarray(questions.view_counts, jnp.float32).reshape(G, clips, 1)
+    asked_GCQ = (questions.ids >= 0).reshape(G, views, Q)
+    weights_GCQ = asked_GCQ * jnp.asarray(questions.view_counts, jnp.float32).reshape(G, views, 1)
     seeds = jnp.asarray(seed, jnp.uint32)
     if seeds.ndim == 0:
         seeds = seeds + jnp.arange(G * Q, dtype=jnp.uint32)
@@ -103,7 +104,7 @@ def generate(
         tokens_AM=jnp.full((G * Q, max_new), stop_ids[0], jnp.int32),
         ended_A=~jnp.any(asked_GCQ, axis=1).reshape(-1),
         seeds_A=jnp.broadcast_to(seeds.reshape(-1), G * Q),
-        seen_AV=None if sampling.repetition_penalty == 1 else _seen(model, questions, clips),
+        seen_AV=None if sampling.repetition_penalty == 1 else _seen(model, questions, views),
         weights_GCQ=weights_GCQ,
         position_R=jnp.repeat(prefix_ends(questions), Q) - 1,
         cache=kv_cache.behind(prefix, Q, Lq + max_new),
@@ -115,13 +116,13 @@ def generate(
     return answers.tokens_AM.reshape(G, Q, max_new)
 
 
-def _check(rows, max_new, stop_ids, clips) -> None:
+def _check(rows, max_new, stop_ids, views) -> None:
     if max_new < 1:
         raise ValueError(f"max_new={max_new}: an answer needs room for 1 token at least")
     if not stop_ids:
         raise ValueError("stop_ids is empty: give the id that ends an answer (-1 for none)")
-    if clips < 1 or rows % clips:
-        raise ValueError(f"clips={clips}: {rows} rows are no multiple of it")
+    if views < 1 or rows % views:
+        raise ValueError(f"views={views}: {rows} rows are no multiple of it")
 
 
 def read_prefix(
@@ -224,26 +225,8 @@ def _chosen(model: VideoLLM, answers: Answers, hidden_RD, sampling, stop_ids) ->
     )
 
 
-def fuse(logits_RV: jax.Array, weights_GCQ: jax.Array) -> jax.Array:
-    """Logits [A, V] whose softmax is the weighted mean of the clips' softmaxes.
-
-    Their level is the mean level of the clips' logits, for the repetition penalty, which depends
-    on it: equal clips give the logits of one. Where all weights are 0 they count alike.
-    """
-    G, C, Q = weights_GCQ.shape
-    if C == 1:
-        return logits_RV
-    logits_GCQV = logits_RV.reshape(G, C, Q, -1)
-    total_G1Q = jnp.sum(weights_GCQ, axis=1, keepdims=True)
-    share_GCQ1 = jnp.where(total_G1Q > 0, weights_GCQ / total_G1Q, 1 / C)[..., None]
-    level_GCQ1 = jax.nn.logsumexp(logits_GCQV, axis=-1, keepdims=True)
-    log_mean_GQV = jax.nn.logsumexp(logits_GCQV - level_GCQ1, axis=1, b=share_GCQ1)
-    level_GQ1 = jnp.sum(jnp.where(share_GCQ1 > 0, share_GCQ1 * level_GCQ1, 0), axis=1)
-    return (log_mean_GQV + level_GQ1).reshape(G * Q, -1)
-
-
-def _seen(model: VideoLLM, questions: Questions, clips: int) -> jax.Array:
-    """The tokens of each answer's prompt, bool[A, V]; those of a video's clips together."""
+def _seen(model: VideoLLM, questions: Questions, views: int) -> jax.Array:
+    """The tokens of each answer's prompt, bool[A, V]; those of a video's views together."""
     B, Q, Lq = questions.question_tokens.shape
     vocab_size = model.decoder.config.vocab_size
     text_BP = (questions.segments == PREFIX) & (questions.slots == NO_SLOT)
@@ -252,4 +235,4 @@ def _seen(model: VideoLLM, questions: Questions, clips: int) -> jax.Array:
         x.reshape(B * Q, Lq) for x in (questions.question_tokens, questions.question_mask)
     )
     seen_RV = jnp.repeat(prefix_BV, Q, axis=0) | seen_tokens(asked_RL, mask_RL, vocab_size)
-    return jnp.any(seen_RV.reshape(-1, clips, Q, vocab_size), axis=1).reshape(-1, vocab_size)
+    return jnp.any(seen_RV.reshape(-1, views, Q, vocab_size), axis=1).reshape(-1, vocab_size)

@@ -19,11 +19,11 @@ class PromptError(RvllmError, ValueError):
 
 
 @dataclasses.dataclass
-class Turn:
+class AnsweredTurn:
     """A question and the ids of its answer, without the id that ended it."""
 
     question: str
-    answer: list[int]
+    ids: list[int]
 
 
 def prefixes(
@@ -67,7 +67,7 @@ def asked(
     tokenizer: Tokenizer,
     template: prompt.Template,
     question: str,
-    turns: Sequence[Turn],
+    turns: Sequence[AnsweredTurn],
     *,
     prefix: int,
     context: int,
@@ -89,7 +89,7 @@ def asked(
     ids, end = [], prompt.end_id(tokenizer, template)
     for number, turn in enumerate(turns):
         ids += prompt.question_ids(tokenizer, template, turn.question, first=number == 0)
-        ids += [*turn.answer, end]
+        ids += [*turn.ids, end]
     ids += prompt.question_ids(tokenizer, template, question, first=not turns)
     if prefix + len(ids) >= context:
         raise PromptError(
@@ -109,10 +109,10 @@ def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, mask
 
 
-def common(held: Sequence[int], wanted: Sequence[int]) -> int:
+def common(cached: Sequence[int], wanted: Sequence[int]) -> int:
     """How many ids the two have in common from the first on."""
-    pairs = zip(held, wanted, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(held), len(wanted)))
+    pairs = zip(cached, wanted, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(cached), len(wanted)))
 
 
 def batch_size(number: int) -> int:

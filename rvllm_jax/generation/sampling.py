@@ -1,4 +1,4 @@
-"""Choosing the next token from logits: greedy or at random, within the likeliest tokens.
+"""How an answer is made: the next token chosen from logits, greedy or at random.
 
 The order is that of Hugging Face's `generate`: repetition penalty, temperature, top-k, top-p. All
 functions are pure; a row's choice depends on its own logits and key alone, never on its neighbours.
@@ -8,6 +8,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+
+from rvllm_jax.system.errors import RvllmError
+
+
+class SamplingError(RvllmError, ValueError):
+    """A value of a generation config outside its range; says what is expected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Sampling:
     top_p: only the likeliest tokens that together reach this probability; 1 leaves all.
     repetition_penalty: logits of tokens that the prompt or the answer holds already are divided by
         it where positive, multiplied where negative (Keskar et al. 2019); 1 changes nothing.
-    Raises ValueError for values outside these ranges.
+    Raises SamplingError for values outside these ranges.
     """
 
     temperature: float = 0.0
@@ -39,10 +45,33 @@ class Sampling:
         }
         for name, (fits, expected) in ranges.items():
             if not fits:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
+                raise SamplingError(f"{name}={getattr(self, name)}: expected {expected}")
 
 
 GREEDY = Sampling()
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How an answer is made.
+
+    sampling: how its tokens are chosen. max_new: how many at most. stop: texts that end it, and are
+    no part of it. seed: of the sampling; question number n of several gets seed + n.
+    Raises SamplingError for a `max_new` below 1 and for an empty text in `stop`.
+    """
+
+    sampling: Sampling = GREEDY
+    max_new: int = 256
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.max_new < 1:
+            raise SamplingError(
+                f"max_new={self.max_new}: an answer needs room for 1 token at least"
+            )
+        if not all(self.stop):
+            raise SamplingError("a stop string is empty: it would end every answer at once")
 
 
 def seen_tokens(tokens_RL: jax.Array, mask_RL: jax.Array, vocab_size: int) -> jax.Array:

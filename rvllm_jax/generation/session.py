@@ -1,110 +1,47 @@
 """A conversation about one video: it is encoded once, and what was read stays in the cache.
 
-An `Engine` holds a model's compiled programs; each `Session` of it is one video, with any number of
-questions and turns. The cache follows the conversation: a turn reads what is new in its prompt, and
-nothing else, whatever the turns before it have become.
+Any number of questions and turns. The cache follows the conversation: a turn reads what is new in
+its prompt, and nothing else, whatever the turns before it have become.
 """
 
-import functools
-import itertools
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
-from rvllm_jax.data.text import prompt as chat
-from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.generation import decode, prompts
-from rvllm_jax.generation.prompts import PromptError, Turn
-from rvllm_jax.generation.sampling import GREEDY, Sampling, seen_tokens
-from rvllm_jax.generation.streaming import TextStream, cut_ids
-from rvllm_jax.generation.unrolled import unroll
+from rvllm_jax.generation.clip_fusion import VOTE
+from rvllm_jax.generation.prompts import AnsweredTurn, PromptError
+from rvllm_jax.generation.sampling import GenerationConfig, seen_tokens
+from rvllm_jax.generation.streaming import TextStream, cut_ids, text_of
 from rvllm_jax.models import kv_cache
 from rvllm_jax.models.kv_cache import KVCache
-from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import NO_SLOT, PREFIX
 
-__all__ = ["Engine", "PromptError", "Session", "Turn"]
 _CACHE = 128  # tokens; a cache has room for a multiple, so that few sizes are compiled
 _LOOK = 16  # tokens decoded between two looks for stop strings in answers given together
 
 
-class Engine:
-    """A model that answers: its arrays, its layers taken apart once, and its compiled programs.
+class Session:
+    """One video and what was said about it, in `turns`, which the caller may shorten or clear.
 
-    context: tokens of a video, its questions and answers together, at most the decoder's own.
-    cache_dtype: bfloat16 or float32; the model's own if None. Attention is computed in the model's
-        dtype all the same: bfloat16 halves the cache and costs the rounding of keys and values.
-    mesh: that the model's arrays lie on, if they lie on several devices; the heads of the cache are
-        then split over its axis "tensor", where they can be. Rows are not split.
+    engine: a `generation.engine.Engine` whose layers are apart; `Engine.session` makes sessions.
+    Options of a question are the fields of GenerationConfig; the engine's config has the others.
     """
 
-    def __init__(
-        self,
-        model: VideoLLM,
-        tokenizer: Tokenizer,
-        template: chat.Template,
-        *,
-        context: int | None = None,
-        cache_dtype=None,
-        mesh: Mesh | None = None,
-    ):
-        self.tokenizer, self.template, self.layout = tokenizer, template, model.layout
-        self.context = min(context or model.decoder.config.context, model.decoder.config.context)
-        self.vocab_size = model.decoder.config.vocab_size
-        self.stop_ids = chat.stop_ids(tokenizer, template)
-        graph, self._arrays = nnx.split(unroll(model))
-        in_cache, self._in_answers = decode.places(mesh, model.decoder.config.kv_heads)
-
-        def program(function, **options):
-            def run(arrays, *rest):
-                return function(nnx.merge(graph, arrays), *rest)
-
-            return jax.jit(run, **options)
-
-        read = functools.partial(decode.read_prefix, free=0, cache_dtype=cache_dtype)
-        self._prefix = program(read, out_shardings=in_cache)
-        # The conversation's own cache is given away and comes back, written in place.
-        given = dict(donate_argnums=1, out_shardings=self._in_answers)
-        self._read = program(decode.read_asked, static_argnums=(4, 5), **given)
-        self._advance = program(decode.advance, static_argnums=(3, 4), **given)
-        self.read_prefix = functools.partial(self._prefix, self._arrays)
-        self.read_asked = functools.partial(self._read, self._arrays)
-        self.advance = functools.partial(self._advance, self._arrays)
-
-    def placed(self, answers: decode.Answers) -> decode.Answers:
-        """Answers where the programs return them: left to itself the compiler may split what comes
-        in otherwise, which then cannot be given away."""
-        return answers if self._in_answers is None else jax.device_put(answers, self._in_answers)
-
-    def session(
-        self, frames: np.ndarray, frame_mask: np.ndarray, counts: Sequence[int] | None = None
-    ) -> "Session":
-        """A conversation about a video, which is encoded now.
-
-        frames: uint8[T, H, W, 3] and frame_mask: bool[T], or [C, ...] of C clips of the video,
-        which decode in lock-step (`decode.generate`), weighted by `counts`, int[C].
-        """
-        if frames.ndim == 4:
-            frames, frame_mask = frames[None], frame_mask[None]
-        return Session(self, frames, frame_mask, counts)
-
-
-class Session:
-    """One video and what was said about it, in `turns`, which the caller may shorten or clear."""
-
-    def __init__(self, engine: Engine, frames, frame_mask, counts=None):
+    def __init__(self, engine, frames, frame_mask, counts=None):
         self.engine, self.turns = engine, []
         self._questions = prompts.prefixes(
             engine.tokenizer, engine.template, engine.layout, frames, frame_mask, counts
         )
         self._starts = np.asarray(decode.prefix_ends(self._questions), np.int32)
+        # How many answers there are to a question until they have voted.
+        self._voters = len(self._starts) if engine.fusion == VOTE else 1
         self._prefix = engine.read_prefix(self._questions)
         self._slots = self._prefix.segments.shape[1]
-        self._cache, self._held = None, []  # of the conversation, and the ids behind the prefix
+        self._cache, self._cached = None, []  # of the conversation, and the ids behind the prefix
 
     def wait(self) -> int:
         """Returns when the video is encoded: the tokens up to its end."""
@@ -115,119 +52,133 @@ class Session:
         """Begins a new conversation about the same video."""
         self.turns = []
 
-    def ask(self, question: str, **options) -> str:
-        """The whole answer to the next turn, without outer white space; options as in `stream`."""
-        return "".join(self.stream(question, **options)).strip()
+    def ask(self, question: str, *, stop_ids: tuple[int, ...] = (), **options) -> str:
+        """The whole answer to the next turn, without outer white space; otherwise as `stream`."""
+        if self._voters == 1:
+            return "".join(self.stream(question, stop_ids=stop_ids, **options)).strip()
+        config = self._config(options)
+        asked = [self._prompt(question, self.turns)]
+        (prediction,) = self._predict(asked, [config.seed], config, stop_ids)
+        self.turns.append(AnsweredTurn(question, prediction.ids))
+        return prediction.text
 
-    def stream(
-        self,
-        question: str,
-        *,
-        sampling: Sampling = GREEDY,
-        max_new: int = 256,
-        stop: Sequence[str] = (),
-        stop_ids: tuple[int, ...] = (),
-        seed: int = 0,
-    ) -> Iterator[str]:
+    def stream(self, question: str, *, stop_ids: tuple[int, ...] = (), **options) -> Iterator[str]:
         """The next turn's answer, piece by piece, in whole characters.
 
-        It ends with one of `chat.stop_ids`, of `stop_ids` or of the strings `stop`, or after
-        `max_new` tokens, fewer where the context ends. Closed or interrupted before, the turn keeps
-        what was said. Raises PromptError, before anything is computed.
+        It ends with one of the template's stop ids, of `stop_ids` or of the strings `stop`, or
+        after `max_new` tokens, fewer where the context ends. Closed or interrupted before, the turn
+        keeps what was said. Raises SamplingError for an option out of its range and, before
+        anything is computed, PromptError: also where several views vote, since what they say is
+        known when the last of them has ended.
         """
+        config = self._config(options)
+        if self._voters > 1:
+            raise PromptError(
+                f"an answer that {self._voters} views vote on cannot be shown while it is written: "
+                "ask for whole answers, or let the views write one together (lock_step)"
+            )
         prompt = self._prompt(question, self.turns)
-        _check_room(max_new)
-        stop_ids = self._stop_ids(stop_ids)
-        text = TextStream(self.engine.tokenizer.decode, stop)
-        how = sampling, min(max_new, self._room(prompt)), stop_ids, seed
-        return self._stream(question, prompt, text, *how)
+        config = dataclasses.replace(config, max_new=min(config.max_new, self._room(prompt)))
+        return self._stream(question, prompt, config, self._stop_ids(stop_ids))
 
-    def _stream(self, question, prompt, text, sampling, max_new, stop_ids, seed):
-        answers = self._begin(prompt, sampling, max_new, stop_ids, seed)
-        said: list[int] = []
+    def _stream(self, question, prompt, config, stop_ids):
+        text = TextStream(self.engine.tokenizer.decode, config.stop)
+        answers = self._begin(prompt, config, stop_ids)
+        ids: list[int] = []
         try:
             while True:
                 token = int(answers.tokens_AM[0, int(answers.step) - 1])
                 if token in stop_ids:
                     break
-                said.append(token)
+                ids.append(token)
                 if piece := text.add(token):
                     yield piece
-                if text.stopped or len(said) == max_new:
+                if text.stopped or len(ids) == config.max_new:
                     break
-                answers = self._go_on(answers, prompt, said, sampling, stop_ids)
+                answers = self._go_on(answers, prompt, ids, config, stop_ids)
             if piece := text.finish():
                 yield piece
         finally:
             if text.stopped:
-                tokenizer = self.engine.tokenizer
-                said = cut_ids(tokenizer.decode, tokenizer.encode, said, text.text)
-            self.turns.append(Turn(question, said))
+                ids = cut_ids(self.engine.tokenizer, ids, text.text)
+            self.turns.append(AnsweredTurn(question, ids))
 
-    def answers(
+    def answers(self, questions: Sequence[str], **options) -> list[str]:
+        """The texts of `predict`."""
+        return [prediction.text for prediction in self.predict(questions, **options)]
+
+    def predict(
         self,
         questions: Sequence[str],
         *,
-        sampling: Sampling = GREEDY,
-        max_new: int = 256,
-        stop: Sequence[str] = (),
+        seeds: Sequence[int] | None = None,
         stop_ids: tuple[int, ...] = (),
-        seed: int | Sequence[int] = 0,
-    ) -> list[str]:
-        """Answers to questions asked apart, without history, decoded together.
+        **options,
+    ) -> list:
+        """A `Prediction` for each of several questions, asked apart, without history, and decoded
+        together.
 
         They share the video's cache and leave the conversation as it is; each is what `ask` says
-        to the question alone. Of one `seed`, question number n gets seed + n.
+        to the question alone. seeds: one a question; by default question number n gets the seed of
+        the options + n. Raises as `stream` does.
         """
+        config = self._config(options)
         asked = [self._prompt(question, []) for question in questions]
-        _check_room(max_new)
-        TextStream(self.engine.tokenizer.decode, stop)  # refuses what is no stop string
         if not asked:
             return []
-        count, limits = len(asked), [min(max_new, self._room(ids)) for ids in asked]
-        seeds = seed + np.arange(count) if np.ndim(seed) == 0 else np.asarray(seed)
-        asked += [asked[0]] * (prompts.batch_size(count) - count)
-        seeds = np.resize(seeds, len(asked))
+        if seeds is None:
+            seeds = [config.seed + number for number in range(len(asked))]
+        return self._predict(asked, seeds, config, stop_ids)
+
+    def _predict(self, asked, seeds, config, stop_ids):
+        engine, count = self.engine, len(asked)
+        limits = [min(config.max_new, self._room(ids)) for ids in asked]
+        asked = [*asked, *[asked[0]] * (prompts.batch_size(count) - count)]
         most, stop_ids = max(limits), self._stop_ids(stop_ids)
         cache = self._grown(self._prefix, max(map(len, asked)) + most, len(asked))
-        answers = self._unanswered(asked, cache, sampling, most, seeds)
-        answers = self.engine.placed(answers._replace(ended_A=jnp.arange(len(asked)) >= count))
-        answers = self.engine.read_asked(answers, *self._rows(asked), sampling, stop_ids)
-        until, at_once = 0, _LOOK if stop else most
+        answers = self._unanswered(asked, cache, config, most, np.resize(seeds, len(asked)))
+        padding = np.tile(np.arange(len(asked)) >= count, self._voters)
+        answers = engine.placed(answers._replace(ended_A=jnp.asarray(padding)))
+        answers = engine.read_asked(answers, *self._rows(asked), config.sampling, stop_ids)
+        until, at_once = 0, _LOOK if config.stop else most
         while True:
             until = min(until + at_once, most)
-            answers = self.engine.advance(answers, until, sampling, stop_ids)
-            rows = np.asarray(answers.tokens_AM)[:count, : int(answers.step)].tolist()
-            texts = [
-                self._text(ids[:limit], stop, stop_ids)
-                for ids, limit in zip(rows, limits, strict=True)
-            ]
-            ended = np.array(answers.ended_A)
-            ended[:count] |= [text.stopped for text in texts]
+            answers = engine.advance(answers, until, config.sampling, stop_ids)
+            tokens = np.asarray(answers.tokens_AM)[:, : int(answers.step)]
+            tokens = tokens.reshape(self._voters, len(asked), -1)
+            stopped = [[self._has_stopped(ids, config, stop_ids) for ids in own] for own in tokens]
+            ended = np.asarray(answers.ended_A) | np.ravel(stopped)
             if until == most or ended.all():
-                return [text.text.strip() for text in texts]
-            answers = self.engine.placed(answers._replace(ended_A=jnp.asarray(ended)))
+                break
+            answers = engine.placed(answers._replace(ended_A=jnp.asarray(ended)))
+        counts, how = self._questions.view_counts, dict(stop=config.stop, stop_ids=stop_ids)
+        return [
+            engine.prediction(n, tokens[:, n, :limit], counts, **how)
+            for n, limit in enumerate(limits)
+        ]
 
-    def _stop_ids(self, given: Sequence[int]) -> tuple[int, ...]:
-        return tuple(dict.fromkeys([*self.engine.stop_ids, *given]))
+    def _config(self, options: dict) -> GenerationConfig:
+        return dataclasses.replace(self.engine.config, **options)
 
-    def _text(self, ids: Sequence[int], stop, stop_ids) -> TextStream:
-        """The text of an answer's ids up to the first that ends it."""
-        text = TextStream(self.engine.tokenizer.decode, stop)
-        for token in itertools.takewhile(lambda token: token not in stop_ids, ids):
-            text.add(token)
-        text.finish()
-        return text
+    def _stop_ids(self, more: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys([*self.engine.stop_ids, *more]))
 
-    def _begin(self, prompt, sampling, max_new, stop_ids, seed) -> decode.Answers:
+    def _has_stopped(self, ids: np.ndarray, config: GenerationConfig, stop_ids) -> bool:
+        """Whether one of the texts that end an answer is in it."""
+        if not config.stop:
+            return False
+        text = text_of(self.engine.tokenizer.decode, decode.before_stop(ids, stop_ids))
+        return any(each in text for each in config.stop)
+
+    def _begin(self, prompt, config, stop_ids) -> decode.Answers:
         """Reads what of the prompt the cache does not hold, and chooses the first token."""
         if self._cache is None:
-            self._cache, self._held = self._prefix, []
+            self._cache, self._cached = self._prefix, []
         # At least the last token is read: its logits are needed.
-        kept = min(prompts.common(self._held, prompt), len(prompt) - 1)
-        cache = self._grown(self._cache, len(prompt) + max_new)
+        kept = min(prompts.common(self._cached, prompt), len(prompt) - 1)
+        cache = self._grown(self._cache, len(prompt) + config.max_new)
         self._cache = None  # given away from here on; if interrupted, made anew by the next turn
-        answers = self._unanswered([prompt], cache, sampling, max_new, [seed])
+        answers = self._unanswered([prompt], cache, config, config.max_new, [config.seed])
         answers = self.engine.placed(
             answers._replace(
                 cache=cache._replace(length=jnp.int32(self._slots + kept)),
@@ -235,20 +186,21 @@ class Session:
             )
         )
         new = self._rows([prompt[kept:]])
-        return self._holding(self.engine.read_asked(answers, *new, sampling, stop_ids), prompt)
+        answers = self.engine.read_asked(answers, *new, config.sampling, stop_ids)
+        return self._with_cached(answers, prompt)
 
-    def _go_on(self, answers, prompt, said, sampling, stop_ids) -> decode.Answers:
+    def _go_on(self, answers, prompt, ids, config, stop_ids) -> decode.Answers:
         self._cache = None
-        answers = self.engine.advance(answers, len(said) + 1, sampling, stop_ids)
-        return self._holding(answers, [*prompt, *said])
+        answers = self.engine.advance(answers, len(ids) + 1, config.sampling, stop_ids)
+        return self._with_cached(answers, [*prompt, *ids])
 
-    def _holding(self, answers, ids) -> decode.Answers:
+    def _with_cached(self, answers, ids) -> decode.Answers:
         """Notes what the cache holds; padding behind it is written over."""
         length = jnp.int32(self._slots + len(ids))
-        self._cache, self._held = answers.cache._replace(length=length), ids
+        self._cache, self._cached = answers.cache._replace(length=length), ids
         return answers._replace(cache=self._cache)
 
-    def _prompt(self, question: str, turns: Sequence[Turn]) -> list[int]:
+    def _prompt(self, question: str, turns: Sequence[AnsweredTurn]) -> list[int]:
         engine = self.engine
         sizes = dict(prefix=int(self._starts.max()), context=engine.context)
         return prompts.asked(engine.tokenizer, engine.template, question, turns, **sizes)
@@ -265,21 +217,21 @@ class Session:
         # Not the prefix's own array: it would be given away.
         return cache._replace(length=jnp.int32(self._slots))
 
-    def _unanswered(self, asked, cache, sampling, max_new, seeds) -> decode.Answers:
-        count, seen = len(asked), None
-        if sampling.repetition_penalty != 1:
+    def _unanswered(self, asked, cache, config, max_new, seeds) -> decode.Answers:
+        count, voters, seen = len(asked), self._voters, None
+        if config.sampling.repetition_penalty != 1:
             head = self._questions
             text = head.tokens[0][(head.segments[0] == PREFIX) & (head.slots[0] == NO_SLOT)]
-            seen = seen_tokens(
-                *prompts.padded([[*text, *ids] for ids in asked]), self.engine.vocab_size
-            )
+            rows = prompts.padded([[*text, *ids] for ids in asked])
+            seen = jnp.tile(seen_tokens(*rows, self.engine.vocab_size), (voters, 1))
         room = prompts.round_up(max_new, _CACHE)
-        counts = jnp.asarray(self._questions.view_counts, jnp.float32)[None, :, None]
+        # The views of an answer: all of them, or each a group of its own, where they vote.
+        counts = jnp.asarray(self._questions.view_counts, jnp.float32).reshape(voters, -1, 1)
         return decode.Answers(
             step=jnp.int32(0),
-            tokens_AM=jnp.full((count, room), self.engine.stop_ids[0], jnp.int32),
-            ended_A=jnp.zeros(count, bool),
-            seeds_A=jnp.asarray(np.asarray(seeds).astype(np.uint32)),
+            tokens_AM=jnp.full((voters * count, room), self.engine.stop_ids[0], jnp.int32),
+            ended_A=jnp.zeros(voters * count, bool),
+            seeds_A=jnp.tile(jnp.asarray(np.asarray(seeds).astype(np.uint32)), voters),
             seen_AV=seen,
             weights_GCQ=jnp.tile(counts, (1, 1, count)),
             position_R=jnp.asarray(np.repeat(self._starts, count) - 1),
@@ -287,11 +239,6 @@ class Session:
         )
 
     def _rows(self, asked) -> tuple[np.ndarray, np.ndarray]:
-        """The prompts of the answers, for every clip: [C * Q, L]."""
-        clips = len(self._starts)
-        return tuple(np.tile(field, (clips, 1)) for field in prompts.padded(asked))
-
-
-def _check_room(max_new: int) -> None:
-    if max_new < 1:
-        raise PromptError(f"max_new={max_new}: an answer needs room for 1 token at least")
+        """The prompts of the answers, for every view: [C * Q, L]."""
+        views = len(self._starts)
+        return tuple(np.tile(field, (views, 1)) for field in prompts.padded(asked))

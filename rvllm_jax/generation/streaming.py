@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from rvllm_jax.data.text.tokenizer import Tokenizer
+
 _BROKEN = "\ufffd"  # what a decoder writes for bytes that are no UTF-8, or not yet
 
 
@@ -41,8 +43,8 @@ class TextStream:
 
     def finish(self) -> str:
         """What was held back; nothing comes after it."""
-        held, self._pending = self._decode(self._pending), []
-        new = "" if self.stopped else self._append(held)
+        last, self._pending = self._decode(self._pending), []
+        new = "" if self.stopped else self._append(last)
         if self.stopped:
             return new
         start, self._given = self._given, len(self._whole)
@@ -50,16 +52,16 @@ class TextStream:
 
     def _append(self, text: str) -> str:
         self._whole += text
-        found = [self._whole.find(each, self._given) for each in self._stop]
-        if found := [place for place in found if place >= 0]:
-            end, self.stopped = min(found), True
+        ends = [self._whole.find(each, self._given) for each in self._stop]
+        if ends := [end for end in ends if end >= 0]:
+            end, self.stopped = min(ends), True
             self._whole = self._whole[:end]
         else:
-            end = len(self._whole) - self._held()
+            end = len(self._whole) - self._uncertain()
         start, self._given = self._given, end
         return self._whole[start:end]
 
-    def _held(self) -> int:
+    def _uncertain(self) -> int:
         """Characters at the end with which a stop string may begin."""
         return max(
             (
@@ -87,7 +89,19 @@ def ids_of_text(decode: Callable[[Sequence[int]], str], ids: Sequence[int], text
     return 0
 
 
-def cut_ids(decode: Callable, encode: Callable, ids: list[int], text: str) -> list[int]:
+def cut_ids(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:
     """The ids of an answer that a stop string cut to `text`."""
+    decode = tokenizer.decode
     count = ids_of_text(decode, ids, text)
-    return ids[:count] + encode(text[len(text_of(decode, ids[:count])) :])
+    return [*ids[:count], *tokenizer.encode(text[len(text_of(decode, ids[:count])) :])]
+
+
+def read_ids(
+    tokenizer: Tokenizer, ids: Sequence[int], stop: Sequence[str] = ()
+) -> tuple[str, list[int]]:
+    """The text of an answer's ids up to the first of the texts `stop`, and the ids of that text."""
+    stream = TextStream(tokenizer.decode, stop)
+    for token in ids:
+        stream.add(token)
+    stream.finish()
+    return stream.text, cut_ids(tokenizer, ids, stream.text) if stream.stopped else list(ids)

@@ -23,7 +23,7 @@ from flax import nnx
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.clips import VIEWS, FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
-from rvllm_jax.data.batches.loader import QuestionSet, question_batches
+from rvllm_jax.data.batches.loader import question_batches
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
@@ -31,8 +31,9 @@ from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import Tokenizer, train
 from rvllm_jax.data.video import encode
-from rvllm_jax.evaluation.answering import LOCK_STEP, VOTE, Answering, Machine
-from rvllm_jax.evaluation.asked_groups import plan
+from rvllm_jax.generation.engine import Engine
+from rvllm_jax.generation.grouping import Grouping
+from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import RESNETS
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> str:
     """The report, as text."""
     with tempfile.TemporaryDirectory() as folder:
         store = _store(arguments, Path(folder))
-        machine, examples = _machine(arguments)
+        engine, examples = _engine(arguments)
         lines = [
             f"{arguments.encoder}, {arguments.frames} frames of {arguments.side} pixels; decoder "
             f"d={arguments.width}, {arguments.layers} layers; {arguments.questions} questions a "
@@ -70,8 +71,8 @@ def run(arguments: argparse.Namespace) -> str:
             f"{'':24}{'questions/s':>12}  ratio",
         ]
         for clips in arguments.clips:
-            dataset = _dataset(arguments, store, machine, examples, clips)
-            lines += _beside(arguments, machine, dataset)
+            dataset = _dataset(arguments, store, engine, examples, clips)
+            lines += _compared(arguments, engine, dataset)
     return "\n".join(lines)
 
 
@@ -88,7 +89,7 @@ def _store(arguments, folder: Path) -> FrameStore:
     return FrameStore(folder / "store")
 
 
-def _machine(arguments) -> tuple[Machine, list[Example]]:
+def _engine(arguments) -> tuple[Engine, list[Example]]:
     questions = [f"What does the shape number {n} do?" for n in range(arguments.questions)]
     turns = tuple(Turn(question, "-") for question in questions)
     examples = [
@@ -110,7 +111,8 @@ def _machine(arguments) -> tuple[Machine, list[Example]]:
     model = FunctionalModel.of(make)
     params = _drawn(model.params)
     stats = {path: jnp.ones(x.shape) for path, x in model.stats.items()}
-    return Machine(model, params, stats, tokenizer, template, config.context), examples
+    how = GenerationConfig(max_new=arguments.new)
+    return Engine(model.merge(params, stats), tokenizer, template, config=how), examples
 
 
 def _drawn(shapes) -> Arrays:
@@ -120,40 +122,31 @@ def _drawn(shapes) -> Arrays:
     return {path: jnp.asarray(x, jnp.float32) for path, x in drawn.items()}
 
 
-def _dataset(arguments, store: FrameStore, machine: Machine, examples, clips) -> Dataset:
+def _dataset(arguments, store: FrameStore, engine: Engine, examples, clips) -> Dataset:
     options = DatasetOptions(
         VisualLayout("global", arguments.frames),
         FrameSampling(arguments.frames, step=1),
         crop=arguments.side,
-        context=machine.context,
+        context=engine.context,
         views=clips,
     )
-    return Dataset(examples, store, machine.tokenizer, machine.template, options)
+    return Dataset(examples, store, engine.tokenizer, engine.template, options)
 
 
-def _beside(arguments, machine: Machine, dataset: Dataset) -> list[str]:
+def _compared(arguments, engine: Engine, dataset: Dataset) -> list[str]:
     count = len(dataset.questions)
-    ours = plan(dataset, {}, videos=arguments.videos, together=arguments.questions)
-    theirs = plan(dataset, {}, videos=1, together=1)
+    ours = Grouping(dataset, videos=arguments.videos, together=arguments.questions)
+    theirs = Grouping(dataset, videos=1, together=1)
     # One clip a batch: what is several rows of a group for us are as many calls for them.
-    rows = [
-        QuestionSet(group.clip, group.questions, view)
-        for batch in theirs.batches
-        for group in batch
-        for view in group.views
-    ]
-    how = dict(max_new=arguments.new, seed=0)
-    together = Answering(machine, dataset, ours, fusion=LOCK_STEP, **how)
-    alone = Answering(machine, dataset, theirs, fusion=VOTE, **how)
+    rows = [row for row in theirs.rows(theirs.batches()) if row.video >= 0]
+    calls = rows[: arguments.calls]
 
     def our_way():
-        return list(together.run(ours.batches))
-
-    calls = rows[: arguments.calls]
+        return list(engine.predict(ours))
 
     def their_way():
         for questions in question_batches(dataset, calls, batch=1, max_questions=1):
-            np.asarray(alone.tokens(questions)[0])
+            engine.tokens(questions)
 
     best = best_of(arguments.rounds, ours=our_way, theirs=their_way)
     best["theirs"] *= len(rows) / len(calls)

@@ -16,8 +16,8 @@ from flax import nnx
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.generation import decode
+from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.sampling import GREEDY
-from rvllm_jax.generation.session import Engine
 from rvllm_jax.generation.unrolled import unroll
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import RESNETS

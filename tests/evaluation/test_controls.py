@@ -1,8 +1,10 @@
 """The pairing of questions with other videos, and what is read off the answers."""
 
+import pytest
+
 from rvllm_jax.data.annotations.example import Turn
-from rvllm_jax.evaluation.asking import Asked
-from rvllm_jax.evaluation.controls import only_seen, partners, recurring
+from rvllm_jax.evaluation.answers.questions import Question
+from rvllm_jax.evaluation.controls import drawn, only_seen, partners, recurring
 
 # "Where?" and "Who?" recur, the latter with equal answers; clip 1 has two questions.
 PAIRS = [("Where?", "sea"), ("Who?", "cat"), ("Where?", "wood"), ("Who?", "cat"), ("Where?", "sea")]
@@ -10,12 +12,8 @@ TURNS = [Turn(question, answer) for question, answer in PAIRS]
 CLIPS = [0, 1, 1, 2, 3]
 
 
-def asked(*answers: str) -> list[Asked]:
-    return [Asked(i, turn, answers[i]) for i, turn in enumerate(TURNS)]
-
-
 def test_recurring_questions_are_those_that_only_a_look_decides():
-    assert recurring(asked(*"abcde")) == [0, 2, 4]
+    assert recurring(TURNS) == [0, 2, 4]
 
 
 def test_videos_are_swapped_among_the_clips_of_a_question():
@@ -32,15 +30,38 @@ def test_a_partner_is_of_another_clip():
 
 def test_answers_that_hang_on_the_video_are_told_from_others():
     """About the videos shown "wood", "sea" and "wood" are right; only the first answer changes."""
-    plain, others = asked("sea", "cat", "wood", "cat", "wood"), partners(TURNS, CLIPS)
-    controls = {"blind": asked("wood", *"...", "x")}
+    plain, others = ["sea", "cat", "wood", "cat", "wood"], partners(TURNS, CLIPS)
+    controls = {"blind": ["wood", *"...", "x"]}
     found = {"count": 3, "plain": 2 / 3, "blind": 0.0}
-    assert only_seen(plain, controls, []) == found
-    controls["swapped"] = asked("wood", "dog", "wood", "dog", "wood")
+    assert only_seen(TURNS, plain, controls, []) == found
+    controls["swapped"] = ["wood", "dog", "wood", "dog", "wood"]
     swapped = {"changed": 1 / 3, "follows": 2 / 3}
-    assert only_seen(plain, controls, others) == found | {"swapped": swapped}
+    assert only_seen(TURNS, plain, controls, others) == found | {"swapped": swapped}
 
 
 def test_without_recurring_questions_there_is_nothing_to_share():
-    plain = asked("sea", "cat", *"...")[:2]
-    assert only_seen(plain, {"blind": plain, "swapped": plain}, [1, 0]) == {"count": 0}
+    plain = ["sea", "cat"]
+    assert only_seen(TURNS[:2], plain, {"blind": plain, "swapped": plain}, [1, 0]) == {"count": 0}
+
+
+OF_CLIPS = [0, 0, 0, 1, 2, 2]  # the clip of each question that controls are drawn from
+QUESTIONS = [
+    Question(f"q{n}", f"v{clip}", Turn(f"Is it {n % 3}?", f"a{n}"), pair="p" if n in (4, 5) else "")
+    for n, clip in enumerate(OF_CLIPS)
+]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_controls_keep_pairs_together_and_show_other_videos(seed):
+    controls = drawn(QUESTIONS, OF_CLIPS, 3, seed)
+    chosen = set(controls["blind"])
+    assert len(chosen) in (3, 4) and (4 in chosen) == (5 in chosen)
+    assert controls["shuffled"] == controls["blind"] == {n: OF_CLIPS[n] for n in chosen}
+    assert controls["swapped"].keys() == chosen
+    assert all(clip != OF_CLIPS[n] for n, clip in controls["swapped"].items())
+    assert controls == drawn(QUESTIONS, OF_CLIPS, 3, seed)
+
+
+def test_controls_can_be_left_out_and_one_video_cannot_be_swapped():
+    assert drawn(QUESTIONS, OF_CLIPS, 0, 0) == {}
+    assert drawn(QUESTIONS[:2], [0, 0], 2, 0).keys() == {"blind", "shuffled"}

@@ -12,7 +12,7 @@ from rvllm_jax.config.check import resolve
 from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.video import encode
-from rvllm_jax.experiments.saved.answering import Answerer
+from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.saved.open import describe_model
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.holding import Holding

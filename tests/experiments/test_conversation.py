@@ -9,8 +9,8 @@ import pytest
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.conversation import Talk, lines_of
-from rvllm_jax.experiments.saved.answering import How
 from rvllm_jax.generation.prompts import PromptError
+from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.generation.streaming import text_of
 
 
@@ -21,7 +21,7 @@ def start(answerer, talker, tmp_path, monkeypatch):
 
     def start(*lines, **how):
         out, told, waiting = io.StringIO(), [], iter(lines)
-        talk = Talk(answerer, How(max_new=6, **how), out, told.append)
+        talk = Talk(answerer, GenerationConfig(max_new=6, **how), out, told.append)
         talk.open(talker / "videos" / "a.mp4")
 
         def read():
@@ -38,7 +38,7 @@ def start(answerer, talker, tmp_path, monkeypatch):
 
 def said(talk) -> list[str]:
     decode = talk._session.engine.tokenizer.decode
-    return [text_of(decode, turn.answer).strip() for turn in talk._session.turns]
+    return [text_of(decode, turn.ids).strip() for turn in talk._session.turns]
 
 
 def test_answers_are_shown_and_turns_follow_each_other(start, answerer, talker):
@@ -116,7 +116,7 @@ def test_an_interrupted_answer_keeps_what_was_said(start, answerer, monkeypatch,
     monkeypatch.setattr(answerer.engine, name, way)
     talk, _, told = start("what moves?", KeyboardInterrupt(), "never asked")
     if at:
-        assert [len(turn.answer) for turn in talk._session.turns] == [2]
+        assert [len(turn.ids) for turn in talk._session.turns] == [2]
         assert "stopped; what was said is kept" in told
     else:
         assert talk._session.turns == [] and "the question is taken back" in told[-1]
@@ -124,7 +124,7 @@ def test_an_interrupted_answer_keeps_what_was_said(start, answerer, monkeypatch,
 
 def test_a_question_that_cannot_be_asked_is_refused_before_the_video_is_encoded(answerer, talker):
     told = []
-    talk = Talk(answerer, How(), io.StringIO(), told.append)
+    talk = Talk(answerer, GenerationConfig(), io.StringIO(), told.append)
     with pytest.raises(PromptError, match="the question is empty"):
         talk.open(talker / "videos" / "a.mp4", "what?", "")
     with pytest.raises(VideoError, match="not there"):

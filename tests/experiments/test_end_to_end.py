@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from rvllm_jax.experiments import explore
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.open import open_model
-from rvllm_jax.generation.session import Engine
+from rvllm_jax.generation.engine import Engine
 from rvllm_jax.types import PREFIX
 from rvllm_jax.weights.open import open_weights
 

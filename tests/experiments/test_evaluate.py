@@ -13,10 +13,11 @@ import pytest
 
 from rvllm_jax.evaluation.answers.answer_file import AnswerFile
 from rvllm_jax.evaluation.answers.questions import EvaluationError
-from rvllm_jax.experiments import benchmark_run
-from rvllm_jax.experiments.evaluate import Options, evaluate
+from rvllm_jax.experiments.benchmark_run import EvaluationOptions
+from rvllm_jax.experiments.evaluate import evaluate
 from rvllm_jax.experiments.saved import training_videos
 from rvllm_jax.experiments.saved.convert import convert
+from rvllm_jax.generation.engine import Engine
 from rvllm_jax.system.lines import LinesError
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def lines(folder):
 def whole(run_folder, prepared, tmp_path_factory):
     """An evaluation from beginning to end."""
     out = tmp_path_factory.mktemp("whole")
-    told = evaluate(["own"], str(prepared), str(run_folder), out, Options(**FEW))
+    told = evaluate(["own"], str(prepared), str(run_folder), out, EvaluationOptions(**FEW))
     return out / "own", told
 
 
@@ -108,12 +109,12 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(
         shutil.copytree(whole[0], folder)
         content = (folder / "answers.jsonl").read_bytes().splitlines(keepends=True)
         (folder / "answers.jsonl").write_bytes(b"".join(content[:5]) + content[5][:17])
-    evaluate(["own"], str(prepared), str(run_folder), tmp_path, Options(**FEW))
+    evaluate(["own"], str(prepared), str(run_folder), tmp_path, EvaluationOptions(**FEW))
     assert lines(folder) == lines(whole[0])
     assert len(AnswerFile.read(folder)) == len(AnswerFile.read(whole[0]))
     again = (folder / "answers.jsonl").read_bytes()
-    monkeypatch.setattr(benchmark_run.Answering, "_of_control", None)  # nothing is asked again
-    evaluate(["own"], str(prepared), str(run_folder), tmp_path, Options(**FEW))
+    monkeypatch.setattr(Engine, "tokens", None)  # nothing is asked again
+    evaluate(["own"], str(prepared), str(run_folder), tmp_path, EvaluationOptions(**FEW))
     assert (folder / "answers.jsonl").read_bytes() == again
 
 
@@ -122,8 +123,9 @@ def _kill_after(answers, run_folder, prepared, out):
     program = f"""
 import os, signal, jax  # on one device
 jax.config.update("jax_platforms", "cpu")
-from rvllm_jax.evaluation.answer_file import AnswerFile
-from rvllm_jax.experiments.evaluation import Options, evaluate
+from rvllm_jax.evaluation.answers.answer_file import AnswerFile
+from rvllm_jax.experiments.benchmark_run import EvaluationOptions
+from rvllm_jax.experiments.evaluate import evaluate
 append, count = AnswerFile.append, 0
 def appended(self, record):
     global count
@@ -132,7 +134,8 @@ def appended(self, record):
     if count == {answers}:
         os.kill(os.getpid(), signal.SIGKILL)
 AnswerFile.append = appended
-evaluate(["own"], {str(prepared)!r}, {str(run_folder)!r}, {str(out)!r}, Options(**{FEW!r}))
+options = EvaluationOptions(**{FEW!r})
+evaluate(["own"], {str(prepared)!r}, {str(run_folder)!r}, {str(out)!r}, options)
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False,
@@ -151,9 +154,9 @@ def test_answers_of_another_model_or_other_questions_are_not_continued(
     before = (folder / "answers.jsonl").read_bytes()
     other = write_run(joint, tmp_path / "other", seed=1)
     for model, options, named in (
-        (other, Options(**FEW), "checkpoint"),
-        (run_folder, Options(**FEW | dict(max_new=3)), "max_new"),
-        (run_folder, Options(**FEW | dict(controls=5)), "controls"),
+        (other, EvaluationOptions(**FEW), "checkpoint"),
+        (run_folder, EvaluationOptions(**FEW | dict(max_new=3)), "max_new"),
+        (run_folder, EvaluationOptions(**FEW | dict(controls=5)), "controls"),
     ):
         with pytest.raises(EvaluationError, match=f"{named}: .* there, .* now"):
             evaluate(["own"], str(prepared), str(model), tmp_path, options)
@@ -161,7 +164,7 @@ def test_answers_of_another_model_or_other_questions_are_not_continued(
     text = (data / "own" / "test.json").read_text()
     (data / "own" / "test.json").write_text(text.replace("what is at 0?", "where is 0?"))
     with pytest.raises(EvaluationError, match="questions: .* there"):
-        evaluate(["own"], str(data), str(run_folder), tmp_path, Options(**FEW))
+        evaluate(["own"], str(data), str(run_folder), tmp_path, EvaluationOptions(**FEW))
     assert (folder / "answers.jsonl").read_bytes() == before
 
 
@@ -172,7 +175,9 @@ def test_an_export_continues_what_its_run_began(whole, run_folder, prepared, tmp
     training_videos.record(run, ["elsewhere/a.mp4", "other.mp4"], weights="")
     convert([str(run)], str(tmp_path / "export"))
     shutil.copytree(whole[0], tmp_path / "own")
-    told = evaluate(["own"], str(prepared), str(tmp_path / "export"), tmp_path, Options(**FEW))
+    told = evaluate(
+        ["own"], str(prepared), str(tmp_path / "export"), tmp_path, EvaluationOptions(**FEW)
+    )
     assert "11 questions answered" in "\n".join(told)
     assert "1 of 5 videos, with 5 of 11 questions, are among the 2 training videos" in told[-1]
     info = json.loads((tmp_path / "own" / "info.json").read_text())
@@ -188,7 +193,7 @@ def test_broken_answer_files_are_refused(whole, run_folder, prepared, tmp_path):
 
     def refused(error, match):
         with pytest.raises(error, match=match):
-            evaluate(["own"], str(prepared), str(run_folder), tmp_path, Options(**FEW))
+            evaluate(["own"], str(prepared), str(run_folder), tmp_path, EvaluationOptions(**FEW))
 
     path.write_bytes(content + first)
     refused(EvaluationError, "a second time")
@@ -208,7 +213,13 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
 ):
     def refused(match, names=("own",), data=prepared, **options):
         with pytest.raises(EvaluationError, match=match):
-            evaluate(list(names), str(data), str(run_folder), tmp_path / "out", Options(**options))
+            evaluate(
+                list(names),
+                str(data),
+                str(run_folder),
+                tmp_path / "out",
+                EvaluationOptions(**options),
+            )
         assert not (tmp_path / "out").exists()
 
     refused("msvd is no benchmark known here", names=["own", "msvd"])
@@ -233,7 +244,9 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
 def test_answers_do_not_depend_on_how_many_questions_are_behind_a_prefix(
     whole, run_folder, prepared, tmp_path
 ):
-    told = evaluate(["own"], str(prepared), str(run_folder), tmp_path, Options(controls=4))
+    told = evaluate(
+        ["own"], str(prepared), str(run_folder), tmp_path, EvaluationOptions(controls=4)
+    )
     assert told == [line.replace(str(whole[0]), str(tmp_path / "own")) for line in whole[1]]
     assert lines(tmp_path / "own") == lines(whole[0])
 
@@ -241,7 +254,7 @@ def test_answers_do_not_depend_on_how_many_questions_are_behind_a_prefix(
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["lock_step", pytest.param("vote", marks=pytest.mark.slow)])
 def test_several_clips_give_one_answer(fusion, run_folder, prepared, tmp_path):
-    options = Options(controls=0, clips="5x5", fusion=fusion)
+    options = EvaluationOptions(controls=0, clips="5x5", fusion=fusion)
     evaluate(["own"], str(prepared), str(run_folder), tmp_path, options)
     found = {key: a for key, a in lines(tmp_path / "own").items() if not a["failed"]}
     assert len(found) == 10

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rvllm_jax.evaluation.answers.answer_file import AnswerFile
-from rvllm_jax.experiments.evaluate import Options, evaluate
+from rvllm_jax.experiments.benchmark_run import EvaluationOptions
+from rvllm_jax.experiments.evaluate import evaluate
 
 ROOT = Path(__file__).parents[2]
 NAME = socket.gethostname()
@@ -58,7 +59,9 @@ def answers(folder: Path):
 def alone(run_folder, prepared, tmp_path_factory):
     """The answers of one process with eight devices."""
     out = tmp_path_factory.mktemp("alone")
-    evaluate(["own"], str(prepared), str(run_folder), out, Options(controls=4, together=1))
+    evaluate(
+        ["own"], str(prepared), str(run_folder), out, EvaluationOptions(controls=4, together=1)
+    )
     return out
 
 

@@ -16,10 +16,10 @@ from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.evaluation.judge import judges
 from rvllm_jax.evaluation.judge.benchmark import Scoring, judge_benchmark
-from rvllm_jax.evaluation.judge.endpoint import EndpointError, NoReply
-from rvllm_jax.evaluation.judge.local import LocalJudge, local_judging
+from rvllm_jax.evaluation.judge.endpoint import NoReply
+from rvllm_jax.evaluation.judge.local import LocalJudge
 from rvllm_jax.evaluation.judge.prompts import Prompts
-from rvllm_jax.generation.session import Engine
+from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.streaming import text_of
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama_config import LlamaConfig
@@ -116,6 +116,11 @@ def test_the_command_tells_its_verdicts_and_nothing_of_reading_the_model(
     assert not re.search(r"^I\d{4} ", done.stderr, re.MULTILINE), done.stderr
 
 
-def test_no_such_model(tmp_path):
-    with pytest.raises(EndpointError, match="neither a working directory"):
-        local_judging(str(tmp_path), Prompts({}), max_new=4)
+def test_no_such_model(answered, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "rvllm_jax.judge", f"--results={answered.parent}",
+         "--backend=local", f"--model={tmp_path}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "refused: " in done.stderr
+    assert "neither a working directory" in done.stderr and "Traceback" not in done.stderr

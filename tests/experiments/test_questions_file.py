@@ -10,9 +10,9 @@ import pytest
 from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.text import tokenizer
 from rvllm_jax.experiments import questions_file
+from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.questions_file import QuestionsError, Tally, answer_file, read
-from rvllm_jax.experiments.saved.answering import Answerer, How
-from rvllm_jax.generation.sampling import Sampling
+from rvllm_jax.generation.sampling import GenerationConfig, Sampling
 
 ASKED = [
     {"video": "a.mp4", "question": "what moves?", "note": "é"},
@@ -20,7 +20,7 @@ ASKED = [
     {"video": "a.mp4", "question": "which way does it go?"},
     {"video": "a.mp4", "question": "what moves?", "note": "é"},
 ]
-HOW = How(Sampling(temperature=5.0), max_new=5, seed=11)
+CONFIG = GenerationConfig(Sampling(temperature=5.0), max_new=5, seed=11)
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def ask(answerer, talker, tmp_path, monkeypatch):
         lambda self, paths: (look_or_say(self, path) for path in paths),
     )
 
-    def ask(records, how=HOW, out="out.jsonl", **options):
+    def ask(records, config=CONFIG, out="out.jsonl", **options):
         text = "\n".join(r if isinstance(r, str) else json.dumps(r) for r in records)
         (tmp_path / "in.jsonl").write_text(text)
         where = tmp_path / "in.jsonl", tmp_path / out
         options = dict(videos=talker / "videos", batch=2) | options
-        tally = answer_file(answerer, *where, how, **options)
+        tally = answer_file(answerer, *where, config, **options)
         return tally, [json.loads(line) for line in where[1].read_text().splitlines()]
 
     return ask
@@ -64,7 +64,7 @@ def test_every_line_comes_back_with_its_answers(ask, answerer, talker):
         said = []
         for question, number in zip(questions, numbers[place], strict=True):
             session.reset()
-            options = dict(sampling=HOW.sampling, max_new=5, seed=11 + number)
+            options = dict(sampling=CONFIG.sampling, max_new=5, seed=11 + number)
             said.append(session.ask(question, **options))
         assert said == (line.get("answers") or [line["answer"]])
 
@@ -145,9 +145,12 @@ def test_where_nothing_can_be_asked_the_model_is_not_read(ask, answerer, monkeyp
 
 def test_other_answers_are_not_mixed_with_these(ask, tmp_path):
     ask(ASKED[:1])
-    for how in (How(HOW.sampling, 5), How(HOW.sampling, 4, seed=11)):
+    for config in (
+        GenerationConfig(CONFIG.sampling, 5),
+        GenerationConfig(CONFIG.sampling, 4, seed=11),
+    ):
         with pytest.raises(QuestionsError, match="holds answers made otherwise"):
-            ask(ASKED[:1], how)
+            ask(ASKED[:1], config)
     (tmp_path / "own.jsonl").write_text("mine\n")
     with pytest.raises(QuestionsError, match="was not written by this command"):
         ask(ASKED[:1], out="own.jsonl")
@@ -168,7 +171,7 @@ def test_a_model_that_ends_its_answers_otherwise_does_not_go_on(ask, answerer, t
     described = dataclasses.replace(answerer.described, tokenizer=tokenizer.load(changed))
     other = Answerer(described)
     with pytest.raises(QuestionsError, match=r"stop_ids: \[.*\] -> \[.*9\]"):
-        answer_file(other, tmp_path / "in.jsonl", tmp_path / "out.jsonl", HOW)
+        answer_file(other, tmp_path / "in.jsonl", tmp_path / "out.jsonl", CONFIG)
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 

@@ -13,9 +13,15 @@ import pytest
 from rvllm_jax.config.check import resolve
 from rvllm_jax.data.shapes import build as shapes
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.evaluation.asking import Asked
 from rvllm_jax.experiments.report import run_report
-from rvllm_jax.experiments.train import Experiment, _unreadable, asked_datasets, evaluate
+from rvllm_jax.experiments.train import (
+    Experiment,
+    _unreadable,
+    _warn_of_long,
+    asked_datasets,
+    evaluate,
+)
+from rvllm_jax.generation.engine import Prediction
 from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.training.loop import Position, Result
 from rvllm_jax.training.unreadable import TrainingError
@@ -172,11 +178,29 @@ def test_more_unreadable_questions_than_allowed_are_refused_with_their_files(dam
     own, datasets, questions, path = damaged
     dataset = datasets["test"]
     asked = [
-        Asked(number, turn, "", unreadable=number == 0)
-        for (number, _), turn in zip(dataset.questions, dataset.turns, strict=True)
+        Prediction(number, "", [], failed="cannot be read" if example == 0 else "")
+        for number, (example, _) in enumerate(dataset.questions)
     ]
     assert _unreadable(dataset, asked, "test", questions) == questions
     with pytest.raises(TrainingError) as error:
         _unreadable(dataset, asked, "test", questions - 1)
     assert f"{questions} questions of test could not be read, more than" in str(error.value)
     assert f"in the files {path}. Delete these files" in str(error.value)
+
+
+def test_true_answers_that_are_longer_than_those_given_are_counted(experiment, caplog):
+    dataset = experiment.dataset(experiment.source.splits["test"])
+    lengths = sorted(len(experiment.tokenizer.encode(turn.answer)) for turn in dataset.turns)
+
+    def warn(max_new):
+        caplog.clear()
+        evaluation = dataclasses.replace(experiment.recipe.evaluation, max_new=max_new)
+        recipe = dataclasses.replace(experiment.recipe, evaluation=evaluation)
+        _warn_of_long(dataclasses.replace(experiment, recipe=recipe), dataset, "test")
+        return caplog.text
+
+    count = lengths.count(lengths[-1])
+    text = warn(lengths[-1] - 1)
+    assert f"test: {count} of {len(lengths)} true answers" in text
+    assert f"raise it to {lengths[-1]}" in text
+    assert not warn(lengths[-1])

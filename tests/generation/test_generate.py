@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.generation import decode
+from rvllm_jax.generation.clip_fusion import fuse
 from rvllm_jax.generation.sampling import GREEDY, Sampling
 from rvllm_jax.types import Questions
 
@@ -20,14 +21,14 @@ HOT = Sampling(temperature=12.0, top_k=30, top_p=0.99, repetition_penalty=1.3)
 def ask(model_and_arrays):
     pure, params, stats = model_and_arrays
 
-    @functools.partial(jax.jit, static_argnames=("sampling", "stop_ids", "clips", "cache_dtype"))
-    def answers(questions, seed, sampling, stop_ids, clips, cache_dtype):
+    @functools.partial(jax.jit, static_argnames=("sampling", "stop_ids", "views", "cache_dtype"))
+    def answers(questions, seed, sampling, stop_ids, views, cache_dtype):
         model = pure.merge(params, stats)
-        options = dict(sampling=sampling, stop_ids=stop_ids, clips=clips, cache_dtype=cache_dtype)
+        options = dict(sampling=sampling, stop_ids=stop_ids, views=views, cache_dtype=cache_dtype)
         return decode.generate(model, questions, max_new=MAX_NEW, seed=seed, **options)
 
-    def run(questions, *, seed=0, sampling=GREEDY, stop_ids=(NEVER,), clips=1, cache_dtype=None):
-        return np.asarray(answers(questions, seed, sampling, stop_ids, clips, cache_dtype))
+    def run(questions, *, seed=0, sampling=GREEDY, stop_ids=(NEVER,), views=1, cache_dtype=None):
+        return np.asarray(answers(questions, seed, sampling, stop_ids, views, cache_dtype))
 
     return run
 
@@ -84,7 +85,7 @@ def test_a_large_penalty_lets_no_token_come_twice(ask, some_questions):
 def test_equal_clips_answer_like_one(ask, some_questions):
     clip = some_questions.frames[0], some_questions.frame_mask[0]
     one = ask(clips_of(some_questions, 0, [clip]), sampling=HOT)
-    three = ask(clips_of(some_questions, 0, [clip] * 3), sampling=HOT, clips=3)
+    three = ask(clips_of(some_questions, 0, [clip] * 3), sampling=HOT, views=3)
     assert three.shape == (1, 3, MAX_NEW)
     np.testing.assert_array_equal(three, one)
 
@@ -96,7 +97,7 @@ def test_clips_go_on_with_the_token_of_the_mean_probability(ask, some_questions,
     clips = [(rng.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8), mask) for _ in range(3)]
     counts = np.array([3, 1, 1], np.int32)
     rows = clips_of(some_questions, 0, clips)._replace(view_counts=counts)
-    fused = ask(rows, clips=3)[0]
+    fused = ask(rows, views=3)[0]
     alone = ask(rows)
     for q in range(3):
         answer = []
@@ -108,9 +109,9 @@ def test_clips_go_on_with_the_token_of_the_mean_probability(ask, some_questions,
     assert any((alone[b] != fused).any() for b in range(3))
     # A clip that could not be read does not count; a video without any is not answered.
     first = rows._replace(ids=np.where(np.arange(3)[:, None] == 1, rows.ids, -1))
-    np.testing.assert_array_equal(ask(first, clips=3)[0], alone[1])
+    np.testing.assert_array_equal(ask(first, views=3)[0], alone[1])
     none = rows._replace(ids=np.full_like(rows.ids, -1))
-    assert (ask(none, clips=3) == NEVER).all()
+    assert (ask(none, views=3) == NEVER).all()
 
 
 def test_fused_probabilities_are_the_weighted_mean():
@@ -118,7 +119,7 @@ def test_fused_probabilities_are_the_weighted_mean():
     logits, weights = rng.normal(0, 4, (2, 3, 2, 9)), rng.uniform(0, 2, (2, 3, 2))
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = (weights[..., None] * probs).sum(1) / weights.sum(1)[..., None]
-    fused = decode.fuse(jnp.asarray(logits.reshape(12, 9)), jnp.asarray(weights))
+    fused = fuse(jnp.asarray(logits.reshape(12, 9)), jnp.asarray(weights))
     np.testing.assert_allclose(jax.nn.softmax(fused), expected.reshape(4, 9), rtol=1e-12)
 
 
@@ -142,5 +143,5 @@ def test_answers_with_a_float32_cache_are_those_of_float64(ask, some_questions):
 def test_bad_arguments_are_refused(some_questions):
     with pytest.raises(ValueError, match="stop_ids is empty"):
         decode.generate(None, some_questions, max_new=3, stop_ids=())
-    with pytest.raises(ValueError, match="clips=3: 2 rows"):
-        decode.generate(None, some_questions, max_new=3, stop_ids=(1,), clips=3)
+    with pytest.raises(ValueError, match="views=3: 2 rows"):
+        decode.generate(None, some_questions, max_new=3, stop_ids=(1,), views=3)

@@ -9,8 +9,9 @@ import pytest
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.generation import decode
+from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.sampling import GREEDY, Sampling
-from rvllm_jax.generation.session import Engine
+from rvllm_jax.generation.unrolled import unroll
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.sharding import layouts
 from rvllm_jax.types import Questions
@@ -36,15 +37,15 @@ def test_a_session_on_a_mesh(small_model, layout):
     rng = np.random.default_rng(3)
     frames, mask = rng.integers(0, 256, (3, 4, 4, 3), dtype=np.uint8), np.ones(3, bool)
     said = []
-    for arrays, mesh in (
+    for arrays, devices in (
         ((params, stats), None),
-        (placed(layout, params, stats), layout.mesh),
+        (placed(layout, params, stats), layout),
     ):
-        engine = Engine(pure.merge(*arrays), tokenizer, TEMPLATES["short"], mesh=mesh)
+        engine = Engine(unroll(pure.merge(*arrays)), tokenizer, TEMPLATES["short"], devices=devices)
         session = engine.session(frames, mask)
         for question, sampling in (("which way?", GREEDY), ("and then?", HOT)):
             session.ask(question, sampling=sampling, max_new=MAX_NEW, seed=4)
-        told = [turn.answer for turn in session.turns]
+        told = [turn.ids for turn in session.turns]
         options = dict(max_new=MAX_NEW, stop=["never"])
         said.append((told, session.answers(["which?", "left?", "up?"], **options)))
     assert said[0] == said[1] and len({*map(tuple, said[0][0]), *said[0][1]}) >= 4

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Turn as Told
+from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text.prompt import segment_ids
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.generation import prompts
-from rvllm_jax.generation.prompts import PromptError, Turn
+from rvllm_jax.generation.prompts import AnsweredTurn, PromptError
 from rvllm_jax.types import VisualLayout
 
 TOKENIZER = train(["which way does the red circle go? it goes left and then up"] * 3, 300)
@@ -22,11 +22,11 @@ SHORT = TEMPLATES["short"]
 def test_turns_are_asked_as_they_are_trained_on(name, ends):
     template = dataclasses.replace(TEMPLATES[name], ends=ends)
     told = [("which way?", "up"), ("and then?", "go"), ("and?", "no")]
-    ids, weights = segment_ids(TOKENIZER, template, [Told(q, a) for q, a in told])
+    ids, weights = segment_ids(TOKENIZER, template, [Turn(q, a) for q, a in told])
     learned = np.flatnonzero(weights)
     runs = np.split(learned, np.flatnonzero(np.diff(learned) > 1) + 1)
     turns = [
-        Turn(question, [ids[i] for i in run[:-1]])  # without the id that ends it
+        AnsweredTurn(question, [ids[i] for i in run[:-1]])  # without the id that ends it
         for (question, _), run in zip(told, runs, strict=True)
     ]
     sizes = dict(prefix=4, context=500)
@@ -48,7 +48,7 @@ def test_a_prompt_leaves_room_for_a_token_at_least():
     [
         (" \n", [], "short", "is empty"),
         ("a \ud800", [], "short", "is not UTF-8"),
-        ("and then?", [Turn("what?", [4])], "plain", "shows no questions"),
+        ("and then?", [AnsweredTurn("what?", [4])], "plain", "shows no questions"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(question, turns, template, message):

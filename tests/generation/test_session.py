@@ -10,9 +10,11 @@ import pytest
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import Tokenizer, train
 from rvllm_jax.generation import decode
-from rvllm_jax.generation.sampling import GREEDY, Sampling
-from rvllm_jax.generation.session import Engine, PromptError, Turn
+from rvllm_jax.generation.engine import Engine
+from rvllm_jax.generation.prompts import AnsweredTurn, PromptError
+from rvllm_jax.generation.sampling import GREEDY, Sampling, SamplingError
 from rvllm_jax.generation.streaming import text_of
+from rvllm_jax.generation.unrolled import unroll
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.types import NO_SLOT
 
@@ -29,7 +31,7 @@ def parts(small_model):
     pure, params, stats = small_model(llama)
     with jax.enable_x64(True):
         model = pure.merge(params, stats)
-        return model, tokenizer, Engine(model, tokenizer, TEMPLATE)
+        return model, tokenizer, Engine(unroll(model), tokenizer, TEMPLATE)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +75,10 @@ def test_turns_are_those_of_uncached_decoding(parts, uncached):
         text = session.ask(question, max_new=MAX_NEW)
         prompt += tokenizer.encode(question)
         expected = uncached(*clip(0), prompt)
-        assert session.turns[number] == Turn(question, expected)
+        assert session.turns[number] == AnsweredTurn(question, expected)
         assert text == text_of(tokenizer.decode, expected).strip()
         prompt += [*expected, tokenizer.eos_id]
-    answers = [tuple(turn.answer) for turn in session.turns]
+    answers = [tuple(turn.ids) for turn in session.turns]
     assert len(set(answers)) == 3  # they do differ
 
 
@@ -120,10 +122,10 @@ def test_kept_and_fresh_caches_answer_alike(parts, sampling):
 
     both(QUESTIONS[0])
     both(QUESTIONS[1])
-    whole = text_of(tokenizer.decode, session.turns[1].answer)
+    whole = text_of(tokenizer.decode, session.turns[1].ids)
     session.turns = session.turns[:1]
     both(QUESTIONS[1], stop=[whole[2:4]])
-    said = text_of(tokenizer.decode, session.turns[1].answer)
+    said = text_of(tokenizer.decode, session.turns[1].ids)
     assert said == whole[: whole.index(whole[2:4])]
     both(QUESTIONS[2])
 
@@ -140,11 +142,13 @@ def test_questions_apart_are_first_turns(parts):
     assert session.answers([]) == []
     # With stop strings, looked for again and again, and each with its own seed.
     stop, seeds = [together[0][3:5], "never"], [7, 7, 2]
-    for options in (dict(sampling=HOT, seed=seeds), dict(stop=stop)):
+    for options in (dict(sampling=HOT, seeds=seeds), dict(stop=stop)):
         options |= dict(max_new=20)
         together = session.answers(QUESTIONS, **options)
         for number, answer in enumerate(together):
-            own = options | ({"seed": seeds[number]} if "seed" in options else {})
+            own = dict(options)
+            if own.pop("seeds", None):
+                own["seed"] = seeds[number]
             session.reset()
             assert session.ask(QUESTIONS[number], **own) == answer
 
@@ -163,14 +167,14 @@ def test_an_answer_ends_as_the_template_says(parts):
     model, tokenizer, engine = parts
     session = engine.session(*clip(0))
     session.ask(QUESTIONS[0], max_new=MAX_NEW)
-    said = session.turns[0].answer
+    said = session.turns[0].ids
     texts = [tokenizer.decode([token]) for token in said]
     at = next(n for n, t in enumerate(texts) if n and tokenizer.encode(t) == [said[n]])
     template = dataclasses.replace(TEMPLATE, ends=texts[at])
     other = Engine(model, tokenizer, template).session(*clip(0))
     other.ask(QUESTIONS[0], max_new=MAX_NEW)
-    assert other.turns[0].answer == said[: said.index(said[at])]
-    expected = text_of(tokenizer.decode, other.turns[0].answer).strip()
+    assert other.turns[0].ids == said[: said.index(said[at])]
+    expected = text_of(tokenizer.decode, other.turns[0].ids).strip()
     assert other.answers(QUESTIONS[:1], max_new=MAX_NEW) == [expected]
 
 
@@ -179,13 +183,13 @@ def test_each_of_several_stop_ids_ends_an_answer(parts):
     model, tokenizer, engine = parts
     session = engine.session(*clip(0))
     session.ask(QUESTIONS[0], max_new=MAX_NEW)
-    said = session.turns[0].answer
+    said = session.turns[0].ids
     second = next(token for n, token in enumerate(said) if n and token not in said[:n])
     several = Tokenizer(tokenizer.model, tokenizer.specials, None, (tokenizer.eos_id, second))
     other = Engine(model, several, TEMPLATE).session(*clip(0))
     other.ask(QUESTIONS[0], max_new=MAX_NEW)
-    assert other.turns == [Turn(QUESTIONS[0], said[: said.index(second)])]
-    text = text_of(tokenizer.decode, other.turns[0].answer).strip()
+    assert other.turns == [AnsweredTurn(QUESTIONS[0], said[: said.index(second)])]
+    text = text_of(tokenizer.decode, other.turns[0].ids).strip()
     assert other.answers(QUESTIONS[:1], max_new=MAX_NEW) == [text]
     session.turns = list(other.turns)
     session.ask(QUESTIONS[1], max_new=MAX_NEW, stop_ids=(second,))
@@ -214,10 +218,10 @@ def test_the_answer_of_several_clips_is_that_of_generate(parts):
         question_mask=np.ones(asked.shape, bool),
         ids=np.zeros((2, 1), np.int32),
     )
-    run = jax.jit(lambda q: decode.generate(model, q, clips=2, **options))
+    run = jax.jit(lambda q: decode.generate(model, q, views=2, **options))
     ids = np.asarray(run(questions))[0, 0].tolist()
     end = ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else MAX_NEW
-    assert session.turns[0].answer == ids[:end]
+    assert session.turns[0].ids == ids[:end]
 
 
 def test_pieces_come_token_by_token_and_a_closed_stream_keeps_what_was_said(parts, uncached):
@@ -228,7 +232,7 @@ def test_pieces_come_token_by_token_and_a_closed_stream_keeps_what_was_said(part
     assert session.turns == []
     first = next(stream)
     stream.close()
-    said = session.turns[0].answer
+    said = session.turns[0].ids
     assert 1 <= len(said) < MAX_NEW and said == expected[: len(said)]
     assert text_of(tokenizer.decode, said).startswith(first)
     fresh = engine.session(*clip(0))
@@ -258,7 +262,7 @@ def test_an_interrupted_step_costs_the_cache_and_nothing_else(
         patch.setattr(engine, step, interrupted)
         session.ask(QUESTIONS[0], **options)
         session.ask(QUESTIONS[1], **options)
-    answers = [len(turn.answer) for turn in session.turns]
+    answers = [len(turn.ids) for turn in session.turns]
     assert answers == [MAX_NEW, kept][: 1 + bool(kept)]  # a turn that was not begun is none
     other.turns = list(session.turns)
     assert session.ask(QUESTIONS[2], **options) == other.ask(QUESTIONS[2], **options)
@@ -273,7 +277,7 @@ def test_bad_questions_are_refused_before_anything_is_computed(parts, monkeypatc
             session.stream(question)
         with pytest.raises(PromptError, match=message):
             session.answers([question])
-    with pytest.raises(PromptError, match="max_new=0"):
+    with pytest.raises(SamplingError, match="max_new=0"):
         session.stream("which?", max_new=0)
     assert session.turns == []
 
@@ -283,8 +287,8 @@ def test_an_answer_ends_where_the_context_ends(parts):
     session = engine.session(*clip(0))
     question = "left " * 40
     session.ask(question, stop_ids=(), max_new=10_000)
-    used = len(tokenizer.encode(question)) + len(session.turns[0].answer) + 5
+    used = len(tokenizer.encode(question)) + len(session.turns[0].ids) + 5
     assert used <= CONTEXT
     with pytest.raises(PromptError, match="begin a new conversation"):
-        session.turns.append(Turn("left " * 200, []))
+        session.turns.append(AnsweredTurn("left " * 200, []))
         session.ask("which?")

@@ -7,24 +7,17 @@ short answers about videos is no good judge; this is for decoders that follow in
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from rvllm_jax.config.check import ConfigError
-from rvllm_jax.data.text.tokenizer_config import TokenizerError
-from rvllm_jax.evaluation.judge import judges
 from rvllm_jax.evaluation.judge.chat import Completion
-from rvllm_jax.evaluation.judge.endpoint import EndpointError, NoReply
-from rvllm_jax.evaluation.judge.prompts import Prompts
-from rvllm_jax.experiments.saved.open import open_model
-from rvllm_jax.generation.session import Engine, PromptError
-from rvllm_jax.training.checkpoint import CheckpointError
-from rvllm_jax.weights.safetensors import WeightsError
+from rvllm_jax.evaluation.judge.endpoint import NoReply
+from rvllm_jax.generation.engine import Engine
+from rvllm_jax.generation.prompts import PromptError
 
 
 class LocalJudge:
-    """Asks an opened model, greedily; `name` tells the model and its step."""
+    """Asks a model greedily, as `engine` has it; `name` is of the model and its step."""
 
     def __init__(self, engine: Engine, name: str, max_new: int):
         self._engine, self._name, self._max_new = engine, name, max_new
@@ -40,20 +33,3 @@ class LocalJudge:
         count = self._engine.tokenizer.encode
         tokens = {"prompt_tokens": len(count(question)), "completion_tokens": len(count(reply))}
         return Completion(reply, self._name, tokens)
-
-
-def local_judging(path: str, prompts: Prompts, *, max_new: int, **options: Any) -> judges.Judging:
-    """The model of a run or an export as a judge; `options` as in `judges.chat`.
-
-    Raises EndpointError where there is no such model.
-    """
-    try:
-        opened = open_model(path)
-    except (WeightsError, CheckpointError, ConfigError, TokenizerError) as error:
-        raise EndpointError(str(error)) from error
-    engine = Engine(opened.module, opened.tokenizer, opened.template)
-    ask = LocalJudge(engine, opened.told, max_new)
-    parameters = {"temperature": 0.0, "max_tokens": max_new, "step": opened.step}
-    return judges.chat(
-        ask, str(opened.path), prompts, backend="local", parameters=parameters, **options
-    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rvllm_jax.data.batches.dataset import READABLE, Dataset
-from rvllm_jax.evaluation.asking import Asked
+from rvllm_jax.generation.engine import Prediction
 
 SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
 
@@ -37,29 +37,33 @@ class Sample:
             raise ValueError(f"frames: expected uint8[T, H, W, 3], got {f.dtype}{list(f.shape)}")
 
 
-def answered_samples(dataset: Dataset, asked: Sequence[Asked], split: str) -> list[Sample]:
+def answered_samples(
+    dataset: Dataset, predictions: Sequence[Prediction], split: str
+) -> list[Sample]:
     """The first clips of a split that can be read, a question each, going round the types."""
     videos = {number: video for video, number in enumerate(dataset.first_examples)}
-    by_example: dict[int, list[Asked]] = {}
-    for a in asked:
-        if a.example in videos and not a.unreadable:
-            by_example.setdefault(a.example, []).append(a)
+    by_example: dict[int, list[Prediction]] = {}
+    for prediction in predictions:
+        example, _ = dataset.questions[prediction.question]
+        if example in videos and not prediction.failed:
+            by_example.setdefault(example, []).append(prediction)
     samples: list[Sample] = []
-    for number, own in by_example.items():
+    for number, answered in by_example.items():
         if len(samples) == SAMPLES_A_SPLIT:
             break
         row = dataset.load(videos[number], (), None)
         if row.errors != READABLE:  # its test clips were, the one in the centre is not
             continue
-        a = own[len(samples) % len(own)]
+        prediction = answered[len(samples) % len(answered)]
+        turn = dataset.turns[prediction.question]
         samples.append(
             Sample(
                 frames=row.frames[row.frame_mask],
-                question=a.turn.question,
-                truth=a.turn.answer,
-                answer=a.answer,
+                question=turn.question,
+                truth=turn.answer,
+                answer=prediction.text,
                 split=split,
-                kind=a.turn.kind,
+                kind=turn.kind,
             )
         )
     return samples

@@ -1,6 +1,5 @@
-"""A trained model, ready to be asked about loose video files."""
+"""A saved model that is asked about loose video files: `chat`, and its files of questions."""
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,40 +8,20 @@ from pathlib import Path
 import jax
 
 from rvllm_jax.data.batches.loose_videos import VideoClips, load_video, load_videos
-from rvllm_jax.data.store.shards import FrameStoreError
-from rvllm_jax.data.text.template import ChatError
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.saved.open import Described, read_arrays
 from rvllm_jax.generation import prompts
-from rvllm_jax.generation.prompts import PromptError
-from rvllm_jax.generation.sampling import GREEDY, Sampling
-from rvllm_jax.generation.session import Engine, Session
-
-# What may be wrong with a video or a question while the model is fine.
-REFUSALS = (VideoError, FrameStoreError, PromptError, ChatError)
-
-
-@dataclasses.dataclass(frozen=True)
-class How:
-    """How answers are made: as `Session.stream` takes it. Raises ValueError for a bad value."""
-
-    sampling: Sampling = GREEDY
-    max_new: int = 256
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.max_new < 1:
-            raise ValueError(f"max_new={self.max_new}: an answer needs room for 1 token at least")
-        if not all(self.stop):
-            raise ValueError("a stop string is empty: it would end every answer at once")
+from rvllm_jax.generation.clip_fusion import LOCK_STEP
+from rvllm_jax.generation.engine import Engine
+from rvllm_jax.generation.session import Session
+from rvllm_jax.generation.unrolled import unroll
 
 
 class Answerer:
     """Sees videos as the model was trained on them; reads the model when it is first asked.
 
-    clips: the test clips of a video, which answer in lock-step, a key of `data.clips.VIEWS`.
-    cache_dtype: as in `Engine`. say: takes a line of what is being done.
+    clips: the test views of a video, a key of `clips.VIEWS`. fusion: how several give one answer,
+    one of clip_fusion.FUSIONS. cache_dtype: as in `Engine`. say: takes a line of what is done.
     """
 
     def __init__(
@@ -50,10 +29,11 @@ class Answerer:
         described: Described,
         *,
         clips: str = "1x1",
+        fusion: str = LOCK_STEP,
         cache_dtype=None,
         say: Callable[[str], None] = lambda line: None,
     ):
-        self.described, self.clips, self.say = described, clips, say
+        self.described, self.clips, self.fusion, self.say = described, clips, fusion, say
         self._cache_dtype = cache_dtype
 
     def look(self, path: str | Path) -> VideoClips:
@@ -89,11 +69,12 @@ class Answerer:
         sizes = [(leaf.size, leaf.nbytes) for leaf in opened.params.values()]
         count, taken = map(sum, zip(*sizes, strict=True))
         engine = Engine(
-            opened.module,
+            unroll(opened.module),
             opened.tokenizer,
             self.described.template,
+            fusion=self.fusion,
+            devices=opened.layout,
             cache_dtype=self._cache_dtype,
-            mesh=opened.layout.mesh,
         )
         self.say(
             f"{opened.told}; {count / 1e6:.1f} million parameters, {taken / 1e6:,.0f} MB, on "

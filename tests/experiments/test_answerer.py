@@ -13,16 +13,14 @@ from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
-from rvllm_jax.data.text.prompt import stop_ids
 from rvllm_jax.data.text.template import ChatError
 from rvllm_jax.data.video.container import VideoError
-from rvllm_jax.evaluation.answering import Answering
-from rvllm_jax.evaluation.asked_groups import plan
-from rvllm_jax.evaluation.asking import Asker
-from rvllm_jax.experiments.benchmark_run import _machine
-from rvllm_jax.experiments.saved.answering import Answerer, How
+from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.saved.open import describe_model, read_arrays
+from rvllm_jax.generation.engine import Engine
+from rvllm_jax.generation.grouping import Grouping
 from rvllm_jax.generation.prompts import PromptError
+from rvllm_jax.generation.sampling import GenerationConfig
 from tests.experiments.conftest import MESH
 
 QUESTIONS = ["what moves?", "and which way does it go? up"]
@@ -45,22 +43,21 @@ def prepared(talker, answerer, tmp_path_factory):
     )
 
 
-def test_a_session_about_a_file_says_what_the_asker_says_about_the_prepared_video(
+def in_batches(opened, dataset):
+    """The predictions of a model, as training's evaluation and `evaluate` ask."""
+    config = GenerationConfig(max_new=12)
+    parts = opened.module, opened.tokenizer, opened.template
+    engine = Engine(*parts, config=config, devices=opened.layout)
+    (predictions,) = engine.predict(Grouping(dataset, videos=4, together=2))
+    return predictions
+
+
+def test_a_session_about_a_file_says_what_batches_say_about_the_prepared_video(
     talker, answerer, prepared
 ):
     opened = read_arrays(answerer.described)
-    asker = Asker(
-        opened.model,
-        opened.params,
-        opened.stats,
-        opened.tokenizer,
-        stop_ids=stop_ids(opened.tokenizer, opened.template),
-        batch=4,
-        max_new=opened.recipe.evaluation.max_new,
-        max_questions=2,
-        put=opened.layout.evaluation_batch,
-    )
-    asked = [a.answer for a in asker.ask(prepared)]
+    predictions = in_batches(opened, prepared)
+    asked = [prediction.text for prediction in predictions]
     said = []
     for clip, name in enumerate("abc"):
         seen = answerer.look(talker / "videos" / f"{name}.mp4")
@@ -77,7 +74,7 @@ def test_each_stop_id_of_a_model_s_files_ends_answers(talker, answerer, prepared
     """In a chat, and in the evaluation of benchmarks: the second of the list too."""
     session = answerer.session(answerer.look(talker / "videos" / "a.mp4"), "a")
     session.ask(QUESTIONS[0], max_new=12)
-    said, eos_id = session.turns[0].answer, answerer.described.tokenizer.eos_id
+    said, eos_id = session.turns[0].ids, answerer.described.tokenizer.eos_id
     second = next(token for n, token in enumerate(said) if n and token not in said[:n])
     model = shutil.copytree(talker, tmp_path / "model")
     ids = json.dumps({"eos_token_id": [eos_id, second]})
@@ -85,14 +82,9 @@ def test_each_stop_id_of_a_model_s_files_ends_answers(talker, answerer, prepared
     other = Answerer(describe_model(model, mesh=MESH))
     cut = other.session(other.look(talker / "videos" / "a.mp4"), "a")
     cut.ask(QUESTIONS[0], max_new=12)
-    assert cut.turns[0].answer == said[: said.index(second)]
-    groups, machine = (
-        plan(prepared, {}, videos=8, together=2),
-        _machine(read_arrays(other.described)),
-    )
-    answering = Answering(machine, prepared, groups, max_new=12, fusion="lock_step", seed=0)
-    (answers,) = answering.run(groups.batches)
-    assert len(answers) == 6 and answers[0].ids == cut.turns[0].answer
+    assert cut.turns[0].ids == said[: said.index(second)]
+    answers = in_batches(read_arrays(other.described), prepared)
+    assert len(answers) == 6 and answers[0].ids == cut.turns[0].ids
     assert not any(second in one.ids for one in answers)
 
 
@@ -143,4 +135,4 @@ def test_another_template_asks_otherwise(talker, answerer):
 @pytest.mark.parametrize("wrong", [{"max_new": 0}, {"stop": ("a", "")}])
 def test_bad_values_are_refused(wrong):
     with pytest.raises(ValueError, match="max_new=0|stop string is empty"):
-        dataclasses.replace(How(), **wrong)
+        dataclasses.replace(GenerationConfig(), **wrong)
