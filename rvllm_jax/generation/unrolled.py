@@ -7,7 +7,7 @@ again as the token must read. Apart they are read where they lie, and the cache 
 import jax
 from flax import nnx
 
-from rvllm_jax.models.llama import Llama, shared_keys
+from rvllm_jax.models.llama import Llama, shared_prefix
 from rvllm_jax.models.video_llm import VideoLLM
 
 
@@ -35,7 +35,7 @@ class UnrolledLlama(Llama):
             if cache is not None:
                 shared = cache.shared and (cache.shared.k[number], cache.shared.v[number])
                 own = cache.k[number], cache.v[number], cache.length
-                past = *own, shared_keys(cache, shared)
+                past = *own, shared_prefix(cache, shared)
             x_BLD, key_value = block(x_BLD, rope, mask_BLS, past)
             new.append(key_value)
         return x_BLD, tuple(zip(*new, strict=True))

@@ -1,7 +1,7 @@
-"""Grouped-query attention over packed rows, one function for every device.
+"""Grouped-query attention over packed sequences, one function for every device.
 
-A row holds a prefix (with the video) and one or more questions behind it. A question sees the
-prefix and itself, never its siblings, so that one row gives what as many single rows would give.
+A sequence holds a prefix (with the video) and one or more questions behind it. A question sees the
+prefix and itself, never its siblings: one sequence gives what as many single ones would give.
 """
 
 from typing import NamedTuple
@@ -14,19 +14,19 @@ from rvllm_jax.types import PADDING, PREFIX
 
 
 class SharedPrefix(NamedTuple):
-    """Keys and values that several rows in succession see: of B rows, the first B / A read row 0 of
-    these A, the next ones row 1, and so on. So a video's prefix is held and read once, however
-    many questions stand behind it."""
+    """Keys and values that several sequences in succession see: of B, the first B / A read number 0
+    of these A, the next ones number 1, and so on. So a video's prefix is stored and read once,
+    however many questions stand behind it."""
 
     k: jax.Array  # [A, P, K, H]
     v: jax.Array  # [A, P, K, H]
-    seen: jax.Array  # bool[A, P]; by every query alike
+    mask: jax.Array  # bool[A, P]; what every query sees
 
 
 class TokenPositions(NamedTuple):
-    """Where tokens stand in a row: their place in it, and what they belong to."""
+    """Where tokens stand in a sequence: their number in it, and the segment they belong to."""
 
-    index: jax.Array  # int32[B, T]; the order in the row or cache, not the RoPE position
+    index: jax.Array  # int32[B, T]; the order in the sequence or cache, not the RoPE position
     segment: jax.Array  # int32[B, T]; PREFIX, 1.. a question, PADDING
 
 
@@ -34,7 +34,7 @@ def make_mask(query: TokenPositions, key: TokenPositions) -> jax.Array:
     """Which keys each query sees, as `bool[B, T, S]`; build it once and share it among layers.
 
     A key is seen when it does not come later and is of the prefix or of the query's question.
-    Padding is seen by nobody, but every token sees itself, so that no row of the softmax is empty.
+    Padding is seen by nobody, but every token sees itself, so that no softmax is over nothing.
     """
     query_index_BT1, key_index_B1S = query.index[:, :, None], key.index[:, None, :]
     query_segment_BT1, key_segment_B1S = query.segment[:, :, None], key.segment[:, None, :]
@@ -51,10 +51,10 @@ def attend(
     mask_BTS: jax.Array,
     shared: SharedPrefix | None = None,
 ) -> jax.Array:
-    """Scaled dot-product attention -> `[B, T, N, H]` in the dtype of `q_BTNH`.
+    """Scaled dot-product attention -> `[B, T, N, H]` in the dtype of `q_BTNH`; `mask_BTS` is bool.
 
     Query head n reads key/value head n // (N / K), as Llama orders them; keys and values are not
-    repeated. What is `shared` counts as further keys, in front of the own. By cuDNN on GPUs and by
+    repeated. What is `shared` counts as further keys, in front of `k_BSKH`. By cuDNN on GPUs and by
     splash on TPUs where they take the shapes and nothing is shared, else by `products`.
     """
     kernel = None if shared is not None else flash.choose(q_BTNH, k_BSKH, v_BSKH)
@@ -70,7 +70,7 @@ def products(
     mask_BTS: jax.Array,
     shared: SharedPrefix | None = None,
 ) -> jax.Array:
-    """`attend` in plain matrix products, on every device and for every shape and dtype.
+    """`attend` in plain matrix products -> `[B, T, N, H]`, on every device, for every dtype.
 
     The softmax is taken in float32, or in float64 where the inputs are float64. Keys and values of
     another dtype, as of a cache in bfloat16 beside queries in float32, are rounded where they are
@@ -85,11 +85,11 @@ def products(
     q_BKRH = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
     scores_BKRS = _scores(q_BKRH, k_BSKH, wide)
     if shared is not None:
-        together = _scores(_gathered(q_BKRH, len(shared.seen)), shared.k, wide)
-        scores_BKRS = jnp.concatenate([_apart(together, B), scores_BKRS], axis=-1)
-        seen_BTP = jnp.repeat(shared.seen, B // len(shared.seen), axis=0)[:, None]
-        seen_BTP = jnp.broadcast_to(seen_BTP, (B, T, shared.seen.shape[1]))
-        mask_BTS = jnp.concatenate([seen_BTP, mask_BTS], axis=-1)
+        A, P = shared.mask.shape
+        scores_BKRP = _ungroup(_scores(_group(q_BKRH, A), shared.k, wide), B)
+        scores_BKRS = jnp.concatenate([scores_BKRP, scores_BKRS], axis=-1)
+        mask_BTP = jnp.broadcast_to(jnp.repeat(shared.mask, B // A, axis=0)[:, None], (B, T, P))
+        mask_BTS = jnp.concatenate([mask_BTP, mask_BTS], axis=-1)
     # A finite floor: an infinite one would turn a gradient through an empty row into NaN.
     scores_BKGTS = jnp.where(
         mask_BTS[:, None, None], scores_BKRS.reshape(B, K, G, T, -1), jnp.finfo(wide).min
@@ -98,8 +98,8 @@ def products(
     probs_BKRS = probs_BKGTS.reshape(B, K, G * T, -1)
     out_BKRH = probs_BKRS[..., -S:] @ v_BSKH.transpose(0, 2, 1, 3)
     if shared is not None:
-        of_shared = _gathered(probs_BKRS[..., :-S], len(shared.seen))
-        out_BKRH += _apart(of_shared @ shared.v.transpose(0, 2, 1, 3), B)
+        probs_AKMP = _group(probs_BKRS[..., :-S], A)
+        out_BKRH += _ungroup(probs_AKMP @ shared.v.transpose(0, 2, 1, 3), B)
     out_BKRH = out_BKRH.astype(q_BTNH.dtype)
     return out_BKRH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
@@ -109,13 +109,13 @@ def _scores(q_BKRH: jax.Array, k_BSKH: jax.Array, wide) -> jax.Array:
     return jnp.matmul(q_BKRH, k_BKHS, preferred_element_type=wide) * (q_BKRH.shape[-1] ** -0.5)
 
 
-def _gathered(x_BKRx: jax.Array, rows: int) -> jax.Array:
-    """The rows that read the same of so many `rows` of `SharedPrefix`, as rows of one product."""
+def _group(x_BKRx: jax.Array, A: int) -> jax.Array:
+    """What the sequences that read the same of A prefixes hold, as rows of one product."""
     B, K, R, last = x_BKRx.shape
-    return x_BKRx.reshape(rows, -1, K, R, last).swapaxes(1, 2).reshape(rows, K, -1, last)
+    return x_BKRx.reshape(A, -1, K, R, last).swapaxes(1, 2).reshape(A, K, -1, last)
 
 
-def _apart(x_AKMx: jax.Array, B: int) -> jax.Array:
-    """What `_gathered` put together, as the B rows that it was."""
+def _ungroup(x_AKMx: jax.Array, B: int) -> jax.Array:
+    """What `_group` put together, as of the B sequences that it was."""
     A, K, _, last = x_AKMx.shape
     return x_AKMx.reshape(A, K, B // A, -1, last).swapaxes(1, 2).reshape(B, K, -1, last)

@@ -1,4 +1,4 @@
-"""Attention that never holds the scores of a whole row: cuDNN's on GPUs, splash on TPUs.
+"""Attention that never holds all scores of a sequence: cuDNN's on GPUs, splash on TPUs.
 
 Both take the mask as it is, since packing's is none that they could make themselves: a question
 sees the prefix and itself. Splash skips the tiles of it that are empty.
@@ -14,16 +14,17 @@ from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.sharding import constrain, rules
 
-TILES = (512, 256, 128)  # tokens of a splash tile; the first that divides the row is taken
+TILES = (512, 256, 128)  # tokens of a splash tile; the first that divides the sequence is taken
 _INFOS = ("fwd_mask_info", "dq_mask_info", "dkv_mask_info")
 
 
 def choose(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> Callable | None:
-    """What `attention.attend` calls instead of the plain products here; None: nothing does.
+    """What `attention.attend` calls instead of the plain products here; None: nothing.
 
-    Splash takes rows of a multiple of 128 tokens, heads of a multiple of 64 numbers, and heads and
-    rows that divide over the mesh; cuDNN takes 16-bit heads of 128 numbers at most. A step of
-    decoding, one token, is left to XLA: it is bound by reading the cache.
+    For queries `[B, T, N, H]`, keys and values `[B, S, K, H]`. Splash takes T and S that are
+    multiples of 128, H that is a multiple of 64, and B, N and K that divide over the mesh; cuDNN
+    takes 16 bits and H of 128 at most. A step of decoding, one token, is left to XLA: it is bound
+    by reading the cache.
     """
     q, k = q_BTNH, k_BSKH
     if not q.dtype == k.dtype == v_BSKH.dtype:
@@ -35,7 +36,7 @@ def choose(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> Callable 
 
 
 def of_shapes(platform: str, dtype, tokens: tuple[int, int], head_dim: int) -> Callable | None:
-    """What runs on that platform for so many (queries, keys) of a row; None: only the products."""
+    """What that platform runs for so many (queries, keys) of a sequence; None: the products."""
     if tokens[0] == 1:
         return None
     if platform == "tpu" and dtype in (jnp.bfloat16, jnp.float32):
@@ -48,7 +49,7 @@ def of_shapes(platform: str, dtype, tokens: tuple[int, int], head_dim: int) -> C
 
 @functools.cache
 def _has_cudnn() -> bool:
-    """Whether cuDNN's attention can be had, by tracing the smallest one; tells once if not."""
+    """Whether cuDNN's attention can be had, by tracing the smallest one; warns once if not."""
     one = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
     mask = jax.ShapeDtypeStruct((1, 64, 64), jnp.bool_)
     try:
@@ -62,7 +63,7 @@ def _has_cudnn() -> bool:
 def cudnn(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
-    """`attention.attend` by cuDNN; the mask becomes a bias of all its numbers."""
+    """`attention.attend` -> `[B, T, N, H]` by cuDNN; the mask becomes a bias of all its numbers."""
     mask_B1TS = mask_BTS[:, None]
     return jax.nn.dot_product_attention(
         q_BTNH, k_BSKH, v_BSKH, mask=mask_B1TS, implementation="cudnn"
@@ -76,13 +77,13 @@ def splash(
     mask_BTS: jax.Array,
     interpret: bool = False,
 ) -> jax.Array:
-    """`attention.attend` by Pallas' splash kernel, on a mesh each device with its rows and heads.
+    """`attention.attend` -> `[B, T, N, H]` by Pallas' splash kernel, of each device's own B and N.
 
     Every query must see a key. `interpret`: run it in JAX's own operations, as on CPU.
     """
     run = functools.partial(_splash, interpret=interpret)
-    heads, rows = P(rules.BATCH_AXES, None, "tensor"), P(rules.BATCH_AXES)
-    run = constrain.on_each_device(run, (heads, heads, heads, rows), heads)
+    heads, masks = P(rules.BATCH_AXES, None, "tensor"), P(rules.BATCH_AXES)
+    run = constrain.on_each_device(run, (heads, heads, heads, masks), heads)
     return run(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
 
 
@@ -99,7 +100,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, interpret: bool):
         block_kv=key, block_kv_dq=key, block_kv_dkv=key,
     )  # fmt: skip
 
-    def row(q_NTH, k_KSH, v_KSH, mask_TS):
+    def attend_one(q_NTH, k_KSH, v_KSH, mask_TS):
         kernel = splash_attention_kernel.make_splash_mha(
             mask_TS[None], block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
         )
@@ -110,4 +111,4 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, interpret: bool):
 
     scaled = (q_BTNH * q_BTNH.shape[-1] ** -0.5).astype(q_BTNH.dtype)
     by_head = (x.swapaxes(1, 2) for x in (scaled, k_BSKH, v_BSKH))
-    return jax.vmap(row)(*by_head, mask_BTS).swapaxes(1, 2).astype(q_BTNH.dtype)
+    return jax.vmap(attend_one)(*by_head, mask_BTS).swapaxes(1, 2).astype(q_BTNH.dtype)

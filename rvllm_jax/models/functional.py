@@ -70,20 +70,20 @@ class FunctionalModel:
 
 
 def checksum(arrays: Arrays) -> str:
-    """Names the values of arrays, wherever they lie: each is summed up on its own devices."""
+    """16 hex digits of the values of `[...]` arrays of any dtype, each summed up on its devices."""
     sums = jax.jit(lambda arrays: {path: _bits(x) for path, x in arrays.items()})(arrays)
     facts = ((path, x.shape, str(x.dtype), int(sums[path])) for path, x in sorted(arrays.items()))
     return digest(map(repr, facts), SHORT)
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    """The bits of an array as whole numbers, each times an odd one of its place, summed mod 2^32:
-    the order of summation does not matter."""
+    """uint32[]: the bits of `[...]` as whole numbers, each times an odd one of its place, summed
+    mod 2^32: the order of summation does not matter."""
     wide = x.dtype.itemsize > 4
     kind = jnp.uint32 if wide else {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
     place = jnp.ones(bits.shape, jnp.uint32)
     for axis in range(bits.ndim):
-        own = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        place = place * np.uint32(2654435761) + 2 * own
+        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        place = place * np.uint32(2654435761) + 2 * index
     return jnp.sum(bits * place, dtype=jnp.uint32)

@@ -1,7 +1,7 @@
 """A key/value cache of static shape: slots are filled in order, whatever stands in them.
 
-A row shorter than its neighbours is padded on the right; its padding takes slots too, marked
-PADDING, which nobody sees. So one `length` serves all rows, and a write is one slice.
+A sequence shorter than its neighbours is padded on the right; its padding takes slots too, marked
+PADDING, which nobody sees. So one `length` serves all sequences, and a write is one slice.
 """
 
 from typing import NamedTuple
@@ -15,15 +15,15 @@ from rvllm_jax.types import PADDING
 class KVCache(NamedTuple):
     """Keys and values of the tokens read so far; keys are already rotated.
 
-    Of all layers in one array for a decoder that scans over them, of each layer in its own for one
-    that does not.
+    One array for all layers for a decoder that scans over them, one for each layer for one that
+    does not.
     """
 
     k: jax.Array | tuple[jax.Array, ...]  # [layers, B, S, K, H], or layers times [B, S, K, H]
     v: jax.Array | tuple[jax.Array, ...]
     segments: jax.Array  # int32[B, S]; PADDING also where no token was written yet
     length: jax.Array  # int32; the next free slot
-    shared: "KVCache | None" = None  # the prefixes that stand in front of rows (`behind`)
+    shared: "KVCache | None" = None  # the prefixes in front of the sequences (`behind`)
 
 
 def empty(
@@ -36,7 +36,8 @@ def empty(
     *,
     stacked: bool = True,
 ) -> KVCache:
-    """A cache of `slots` free slots for `batch` rows; not `stacked`: an array for each layer."""
+    """A cache `dtype[layers, batch, slots, kv_heads, head_dim]` of free slots; not `stacked`: a
+    tuple of arrays without the first dimension."""
     shape = (batch, slots, kv_heads, head_dim)
 
     def zeros():
@@ -49,33 +50,34 @@ def empty(
 
 
 def behind(prefix: KVCache, times: int, slots: int) -> KVCache:
-    """An empty cache of `slots` slots for `times` rows in succession behind each row of `prefix`.
+    """An empty cache of `slots` slots for `times` sequences in succession behind each of `prefix`.
 
-    The prefixes stay where they are and are read there. They must hold nothing but prefixes.
+    The prefixes `[layers, B, P, K, H]` stay where they are and are read there; the new arrays are
+    `[layers, B * times, slots, K, H]`. `prefix` must hold nothing but prefixes.
     """
     first, stacked = prefix.k[0], not isinstance(prefix.k, tuple)
     batch, _, *heads = first.shape
-    own = empty(len(prefix.k), batch * times, slots, *heads, first.dtype, stacked=stacked)
-    return own._replace(shared=prefix)
+    cache = empty(len(prefix.k), batch * times, slots, *heads, first.dtype, stacked=stacked)
+    return cache._replace(shared=prefix)
 
 
 def repeat(cache: KVCache, times: int) -> KVCache:
-    """Each row `times` times in succession: row b becomes rows b*times .. (b+1)*times - 1."""
+    """`[..., B, S, K, H]` -> `[..., B * times, S, K, H]`: b becomes b*times .. (b+1)*times - 1."""
     if times == 1:
         return cache
 
-    def rows(x):
+    def repeated(x):
         return jnp.repeat(x, times, axis=x.ndim - 4)
 
     return cache._replace(
-        k=jax.tree.map(rows, cache.k),
-        v=jax.tree.map(rows, cache.v),
+        k=jax.tree.map(repeated, cache.k),
+        v=jax.tree.map(repeated, cache.v),
         segments=jnp.repeat(cache.segments, times, axis=0),
     )
 
 
 def grow(cache: KVCache, slots: int) -> KVCache:
-    """The cache with `slots` slots, at least as many as it has; itself where that is their number.
+    """`[..., B, S, K, H]` -> `[..., B, slots, K, H]`; the cache itself where S is `slots`.
 
     Raises ValueError when it has more.
     """
@@ -97,7 +99,7 @@ def grow(cache: KVCache, slots: int) -> KVCache:
 
 
 def reserve(cache: KVCache, segments_BL: jax.Array) -> KVCache:
-    """Marks the next L slots as holding `segments_BL`; `length` stays where they begin.
+    """Marks the next L slots as holding int32[B, L]; `length` stays where they begin.
 
     Raises ValueError when L exceeds the cache. A cache that only fills up over several calls
     cannot be noticed here (its length is traced), so give it slots for all that will be written.
@@ -111,10 +113,10 @@ def reserve(cache: KVCache, segments_BL: jax.Array) -> KVCache:
     return cache._replace(segments=segments_BS)
 
 
-def write_layer(old_BSKH: jax.Array, new_BLKH: jax.Array, length: jax.Array) -> jax.Array:
-    """One layer's keys (or values) with those of the new tokens in their slots."""
-    new_BLKH = new_BLKH.astype(old_BSKH.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(old_BSKH, new_BLKH, length, axis=1)
+def write_slots(old: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
+    """Keys or values `[..., B, S, K, H]` with L new ones, `[..., B, L, K, H]`, from `length` on."""
+    new = new.astype(old.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(old, new, length, axis=old.ndim - 3)
 
 
 def write(cache: KVCache, k_new, v_new) -> KVCache:
@@ -126,8 +128,7 @@ def write(cache: KVCache, k_new, v_new) -> KVCache:
     """
 
     def put(old, new):
-        new = new.astype(old.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=old.ndim - 3)
+        return write_slots(old, new, cache.length)
 
     length = cache.length + jax.tree.leaves(k_new)[0].shape[-3]
     k, v = jax.tree.map(put, cache.k, k_new), jax.tree.map(put, cache.v, v_new)

@@ -32,7 +32,7 @@ def rope_angles(config: LlamaConfig, positions_BL: jax.Array) -> tuple[jax.Array
 
 
 def rotate(x_BLNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary positions over pairs (i, i + H/2), the layout of Hugging Face checkpoints."""
+    """`[B, L, N, H]` turned by `rope_angles`, over pairs (i, i + H/2) as Hugging Face lays them."""
     cos, sin = rope
     wide = x_BLNH.astype(jnp.promote_types(x_BLNH.dtype, jnp.float32))
     first, second = jnp.split(wide, 2, axis=-1)
@@ -40,16 +40,14 @@ def rotate(x_BLNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x_BLNH.dtype)
 
 
-def shared_keys(
-    cache: KVCache, of_layer: tuple[jax.Array, jax.Array] | None
-) -> SharedPrefix | None:
-    """One layer's (k, v) of the prefixes in front of a cache's rows, for `attend`."""
-    return of_layer and SharedPrefix(*of_layer, cache.shared.segments == PREFIX)
+def shared_prefix(cache: KVCache, layer: tuple[jax.Array, jax.Array] | None) -> SharedPrefix | None:
+    """For `attend`: one layer's (k, v) `[A, P, K, H]` of the prefixes in front of a cache."""
+    return layer and SharedPrefix(*layer, cache.shared.segments == PREFIX)
 
 
 @jax.custom_vjp
 def project(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """`x @ matrix` in float32 or better; its gradient is rounded to their dtype on the way back.
+    """`[..., D] @ [D, V]` in float32 or better; its gradient is rounded to their dtype going back.
 
     Left to JAX the products of a 16-bit backward pass would be of float32, at half the speed, and
     the matrix's gradient twice as large.
@@ -77,6 +75,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(width, param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., width]` normalised, in the dtype of `x`."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
         return (wide * self.scale[...]).astype(x.dtype)
@@ -123,8 +122,8 @@ class Attention(nnx.Module):
         shared = None
         if past is not None:
             k_past, v_past, length, shared = past
-            k_BSKH = kv_cache.write_layer(k_past, k_BLKH, length)
-            v_BSKH = kv_cache.write_layer(v_past, v_BLKH, length)
+            k_BSKH = kv_cache.write_slots(k_past, k_BLKH, length)
+            v_BSKH = kv_cache.write_slots(v_past, v_BLKH, length)
         out_BLNH = attend(q_BLNH, k_BSKH, v_BSKH, mask_BLS, shared)
         return self.o(out_BLNH.reshape(len(x_MD), -1)).reshape(x_BLD.shape), new
 
@@ -140,6 +139,7 @@ class MLP(nnx.Module):
         self.down = dense(config.mlp_width, config.width, down_std, bias, **kinds)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """`dtype[B, L, D]` -> `dtype[B, L, D]`."""
         # One axis of B * L tokens: on CPU the gradient of a product over two axes is slower.
         x_MD = x_BLD.reshape(-1, x_BLD.shape[-1])
         hidden_MF = constrain(jax.nn.silu(self.gate(x_MD)) * self.up(x_MD), BATCH_AXES, "tensor")
@@ -157,6 +157,7 @@ class DecoderLayer(nnx.Module):
         self.mlp = MLP(config, **kinds)
 
     def __call__(self, x_BLD, rope, mask_BLS, past):
+        """-> output `[B, L, D]` and the new (k, v); arguments are those of `Attention`."""
         attended, new = self.attention(self.norm1(x_BLD), rope, mask_BLS, past)
         x_BLD = constrain(x_BLD + attended, BATCH_AXES)
         return constrain(x_BLD + self.mlp(self.norm2(x_BLD)), BATCH_AXES), new
@@ -243,11 +244,11 @@ class Llama(nnx.Module):
         """-> x after all layers and, with a cache, the new (k, v) `[layers, B, L, K, H]`."""
         graph, params = nnx.split(self.layers)
 
-        def body(x_BLD, own):
-            params, past = own
+        def body(x_BLD, inputs):
+            params, past = inputs
             if past is not None:
-                *own, shared = past
-                past = (*own, cache.length, shared_keys(cache, shared))
+                k, v, shared = past
+                past = k, v, cache.length, shared_prefix(cache, shared)
             layer = nnx.merge(graph, constrain_layer(params, self.dtype))
             x_BLD, new = layer(x_BLD, rope, mask_BLS, past)
             return x_BLD, None if past is None else new
@@ -264,9 +265,9 @@ class Llama(nnx.Module):
         return jax.lax.scan(body, x_BLD, (params, past), unroll=unroll)
 
     def embed_rows(self, tokens_BL: jax.Array) -> jax.Array:
-        """Embeddings `[B, L, D]`, as of `embed`, of rows that a mesh may have split.
+        """Embeddings `dtype[B, L, D]`, as of `embed`, of tokens that a mesh may have split.
 
-        The table is gathered in the dtype of the computation: the compiler cannot look up rows of
+        The table is gathered in the dtype of the computation: the compiler cannot look up
         split tokens in a table that is split over the same devices, and would replicate both. Were
         it not said where it lies before, the float32 table would be gathered and then rounded.
         """

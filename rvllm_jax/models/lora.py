@@ -50,30 +50,32 @@ class LoRA:
 
     def faults(self, llama: LlamaConfig, where: str) -> list[str]:
         """What of it cannot be, or does not fit the decoder; `where` is its key."""
-        found = []
+        faults = []
         if type(self.rank) is not int or self.rank < 1:
-            found.append(
+            faults.append(
                 f"{where}.rank={self.rank!r} must be a whole number, 1 or more; None: no adapters"
             )
         if not 0 < self.alpha < math.inf:
-            found.append(f"{where}.alpha={self.alpha} must be positive: A B is scaled by it / rank")
+            faults.append(
+                f"{where}.alpha={self.alpha} must be positive: A B is scaled by it / rank"
+            )
         try:
             chosen = self.chosen
         except re.error as error:
-            return [*found, f"{where}.targets={self.targets!r} is no regular expression ({error})"]
+            return [*faults, f"{where}.targets={self.targets!r} is no regular expression ({error})"]
         if not chosen:
-            found.append(
+            faults.append(
                 f"{where}.targets={self.targets!r} matches none of {', '.join(MATRICES)}; it is "
                 "matched with whole names, as 'attention/(q|v)' or '.*'"
             )
         sides = {name: min(_shape(llama, name)) for name in chosen}
-        if not found and self.rank > min(sides.values()):
+        if not faults and self.rank > min(sides.values()):
             least = min(sides, key=sides.get)
-            found.append(
+            faults.append(
                 f"{where}.rank={self.rank} exceeds the smaller side of the decoder's {least}, "
                 f"{list(_shape(llama, least))}: adapters would be larger than what they adapt"
             )
-        return found
+        return faults
 
 
 def _shape(llama: LlamaConfig, name: str) -> tuple[int, int]:
@@ -97,6 +99,7 @@ class Adapter(nnx.LoRA):
         self.scale = lora.scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """alpha / rank * x A B: `[..., in]` -> `[..., out]`."""
         return self.scale * super().__call__(x)
 
 
@@ -106,6 +109,7 @@ class Linear(nnx.Linear):
     lora: Adapter | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., in]` -> `[..., out]`."""
         y = super().__call__(x)
         return y if self.lora is None else y + self.lora(x)
 
@@ -142,18 +146,18 @@ def without_adapters(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def adapted(paths: Iterable[str]) -> set[str]:
     """The paths of the matrices beside which adapters stand: "decoder/layers/attention/q"."""
-    return {found[1] for path in paths if (found := ADAPTER.fullmatch(path))}
+    return {match[1] for path in paths if (match := ADAPTER.fullmatch(path))}
 
 
 def merged(params: Mapping[str, jax.Array], lora: LoRA) -> dict[str, jax.Array]:
     """The parameters of a decoder without adapters that computes the same.
 
-    W + alpha / rank * A B is summed in float32 or better and rounded to the dtype of W. Stacked or
-    not; `params` may hold other parameters, which stay.
+    W `[..., in, out]` + alpha / rank * A B is summed in float32 or better and rounded to the dtype
+    of W. Stacked or not; `params` may hold other parameters, which stay.
     """
     arrays = without_adapters(params)
     for path in adapted(params):
-        W, A, B = (params[f"{path}/{own}"] for own in ("kernel", "lora/lora_a", "lora/lora_b"))
+        W, A, B = (params[f"{path}/{leaf}"] for leaf in ("kernel", "lora/lora_a", "lora/lora_b"))
         wide = jnp.promote_types(W.dtype, jnp.float32)
         product = jnp.matmul(A.astype(wide), B.astype(wide), precision="highest")
         arrays[f"{path}/kernel"] = (W.astype(wide) + lora.scale * product).astype(W.dtype)

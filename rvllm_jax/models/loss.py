@@ -15,9 +15,9 @@ def token_loss_sum(
 ) -> jax.Array:
     """Sum over all tokens of weight times cross entropy: a scalar in float32 or better.
 
-    `chunk` places of every row are taken at a time, their logits `[B, chunk, vocab]` recomputed in
-    the backward pass, so that the full logits are never held; 0 takes all at once. The chunks cut
-    the row and not the batch, which may be spread over devices.
+    targets_BL: int32; weights_BL: float32. `chunk` tokens of every sequence are taken at a time,
+    their logits `[B, chunk, vocab]` recomputed in the backward pass, so that there are never all
+    logits at once; 0 takes all. The chunks cut sequences, not the batch: a mesh may split that.
     """
     L = hidden_BLD.shape[1]
     if chunk <= 0 or chunk >= L:

@@ -40,10 +40,10 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(features, statistics_dtype(param_dtype)))
 
     def __call__(self, x_NhwC: jax.Array, mask_N: jax.Array, *, use_running: bool) -> jax.Array:
-        """Normalises every frame; with `use_running` False also updates the running statistics.
+        """`dtype[N, h, w, C]`; with `use_running` False it also updates the running statistics.
 
-        Only frames with a true `mask_N` are counted. Where the global batch has none, the running
-        statistics normalise and stay as they are.
+        Only frames with a true `mask_N` (bool) are counted. Where the global batch has none, the
+        running statistics normalise and stay as they are.
         """
         if use_running:
             mean_C, var_C = self.mean[...], self.var[...]
@@ -107,7 +107,7 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features, param_dtype))
 
     def __call__(self, x_NhwC: jax.Array, mask_N: jax.Array, *, use_running: bool) -> jax.Array:
-        """Normalises each frame; `mask_N` and `use_running` are BatchNorm's, unused here."""
+        """`dtype[N, h, w, C]`, each frame by itself; `mask_N` and `use_running` are BatchNorm's."""
         del mask_N, use_running
         dtype = statistics_dtype(x_NhwC.dtype)
         frames, height, width, features = x_NhwC.shape

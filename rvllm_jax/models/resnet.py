@@ -82,6 +82,7 @@ class Conv(nnx.Module):
         self.stride, self.dtype = stride, dtype
 
     def __call__(self, x_NhwC: jax.Array) -> jax.Array:
+        """`dtype[N, h, w, in]` -> `dtype[N, h / stride, w / stride, out]`, rounded up."""
         # Whole on every device: else the compiler may split channels and gather the frames.
         kernel = constrain(self.kernel[...].astype(self.dtype))
         size = kernel.shape[0]
@@ -100,6 +101,7 @@ class ConvNorm(nnx.Module):
         self.norm = make_norm(outputs)
 
     def __call__(self, x_NhwC, mask_N, *, use_running):
+        """As `Conv`; `mask_N` and `use_running` are the norm's."""
         return self.norm(self.conv(x_NhwC), mask_N, use_running=use_running)
 
 
@@ -129,6 +131,7 @@ class ResidualBlock(nnx.Module):
         )
 
     def __call__(self, x_NhwC, mask_N, *, use_running):
+        """`dtype[N, h, w, inputs]` -> `dtype[N, h / stride, w / stride, outputs]`, rounded up."""
         y_NhwC = x_NhwC
         for layer in range(1, self.layers + 1):
             conv, norm = getattr(self, f"conv{layer}"), getattr(self, f"norm{layer}")

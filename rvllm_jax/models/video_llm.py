@@ -1,7 +1,7 @@
 """The video language model: ResNet, projector and Llama (ResNetVLLM, section 3).
 
 Each frame is encoded, pooled to visual tokens, projected to the decoder's width, and spliced into
-the token row where the prompt has its video slots.
+the sequence where the prompt has its video slots.
 """
 
 import jax
@@ -70,7 +70,7 @@ class VideoLLM(nnx.Module):
     def encode_if_any(
         self, batch: Batch | Questions, *, use_running: bool, blind: bool = False
     ) -> jax.Array | None:
-        """The batch's visual tokens, or None where it carries no frames (T = 0)."""
+        """The batch's visual tokens `[B, V, D]`, or None where it carries no frames (T = 0)."""
         if batch.frames.shape[1] == 0:
             return None
         return self.encode(batch.frames, batch.frame_mask, use_running=use_running, blind=blind)
@@ -101,6 +101,6 @@ class VideoLLM(nnx.Module):
         if visual_BVD is None:
             return x_BLD
         is_text_BL1 = (slots_BL == NO_SLOT)[:, :, None]
-        places_BL1 = jnp.maximum(slots_BL, 0)[:, :, None]
-        spliced_BLD = jnp.take_along_axis(visual_BVD, places_BL1, axis=1)
+        indices_BL1 = jnp.maximum(slots_BL, 0)[:, :, None]
+        spliced_BLD = jnp.take_along_axis(visual_BVD, indices_BL1, axis=1)
         return jnp.where(is_text_BL1, x_BLD, spliced_BLD.astype(x_BLD.dtype))

@@ -85,7 +85,8 @@ _convolve_shifted.defvjp(_forward, _backward)
 
 
 def max_pool(x_NhwC: jax.Array) -> jax.Array:
-    """The largest of each 3 x 3 places, every second place, padded by one on every side."""
+    """The largest of each 3 x 3 places, every second place: `[N, h, w, C]` -> `[N, h/2, w/2, C]`,
+    padded by one on every side."""
     return (_pool_shifted if constrain.platform() == "cpu" else _pool)(x_NhwC)
 
 

@@ -1,6 +1,6 @@
 """Where activations lie on a mesh of `data`, `fsdp` and `tensor`.
 
-The compiler left to itself may gather the frames or the rows of all devices. So the model says
+The compiler left to itself may gather the frames or the sequences of all devices. So the model says
 where its activations lie; without a mesh, or with one device, it says nothing and nothing changes.
 """
 
@@ -41,13 +41,13 @@ def platform() -> str:
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
-def divides(rows: int, *heads: int) -> bool:
-    """Whether each device has the same number of rows, and of each kind of heads."""
+def divides(batch: int, *heads: int) -> bool:
+    """Whether each device has the same part of a batch, and of each kind of heads."""
     mesh = _mesh()
     if mesh is None:
         return True
     groups = math.prod(mesh.shape[name] for name in BATCH_AXES)
-    return rows % groups == 0 and all(n % mesh.shape["tensor"] == 0 for n in heads)
+    return batch % groups == 0 and all(n % mesh.shape["tensor"] == 0 for n in heads)
 
 
 def on_each_device(function: Callable, given: tuple[P, ...], returned: P) -> Callable:
