@@ -19,8 +19,8 @@ from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.system.paths import refuse_urls
-from rvllm_jax.training.compiling import keep_programs
 from rvllm_jax.training.sigterm import end_on_sigterm
+from rvllm_jax.training.step import keep_programs
 from rvllm_jax.training.workdir import claim, flat, with_kept_decoder
 
 CONFIG = config_flags.DEFINE_config_file(

@@ -13,10 +13,11 @@ from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import resolve
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.describe import describe_weights, expected
-from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
-from rvllm_jax.training.holding import Holding
-from rvllm_jax.training.loop import open_layout
-from rvllm_jax.training.start import open_start
+from rvllm_jax.training.checkpoint import Checkpoints
+from rvllm_jax.training.checkpoint_folder import CheckpointError
+from rvllm_jax.training.resume import open_start
+from rvllm_jax.training.stages import open_layout
+from rvllm_jax.training.state import StatePlacement
 from rvllm_jax.training.workdir import claim
 from rvllm_jax.weights import load
 from rvllm_jax.weights.open import open_weights
@@ -35,9 +36,9 @@ def run(llama, joint, tmp_path_factory):
     recipe = resolve(config)
     claim(workdir, config.to_dict())
     model = build_model(recipe)
-    holding = Holding(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
+    placement = StatePlacement(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
     start = open_start(recipe.model.weights, recipe.model.random, model)
-    arrays = holding.draw(jax.random.key(0), start) | {"opt": {"moment": np.ones(3)}}
+    arrays = placement.draw(jax.random.key(0), start) | {"opt": {"moment": np.ones(3)}}
     checkpoints = Checkpoints(workdir)
     checkpoints.save(7, arrays, {"position": {}})
     checkpoints.close()

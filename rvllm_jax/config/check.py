@@ -9,14 +9,14 @@ from ml_collections import ConfigDict
 
 from rvllm_jax.config import keys
 from rvllm_jax.config.schema import (
-    CheckpointConfig,
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
+    CheckpointKeys,
+    DataKeys,
+    EvaluationKeys,
+    ModelKeys,
     OptimizerSpec,
     Recipe,
     Stage,
-    TokenizerConfig,
+    TokenizerKeys,
 )
 from rvllm_jax.data.batches.source import EMBEDDED
 from rvllm_jax.data.text.tokenizer import MIN_VOCAB
@@ -97,12 +97,12 @@ def _scheduled(schedule: str, stages: Mapping[str, Any]) -> dict[str, Any]:
 def _make_recipe(values: dict[str, Any]) -> Recipe:
     made = {
         "mesh": dict(values["mesh"]),
-        "data": DataConfig(**values["data"]),
-        "tokenizer": TokenizerConfig(**values["tokenizer"]),
-        "model": ModelConfig(**values["model"]),
+        "data": DataKeys(**values["data"]),
+        "tokenizer": TokenizerKeys(**values["tokenizer"]),
+        "model": ModelKeys(**values["model"]),
         "stages": tuple(_make_stage(*item) for item in values["stages"].items()),
-        "evaluation": EvaluationConfig(**values["evaluation"]),
-        "checkpoint": CheckpointConfig(**values["checkpoint"]),
+        "evaluation": EvaluationKeys(**values["evaluation"]),
+        "checkpoint": CheckpointKeys(**values["checkpoint"]),
     }
     return Recipe(**{**values, **made})
 

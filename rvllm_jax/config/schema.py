@@ -25,7 +25,7 @@ FROZEN = "frozen"  # in a stage's table: trained by no optimizer
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshKeys:
     """`config.mesh`: devices an axis; -1: all that remain, for one of them."""
 
     data: int = key("axis that splits the batch", unit="devices")
@@ -34,7 +34,7 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataKeys:
     """`config.data`: videos, their annotations, how clips are taken and how rows are packed."""
 
     videos: str = key('a folder of videos, or "shapes": the embedded dataset')
@@ -87,7 +87,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerKeys:
     """`config.tokenizer`."""
 
     folder: str = key(
@@ -97,7 +97,7 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelKeys:
     """`config.model`: encoder, visual tokens, projector, decoder, and how they compute."""
 
     encoder: str = key("the ResNet", choices=RESNETS)
@@ -147,7 +147,7 @@ class OptimizerSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRAConfig:
+class LoRAKeys:
     """`lora` of a stage; a `models.lora.LoRA` where it has a rank."""
 
     rank: int | None = key(
@@ -192,11 +192,11 @@ class Stage:
         "largest global gradient norm over all that trains; 0: no clipping", least=0, default=0.0
     )
     freeze_stats: bool = key("BatchNorm uses and keeps its running statistics", default=False)
-    lora: LoRA | None = section(LoRAConfig, default=None)  # None: no rank
+    lora: LoRA | None = section(LoRAKeys, default=None)  # None: no rank
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationKeys:
     """`config.evaluation`: what is measured while training, and at its end."""
 
     every: int = key("updates from one validation loss to the next", unit="updates", least=1)
@@ -218,7 +218,7 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointKeys:
     """`config.checkpoint`."""
 
     every: int = key("updates from one checkpoint to the next", unit="updates", least=1)
@@ -233,13 +233,13 @@ class Recipe:
     seed: int = key("seed of parameters and of the order of the data", least=0)
     schedule: str = key("the stages to run, in this order, separated by commas")
     parallel: str = key('"jit": over the mesh; "pmap": replicated', choices=("jit", "pmap"))
-    mesh: dict[str, int] = section(MeshConfig)
-    data: DataConfig = section(DataConfig)
-    tokenizer: TokenizerConfig = section(TokenizerConfig)
-    model: ModelConfig = section(ModelConfig)
+    mesh: dict[str, int] = section(MeshKeys)
+    data: DataKeys = section(DataKeys)
+    tokenizer: TokenizerKeys = section(TokenizerKeys)
+    model: ModelKeys = section(ModelKeys)
     stages: tuple[Stage, ...] = section(Stage, each="STAGE")  # those of the schedule
-    evaluation: EvaluationConfig = section(EvaluationConfig)
-    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    evaluation: EvaluationKeys = section(EvaluationKeys)
+    checkpoint: CheckpointKeys = section(CheckpointKeys)
     log_every: int = key("updates from one record of metrics to the next", unit="updates", least=1)
     max_skipped: int = key(
         "consecutive updates without a finite loss and gradient, after which training stops",

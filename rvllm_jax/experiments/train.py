@@ -30,12 +30,11 @@ from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.system import progress
 from rvllm_jax.system.atomic import read_json
 from rvllm_jax.training import metrics
-from rvllm_jax.training.boundaries import boundary_losses
-from rvllm_jax.training.identity import differences, fingerprint
-from rvllm_jax.training.loop import Result, Trainer, open_layout
-from rvllm_jax.training.stages import micro_batch_note
-from rvllm_jax.training.start import open_start
-from rvllm_jax.training.unreadable import count_unreadable, warn_of_unreadable
+from rvllm_jax.training.diagnostics import count_unreadable, warn_of_unreadable
+from rvllm_jax.training.loop import Result, Trainer
+from rvllm_jax.training.resume import differences, fingerprint, open_start
+from rvllm_jax.training.stages import micro_batch_note, open_layout
+from rvllm_jax.training.validate import boundary_losses
 from rvllm_jax.training.workdir import is_bound, keep_decoder
 
 

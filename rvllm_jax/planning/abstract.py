@@ -6,26 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from rvllm_jax.config.schema import FROZEN, Recipe, Stage
 from rvllm_jax.costs.flops import StepCosts
 from rvllm_jax.models.functional import FunctionalModel
-from rvllm_jax.training.stages import label_parameters, make_optimizer
-from rvllm_jax.training.step import State, split
+from rvllm_jax.training.stages import StageSetup, label_parameters, prepare_stage
+from rvllm_jax.training.state import TrainState, split
 from rvllm_jax.types import Batch
 
 
-def state(
-    recipe: Recipe, stage: Stage, model: FunctionalModel
-) -> tuple[optax.GradientTransformation, State]:
-    """The optimizer and the state of a stage; what is frozen in the computation's dtype."""
-    labels = label_parameters(stage, model.params)
-    tx = make_optimizer(stage, labels, steps=stage.steps or stage.warmup + 1)
-    trainable, frozen = split(model.params, labels)
+def state(recipe: Recipe, stage: Stage, model: FunctionalModel) -> tuple[StageSetup, TrainState]:
+    """The setup and the state of a stage; what is frozen in the computation's dtype."""
+    setup = prepare_stage(stage, model.params, stage.steps or stage.warmup + 1)
+    trainable, frozen = split(model.params, setup.labels)
     compute = jnp.dtype(recipe.model.dtype)
     frozen = {path: jax.ShapeDtypeStruct(x.shape, compute) for path, x in frozen.items()}
-    return tx, State(trainable, frozen, model.stats, jax.eval_shape(tx.init, trainable))
+    opt = jax.eval_shape(setup.tx.init, trainable)
+    return setup, TrainState(trainable, frozen, model.stats, opt)
 
 
 def batch(recipe: Recipe, stage: Stage) -> Batch:

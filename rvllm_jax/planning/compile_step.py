@@ -18,8 +18,7 @@ from rvllm_jax.config.check import resolve
 from rvllm_jax.planning import abstract, hlo
 from rvllm_jax.sharding import mesh
 from rvllm_jax.sharding.layouts import JitLayout
-from rvllm_jax.training.compiling import compile_update
-from rvllm_jax.training.stages import label_parameters
+from rvllm_jax.training.step import compile_update
 
 OVERFLOW = re.compile(r"Used ([0-9.]+)([KMGT]) of ([0-9.]+)([KMGT]) hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -27,9 +26,9 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def compile_step(recipe, stage, model, layout: JitLayout):
     """The compiled training step of `stage` over the layout's mesh."""
-    tx, state = abstract.state(recipe, stage, model)
-    labels, batch = label_parameters(stage, model.params), abstract.batch(recipe, stage)
-    return compile_update(model, stage, labels, tx, layout, state, batch, recipe.model.loss_chunk)
+    setup, state = abstract.state(recipe, stage, model)
+    batch = abstract.batch(recipe, stage)
+    return compile_update(model, setup, layout, state, batch, recipe.model.loss_chunk)
 
 
 def measured(program, devices: int) -> dict:

@@ -60,8 +60,8 @@ def measure(
     recipe: Recipe, stage: Stage, model: FunctionalModel, mesh: AbstractMesh, platform: str
 ) -> Memory:
     """The formula, for a batch of `stage.batch` rows over `mesh` of "cpu", "gpu" or "tpu"."""
-    tx, state = abstract.state(recipe, stage, model)
-    where = JitLayout(mesh).state_shardings(tx, state)
+    setup, state = abstract.state(recipe, stage, model)
+    where = JitLayout(mesh).state_shardings(setup.tx, state)
     rows = stage.batch / (mesh.shape["data"] * mesh.shape["fsdp"])
     trainable = _bytes(state.trainable, where.trainable)
     return Memory(

@@ -20,7 +20,7 @@ from rvllm_jax.config.schema import Recipe
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.speed import figures
 from rvllm_jax.speed.step import add_recipe, describe, measured_recipe
-from rvllm_jax.speed.step_parts import hold_stage
+from rvllm_jax.speed.step_parts import place_stage
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.stages import build_layout
 
@@ -65,9 +65,9 @@ def measure(
 ) -> tuple[int, list[Rates]]:
     """Bytes of a checkpoint, and the seconds of each round."""
     number = len(recipe.stages) - 1
-    _, labels, tx, holding, held, key = hold_stage(recipe, model, number)
-    arrays = jax.block_until_ready(holding.saved(held, key))
-    like, found = holding.like(number, labels, tx), []
+    placed = place_stage(recipe, model, number)
+    arrays = jax.block_until_ready(placed.placement.collect(placed.arrays, placed.key))
+    like, found = placed.placement.shapes(number, placed.setup), []
     checkpoints = Checkpoints(folder, keep=1)
     for step in range(1, rounds + 1):
         times = [time.perf_counter()]

@@ -20,7 +20,7 @@ from rvllm_jax.costs.chips import Chip, of_device
 from rvllm_jax.speed import figures
 from rvllm_jax.speed.generation import best_of
 from rvllm_jax.speed.step_parts import Part, make_parts
-from rvllm_jax.training.compiling import keep_programs
+from rvllm_jax.training.step import keep_programs
 
 DESCRIPTION = "each stage's step, encoder and decoder alone, compilation, share of the peak"
 

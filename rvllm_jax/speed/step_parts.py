@@ -23,10 +23,13 @@ from rvllm_jax.planning import abstract
 from rvllm_jax.planning.abstract import step_costs
 from rvllm_jax.sharding import layouts
 from rvllm_jax.sharding.constrain import join_frames
-from rvllm_jax.training.compiling import compile_update
-from rvllm_jax.training.holding import Held, Holding
-from rvllm_jax.training.stages import build_layout, label_parameters, make_optimizer
-from rvllm_jax.training.step import make_loss
+from rvllm_jax.training.stages import (
+    StageSetup,
+    build_layout,
+    prepare_stage,
+)
+from rvllm_jax.training.state import StageArrays, StatePlacement
+from rvllm_jax.training.step import compile_update, make_loss
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Batch
 
 ENCODER, DECODER, EVALUATION = "encoder alone", "decoder alone", "evaluation"
@@ -121,39 +124,37 @@ def make_parts(recipe: Recipe) -> list[Part]:
 
 def draw_arrays(recipe: Recipe, model: FunctionalModel, layout) -> dict:
     """The arrays that a run of the recipe starts from; the same ones at every call."""
-    holding = Holding(model, recipe.stages, recipe.model.dtype, layout)
-    return holding.draw(jax.random.key(recipe.seed))
+    placement = StatePlacement(model, recipe.stages, recipe.model.dtype, layout)
+    return placement.draw(jax.random.key(recipe.seed))
 
 
-class HeldStage(NamedTuple):
+class PlacedStage(NamedTuple):
     """A stage at its beginning, its arrays on the devices."""
 
-    layout: Any
-    labels: dict[str, str]
-    tx: Any
-    holding: Holding
-    held: Held
+    setup: StageSetup
+    placement: StatePlacement
+    arrays: StageArrays
     key: jax.Array
 
 
-def hold_stage(recipe: Recipe, model: FunctionalModel, number: int) -> HeldStage:
+def place_stage(recipe: Recipe, model: FunctionalModel, number: int) -> PlacedStage:
     """Draws and places the arrays of stage `number`, as training does."""
     stage, layout = recipe.stages[number], layouts.make(recipe.parallel, recipe.mesh)
-    labels = label_parameters(stage, model.params)
-    tx = make_optimizer(stage, labels, steps=stage.steps or stage.warmup + 1)
-    holding = Holding(model, recipe.stages, recipe.model.dtype, layout)
+    setup = prepare_stage(stage, model.params, stage.steps or stage.warmup + 1)
+    placement = StatePlacement(model, recipe.stages, recipe.model.dtype, layout)
     arrays = draw_arrays(recipe, model, layout)
     key = arrays["key"]
-    return HeldStage(layout, labels, tx, holding, holding.place(arrays, number, labels, tx), key)
+    return PlacedStage(setup, placement, placement.place(arrays, number, setup), key)
 
 
 def _start_stage(recipe: Recipe, model: FunctionalModel, number: int) -> Started:
-    layout, labels, tx, _, held, _ = hold_stage(recipe, model, number)
-    stage, state = recipe.stages[number], held.state
-    batch = layout.put(draw_batch(recipe, stage))
+    placed = place_stage(recipe, model, number)
+    layout, state = placed.placement.layout, placed.arrays.state
+    batch = layout.put(draw_batch(recipe, placed.setup.stage))
     jax.block_until_ready((state, batch))
     start = time.perf_counter()
-    update = compile_update(model, stage, labels, tx, layout, state, batch, recipe.model.loss_chunk)
+    chunk = recipe.model.loss_chunk
+    update = compile_update(model, placed.setup, layout, state, batch, chunk)
     compiling = time.perf_counter() - start
 
     def call():

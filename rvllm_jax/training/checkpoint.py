@@ -1,15 +1,19 @@
-"""Checkpoints of a working directory.
+"""The checkpoints of a working directory: saved and restored in training, and read in part to use.
 
 Each checkpoint is numbered by global step and written in the background; it is complete or not
-there at all (checkpoint_series.py).
+there at all (checkpoint_folder.py).
 """
 
+from collections.abc import Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from rvllm_jax.training.checkpoint_series import CheckpointError, Series
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
-__all__ = ["CheckpointError", "Checkpoints"]
+from rvllm_jax.training.checkpoint_folder import CheckpointError, CheckpointFolder
 
 
 class Checkpoints:
@@ -30,10 +34,10 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, *, keep: int = 2, asynchronous: bool = True):
         workdir = Path(workdir).absolute()
         self._asynchronous = asynchronous
-        self._training = Series(workdir / "checkpoints", keep, asynchronous)
-        self._frozen = Series(workdir / "frozen", None, asynchronous)
+        self._training = CheckpointFolder(workdir / "checkpoints", keep, asynchronous)
+        self._frozen = CheckpointFolder(workdir / "frozen", None, asynchronous)
         self._best_folder = workdir / "best"
-        self._best: dict[str, Series] = {}
+        self._best: dict[str, CheckpointFolder] = {}
         if self._best_folder.exists():
             for folder in sorted(self._best_folder.iterdir()):
                 if folder.is_dir() and not folder.name.startswith("."):
@@ -118,7 +122,7 @@ class Checkpoints:
             for series in self._all():
                 series.close()
 
-    def _all(self) -> tuple[Series, ...]:
+    def _all(self) -> tuple[CheckpointFolder, ...]:
         return (self._frozen, self._training, *self._best.values())
 
     def _has_best(self, stage: str) -> bool:
@@ -133,9 +137,74 @@ class Checkpoints:
             )
         return step
 
-    def _stage(self, stage: str) -> "Series":
+    def _stage(self, stage: str) -> "CheckpointFolder":
         if not stage or stage.startswith(".") or Path(stage).name != stage:
             raise ValueError(f"stage {stage!r}: expected a plain name, it becomes a folder")
         if stage not in self._best:
-            self._best[stage] = Series(self._best_folder / stage, 1, self._asynchronous)
+            self._best[stage] = CheckpointFolder(self._best_folder / stage, 1, self._asynchronous)
         return self._best[stage]
+
+
+def newest(workdir: str | Path, stage: str = "") -> Path:
+    """The folder of the newest checkpoint, or of the best one of `stage`; its name is the step.
+
+    Raises CheckpointError: there is none.
+    """
+    series = Path(workdir).absolute() / (f"best/{stage}" if stage else "checkpoints")
+    steps = sorted(int(p.name) for p in series.glob("*") if p.name.isdigit())
+    if not steps:
+        raise CheckpointError(f"{series}: no complete checkpoint; train first, or name another run")
+    return series / str(steps[-1])
+
+
+def read_model(
+    workdir: str | Path, stage: str = "", shardings: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict, dict, int]:
+    """(params, stats, step) of the newest checkpoint, or of the best one of `stage`, with what no
+    stage from then on trained, which stands apart.
+
+    Both map paths to arrays, in the dtypes they were saved in, as `shardings` (by path) says,
+    by default on the default device. Raises CheckpointError: there is none, or it cannot be
+    read.
+    """
+    checkpoint = newest(workdir, stage)
+    arrays = _read(checkpoint, shardings, without=set())
+    for folder in sorted((Path(workdir).absolute() / "frozen").glob("*")):
+        if folder.name.isdigit():
+            arrays |= _read(folder, shardings, without=arrays.keys())
+    parts: dict[str, dict] = {"params": {}, "stats": {}}
+    for name, array in arrays.items():
+        part, _, path = name.partition("/")
+        parts[part][path] = array
+    return parts["params"], parts["stats"], int(checkpoint.name)
+
+
+def _read(folder: Path, shardings: Mapping[str, Any], without: Set[str]) -> dict[str, jax.Array]:
+    """The parameters and statistics of a checkpoint by name, but for those of `without`."""
+    folder = folder / "arrays"
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        with ocp.Checkpointer(handler := ocp.PyTreeCheckpointHandler()) as reader:
+            # The reader's own looks for a file that a part of a checkpoint has not, and warns.
+            saved = dict(handler.metadata(folder).tree)
+            like = {
+                name: jax.ShapeDtypeStruct(
+                    leaf.shape,
+                    np.dtype(leaf.dtype),
+                    sharding=shardings.get(name.partition("/")[2], default),
+                )
+                for name, leaf in saved.items()
+                if name.startswith(("params/", "stats/")) and name not in without
+            }
+            if not like:
+                return {}
+            return reader.restore(
+                folder,
+                args=ocp.args.PyTreeRestore(
+                    item=like,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                    partial_restore=True,
+                ),
+            )
+    except Exception as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error}") from error

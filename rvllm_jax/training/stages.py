@@ -7,10 +7,12 @@ the next stage's labels and transformation from its table; nothing else of the l
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import optax
 
 from rvllm_jax.config.schema import FROZEN, OptimizerSpec, Recipe, Stage
+from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.lora import is_adapter
 from rvllm_jax.sharding import layouts
@@ -91,6 +93,54 @@ def check_stage(stage: Stage, paths: Iterable[str], devices: int, instead: str =
             f"devices x accumulate={stage.accumulate}: set it to such a multiple, or "
             f"config.mesh to fewer devices in data x fsdp{instead}"
         )
+
+
+class StageSetup(NamedTuple):
+    """A stage met with the model and its data: what trains what, and for how long."""
+
+    stage: Stage
+    labels: dict[str, str]  # by parameter path
+    tx: optax.GradientTransformation  # over the parameters that train
+    steps: int
+
+    def learning_rates(self, update: int) -> dict[str, float]:
+        """The rates with which a stage's update is made, as they are logged: "lr/OPTIMIZER"."""
+        return {
+            f"lr/{name}": float(learning_rate(spec, self.stage, self.steps)(update))
+            for name, spec in self.stage.optimizers.items()
+        }
+
+
+def prepare_stage(stage: Stage, paths: Iterable[str], steps: int) -> StageSetup:
+    """The setup of a stage of that many updates; StageError as `label_parameters`."""
+    labels = label_parameters(stage, paths)
+    return StageSetup(stage, labels, make_optimizer(stage, labels, steps), steps)
+
+
+def count_steps(stage: Stage, dataset: Dataset) -> int:
+    """The length of a stage in updates; StageError where its warm-up takes all of them."""
+    if stage.steps:
+        return stage.steps
+    steps = dataset.num_steps(stage.epochs, stage.batch)
+    if stage.warmup >= steps:
+        where = f"config.stages.{stage.name}"
+        raise StageError(
+            f"{where}.warmup={stage.warmup} is not below the {steps} updates that "
+            f"{where}.epochs={stage.epochs} make of this data: the learning rate would never "
+            "reach its peak; lower the one or raise the other"
+        )
+    return steps
+
+
+def open_layout(recipe: Recipe, model: FunctionalModel) -> layouts.Layout:
+    """As `build_layout`, for a run that also evaluates; StageError for that batch too."""
+    layout = build_layout(recipe, model)
+    if recipe.evaluation.batch % layout.batch_shards:
+        raise StageError(
+            f"config.evaluation.batch={recipe.evaluation.batch} must be a multiple of the "
+            f"{layout.batch_shards} devices that a batch is split over"
+        )
+    return layout
 
 
 def build_layout(recipe: Recipe, model: FunctionalModel) -> layouts.Layout:

@@ -1,37 +1,28 @@
 """One update as a pure function (state, batch) -> (state, metrics), under jit or pmap alike."""
 
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 
-from rvllm_jax.config.schema import FROZEN
+from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.norms import BatchNorm
 from rvllm_jax.sharding.constrain import constrain_params
+from rvllm_jax.sharding.layouts import Layout
+from rvllm_jax.training.stages import StageSetup, uses_running_stats
+from rvllm_jax.training.state import TrainState
 from rvllm_jax.types import Batch
 
 
-class State(NamedTuple):
-    """All that a stage carries from step to step; flat dictionaries by parameter path."""
-
-    trainable: Arrays  # parameters with a gradient
-    frozen: Arrays  # parameters without
-    stats: Arrays  # BatchNorm's running mean and variance
-    opt: Any  # Optax state over `trainable`
-
-
-def split(params: Arrays, labels: dict[str, str]) -> tuple[Arrays, Arrays]:
-    """Parameters -> (those that train, those that are frozen)."""
-    trainable = {path: x for path, x in params.items() if labels[path] != FROZEN}
-    frozen = {path: x for path, x in params.items() if labels[path] == FROZEN}
-    return trainable, frozen
-
-
 def _micro_batches(batch: Batch, count: int) -> Batch:
-    # Strided, so that every micro-batch holds rows of every device.
+    # Strided, so that every micro-batch holds sequences of every device.
     def cut(x):
         return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
@@ -49,7 +40,7 @@ def _all_finite(arrays: Arrays) -> jax.Array:
 def _make_gradient(
     model: FunctionalModel, use_running: bool, accumulate: int, chunk: int, axis_name
 ):
-    """(state, batch, tokens) -> (loss, gradients, statistics) of this device's rows."""
+    """(state, batch, tokens) -> (loss, gradients, statistics) of this device's part."""
 
     def loss_of(trainable, frozen, stats, batch, tokens):
         module = model.merge({**trainable, **frozen}, stats)
@@ -101,7 +92,7 @@ def make_step(
     def total(x):
         return jax.lax.psum(x, axis_name) if axis_name else x
 
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         tokens = jnp.maximum(total(batch.weights.sum()), 1)
         loss, grads, stats = gradient(state, batch, tokens)
         loss, grads = total((loss, grads))
@@ -113,9 +104,49 @@ def make_step(
         trainable, stats, opt = _keep_if(ok, new, (state.trainable, state.stats, state.opt))
         finite = ok.astype(jnp.float32)
         metrics = {"loss": loss, "grad_norm": norm, "tokens": tokens, "finite": finite}
-        return State(trainable, state.frozen, stats, opt), metrics
+        return TrainState(trainable, state.frozen, stats, opt), metrics
 
     return step
+
+
+def compile_update(
+    model: FunctionalModel,
+    setup: StageSetup,
+    layout: Layout,
+    state: TrainState,
+    batch: Any,
+    loss_chunk: int,
+) -> Callable:
+    """(state, batch) -> (state, metrics), compiled for arrays that lie as these do."""
+    step = make_step(
+        model,
+        setup.tx,
+        use_running=uses_running_stats(setup.stage, setup.labels),
+        accumulate=setup.stage.accumulate,
+        loss_chunk=loss_chunk,
+        axis_name=layout.axis_name,
+    )
+    compiled = layout.compile(step, setup.tx, state, batch)
+    HERE.gather(None, "compiled")  # as hosts/compiling.py says
+    used = compiled.memory_analysis()
+    if used is not None:
+        logging.info(
+            "stage %s: %.1f million of %.1f million parameters train; the compiled step takes "
+            "%.0f MB of arguments and %.0f MB of temporaries a device",
+            setup.stage.name,
+            sum(x.size for x in jax.tree.leaves(layout.gather(state).trainable)) / 1e6,
+            sum(math.prod(x.shape) for x in model.params.values()) / 1e6,
+            used.argument_size_in_bytes / 1e6,
+            used.temp_size_in_bytes / 1e6,
+        )
+    return compiled
+
+
+def keep_programs(folder: str) -> None:
+    """Compiled programs are kept in `folder` and found there again; "" leaves JAX's settings."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def make_loss(model: FunctionalModel, *, loss_chunk: int = 0):

@@ -15,8 +15,8 @@ from rvllm_jax.data.video import encode
 from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.saved.open import describe_model
 from rvllm_jax.training.checkpoint import Checkpoints
-from rvllm_jax.training.holding import Holding
-from rvllm_jax.training.loop import open_layout
+from rvllm_jax.training.stages import open_layout
+from rvllm_jax.training.state import StatePlacement
 from rvllm_jax.training.workdir import claim
 
 VIDEOS = ("a", "b", "c", "v_abcdefghijk")
@@ -33,8 +33,8 @@ def write_run(joint, workdir, seed=0):
     recipe = resolve(config)
     claim(workdir, config.to_dict())
     model = build_model(recipe)
-    holding = Holding(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
-    arrays = holding.draw(jax.random.key(seed))
+    placement = StatePlacement(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
+    arrays = placement.draw(jax.random.key(seed))
     arrays["params"] = {
         path: x * 10 if path.startswith("decoder/") and path.endswith("kernel") else x
         for path, x in arrays["params"].items()

@@ -23,8 +23,9 @@ from rvllm_jax.experiments.train import (
 )
 from rvllm_jax.generation.engine import Prediction
 from rvllm_jax.models.llama_config import DECODERS
-from rvllm_jax.training.loop import Position, Result
-from rvllm_jax.training.unreadable import TrainingError
+from rvllm_jax.training.diagnostics import TrainingError
+from rvllm_jax.training.loop import Result
+from rvllm_jax.training.state import Position
 from rvllm_jax.weights.hf_config import llama_values, read_llama_config
 
 SIZES = {"train": 4, "validation": 1, "test": 6, "heldout": 2}

@@ -22,8 +22,8 @@ def test_state_and_input_are_those_of_real_arrays(tiny, sizes, number):
     recipe, model = tiny
     stage = recipe.stages[number]
     layout = JitLayout(make_mesh(*sizes))
-    tx, shapes = abstract.state(recipe, stage, model)
-    state = layout.place(tx, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+    setup, shapes = abstract.state(recipe, stage, model)
+    state = layout.place(setup.tx, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
     batch = layout.put(
         jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract.batch(recipe, stage))
     )
@@ -83,8 +83,8 @@ def test_half_moments_take_half_of_the_first_moment(paper):
 def test_no_large_array_of_the_paper_lies_whole_on_every_device(paper):
     recipe, model = paper
     mesh = memory.abstract_mesh(recipe, 64)
-    tx, state = abstract.state(recipe, recipe.stages[1], model)
-    where = JitLayout(mesh).state_shardings(tx, state)
+    setup, state = abstract.state(recipe, recipe.stages[1], model)
+    where = JitLayout(mesh).state_shardings(setup.tx, state)
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(where), strict=True)
     whole = [x for x, s in pairs if s.shard_shape(x.shape) == x.shape]
     assert max(x.size * x.dtype.itemsize for x in whole) < 2**20

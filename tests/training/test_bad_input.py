@@ -16,9 +16,11 @@ from rvllm_jax.data.batches.source import SourceError
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.experiments.train import Experiment, run
 from rvllm_jax.training import metrics
-from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
-from rvllm_jax.training.loop import Position, Trainer
-from rvllm_jax.training.unreadable import TrainingError
+from rvllm_jax.training.checkpoint import Checkpoints
+from rvllm_jax.training.checkpoint_folder import CheckpointError
+from rvllm_jax.training.diagnostics import TrainingError
+from rvllm_jax.training.loop import Trainer
+from rvllm_jax.training.state import Position
 from rvllm_jax.training.validate import validation_loss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
+from rvllm_jax.training.checkpoint import Checkpoints
+from rvllm_jax.training.checkpoint_folder import CheckpointError
 
 
 class Moments(NamedTuple):

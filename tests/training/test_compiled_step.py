@@ -15,7 +15,8 @@ from rvllm_jax.planning import hlo
 from rvllm_jax.sharding import mesh as sharding
 from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.training.stages import label_parameters, make_optimizer
-from rvllm_jax.training.step import State, make_step
+from rvllm_jax.training.state import TrainState
+from rvllm_jax.training.step import make_step
 from rvllm_jax.types import Batch, VisualLayout
 
 pytestmark = pytest.mark.slow  # compilations for eight devices, half a minute or more
@@ -52,7 +53,7 @@ def program(request):
     made = model()
     labels = label_parameters(STAGE, made.params)
     tx = make_optimizer(STAGE, labels, steps=10)
-    state = State(made.params, {}, made.stats, jax.eval_shape(tx.init, made.params))
+    state = TrainState(made.params, {}, made.stats, jax.eval_shape(tx.init, made.params))
     layout = JitLayout(sharding.make_mesh(*request.param))
     step = make_step(made, tx, use_running=False, loss_chunk=8)
     return layout.compile(step, tx, state, batch()), state, layout.mesh

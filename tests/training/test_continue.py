@@ -14,9 +14,10 @@ from rvllm_jax.experiments.train import Experiment
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.sharding.rules import param_sharding
 from rvllm_jax.training import metrics
-from rvllm_jax.training.holding import Holding
-from rvllm_jax.training.loop import INTERRUPTED, Trainer
+from rvllm_jax.training.loop import Trainer
+from rvllm_jax.training.sigterm import INTERRUPTED
 from rvllm_jax.training.stages import StageError
+from rvllm_jax.training.state import StatePlacement
 from rvllm_jax.training.workdir import WorkdirError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -66,7 +67,7 @@ def open_trainer(tiny_model):
 @pytest.fixture(scope="module")
 def taken_over():
     """The parameters that each stage starts from, as they come: (sharding, values) by path."""
-    seen, place = [], Holding.place
+    seen, place = [], StatePlacement.place
 
     def record(self, arrays, *rest):
         params = arrays["params"].items()
@@ -74,7 +75,7 @@ def taken_over():
         return place(self, arrays, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Holding, "place", record)
+        patch.setattr(StatePlacement, "place", record)
         yield seen
 
 
@@ -94,8 +95,8 @@ def continued(request, tmp_path_factory, recipe, open_trainer, taken_over, quick
         return {}
 
     first = open_trainer(three, workdir, stop)
-    draw = first.holding.draw
-    first.holding.draw = lambda *at: draw(*at) | {"key": jax.random.key_data(OTHER_KEY)}
+    draw = first.placement.draw
+    first.placement.draw = lambda *at: draw(*at) | {"key": jax.random.key_data(OTHER_KEY)}
     taken_over.clear()
     with pytest.raises(SystemExit) as ended:
         first.run()
@@ -113,7 +114,7 @@ def test_parameters_are_spread_from_the_first_moment_also_when_continued(continu
     for trainer, params in zip(continued.trainers, continued.taken_over, strict=True):
         for path, (sharding, x) in params.items():
             if continued.layout == "jit":
-                mesh = trainer.parallel.mesh
+                mesh = trainer.layout.mesh
                 assert sharding == param_sharding(mesh, path, x.shape), path
     if continued.layout == "jit":
         path = "decoder/layers/mlp/up/kernel"
@@ -139,7 +140,7 @@ def test_the_random_state_is_that_of_the_checkpoint(continued):
 def test_a_warm_up_longer_than_its_epochs_is_refused(recipe, tmp_path, open_trainer):
     """Six videos are one batch of eight rows, an epoch one update."""
     epochs = {"stages__visual__steps": 0, "stages__visual__epochs": 3}
-    assert open_trainer(recipe(**epochs, stages__visual__warmup=2), tmp_path).lengths == [3]
+    assert open_trainer(recipe(**epochs, stages__visual__warmup=2), tmp_path).setups[0].steps == 3
     with pytest.raises(StageError, match=r"visual\.warmup=3 .*3 updates .*epochs=3.*lower"):
         open_trainer(recipe(**epochs, stages__visual__warmup=3), tmp_path)
 
@@ -149,13 +150,13 @@ def test_a_signal_between_updates_ends_the_run_before_anything_is_compiled(
     recipe, tmp_path, open_trainer, moment
 ):
     trainer = open_trainer(recipe(**MESHES["jit"]), tmp_path)
-    method = getattr(trainer.holding, moment)
+    method = getattr(trainer.placement, moment)
 
     def signalled(*args):
         trainer.interrupt.requested = True
         return method(*args)
 
-    setattr(trainer.holding, moment, signalled)
+    setattr(trainer.placement, moment, signalled)
     started = []
     trainer._compile = lambda *_: started.append("compilation")
     if moment == "draw":
@@ -203,8 +204,8 @@ def test_frozen_parameters_cost_their_compute_dtype_and_lose_no_bit(
     trainer = open_trainer(two, tmp_path, look)
     updates = trainer._updates
 
-    def only_visual(stage, labels, tx, held, position):  # compiling the other takes long
-        return updates(stage, labels, tx, held, position) if stage.name == "visual" else held
+    def only_visual(setup, arrays, position):  # compiling the other takes long
+        return updates(setup, arrays, position) if setup.stage.name == "visual" else arrays
 
     trainer._updates = only_visual
     result = trainer.run()

@@ -10,7 +10,8 @@ from rvllm_jax.models.lora import LoRA, is_adapter
 from rvllm_jax.sharding.layouts import JitLayout, PmapLayout, make
 from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.training.stages import label_parameters, make_optimizer, uses_running_stats
-from rvllm_jax.training.step import State, make_step, split
+from rvllm_jax.training.state import TrainState, split
+from rvllm_jax.training.step import make_step
 
 PLAIN = OptimizerSpec("sgd", lr=1.0, momentum=0.0)  # parameters before - after = gradient
 JOINT = Stage("joint", "video", 8, ((".*", "sgd"),), {"sgd": PLAIN}, schedule="constant")
@@ -65,7 +66,7 @@ def run(float64, tiny_model, tiny_arrays, tiny_batch):
         labels = label_parameters(stage, params)
         tx = make_optimizer(stage, labels, steps=10)
         trainable, frozen = split(params, labels)
-        state = parallel.place(tx, State(trainable, frozen, stats, tx.init(trainable)))
+        state = parallel.place(tx, TrainState(trainable, frozen, stats, tx.init(trainable)))
         video = stage.input == "video"
         batches = [
             parallel.put(tiny_batch(num_frames, with_frames=video, seed=seed))
@@ -165,7 +166,7 @@ def test_parameters_are_spread_by_fsdp_and_copied_by_pmap(tiny_model, tiny_array
     labels = label_parameters(JOINT, model.params)
     tx = make_optimizer(JOINT, labels, steps=10)
     params, stats = tiny_arrays(model)
-    state = State(params, {}, stats, tx.init(params))
+    state = TrainState(params, {}, stats, tx.init(params))
     path = "decoder/layers/mlp/up/kernel"
     spread = LAYOUTS["fsdp=8"]().place(tx, state).trainable[path]
     assert {x.data.size * 8 for x in spread.addressable_shards} == {params[path].size}

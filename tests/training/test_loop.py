@@ -14,7 +14,7 @@ import pytest
 
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import Checkpoints
-from rvllm_jax.training.loop import INTERRUPTED
+from rvllm_jax.training.sigterm import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6  # of each of the two stages

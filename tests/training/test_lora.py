@@ -12,8 +12,8 @@ import pytest
 from rvllm_jax.experiments.train import Experiment
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.lora import LoRA, is_adapter
-from rvllm_jax.training.checkpoint import CheckpointError
-from rvllm_jax.training.checkpoint_part import read_model
+from rvllm_jax.training.checkpoint import read_model
+from rvllm_jax.training.checkpoint_folder import CheckpointError
 from rvllm_jax.training.loop import Trainer
 from rvllm_jax.training.sigterm import INTERRUPTED
 from rvllm_jax.training.workdir import WorkdirError, claim
@@ -61,17 +61,17 @@ def runs(tmp_path_factory, recipe, open_trainer, quick_compilation):
     own = recipe(**KEYS)
     whole, cut = (tmp_path_factory.mktemp(name) for name in ("whole", "cut"))
     trainer = open_trainer(own, whole)
-    place, drawn = trainer.holding.place, {}
+    place, drawn = trainer.placement.place, {}
 
     def record(arrays, *rest):
         drawn.update({path: np.array(x) for path, x in arrays["params"].items()})
-        held = place(arrays, *rest)
-        drawn["dtypes"] = {p: x.dtype for p, x in held.state.frozen.items()}
-        drawn["moments"] = sum(x.size for x in jax.tree.leaves(held.state.opt) if x.ndim)
-        drawn["trained"] = sum(x.size for x in held.state.trainable.values())
-        return held
+        placed = place(arrays, *rest)
+        drawn["dtypes"] = {p: x.dtype for p, x in placed.state.frozen.items()}
+        drawn["moments"] = sum(x.size for x in jax.tree.leaves(placed.state.opt) if x.ndim)
+        drawn["trained"] = sum(x.size for x in placed.state.trainable.values())
+        return placed
 
-    trainer.holding.place = record
+    trainer.placement.place = record
     result = trainer.run()
 
     def stop(*_):

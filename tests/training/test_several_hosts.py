@@ -18,7 +18,7 @@ import pytest
 from rvllm_jax.experiments.train import Experiment, run
 from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.training import metrics
-from rvllm_jax.training.checkpoint_part import read_model
+from rvllm_jax.training.checkpoint import read_model
 from rvllm_jax.training.sigterm import INTERRUPTED
 from rvllm_jax.weights.hf_config import llama_values
 

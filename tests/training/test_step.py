@@ -11,7 +11,8 @@ from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.training.stages import label_parameters, make_optimizer, uses_running_stats
-from rvllm_jax.training.step import State, make_loss, make_step, split
+from rvllm_jax.training.state import TrainState, split
+from rvllm_jax.training.step import make_loss, make_step
 
 PLAIN = OptimizerSpec("sgd", lr=1.0, momentum=0.0)  # parameters before - after = gradient
 JOINT = Stage("joint", "video", 8, ((".*", "sgd"),), {"sgd": PLAIN}, schedule="constant")
@@ -33,7 +34,7 @@ def prepare(quick_compilation, tiny_arrays):
         labels = label_parameters(stage, params)
         tx = make_optimizer(stage, labels, steps=10)
         trainable, frozen = split(params, labels)
-        state = State(trainable, frozen, stats, tx.init(trainable))
+        state = TrainState(trainable, frozen, stats, tx.init(trainable))
         kinds.setdefault("use_running", uses_running_stats(stage, labels))
         pure = make_step(model, tx, **kinds)
         step = jax.jit(pure)

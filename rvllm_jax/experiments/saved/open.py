@@ -23,7 +23,7 @@ from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
 from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.system.atomic import read_json
-from rvllm_jax.training.checkpoint_part import newest, read_model
+from rvllm_jax.training.checkpoint import newest, read_model
 from rvllm_jax.training.workdir import is_bound, read_config, with_kept_decoder
 from rvllm_jax.weights import load
 from rvllm_jax.weights.open import OURS, open_weights

@@ -15,8 +15,8 @@ from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.open import open_model
 from rvllm_jax.models.lora import adapted, is_adapter
 from rvllm_jax.training.checkpoint import Checkpoints
-from rvllm_jax.training.holding import Holding
-from rvllm_jax.training.loop import open_layout
+from rvllm_jax.training.stages import open_layout
+from rvllm_jax.training.state import StatePlacement
 from rvllm_jax.training.workdir import claim
 from rvllm_jax.weights.open import open_weights
 
@@ -33,8 +33,8 @@ def run(joint, tmp_path_factory):
     recipe = resolve(config)
     claim(workdir, config.to_dict())
     model = build_model(recipe)
-    holding = Holding(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
-    arrays = holding.draw(jax.random.key(0))
+    placement = StatePlacement(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
+    arrays = placement.draw(jax.random.key(0))
     rng = np.random.default_rng(0)
     for path in arrays["params"]:
         if path.endswith("lora_b"):
@@ -44,8 +44,8 @@ def run(joint, tmp_path_factory):
         workdir / "tokenizer"
     )
     checkpoints = Checkpoints(workdir)
-    checkpoints.save_frozen(0, holding.settled(arrays, 0))
-    checkpoints.save(5, holding.unsettled(arrays, 0), {"position": {}})
+    checkpoints.save_frozen(0, placement.settled(arrays, 0))
+    checkpoints.save(5, placement.unsettled(arrays, 0), {"position": {}})
     checkpoints.close()
     return workdir
 

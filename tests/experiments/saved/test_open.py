@@ -15,9 +15,10 @@ from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.open import describe_model, open_model
 from rvllm_jax.models.llama_config import DECODERS
-from rvllm_jax.training.checkpoint import CheckpointError, Checkpoints
-from rvllm_jax.training.holding import Holding
-from rvllm_jax.training.loop import open_layout
+from rvllm_jax.training.checkpoint import Checkpoints
+from rvllm_jax.training.checkpoint_folder import CheckpointError
+from rvllm_jax.training.stages import open_layout
+from rvllm_jax.training.state import StatePlacement
 from rvllm_jax.training.workdir import claim, keep_decoder, with_kept_decoder
 from rvllm_jax.weights.hf_config import llama_values
 from rvllm_jax.weights.safetensors import WeightsError
@@ -36,8 +37,8 @@ def run(joint, tmp_path_factory):
     recipe = resolve(config)
     claim(workdir, config.to_dict())
     model = build_model(recipe)
-    holding = Holding(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
-    arrays = holding.draw(jax.random.key(0))
+    placement = StatePlacement(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
+    arrays = placement.draw(jax.random.key(0))
     tokenizers.train(["what moves where?"] * 9, recipe.tokenizer.vocab_size).save(
         workdir / "tokenizer"
     )
@@ -136,7 +137,7 @@ def test_matrices_in_the_dtype_of_the_computation_change_nothing(run):
 
 
 def _saved(run):
-    from rvllm_jax.training.checkpoint_part import read_model
+    from rvllm_jax.training.checkpoint import read_model
 
     return read_model(run)[:2]
 

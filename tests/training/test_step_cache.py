@@ -1,6 +1,6 @@
 import jax
 
-from rvllm_jax.training.compiling import keep_programs
+from rvllm_jax.training.step import keep_programs
 
 
 def test_compiled_programs_are_kept_and_found_again(tmp_path):

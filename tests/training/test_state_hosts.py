@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rvllm_jax.sharding.mesh import make_mesh
-from rvllm_jax.training.waiting import Waiting, to_devices, to_host
+from rvllm_jax.training.state import HostShards, to_devices, to_host
 
 
 def test_what_one_host_has_whole_waits_as_a_copy():
@@ -29,8 +29,8 @@ def test_a_hosts_part_comes_back_to_where_it_lay(spec):
         addressable_shards = x.addressable_shards
 
     waiting = to_host(OfAll)
-    assert isinstance(waiting, Waiting)
-    assert sum(part.size for part in waiting.parts.values()) == x.size  # copies are kept once
+    assert isinstance(waiting, HostShards)
+    assert sum(shard.size for shard in waiting.shards.values()) == x.size  # copies are kept once
     back = to_devices(waiting)
     assert back.sharding == place
     np.testing.assert_array_equal(back, x)

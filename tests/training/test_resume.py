@@ -12,7 +12,7 @@ from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import tokenizer
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.video import encode
-from rvllm_jax.training.identity import differences, fingerprint
+from rvllm_jax.training.resume import differences, fingerprint
 from rvllm_jax.types import VisualLayout
 
 TEMPLATE = TEMPLATES["short"]

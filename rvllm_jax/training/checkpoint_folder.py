@@ -30,7 +30,7 @@ class CheckpointError(RvllmError, RuntimeError):
     """A checkpoint cannot be written, found or restored; the message says where and what to do."""
 
 
-class Series:
+class CheckpointFolder:
     """Checkpoints in one folder, each save making its step the newest.
 
     Orbax refuses a step that is already there (and one before the newest, silently). Both happen

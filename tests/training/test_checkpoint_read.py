@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from rvllm_jax.training.checkpoint import Checkpoints
-from rvllm_jax.training.checkpoint_part import read_model
+from rvllm_jax.training.checkpoint import Checkpoints, read_model
 
 
 def test_a_sound_checkpoint_is_read_without_a_warning(tmp_path, caplog):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from rvllm_jax.training import loop
-from rvllm_jax.training.host_flags import Together
-from rvllm_jax.training.loop import Position, Trainer
+from rvllm_jax.training.host_flags import FlagExchange
+from rvllm_jax.training.loop import Trainer
+from rvllm_jax.training.stages import StageSetup
+from rvllm_jax.training.state import Position, StageArrays
 from rvllm_jax.types import Batch
 
 STEPS = 5
@@ -51,8 +53,8 @@ def trainer(tiny_batch, monkeypatch):
         events.append(("step", state))
         return state + 1, state
 
-    def record(stage, position, bar, told, metrics, *, behind):
-        assert isinstance(told.rows, np.ndarray) and isinstance(told.errors, np.ndarray)
+    def record(setup, position, bar, flags, metrics, *, behind):
+        assert isinstance(flags.examples, np.ndarray) and isinstance(flags.errors, np.ndarray)
         events.append(("waits for step", metrics))
 
     def put(batch):
@@ -61,12 +63,12 @@ def trainer(tiny_batch, monkeypatch):
 
     data = SimpleNamespace(workers=0)
     return SimpleNamespace(
-        **dict(events=events, _stop_if_asked=lambda: None, lengths=[STEPS], _record=record),
+        **dict(events=events, _exit_if_asked=lambda: None, _record=record),
         recipe=SimpleNamespace(seed=0, data=data),
         train_sets={"video": None},
-        parallel=SimpleNamespace(put=put, share=(0, 1)),
+        layout=SimpleNamespace(put=put, share=(0, 1)),
         interrupt=SimpleNamespace(requested=False),
-        together=Together(None),
+        flags=FlagExchange(None),
         _compile=lambda *_: step,
         _due=lambda *_: set(),
     )
@@ -75,8 +77,8 @@ def trainer(tiny_batch, monkeypatch):
 @contextlib.contextmanager
 def updates(trainer):
     stage = SimpleNamespace(name="joint", input="video", batch=8)
-    held = loop.Held(**dict.fromkeys(loop.Held._fields, 0))
-    yield lambda: Trainer._updates(trainer, stage, {}, None, held, Position())
+    setup, arrays = StageSetup(stage, {}, None, STEPS), StageArrays(0, {})
+    yield lambda: Trainer._updates(trainer, setup, arrays, Position())
 
 
 def test_the_next_batch_is_put_on_the_device_before_anything_waits_for_the_step(trainer):

@@ -1,6 +1,6 @@
 import math
 
-from rvllm_jax.training.boundaries import boundary_losses
+from rvllm_jax.training.validate import boundary_losses
 
 INPUTS = {"language": "caption_in_slot", "visual": "video", "joint": "video"}
 
