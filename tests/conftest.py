@@ -51,6 +51,40 @@ def joint():
 
 
 @pytest.fixture(scope="session")
+def recipe(joint):
+    """recipe(arg, model__remat="full", ...) -> Recipe of configs/joint.py with keys changed."""
+    from rvllm_jax.config.check import resolve
+
+    def make(arg="tiny", **changes):
+        config = joint(arg)
+        with config.unlocked():
+            config.update_from_flattened_dict(
+                {key.replace("__", "."): value for key, value in changes.items()}
+            )
+        return resolve(config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def paper(recipe):
+    """The recipe of the paper and its model."""
+    from rvllm_jax.experiments.train import build_model
+
+    made = recipe("paper")
+    return made, build_model(made)
+
+
+@pytest.fixture(scope="session")
+def tiny(recipe):
+    """The recipe for two cores and its model."""
+    from rvllm_jax.experiments.train import build_model
+
+    made = recipe()
+    return made, build_model(made)
+
+
+@pytest.fixture(scope="session")
 def with_double_norms():
     """with_double_norms(model): a LlamaModel of transformers, its norms computed in the dtype of
     their input. Its own drop float64 to float32."""
