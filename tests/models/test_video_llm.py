@@ -1,5 +1,3 @@
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,54 +152,3 @@ def test_every_part_gets_a_gradient(model, arrays):
         assert np.isfinite(gradient).all(), name
         # With one layer the head alone is reached by no residual path around it.
         assert np.any(gradient), name
-
-
-@pytest.fixture(scope="module")
-def loss_of(model, arrays):
-    """chunk -> the loss as a function of hidden states and parameters."""
-    params, stats = arrays
-    batch = some_batch()
-    weights = np.random.default_rng(1).random((B, L)).astype(np.float32)
-    hidden = np.random.default_rng(2).normal(size=(B, L, LLAMA.width)).astype(np.float32)
-
-    def make(chunk):
-        def loss(params, hidden):
-            decoder = model.merge(params, stats).decoder
-            return token_loss_sum(decoder, hidden, batch.targets, weights, chunk)
-
-        return jax.value_and_grad(loss, argnums=(0, 1)), (params, hidden), (batch, weights)
-
-    return make
-
-
-def test_loss_is_the_weighted_sum_of_cross_entropies(loss_of):
-    run, (params, hidden), (batch, weights) = loss_of(0)
-    logits = np.float64(hidden) @ np.float64(params["decoder/head/kernel"])
-    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    right = np.take_along_axis(probs, batch.targets[..., None], -1)[..., 0]
-    np.testing.assert_allclose(run(params, hidden)[0], -(weights * np.log(right)).sum(), rtol=1e-6)
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 10, 64])
-def test_chunks_change_nothing(loss_of, chunk):
-    whole, inputs, _ = loss_of(0)
-    chunked, _, _ = loss_of(chunk)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        jax.jit(chunked)(*inputs),
-        jax.jit(whole)(*inputs),
-    )
-
-
-def test_full_logits_are_never_held(loss_of):
-    """No array of the program, forwards or backwards, has B x L x vocabulary elements."""
-
-    def largest_of_vocabulary(chunk):
-        run, inputs, _ = loss_of(chunk)
-        shapes = re.findall(r"f32\[([\d,]+)\]", str(jax.make_jaxpr(run)(*inputs)))
-        sizes = [[int(n) for n in shape.split(",")] for shape in shapes]
-        return max(np.prod(size) for size in sizes if LLAMA.vocab_size in size[-1:])
-
-    assert largest_of_vocabulary(0) == B * L * LLAMA.vocab_size
-    # A kernel of [width, vocabulary] stays; the logits are smaller.
-    assert largest_of_vocabulary(4) == max(B * 4, LLAMA.width) * LLAMA.vocab_size
