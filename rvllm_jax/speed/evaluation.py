@@ -85,8 +85,7 @@ def _store(arguments, folder: Path) -> FrameStore:
         small = rng.integers(0, 256, shape, dtype=np.uint8)
         times = arguments.side // 8 + 1
         encode.write(path, small.repeat(times, 1).repeat(times, 2), fps=8)
-    write_store(folder / "store", paths, StoreOptions(short_side=arguments.side))
-    return FrameStore(folder / "store")
+    return write_store(folder / "store", paths, StoreOptions(short_side=arguments.side))
 
 
 def _engine(arguments) -> tuple[Engine, list[Example]]:

@@ -70,22 +70,21 @@ def load_videos(
         names = {str(n): path for n, path in enumerate(part) if path.is_file()}
         with tempfile.TemporaryDirectory(prefix="rvllm-frames-") as folder:
             if names:
-                report = write_store(folder, names, options, workers=workers)
-                store = FrameStore(folder)
+                store = write_store(folder, names, options, workers=workers)
             for number, path in enumerate(part):
                 name = str(number)
                 if name not in names:
                     what = "a folder" if path.is_dir() else "not there"
                     yield VideoError(f"{path}: is {what}, expected a video file; correct the path")
-                elif name in report.bad:
-                    yield VideoError(report.bad[name])
+                elif name in store.bad:
+                    yield VideoError(store.bad[name])
                 else:
                     try:
                         clips = _read_clips(store, name, sampling, crop=crop, views=views)
                     except ValueError as error:
                         yield VideoError(f"{path}: {error}")
                         continue
-                    yield VideoClips(*clips, report.info[name], report.notes.get(name, ""))
+                    yield VideoClips(*clips, store.info[name], store.notes.get(name, ""))
 
 
 def _read_clips(store: FrameStore, name: str, sampling: FrameSampling, **how) -> list[np.ndarray]:

@@ -159,5 +159,4 @@ def _open_store(
     for other in sorted(root.glob("frames-*")):
         if not store.exists() and holds(other, videos, options):
             return FrameStore(other)
-    write_store(store, videos, options, workers=workers, progress=progress)
-    return FrameStore(store)
+    return write_store(store, videos, options, workers=workers, progress=progress)

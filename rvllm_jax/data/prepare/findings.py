@@ -14,8 +14,8 @@ from rvllm_jax.data.annotations.llava import write_llava
 from rvllm_jax.data.prepare.find import VideoFiles
 from rvllm_jax.data.prepare.survey import Survey
 from rvllm_jax.data.prepare.tallies import describe_annotations, describe_videos
+from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
-from rvllm_jax.data.store.writer import StoreReport
 from rvllm_jax.data.video.decode import ONE_FRAME
 from rvllm_jax.system.fingerprint import file_digest
 
@@ -109,7 +109,7 @@ class Findings:
             f"{unknown if expected['unknown'] else ''}; {free / _GB:,.0f} GB are free{short}"
         )
 
-    def split_files(self, store: StoreReport, interval: int) -> tuple[bytes, dict]:
+    def split_files(self, store: FrameStore, interval: int) -> tuple[bytes, dict]:
         """The content of SPLIT.json, and that of SPLIT.info.json."""
         usable = self._usable(store.bad)
         kept = [
@@ -138,7 +138,7 @@ class Findings:
         }
         return write_llava(kept), info
 
-    def unusable(self, store: StoreReport) -> bytes:
+    def unusable(self, store: FrameStore) -> bytes:
         """The examples whose video is missing or set aside, as SPLIT.json has the others; b""
         where there are none. An evaluation counts their questions as failed."""
         usable = self._usable(store.bad)
@@ -149,7 +149,7 @@ class Findings:
         ]
         return write_llava(lost) if lost else b""
 
-    def report(self, store: StoreReport | None, code: int, verdict: str) -> dict:
+    def report(self, store: FrameStore | None, code: int, verdict: str) -> dict:
         """The content of report.json; `store` is None where no frame was stored."""
         bad = self._own(self.survey.bad if store is None else store.bad)
         asked = Counter(c.video for c in self.annotations.examples)
@@ -169,7 +169,7 @@ class Findings:
             "usable_videos": len({self.found.name_of[video] for video in usable}),
             "estimate": self.survey.estimate(self.options),
             "stored": store and {
-                "videos": store.videos, "frames": store.frames, "bytes": store.bytes,
+                "videos": len(store.entries), "frames": store.num_frames, "bytes": store.num_bytes,
             },
             "files": describe_videos(self.survey.info),
             "videos": {name: info._asdict() for name, info in self.survey.info.items()},

@@ -46,13 +46,12 @@ from rvllm_jax.data.prepare.folder import (
 )
 from rvllm_jax.data.prepare.survey import survey
 from rvllm_jax.data.store.metadata import is_described, write_metadata
+from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import INDEX, StoreOptions, StoreWriteError, Task
 from rvllm_jax.data.store.writer import (
-    StoreReport,
     check_foreign,
     holds,
     is_of,
-    read_report,
     write_store,
 )
 from rvllm_jax.system.atomic import write_bytes, write_json
@@ -192,11 +191,11 @@ def _finish(
 
 def _store(
     out: Path, findings: Findings, videos: Mapping[str, Path], options: PrepareOptions, how: dict
-) -> StoreReport:
+) -> FrameStore:
     """The frames of `videos` in OUT/frames; those that are there stay until all new ones are."""
     frames, following = out / FRAMES, out / FOLLOWING
     if holds(frames, videos, options.of_store):
-        store = read_report(frames)
+        store = FrameStore(frames)
     else:
         mends = is_of(frames, videos, options.of_store)  # a damaged shard was deleted
         replaces = not mends and any((f / INDEX).is_file() for f in (frames, following))
@@ -222,7 +221,7 @@ def _store(
 def _reported(
     out: Path,
     findings: Findings,
-    store: StoreReport | None,
+    store: FrameStore | None,
     code: int,
     verdict: str,
     *,

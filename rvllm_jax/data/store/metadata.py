@@ -1,8 +1,8 @@
-"""The description of a frame store by which `tfds.data_source` reads its shards as they lie.
+"""A store's metadata: the two files by which `tfds.data_source` reads its shards as they lie.
 
-TFDS did not build the store and needs not to: its shards have TFDS's names and hold
-`tf.train.Example` records (data/store/record.py), so that features.json and dataset_info.json
-suffice.
+features.json and dataset_info.json. TFDS did not build the store and needs not to: the shards have
+TFDS's names and hold `tf.train.Example` records (record.py), so that these two suffice. The
+project's own reader uses neither.
 """
 
 import os

@@ -1,15 +1,4 @@
-"""The frame store: every video once, at every `stride`-th frame, as ArrayRecord shards.
-
-A folder holds
-
-  frames-videos.array_record-SSSSS-of-NNNNN  records of a few frames each (data/store/record.py)
-  times-SSSSS-of-NNNNN.f64                   float64 seconds of every frame of the shard, in order
-  index.json                                 video -> its records; written last
-
-Shards and their bytes depend on the videos and the options alone, so that any number of worker
-processes writes the same files, and a preparation that was killed continues behind the last
-finished shard (shard-SSSSS-of-NNNNN.json says that one is finished, until the index does).
-"""
+"""Reading a finished frame store: which videos it has, when their frames are shown, and pixels."""
 
 import os
 import zlib
@@ -28,6 +17,7 @@ from rvllm_jax.data.store.shards import (
     record_file,
     times_file,
 )
+from rvllm_jax.data.video.decode import VideoInfo
 from rvllm_jax.system.atomic import read_json_or_empty
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
@@ -58,7 +48,7 @@ class FrameStore:
         entries: name of a video -> `VideoEntry`.
         bad: name of a video that was set aside -> why.
         options: the `StoreOptions` that it was written with.
-        info: name of a video -> what the file's header declared, as a list; empty in older stores.
+        info: name of a readable video -> what its header declared; empty in older stores.
         notes: name of a video that is stored in part or with a repair -> what was done.
     """
 
@@ -76,7 +66,8 @@ class FrameStore:
             self.options = StoreOptions.from_index(index)
             self.entries = {name: VideoEntry(*row) for name, row in index["entries"].items()}
             self.bad: dict[str, str] = index["bad"]
-            self.info: dict[str, list] = index.get("info", {})
+            info = index.get("info", {})
+            self.info = {name: VideoInfo(*row) for name, row in info.items()}
             self.notes: dict[str, str] = index.get("notes", {})
             self._shards: list[dict] = index["shards"]
             if len(self._shards) != index["options"]["shards"]:
@@ -92,6 +83,16 @@ class FrameStore:
         self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
         self._times: dict[int, np.ndarray] = {}
         self._process = os.getpid()
+
+    @property
+    def num_frames(self) -> int:
+        """Of all videos."""
+        return sum(entry.num_frames for entry in self.entries.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all shards."""
+        return sum(shard["bytes"] for shard in self._shards)
 
     def entry(self, name: str) -> VideoEntry:
         """The entry of a video; raises `FrameStoreError` where the store does not hold it."""

@@ -112,11 +112,12 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
     aside = read_aside(task)
     with _writer(temporary) as writer, _journal(task) as journal:
         shard = _Shard(task, writer, temporary, journal)
-        replayed = shard.replay()
+        shard.replay()
+        replayed = {facts["name"] for facts in shard.videos}
         for position, (name, path) in enumerate(task.videos):
             beat(position)
             if name in aside:
-                shard.bad[name] = aside[name]
+                shard.videos.append(_facts(name, bad=aside[name]))
             elif name not in replayed:
                 shard.add(name, path, functools.partial(beat, position))
         beat(-1)
@@ -128,18 +129,21 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
         "shard": task.shard,
         "bytes": shard_path.stat().st_size,
         "times_crc": zlib.crc32(content),
-        "entries": shard.entries,
-        "bad": shard.bad,
-        "info": shard.info,
-        "notes": shard.notes,
     }
+    for table, key in (("entries", "entry"), ("bad", "bad"), ("info", "info"), ("notes", "notes")):
+        summary[table] = {facts["name"]: facts[key] for facts in shard.videos if facts[key]}
     write_store_json(task.path(done_file), summary)
     task.journal.unlink(missing_ok=True)
     return summary
 
 
+def _facts(name: str, *, entry=None, bad: str | None = None, info=None, notes=None) -> dict:
+    """What is known of a video: its `VideoEntry` or why it has none, `VideoInfo`, notes."""
+    return {"name": name, "entry": entry, "bad": bad, "info": info, "notes": notes}
+
+
 class _Shard:
-    """A shard in work: what is written of it, and what is known of its videos.
+    """A shard in work: what is written of it, and what is known of its videos, `_facts` of each.
 
     Holds one record's frames at a time, so that memory does not depend on the videos' length.
     """
@@ -151,41 +155,22 @@ class _Shard:
         path: Path,
         journal: Journal | None,
     ):
-        self.entries: dict[str, VideoEntry] = {}
-        self.bad: dict[str, str] = {}
-        self.info: dict[str, decode.VideoInfo] = {}
-        self.notes: dict[str, str] = {}
+        self.videos: list[dict] = []
         self.times = array.array("d")  # seconds
         self._task, self._writer, self._path = task, writer, path
         self._journal, self._records = journal, 0
 
-    def replay(self) -> set[str]:
-        """Writes the videos that the journal holds; returns their names."""
-        names = set()
+    def replay(self) -> None:
+        """Writes the videos that the journal holds."""
         for entry in self._journal.entries if self._journal else ():
             for data in self._journal.records(entry):
                 self._append(data)
-            facts = dict(entry.facts)
-            self.times.extend(facts.pop("times"))
-            names.add(facts["name"])
-            self._note(**facts)
-        return names
-
-    def _note(self, name: str, entry, bad: str | None, info, notes: str | None) -> None:
-        """Takes down what a journal keeps of a video, beside its records and times."""
-        if entry:
-            self.entries[name] = VideoEntry(*entry)
-        if bad:
-            self.bad[name] = bad
-        if info:
-            self.info[name] = decode.VideoInfo(*info)
-        if notes:
-            self.notes[name] = notes
+            self.times.extend(entry.facts.pop("times"))
+            self.videos.append(entry.facts)
 
     def add(self, name: str, path: Path, on_frame: Callable[[], None]) -> None:
-        """Writes a video, or names it in `bad`."""
+        """Writes a video, or what is wrong with it."""
         options, first_time = self._task.options, len(self.times)
-        known = dict.fromkeys(("entry", "bad", "info", "notes"))
         decoding = decode.Decoding(
             path,
             stride=options.stride,
@@ -193,20 +178,21 @@ class _Shard:
             min_decoded=self._task.min_decoded,
             on_frame=on_frame,
         )
+        entry = bad = None
         # A video may fail behind its first records: they stay, but no entry names them.
         try:
-            known["entry"] = self._write(name, path, decoding, on_frame)
-            known["notes"] = decoding.note or None
+            entry = self._write(name, path, decoding, on_frame)
         except VideoError as error:
-            known["bad"] = str(error)
+            bad = str(error)
         except MemoryError:
-            known["bad"] = f"{path}: its frames take too much memory. {_SMALLER}"
-        known["info"] = decoding.info
-        self._note(name, **known)
+            bad = f"{path}: its frames take too much memory. {_SMALLER}"
+        notes = decoding.note or None if entry else None
+        facts = _facts(name, entry=entry, bad=bad, info=decoding.info, notes=notes)
+        self.videos.append(facts)
         if self._journal:
-            times = self.times[first_time:].tolist()
             with naming(self._path):
-                self._journal.end({"name": name, "times": times, **known})
+                times = self.times[first_time:].tolist()
+                self._journal.end({"name": name, "times": times, **facts})
 
     def _write(
         self, name: str, path: Path, decoding: decode.Decoding, on_frame: Callable[[], None]

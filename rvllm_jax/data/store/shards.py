@@ -1,4 +1,21 @@
-"""The names and bytes of what lies in the folder of a frame store, and what one shard of it is."""
+"""What lies in the folder of a frame store: every video once, at every `stride`-th frame.
+
+    frames-videos.array_record-00000-of-00016   records of a few frames each (record.py)
+    times-00000-of-00016.f64                    float64 seconds of every frame of the shard
+    ...                                         the other shards; a video is in one of them
+    index.json                                  name of a video -> `VideoEntry`; written last
+    features.json, dataset_info.json            for tfds.data_source (metadata.py)
+    lock                                        held by the preparation
+
+    while a shard is in work, or finished and the index is not written yet:
+
+    journal-00000-of-00016-FINGERPRINT          the videos that are done (journal.py)
+    aside-00000-of-00016.json                   those that hung or crashed the decoder, and why
+    shard-00000-of-00016.json                   its part of the index: this shard is finished
+
+Shards and their bytes depend on the videos and the options alone, so that any number of worker
+processes writes the same files, and a preparation that was killed continues behind the last video.
+"""
 
 import contextlib
 import dataclasses

@@ -10,13 +10,13 @@ from pathlib import Path
 from absl import logging
 
 from rvllm_jax.data.store import record
+from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shard_writer import write_shard, write_shards
 from rvllm_jax.data.store.shards import (
     INDEX,
     FrameStoreError,
     StoreOptions,
     Task,
-    VideoEntry,
     aside_file,
     done_file,
     read_aside,
@@ -25,7 +25,6 @@ from rvllm_jax.data.store.shards import (
     times_file,
     write_store_json,
 )
-from rvllm_jax.data.video.decode import VideoInfo
 from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.system.fingerprint import digest, json_digest
 from rvllm_jax.system.lock import LOCK, locked
@@ -40,22 +39,6 @@ _DECODER = 3  # part of every fingerprint: raised when the same file gives anoth
 _NAMED = 10  # how many files a message names
 
 
-@dataclasses.dataclass(frozen=True)
-class StoreReport:
-    """What a store holds: videos and frames stored, their bytes, and videos set aside, and why.
-
-    `info` is what each readable file says of itself, `notes` what a person should know of a video
-    that was stored all the same, as that its file is cut.
-    """
-
-    videos: int
-    frames: int
-    bytes: int
-    bad: dict[str, str]
-    info: dict[str, VideoInfo]
-    notes: dict[str, str]
-
-
 def write_store(
     folder: str | Path,
     videos: Mapping[str, str | Path],
@@ -67,7 +50,7 @@ def write_store(
     progress: Callable[[int, int], None] | None = None,
     time_limit: float = 60.0,
     run_tasks: Callable[[list[Task]], Iterator[dict]] | None = None,
-) -> StoreReport:
+) -> FrameStore:
     """Decodes `videos` into `folder`, or returns at once where that is done already.
 
     A store of the same options and videos (names, sizes, modification times) is reused, whole or by
@@ -88,7 +71,7 @@ def write_store(
             and yields their summaries.
 
     Returns:
-        What is stored, and the videos that were set aside because they do not decode.
+        The store; its `bad` are the videos that were set aside because they do not decode.
 
     Raises:
         FrameStoreError: the folder holds other files, or cannot be written (disk full).
@@ -108,8 +91,8 @@ def write_store(
             shown = VideosDone(len(videos), finished, progress)
             run = run_tasks or functools.partial(_run, workers=workers, in_work=shown.in_work)
             done = _write(folder, tasks, done, run, shown)
-            index = _write_index(folder, tasks, done)
-    return _report(index)
+            _write_index(folder, tasks, done)
+    return FrameStore(folder)
 
 
 def _check(
@@ -263,7 +246,7 @@ def _run(tasks: list[Task], workers: int, in_work: Callable[[int], None]) -> Ite
         yield write_shard(task, lambda position: in_work(max(0, position)))
 
 
-def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict:
+def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> None:
     summaries = [done[shard] for shard in sorted(done)]
 
     def merged(key: str) -> dict:
@@ -279,20 +262,3 @@ def _write_index(folder: Path, tasks: list[Task], done: dict[int, dict]) -> dict
         **{key: merged(key) for key in ("entries", "bad", "info", "notes")},
     }
     write_store_json(folder / INDEX, index)
-    return index
-
-
-def read_report(folder: str | Path) -> StoreReport:
-    """What the finished store in `folder` holds."""
-    return _report(read_json_or_empty(Path(folder) / INDEX))
-
-
-def _report(index: dict) -> StoreReport:
-    return StoreReport(
-        videos=len(index["entries"]),
-        frames=sum(VideoEntry(*row).num_frames for row in index["entries"].values()),
-        bytes=sum(shard["bytes"] for shard in index["shards"]),
-        bad=index["bad"],
-        info={name: VideoInfo(*row) for name, row in index["info"].items()},
-        notes=index["notes"],
-    )

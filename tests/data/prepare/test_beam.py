@@ -52,7 +52,8 @@ def test_a_pipeline_writes_the_bytes_of_the_local_path(installed, videos, encodi
         tmp_path / "beam", videos, run_tasks=run, progress=lambda *n: calls.append(n), **own
     )
     assert files(tmp_path / "beam") == files(tmp_path / "local")
-    assert by_beam == local and local.bad.keys() == {"v3.mp4", "v8.mp4"}
+    assert by_beam.entries == local.entries and by_beam.bad == local.bad
+    assert local.bad.keys() == {"v3.mp4", "v8.mp4"}
     assert calls[-1] == (11, 11)
     assert {path.name for path in tmp_path.iterdir()} == {"local", "beam"}
 
@@ -84,7 +85,8 @@ def test_the_steps_without_beam_write_the_bytes_of_the_local_path(
     run = functools.partial(beam._run, DIRECT)
     by_steps = write_store(tmp_path / "steps", videos, run_tasks=run, **own)
     assert files(tmp_path / "steps") == files(tmp_path / "local")
-    assert by_steps == local and local.bad.keys() == {"v3.mp4", "v8.mp4"}
+    assert by_steps.entries == local.entries and by_steps.bad == local.bad
+    assert local.bad.keys() == {"v3.mp4", "v8.mp4"}
     assert {path.name for path in tmp_path.iterdir()} == {"local", "steps"}
 
 

@@ -42,7 +42,7 @@ def test_the_estimate_is_near_what_is_stored(encoding, videos, tmp_path):
     seen = survey(videos, thumbnails=9, short_side=64)
     guess = seen.estimate(options)
     report = write_store(tmp_path, videos, options)
-    assert guess["frames"] == report.frames and guess["unknown"] == 0
+    assert guess["frames"] == report.num_frames and guess["unknown"] == 0
     stored = sum(
         os.path.getsize(path) for path in tmp_path.glob("frames-videos*")
     )  # ArrayRecord fills up blocks of 64 kB

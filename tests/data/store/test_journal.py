@@ -1,5 +1,6 @@
 """A shard that was stopped amid its videos: what is done is not decoded again, and not lost."""
 
+import json
 import os
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_stopped_shard_goes_on_without_decoding_again(videos, tmp_path, stop_a
     got = shard_writer.write_shard(stopped)
     for own in (expected, got):
         own["bad"] = sorted(own["bad"])
-    assert got == expected and got["bad"] == ["v3.mp4"]
+    assert json.dumps(got) == json.dumps(expected) and got["bad"] == ["v3.mp4"]
     for make in (shards.record_file, shards.times_file):
         a, b = (each.folder / make(0, 1) for each in (whole, stopped))
         assert a.read_bytes() == b.read_bytes()

@@ -14,6 +14,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode, encode
+from rvllm_jax.data.video.decode import VideoInfo
 
 REAL = Path(__file__).parents[4] / "shared/data/real_videos"
 
@@ -70,7 +71,7 @@ def test_jpeg_frames_are_alike_and_smaller(tmp_path):
         report = write_store(
             tmp_path / encoding, {"a": tmp_path / "a.mp4"}, StoreOptions(encoding=encoding)
         )
-        sizes[encoding] = report.bytes
+        sizes[encoding] = report.num_bytes
     raw, jpeg = (FrameStore(tmp_path / e).read("a", np.arange(12)) for e in ("raw", "jpeg"))
     assert raw.shape == (12, 256, 384, 3)
     assert abs(raw.astype(int) - jpeg).mean() < 2
@@ -194,7 +195,8 @@ def test_what_is_known_of_the_videos_is_read_where_the_index_has_it(copy):
     older = {key: value for key, value in index.items() if key not in ("info", "notes")}
     (copy / "index.json").write_text(json.dumps(older))
     assert FrameStore(copy).info == {} and FrameStore(copy).notes == {}
-    own = {"info": {"v0.mp4": ["h264", 24]}, "notes": {"v1.mp4": "cut"}}
+    info = VideoInfo("h264", 24, 16, 10.0, 3, 0.3, 99)
+    own = {"info": {"v0.mp4": info}, "notes": {"v1.mp4": "cut"}}
     (copy / "index.json").write_text(json.dumps(index | own))
     store = FrameStore(copy)
     assert {"info": store.info, "notes": store.notes} == own

@@ -31,7 +31,7 @@ def test_what_files_say_and_what_to_know_of_them_is_kept(videos, tmp_path, write
     assert report.info["cut"] == ("h264", 48, 36, 8.0, 20, 2.5, cut.stat().st_size)
     assert report.notes.keys() == {"cut"} and report.notes == index["notes"]
     assert "it declares 20 frames" in report.notes["cut"] and "are used" in report.notes["cut"]
-    assert report.videos == 2 and 5 < FrameStore(tmp_path / "store").entry("cut").num_frames < 20
+    assert len(report.entries) == 2 and 5 < report.entry("cut").num_frames < 20
 
 
 def test_a_share_that_is_too_small_sets_a_video_aside(tmp_path, write_with, moving_bar):
@@ -41,14 +41,15 @@ def test_a_share_that_is_too_small_sets_a_video_aside(tmp_path, write_with, movi
     paths = {"cut": cut, "whole": whole}
     report = write_store(tmp_path / "store", paths, StoreOptions(), min_decoded=1.0)
     assert report.bad.keys() == {"cut"} and "at least 1.0 is asked for" in report.bad["cut"]
-    assert report.info.keys() == {"cut", "whole"} and report.videos == 1
+    assert report.info.keys() == {"cut", "whole"} and len(report.entries) == 1
     store = FrameStore(tmp_path / "store")
     np.testing.assert_array_equal(
         store.read("whole", np.arange(20)),
         np.stack([frame for frame, _ in decode.decode(whole, short_side=256)]),
     )
     # What is asked for decides what is stored, so that another share writes anew.
-    assert write_store(tmp_path / "store", paths, StoreOptions(), min_decoded=0.5).videos == 2
+    anew = write_store(tmp_path / "store", paths, StoreOptions(), min_decoded=0.5)
+    assert anew.entries.keys() == paths.keys()
 
 
 def test_a_record_that_would_be_too_large_is_refused_before_memory_is_taken(
@@ -58,7 +59,7 @@ def test_a_record_that_would_be_too_large_is_refused_before_memory_is_taken(
     report = write_store(
         tmp_path / "store", {"a": path}, StoreOptions(frames_per_record=10**6, short_side=36)
     )
-    assert report.videos == 0 and "1000000 frames of 48 x 36 pixels" in report.bad["a"]
+    assert len(report.entries) == 0 and "1000000 frames of 48 x 36 pixels" in report.bad["a"]
 
 
 def test_names_that_are_not_utf_8_are_kept(tmp_path, videos):
@@ -99,7 +100,7 @@ def test_memory_does_not_depend_on_the_length_of_a_video(tmp_path):
                                  stride=6, encoding="jpeg")
             # Not getrusage: its peak is also that of the process that this one was forked from.
             peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]  # KB
-            print(report.frames, int(peak) >> 10)
+            print(report.num_frames, int(peak) >> 10)
         """)
         done = subprocess.run(
             [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)},
