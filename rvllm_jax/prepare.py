@@ -19,7 +19,7 @@ import sys
 
 from absl import app, flags
 
-from rvllm_jax.data import annotations
+from rvllm_jax.data.annotations.formats import FORMATS
 from rvllm_jax.data.prepare import beam
 from rvllm_jax.data.prepare.run import PrepareOptions, prepare
 from rvllm_jax.system.errors import report_errors
@@ -31,7 +31,7 @@ VIDEOS = flags.DEFINE_string("videos", None, "Folder of the videos, also in fold
 ANNOTATIONS = flags.DEFINE_list("annotations", None, "FILE[,FILE...]; the format is recognised.")
 OUT = flags.DEFINE_string("out", None, "Folder for frames, examples and report.")
 SPLIT = flags.DEFINE_string("split", None, "train, validation or test; recorded in every result.")
-FORMAT = flags.DEFINE_enum("format", None, annotations.FORMATS, "What the annotations must be.")
+FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "What the annotations must be.")
 STRIDE = flags.DEFINE_integer("stride", _OPTIONS.stride, "Every stride-th frame is stored.")
 SHORT_SIDE = flags.DEFINE_integer("short_side", _OPTIONS.short_side, "Pixels, of stored frames.")
 ENCODING = flags.DEFINE_enum("encoding", _OPTIONS.encoding, ("jpeg", "raw"), "Of stored frames.")

@@ -10,7 +10,7 @@ from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.batches.source import EMBEDDED, open_data
-from rvllm_jax.data.prepare.run import FRAMES, INFO, UNUSABLE
+from rvllm_jax.data.prepare.folder import FRAMES, INFO, UNUSABLE
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION, EvaluationError

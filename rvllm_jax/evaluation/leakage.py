@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from rvllm_jax.data.prepare.find import stem_of
+from rvllm_jax.data.annotations.video_names import stem_of
 from rvllm_jax.evaluation.answers.questions import Question
 
 _YOUTUBE = r"[\w-]{11}"

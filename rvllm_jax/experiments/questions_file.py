@@ -18,7 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
 
-from rvllm_jax.data.annotations.example import decode_text, readable
+from rvllm_jax.data.annotations.example import decode_text
+from rvllm_jax.data.annotations.video_names import readable
 from rvllm_jax.data.batches.loose_videos import VideoClips
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import ChatError

@@ -1,6 +1,1 @@
-"""Annotation files of the field's formats -> examples."""
-
-from rvllm_jax.data.annotations.formats import FORMATS, recognise
-from rvllm_jax.data.annotations.read import Annotations, Part, read
-
-__all__ = ["FORMATS", "Annotations", "Part", "read", "recognise"]
+"""Annotation files of the field's formats -> examples: one reader, and what is known of splits."""

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from rvllm_jax.data.annotations.video_names import leaves_folder, readable
 from rvllm_jax.system.errors import RvllmError
 
 _NAMED = 10  # how many offenders a message names
@@ -34,7 +34,7 @@ class Example:
     caption: str  # as given, else the answers joined by spaces
 
 
-def with_own_id(example: Example, known: dict[str, Example]) -> Example | None:
+def add_unique(example: Example, known: dict[str, Example]) -> Example | None:
     """Adds an example to `known`, by its id, or by "ID#2", "ID#3" where others have that.
 
     Returns it under the id that it got; None, and adds nothing, where it repeats one of `known`.
@@ -49,10 +49,10 @@ def with_own_id(example: Example, known: dict[str, Example]) -> Example | None:
     return known[id]
 
 
-def place(path: str | Path, position: int, record: object) -> str:
+def describe_place(path: str | Path, position: int, record: object) -> str:
     """How messages name a record of a file."""
-    given = record.get("id") if isinstance(record, dict) else None
-    return f"{path}: record {position} (id {given!r})"
+    id = record.get("id") if isinstance(record, dict) else None
+    return f"{path}: record {position} (id {id!r})"
 
 
 def check_videos(examples: Iterable[Example], folder: str | Path) -> None:
@@ -60,13 +60,13 @@ def check_videos(examples: Iterable[Example], folder: str | Path) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise AnnotationError(f"{folder}: no such folder of videos; correct its path")
-    found: dict[str, bool] = {}  # many examples share a video: look once
+    present: dict[str, bool] = {}  # many examples share a video: look once
     missing = []
     for example in examples:
         video = example.video
-        if video not in found:
-            found[video] = not leaves_folder(video) and (folder / video).is_file()
-        if not found[video]:
+        if video not in present:
+            present[video] = not leaves_folder(video) and (folder / video).is_file()
+        if not present[video]:
             missing.append(f"{example.id!r} names {video!r}")
     if missing:
         more = f", and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
@@ -133,17 +133,6 @@ def checked_video(video: object, where: str) -> str:
             "to that folder, without '..'"
         )
     return video
-
-
-def readable(name: str) -> str:
-    """A file's name as a text: its bytes that are no UTF-8, \\udc80 to \\udcff, become "?"."""
-    return re.sub("[\udc80-\udcff]", "?", name)
-
-
-def leaves_folder(video: str) -> bool:
-    """True for a path that is absolute, climbs, or that no file system takes."""
-    path = PurePosixPath(video)
-    return path.is_absolute() or ".." in path.parts or "\0" in video
 
 
 def checked_text(value: object, what: str, where: str) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from rvllm_jax.data.annotations.example import Example
-from rvllm_jax.data.annotations.formats import AnnotationFile, most
-from rvllm_jax.data.prepare.find import stem_of
+from rvllm_jax.data.annotations.formats import GENERATIVE
+from rvllm_jax.data.annotations.recognise import AnnotationFile, most
+from rvllm_jax.data.annotations.video_names import stem_of
 
 _ACTIVITYNET = r"v_.{11}"
-_GENERATIVE = ("generative", "consistency")
 _BY_NAME = ("generic", "temporal")  # whose rows have the same keys
 # Nine of ten questions of temporal_qa.json have one of these, one in five of generic_qa.json's.
 _ORDER = re.compile(
@@ -23,45 +23,45 @@ _ORDER = re.compile(
 )
 
 
-def benchmark_of(source: AnnotationFile, examples: Sequence[Example]) -> str:
+def benchmark_of(file: AnnotationFile, examples: Sequence[Example]) -> str:
     """The benchmark whose published counts apply (annotations/published.py); "": none known."""
-    if source.format == "activitynet":
+    if file.format == "activitynet":
         return "activitynet_qa"
-    if source.format == "tgif":
+    if file.format == "tgif":
         return "tgif_frameqa"
-    if source.format == "msvd_msrvtt_original":
+    if file.format == "msvd_msrvtt_original":
         return "msrvtt_qa" if examples[0].video.startswith("video") else "msvd_qa"
 
     def named(videos: str, ids: str = ".*") -> bool:
         fits = (_named(videos, c.video) and re.fullmatch(ids, c.id) for c in examples)
         return most(map(bool, fits))
 
-    if source.format == "zero_shot":
+    if file.format == "zero_shot":
         if named(r"video\d+", r"\d+"):
             return "msrvtt_qa"
         if named(r".{11}_\d+_\d+|vid\d+", r"\d+_\d+"):
             return "msvd_qa"
         return "tgif_frameqa" if named(r"tumblr_.+") else ""
-    if source.format in _GENERATIVE and named(_ACTIVITYNET):
-        return f"video_text_generation/{kind_of(source)}"
+    if file.format in GENERATIVE and named(_ACTIVITYNET):
+        return f"video_text_generation/{kind_of(file)}"
     return ""
 
 
-def kind_of(source: AnnotationFile) -> str:
+def kind_of(file: AnnotationFile) -> str:
     """What rows of the generative formats ask for: "generic", "temporal" or "consistency".
 
     The first two have the same keys: the file's name tells them apart where it has one of the two
     words, else, of ActivityNet's videos, what is asked: a generic file asks several questions of
     most videos, and a temporal one asks for the order of events. "generative": neither.
     """
-    if source.format == "consistency":
+    if file.format == "consistency":
         return "consistency"
-    words = set(re.findall("[a-z]+", source.paths[0].stem.lower())) & set(_BY_NAME)
+    words = set(re.findall("[a-z]+", file.paths[0].stem.lower())) & set(_BY_NAME)
     if len(words) == 1:
         return words.pop()
     asked = [
         (row["video_name"], row["Q"])
-        for row in source.records[0]
+        for row in file.records[0]
         if isinstance(row, dict)
         and isinstance(row.get("video_name"), str)
         and isinstance(row.get("Q"), str)

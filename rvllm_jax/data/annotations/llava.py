@@ -21,12 +21,12 @@ from rvllm_jax.data.annotations.example import (
     AnnotationError,
     Example,
     Turn,
+    add_unique,
     checked_id,
     checked_text,
     checked_video,
+    describe_place,
     load_records,
-    place,
-    with_own_id,
 )
 
 VIDEO_MARK = "<video>"  # where LLaVA's prompts put the video
@@ -36,7 +36,7 @@ _ALL = "all"  # what results call the questions of all types
 
 
 def read_llava(path: str | Path) -> list[Example]:
-    """Reads a LLaVA or Video-LLaVA example file.
+    """Reads a LLaVA or Video-LLaVA file.
 
     The mark `<video>` (or `<image>`, as some files have it) may stand once in the first human
     turn, from where the video is moved first, or be absent; "video" may be a string or a list of
@@ -56,9 +56,8 @@ def read_llava(path: str | Path) -> list[Example]:
         if lacks_video(record):
             bare += 1
             continue
-        example = llava_example(record, place(path, position, record))
-        own = with_own_id(example, known)
-        repeated += own is None
+        example = llava_example(record, describe_place(path, position, record))
+        repeated += add_unique(example, known) is None
     if not known:
         raise AnnotationError(f"{path}: none of its {len(records)} records has a 'video'; add it")
     for count, what in ((bare, "have no video"), (repeated, "repeat another one whole")):

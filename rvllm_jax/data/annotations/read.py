@@ -2,13 +2,25 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations.example import AnnotationError, Example, with_own_id
-from rvllm_jax.data.annotations.formats import AnnotationFile, load, name_of
-from rvllm_jax.data.annotations.identify import benchmark_of
-from rvllm_jax.data.annotations.rows import Row, makes_ids, rows
+from rvllm_jax.data.annotations.example import (
+    AnnotationError,
+    Example,
+    add_unique,
+    checked_id,
+    describe_place,
+)
+from rvllm_jax.data.annotations.formats import FORMATS, GENERATIVE, Record
+from rvllm_jax.data.annotations.identify import benchmark_of, kind_of
+from rvllm_jax.data.annotations.llava import lacks_video
+from rvllm_jax.data.annotations.recognise import AnnotationFile, load, name_of
+
+_NAMED = 5  # how many ids a message names
+
+# Where a row stands, and its example, or why it is none; a text: what it is about, if no video.
+Row = tuple[str, Example | AnnotationError | str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +48,7 @@ class Annotations:
         parts: by file; `examples` are those of all of them, in order.
         set_aside: where a row stands -> why it is not used.
         without_video: where a row of a mixed LLaVA file stands -> what it is about instead.
-        renamed: id that a row has in common with an earlier, different one -> the id it got.
-        duplicates: (video, question) asked more than once -> the ids that ask it.
+        renamed: where a row stands whose id an earlier, different one has -> the id it got.
         aliases: other names of videos, both ways, from MSVD's youtube_mapping.txt.
     """
 
@@ -46,7 +57,6 @@ class Annotations:
     set_aside: dict[str, str]
     without_video: dict[str, str]
     renamed: dict[str, str]
-    duplicates: dict[tuple[str, str], list[str]]
     aliases: dict[str, str]
 
     @property
@@ -74,100 +84,144 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
         AnnotationError: files that cannot be read, are of no known format, or do not belong
             together; a question id or a file that comes twice; no row that can be used.
     """
-    sources, aliases = load(paths, format)
-    set_aside: dict[str, str] = {}
-    without_video: dict[str, str] = {}
-    renamed: dict[str, str] = {}
-    known: dict[str, Example] = {}
-    place_of: dict[str, str] = {}
+    files, aliases = load(paths, format)
+    account = _Account()
     parts = []
-    for number, source in enumerate(sources):
-        used = []
-        found = list(rows(source))
-        if makes_ids(source):
-            found = _under_own_ids(found, source, sources[:number], known)
-        for where, row in found:
-            if isinstance(row, str):
-                without_video[where] = row
-            elif isinstance(row, AnnotationError):
-                set_aside[where] = str(row).removeprefix(f"{where}: ")
-            else:
-                used += _owned(where, row, source.format, known, place_of, renamed, set_aside)
-        if not used:
-            first = next(iter(set_aside.items()), ("", "none is about a video"))
+    for number, file in enumerate(files):
+        rows = list(_rows(file))
+        if FORMATS[file.format].makes_ids(file.records[0]):
+            rows = account.with_new_ids(rows, file, files[:number])
+        examples = account.take(rows, file.format)
+        if not examples:
+            first = next(iter(account.set_aside.items()), ("", "none is about a video"))
             raise AnnotationError(
-                f"{', '.join(map(str, source.paths))}: none of its {len(source.records[0])} rows "
+                f"{', '.join(map(str, file.paths))}: none of its {len(file.records[0])} rows "
                 f"can be used; the first: {' '.join(first)}"
             )
-        names = tuple(map(str, source.paths))
-        benchmark = benchmark_of(source, used)
-        parts.append(Part(names, source.format, benchmark, len(source.records[0]), used))
-    both_ways = aliases | {number: name for name, number in aliases.items()}
-    asked = _duplicates(parts)
+        names = tuple(map(str, file.paths))
+        benchmark = benchmark_of(file, examples)
+        parts.append(Part(names, file.format, benchmark, len(file.records[0]), examples))
     return Annotations(
-        name_of(sources), tuple(parts), set_aside, without_video, renamed, asked, both_ways
+        name_of(files),
+        tuple(parts),
+        account.set_aside,
+        account.without_video,
+        account.renamed,
+        aliases | {number: name for name, number in aliases.items()},
     )
 
 
-def _under_own_ids(
-    found: list[Row],
-    source: AnnotationFile,
-    earlier: Sequence[AnnotationFile],
-    known: dict[str, Example],
-) -> list[Row]:
-    """Rows whose ids are made of their positions, under such as no file before has.
+class _Account:
+    """What became of every row, file after file, and which ids are taken."""
 
-    Raises `AnnotationError` where a file before holds the same rows.
-    """
-    for other in earlier:
-        if (other.format, other.records) == (source.format, source.records):
+    def __init__(self):
+        self.set_aside: dict[str, str] = {}
+        self.without_video: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
+        self._known: dict[str, Example] = {}
+        self._first: dict[str, str] = {}  # an id -> where the first row with it stands
+
+    def take(self, rows: Sequence[Row], format: str) -> list[Example]:
+        """The examples among the rows, under ids that no other one has."""
+        examples = []
+        for place, row in rows:
+            if isinstance(row, str):
+                self.without_video[place] = row
+            elif isinstance(row, AnnotationError):
+                self.set_aside[place] = str(row).removeprefix(f"{place}: ")
+            elif example := self._add(place, row, format):
+                examples.append(example)
+        return examples
+
+    def _add(self, place: str, row: Example, format: str) -> Example | None:
+        earlier = self._first.get(row.id)
+        if earlier is not None and format != "llava":
             raise AnnotationError(
-                f"{source.paths[0]}: holds the same rows as {other.paths[0]}; a file is given once"
+                f"{place}: its id is {row.id!r}, as that of {earlier}; every question has its own, "
+                "and a file is given once"
             )
-    ids = {row.id for _, row in found if isinstance(row, Example)}
-    if ids.isdisjoint(known):
-        return found
-    marks = (f"#{number}" for number in itertools.count(2))
-    mark = next(mark for mark in marks if known.keys().isdisjoint(id + mark for id in ids))
-    return [
-        (where, dataclasses.replace(row, id=row.id + mark))
-        if isinstance(row, Example)
-        else (where, row)
-        for where, row in found
-    ]
+        self._first.setdefault(row.id, place)
+        example = add_unique(row, self._known)
+        if example is None:
+            self.set_aside[place] = f"repeats {earlier}"
+        elif example.id != row.id:
+            self.renamed[place] = example.id
+        return example
+
+    def with_new_ids(
+        self, rows: list[Row], file: AnnotationFile, earlier: Sequence[AnnotationFile]
+    ) -> list[Row]:
+        """Rows whose ids are made of their positions, under such as no file before has.
+
+        Raises `AnnotationError` where a file before holds the same rows.
+        """
+        for other in earlier:
+            if (other.format, other.records) == (file.format, file.records):
+                raise AnnotationError(
+                    f"{file.paths[0]}: holds the same rows as {other.paths[0]}; a file is given "
+                    "once"
+                )
+        ids = {row.id for _, row in rows if isinstance(row, Example)}
+        if ids.isdisjoint(self._known):
+            return rows
+        marks = (f"#{number}" for number in itertools.count(2))
+        mark = next(mark for mark in marks if self._known.keys().isdisjoint(i + mark for i in ids))
+        return [
+            (place, dataclasses.replace(row, id=row.id + mark) if isinstance(row, Example) else row)
+            for place, row in rows
+        ]
 
 
-def _owned(
-    where: str,
-    row: Example,
-    format: str,
-    known: dict[str, Example],
-    place_of: dict[str, str],
-    renamed: dict[str, str],
-    set_aside: dict[str, str],
-) -> list[Example]:
-    """The row under an id that no other one has; nothing where it repeats an earlier one."""
-    earlier = place_of.get(row.id)
-    if earlier is not None and format != "llava":
-        raise AnnotationError(
-            f"{where}: its id is {row.id!r}, as that of {earlier}; every question has its own, and "
-            "a file is given once"
-        )
-    place_of.setdefault(row.id, where)
-    own = with_own_id(row, known)
-    if own is None:
-        set_aside[where] = f"repeats {earlier}"
-        return []
-    if own.id != row.id:
-        renamed[where] = own.id
-    return [own]
+def _rows(file: AnnotationFile) -> Iterator[Row]:
+    """Every row of a file; raises `AnnotationError` where the two of a pair do not belong together."""
+    format = FORMATS[file.format]
+    if format.answers:
+        yield from _rows_of_pair(file)
+        return
+    (path,), (records,) = file.paths, file.records
+    kind = kind_of(file) if file.format in GENERATIVE else ""
+    for position, fields in enumerate(records):
+        place = describe_place(path, position, fields)
+        if file.format == "llava" and (instead := lacks_video(fields)):
+            yield place, instead
+            continue
+        try:
+            if not isinstance(fields, dict):
+                raise AnnotationError(f"{place}: expected an object, got {fields!r:.50}")
+            yield place, format.make(Record(fields, place, position, kind))
+        except AnnotationError as error:
+            yield place, error
 
 
-def _duplicates(parts: Sequence[Part]) -> dict[tuple[str, str], list[str]]:
-    asked: dict[tuple[str, str], list[str]] = {}
-    for part in parts:
-        for example in part.examples:
-            for turn in example.turns:
-                key = example.video, turn.question.casefold()
-                asked.setdefault(key, []).append(example.id)
-    return {key: ids for key, ids in asked.items() if len(ids) > 1}
+def _rows_of_pair(file: AnnotationFile) -> Iterator[Row]:
+    questions, answers = map(_by_question_id, file.paths, file.records)
+    for here, there, path in ((questions, answers, 1), (answers, questions, 0)):
+        lone = [identity for identity in here if identity not in there]
+        if lone:
+            raise AnnotationError(
+                f"{file.paths[path]}: has no row for {len(lone)} of the {len(here)} question_ids "
+                f"of {file.paths[1 - path]}: {', '.join(lone[:_NAMED])}; give the two files that "
+                "belong together"
+            )
+    for identity, question in questions.items():
+        try:
+            yield question.place, FORMATS[file.format].make(question, answers[identity])
+        except AnnotationError as error:
+            yield question.place, error
+
+
+def _by_question_id(path: Path, records: list) -> dict[str, Record]:
+    by_id: dict[str, Record] = {}
+    for position, fields in enumerate(records):
+        place = f"{path}: record {position}"
+        if not isinstance(fields, dict) or "question_id" not in fields:
+            raise AnnotationError(f"{place}: has no 'question_id'; add it")
+        identity = checked_id(fields["question_id"], "'question_id'", place)
+        if identity in by_id:
+            earlier = f"{path}: record {by_id[identity].position}"
+            raise AnnotationError(
+                f"{place}: question_id {identity!r} is that of {earlier} too; every question has "
+                "its own"
+            )
+        by_id[identity] = Record(fields, f"{place} (question_id {identity!r})", position)
+    return by_id

@@ -9,7 +9,6 @@ split: of a part of one, only the file's name does.
 import re
 from pathlib import Path
 
-from rvllm_jax.data.annotations.formats import most
 from rvllm_jax.data.annotations.published import (
     NUMBERED,
     PUBLISHED,
@@ -18,17 +17,19 @@ from rvllm_jax.data.annotations.published import (
     other_split,
 )
 from rvllm_jax.data.annotations.read import Part
+from rvllm_jax.data.annotations.recognise import most
 
 _NAMES = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation",
     "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
 SPLITS = set(_NAMES.values())
+INFO = ".info.json"  # behind a prepared split's name: what its preparation recorded of it
 _NUMBERED_FORMATS = ("zero_shot", "msvd_msrvtt_original")  # the first keeps the second's numbers
 NUMBERS, ROWS, NAME, ONLY, NOTHING = "numbers", "rows", "file name", "only split", ""
 
 
-def told_by(part: Part) -> str:
+def evidence(part: Part) -> str:
     """What tells the split of these rows: one of NUMBERS, ROWS, NAME, ONLY and NOTHING."""
     if _numbered(part):
         return NUMBERS
@@ -48,11 +49,11 @@ def contradiction(part: Part, split: str) -> str:
     if not splits:
         return ""
     if _numbered(part):
-        own = numbered_split(benchmark, [c.id for c in part.examples])
-        if own not in splits:
-            return f"the questions' numbers, {own}, are of no one split of {benchmark}"
-        if own != split:
-            return f"the questions' numbers are those of {benchmark}'s split {own}"
+        numbered = numbered_split(benchmark, [example.id for example in part.examples])
+        if numbered not in splits:
+            return f"the questions' numbers, {numbered}, are of no one split of {benchmark}"
+        if numbered != split:
+            return f"the questions' numbers are those of {benchmark}'s split {numbered}"
     elif other := other_split(benchmark, split, part.rows):
         return f"{part.rows:,} rows are those of {benchmark}'s split {other}"
     counts = splits.get(split)
@@ -62,7 +63,7 @@ def contradiction(part: Part, split: str) -> str:
             f"{counts.questions:,}{f' on {counts.videos:,}' if counts.videos else ''} of "
             f"{benchmark}'s split {split}"
         )
-    if told_by(part) == ONLY and split in SPLITS - splits.keys():
+    if evidence(part) == ONLY and split in SPLITS - splits.keys():
         return f"{benchmark} has the split {', '.join(splits)} alone"
     named = _named(part)
     if not _numbered(part) and split in SPLITS and named - {split}:
@@ -79,7 +80,7 @@ def _numbered(part: Part) -> bool:
     return (
         part.benchmark in NUMBERED
         and part.format in _NUMBERED_FORMATS
-        and most(number_of(c.id).isdecimal() for c in part.examples)
+        and most(number_of(example.id).isdecimal() for example in part.examples)
     )
 
 

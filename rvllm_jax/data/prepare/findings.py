@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations import Annotations, Part, published
+from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations import split as splits
-from rvllm_jax.data.annotations.formats import MAPPING
 from rvllm_jax.data.annotations.llava import write_llava
+from rvllm_jax.data.annotations.read import Annotations, Part
+from rvllm_jax.data.annotations.recognise import MAPPING
 from rvllm_jax.data.prepare.find import VideoFiles
 from rvllm_jax.data.prepare.survey import Survey
 from rvllm_jax.data.prepare.tallies import describe_annotations, describe_videos
@@ -83,7 +84,7 @@ class Findings:
     def _unproven(self) -> Iterator[str]:
         """Of which files nothing tells the split."""
         for part in self.annotations.parts:
-            if part.benchmark and not splits.told_by(part):
+            if part.benchmark and not splits.evidence(part):
                 yield (
                     f"nothing tells that {', '.join(part.paths)} are of {part.benchmark}'s split "
                     f"{self.split}: make sure of it"
@@ -216,7 +217,7 @@ def benchmark_parts(parts: Sequence[Part], split: str, present: Mapping[str, str
                 "paths": list(part.paths),
                 "format": part.format,
                 "benchmark": part.benchmark,
-                "split_told_by": splits.told_by(part),
+                "split_told_by": splits.evidence(part),
                 "rows": part.rows,
                 "read": len(part.examples),
                 "videos": part.videos,

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from rvllm_jax.data.annotations import Annotations
 from rvllm_jax.data.annotations import split as splits
-from rvllm_jax.data.annotations.example import readable
 from rvllm_jax.data.annotations.llava import read_llava
+from rvllm_jax.data.annotations.read import Annotations
+from rvllm_jax.data.annotations.split import INFO
+from rvllm_jax.data.annotations.video_names import readable
 from rvllm_jax.data.prepare.find import VideoFiles
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
@@ -20,7 +21,7 @@ FRAMES = "frames"
 FOLLOWING = "frames.following"  # a store that will take the place of FRAMES when it is finished
 TFDS = "tfds"
 LOOKED = "look.journal"  # of a preparation that is not done: what it has seen of the videos
-INFO, UNUSABLE = ".info.json", ".unusable.json"  # behind a split's name
+UNUSABLE = ".unusable.json"  # behind a split's name, as INFO is
 REPORT, CHECK = "report", "check"  # pages: NAME.html and NAME.json
 
 

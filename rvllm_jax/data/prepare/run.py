@@ -21,11 +21,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rvllm_jax.data import annotations as formats
-from rvllm_jax.data.annotations import Annotations
 from rvllm_jax.data.annotations import split as splits
-from rvllm_jax.data.prepare import find
+from rvllm_jax.data.annotations.read import Annotations, read
 from rvllm_jax.data.prepare import page as preparation_page
+from rvllm_jax.data.prepare.find import find_videos
 from rvllm_jax.data.prepare.findings import DONE, REFUSED, Findings
 from rvllm_jax.data.prepare.folder import (
     CHECK,
@@ -149,15 +148,18 @@ def prepare(
     _check(options, split, max_bad, thumbnails, workers)
     out = Path(out)
     progress = progress or (lambda title: lambda done, total: None)
-    read = _read(annotations, format, own, split)
-    found = find.find(videos, {c.video for c in read.examples}, aliases=read.aliases)
+    annotated = _read(annotations, format, own, split)
+    asked = {example.video for example in annotated.examples}
+    found = find_videos(videos, asked, aliases=annotated.aliases)
     check_folder(out, split, [*annotations, *found.files.values()])
     with alone(out, say):
-        check_other_splits(out, read, split)
+        check_other_splits(out, annotated, split)
         stored = videos_of_other_splits(out, split, found, options.of_store) | found.files
         how = {"thumbnails": thumbnails, "short_side": options.short_side, "journal": out / LOOKED}
         looked = survey(found.files, workers=workers, progress=progress("look"), **how)
-        findings = Findings(split, options.of_store, max_bad, allow_partial, read, found, looked)
+        findings = Findings(
+            split, options.of_store, max_bad, allow_partial, annotated, found, looked
+        )
         say(findings.plan(out, others=len(stored) - len(found.files)))
         if check:
             done = _reported(out, findings, None, *findings.verdict(looked.bad), check=True)
@@ -256,20 +258,15 @@ def _check(
 
 def _read(paths: Sequence[str | Path], format: str | None, own: bool, split: str) -> Annotations:
     """The annotations, where they are of the split that they are said to be of."""
-    read = formats.read(paths, format=format)
+    annotations = read(paths, format=format)
     if own:
-        parts = tuple(dataclasses.replace(part, benchmark="") for part in read.parts)
-        read = dataclasses.replace(read, parts=parts)
-    _check_split(read, split)
-    return read
-
-
-def _check_split(read: Annotations, split: str) -> None:
-    for part in read.parts:
-        found = splits.contradiction(part, split)
-        if found:
+        parts = tuple(dataclasses.replace(part, benchmark="") for part in annotations.parts)
+        annotations = dataclasses.replace(annotations, parts=parts)
+    for part in annotations.parts:
+        if wrong := splits.contradiction(part, split):
             raise PreparationError(
-                f"{', '.join(part.paths)}: {found}, and --split={split} was given; published "
+                f"{', '.join(part.paths)}: {wrong}, and --split={split} was given; published "
                 f"numbers differ in it. Give the split that the files hold, the files of {split}, "
                 "or --own, where the annotations are your own"
             )
+    return annotations

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from rvllm_jax.data.annotations import Annotations
 from rvllm_jax.data.annotations.example import Example
+from rvllm_jax.data.annotations.read import Annotations
 from rvllm_jax.data.video.decode import VideoInfo
 
 _BINS = 24
-_TOLD_APART = 12  # values of a tally
+_COUNTED_APART = 12  # values of a tally
 OTHER = "all others"  # the rest of a tally
 
 
@@ -27,7 +27,7 @@ def describe_annotations(annotations: Annotations) -> dict:
         "answer_words": spread([len(turn.answer.split()) for turn in turns]),
         "question_words": spread([len(turn.question.split()) for turn in turns]),
         "answers": _tally(turn.answer for turn in turns),
-        "duplicates": _duplicates(annotations.duplicates, examples),
+        "duplicates": find_duplicates(examples),
         "rows_set_aside": annotations.set_aside,
         "rows_without_video": annotations.without_video,
         "rows_renamed": annotations.renamed,
@@ -78,22 +78,25 @@ def spread(values: Sequence[float]) -> dict:
 def _tally(values: Iterable[str]) -> dict[str, int]:
     """The most frequent values, then `OTHER` for the rest."""
     counts = Counter(values)
-    kept = dict(sorted(counts.most_common(_TOLD_APART), key=lambda pair: (-pair[1], pair[0])))
+    kept = dict(sorted(counts.most_common(_COUNTED_APART), key=lambda pair: (-pair[1], pair[0])))
     rest = counts.total() - sum(kept.values())
     return kept | ({OTHER: rest} if rest else {})
 
 
-def _duplicates(
-    duplicates: Mapping[tuple[str, str], list[str]], examples: Sequence[Example]
-) -> list[dict]:
+def find_duplicates(examples: Iterable[Example]) -> list[dict]:
     """Questions asked more than once about a video, with all answers that are given."""
-    answers: dict[tuple[str, str], list[str]] = {key: [] for key in duplicates}
+    asked: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for example in examples:
         for turn in example.turns:
             key = example.video, turn.question.casefold()
-            if key in answers:
-                answers[key].append(turn.answer)
+            asked.setdefault(key, []).append((example.id, turn.answer))
     return [
-        {"video": video, "question": question, "ids": ids, "answers": answers[video, question]}
-        for (video, question), ids in duplicates.items()
+        {
+            "video": video,
+            "question": question,
+            "ids": [id for id, _ in several],
+            "answers": [answer for _, answer in several],
+        }
+        for (video, question), several in asked.items()
+        if len(several) > 1
     ]

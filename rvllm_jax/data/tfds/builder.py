@@ -1,4 +1,6 @@
-"""What the builders of annotations have in common: an example is an example about a video.
+"""TFDS builders of the annotations, made of the table in datasets.py; importing registers them.
+
+An example is one about a video:
 
   id        text   the example's; of a benchmark the question's
   video     text   the video's name, that of the frame store where one was given
@@ -17,7 +19,10 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from rvllm_jax.data.annotations.example import AnnotationError, Example
-from rvllm_jax.data.tfds.splits import Split, TfdsDataset, read_splits
+from rvllm_jax.data.annotations.llava import llava_example
+from rvllm_jax.data.shapes import build
+from rvllm_jax.data.tfds.datasets import DATASETS, TfdsDataset
+from rvllm_jax.data.tfds.splits import Split, read_splits
 
 _ABOUT = (
     "Conversations about videos. The frames are not in this dataset: an example names its video, "
@@ -71,9 +76,7 @@ class AnnotationsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         try:
             manual = self.MANUAL_DOWNLOAD_INSTRUCTIONS and Path(dl_manager.manual_dir)
-        except (
-            AssertionError
-        ) as error:  # no such folder, or an empty one; it shows the instructions
+        except AssertionError as error:  # no such folder, or an empty one; it shows what to do
             raise AnnotationError(str(error)) from error
         # Every split is read and checked before a byte of the first is written.
         splits = self.read_splits(manual)
@@ -82,19 +85,39 @@ class AnnotationsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True
 
     def _generate_examples(self, examples: list[Example]):
         for position, example in enumerate(examples):
-            turns = [
-                {"question": turn.question, "answer": turn.answer, "kind": turn.kind}
-                for turn in example.turns
-            ]
             yield (
                 position,
                 {
                     "id": example.id,
                     "video": example.video.encode("utf-8", "surrogateescape"),
                     "caption": example.caption,
-                    "turns": turns,
+                    "turns": [dataclasses.asdict(turn) for turn in example.turns],
                 },
             )
+
+
+class Shapes(AnnotationsBuilder):
+    """The embedded dataset of coloured shapes, without rendering its clips: the splits train,
+    validation, test and heldout, of the default seed; nothing is downloaded."""
+
+    name = "shapes"
+    ABOUT = (
+        "Clips of one to three moving shapes, asked for colour, form, number, direction and order "
+        "in time; the clips of heldout show combinations of colour and form that no other shows."
+    )
+    SIZES = build.SIZES
+
+    def read_splits(self, folder: Path | None) -> dict[str, Split]:
+        return {split: self._split(split, size) for split, size in self.SIZES.items()}
+
+    def _split(self, split: str, size: int) -> Split:
+        options = build.ShapesOptions()
+        examples = [
+            llava_example(build.draw_clip(options, split, index)[1], f"{split} {index}")
+            for index in range(size)
+        ]
+        questions = sum(len(example.turns) for example in examples)
+        return Split(examples, {"questions": questions, "videos": size, "partial": ""})
 
 
 @dataclasses.dataclass(eq=False)
@@ -116,7 +139,7 @@ class FilesBuilder(AnnotationsBuilder, skip_registration=True):
     """Examples of annotation files that were downloaded by hand."""
 
     BUILDER_CONFIGS = [FULL]
-    SOURCE: TfdsDataset
+    DATASET: TfdsDataset
 
     @classmethod
     def get_builder_config(cls, name: str, version=None) -> Config | None:
@@ -124,8 +147,28 @@ class FilesBuilder(AnnotationsBuilder, skip_registration=True):
         return PARTIAL if name == PARTIAL.name else super().get_builder_config(name, version)
 
     def read_splits(self, folder: Path | None) -> dict[str, Split]:
-        splits = read_splits(folder, self.SOURCE, allow_partial=self.builder_config.allow_partial)
+        splits = read_splits(folder, self.DATASET, allow_partial=self.builder_config.allow_partial)
         for name, split in splits.items():
             report = logging.warning if split.facts["partial"] else logging.info
             report("%s: split %r: %s", self.info.full_name, name, split.facts)
         return splits
+
+
+def _builder_of(dataset: TfdsDataset) -> type[FilesBuilder]:
+    return type(
+        "".join(word.capitalize() for word in dataset.name.split("_")),
+        (FilesBuilder,),
+        {
+            "__doc__": f"Splits {', '.join(dataset.files)}; see MANUAL_DOWNLOAD_INSTRUCTIONS.",
+            "__module__": __name__,
+            "name": dataset.name,
+            "ABOUT": dataset.about,
+            "HOMEPAGE": dataset.homepage,
+            "MANUAL_DOWNLOAD_INSTRUCTIONS": dataset.manual_download_instructions,
+            "DATASET": dataset,
+        },
+    )
+
+
+# A data source that is sent to another process names its builder's class by where it stands.
+globals().update({cls.__name__: cls for cls in map(_builder_of, DATASETS)})

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.data import annotations
 from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations.example import load_records
+from rvllm_jax.data.annotations.read import Part, read
 from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO, AnswersError
 from rvllm_jax.evaluation.judge import exact
 from rvllm_jax.system.atomic import write_bytes, write_json
@@ -55,7 +55,7 @@ def import_predictions(
     Raises AnswersError for predictions about other questions than the annotations', ids that come
     twice, rows of no known form, a folder with other answers; AnnotationError.
     """
-    found = annotations.read(annotation_files)
+    found = read(annotation_files)
     if found.set_aside:
         where, why = next(iter(found.set_aside.items()))
         raise AnswersError(f"{where}: {why}; every question stays in the denominator: correct it")
@@ -102,7 +102,7 @@ def _write(folder: Path, content: bytes, info: dict[str, Any]) -> Path:
     return folder
 
 
-def _questions(part: annotations.Part):
+def _questions(part: Part):
     for example in part.examples:
         kind = example.turns[0].kind
         criteria = _CRITERIA.get(kind, []) if part.format in ("generative", "consistency") else []
@@ -120,7 +120,7 @@ def _questions(part: annotations.Part):
             )
 
 
-def _benchmark(parts: Sequence[annotations.Part], split: str) -> tuple[str, str]:
+def _benchmark(parts: Sequence[Part], split: str) -> tuple[str, str]:
     names = {part.benchmark.partition("/")[0] for part in parts}
     if len(names) > 1:
         raise AnswersError(f"the annotations are of several benchmarks: {', '.join(sorted(names))}")

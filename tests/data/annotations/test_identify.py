@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.data.annotations import read
+from rvllm_jax.data.annotations.read import read
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data" / "annotations"
 NAMES = {

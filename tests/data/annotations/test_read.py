@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.data.annotations import FORMATS, read
 from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn
+from rvllm_jax.data.annotations.formats import FORMATS
+from rvllm_jax.data.annotations.read import read
+from rvllm_jax.data.prepare.tallies import find_duplicates
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
 
@@ -146,7 +148,7 @@ def test_two_files_without_ids_of_their_own_go_together(format, samples, write):
     assert ids[: len(alone)] == alone and ids[len(alone)] == f"{alone[0]}#2"
     assert len(set(ids)) == len(ids) == sum(part.rows for part in found.parts)
     assert found.parts[0].rows < found.parts[1].rows or format == "tgif"
-    assert not found.set_aside and not found.renamed and found.duplicates
+    assert not found.set_aside and not found.renamed and find_duplicates(found.examples)
 
 
 @pytest.mark.parametrize("key", ["Q1", "Q2", "A"])
@@ -236,9 +238,11 @@ def test_a_record_that_asks_about_a_video_it_does_not_name_is_not_text_alone(sam
 def test_questions_asked_twice_about_a_video_are_told(samples, write):
     pair = samples["zero_shot"]
     pair["test_q.json"][1]["question"] = "Who runs ?"
-    assert read(write(pair)).duplicates == {("clip", "who runs ?"): ["q1", "q2"]}
+    (twice,) = find_duplicates(read(write(pair)).examples)
+    assert (twice["video"], twice["question"]) == ("clip", "who runs ?")
+    assert (twice["ids"], twice["answers"]) == (["q1", "q2"], ["a man", "outside"])
     pair["test_q.json"][1]["video_name"] = "other"
-    assert not read(write(pair)).duplicates
+    assert not find_duplicates(read(write(pair)).examples)
 
 
 SAMPLES = {

@@ -33,7 +33,7 @@ def part(benchmark, *ids, name="own.json", rows=None, format=None, videos=1):
 @pytest.mark.parametrize("benchmark", ["activitynet_qa", "tgif_frameqa"])
 def test_a_file_with_its_authors_name_is_of_no_other_split(benchmark, name, own):
     named = part(benchmark, "v_a_1", name=name)
-    assert splits.told_by(named) == splits.NAME
+    assert splits.evidence(named) == splits.NAME
     for split in ("train", "validation", "test"):
         found = splits.contradiction(named, split)
         assert found == (split != own and f"the file's name is that of {benchmark}'s split {own}"
@@ -44,7 +44,7 @@ def test_a_file_with_its_authors_name_is_of_no_other_split(benchmark, name, own)
 @pytest.mark.parametrize("name", ["own.json", "testament.json", "my_test.json"])
 def test_another_name_tells_nothing(name):
     other = part("activitynet_qa", "v_a_1", name=name)
-    assert splits.told_by(other) == splits.NOTHING
+    assert splits.evidence(other) == splits.NOTHING
     assert splits.contradiction(other, "test") == splits.contradiction(other, "train") == ""
 
 
@@ -52,7 +52,7 @@ def test_another_name_tells_nothing(name):
 def test_numbers_go_before_a_name(format):
     """What is called test_q.json of MSVD-QA and MSRVTT-QA is their validation split."""
     numbered = part("msrvtt_qa", "158581", "158582", name="test_q.json", format=format)
-    assert splits.told_by(numbered) == splits.NUMBERS
+    assert splits.evidence(numbered) == splits.NUMBERS
     assert splits.contradiction(numbered, "validation") == ""
     assert "numbers are those of msrvtt_qa's split validation" in splits.contradiction(
         numbered, "test"
@@ -60,13 +60,13 @@ def test_numbers_go_before_a_name(format):
     mixed = part("msrvtt_qa", "158580", "158581", format=format)
     assert "158580 to 158581, are of no one split" in splits.contradiction(mixed, "train")
     named = part("msrvtt_qa", "a", name="test_qa.json", format=format)  # with ids of one's own
-    assert splits.told_by(named) == splits.NAME and splits.contradiction(named, "train")
+    assert splits.evidence(named) == splits.NAME and splits.contradiction(named, "train")
 
 
 def test_more_than_a_split_has_is_not_that_split():
     for split, counts in PUBLISHED["activitynet_qa"].items():
         whole = part("activitynet_qa", "v_a_1", rows=counts.questions)
-        assert splits.told_by(whole) == splits.ROWS and not splits.contradiction(whole, split)
+        assert splits.evidence(whole) == splits.ROWS and not splits.contradiction(whole, split)
         more = part("activitynet_qa", "v_a_1", rows=counts.questions + 1)
         assert f"are more than the {counts.questions:,} on" in splits.contradiction(more, split)
     whole = part("activitynet_qa", "v_a_1", rows=18_000)
@@ -80,10 +80,10 @@ def test_more_than_a_split_has_is_not_that_split():
 
 def test_a_benchmark_that_is_a_test_has_no_other_split():
     generic = part("video_text_generation/generic", "a")
-    assert splits.told_by(generic) == splits.ONLY and not splits.contradiction(generic, "test")
+    assert splits.evidence(generic) == splits.ONLY and not splits.contradiction(generic, "test")
     assert "has the split test alone" in splits.contradiction(generic, "train")
 
 
 def test_rows_of_no_benchmark_are_what_their_owner_says():
     own = part("", "158581", name="test.json", rows=8_000)
-    assert splits.told_by(own) == splits.NOTHING and splits.contradiction(own, "train") == ""
+    assert splits.evidence(own) == splits.NOTHING and splits.contradiction(own, "train") == ""

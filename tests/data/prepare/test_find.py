@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.data.prepare.find import VideoFilesError, find
+from rvllm_jax.data.annotations.video_names import VideoFilesError
+from rvllm_jax.data.prepare.find import find_videos
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def folder(tmp_path):
 )
 def test_a_video_is_found_by_its_name_or_a_known_renaming(file, video, folder):
     aliases = {"bQJQGoJF7_k_162_169": "vid1201", "vid1201": "bQJQGoJF7_k_162_169"}
-    found = find(folder(file, "other.mp4", "notes.txt"), [video], aliases=aliases)
+    found = find_videos(folder(file, "other.mp4", "notes.txt"), [video], aliases=aliases)
     name = file.removeprefix("./")
     assert found.name_of == {video: name} and list(found.files) == [name]
     assert found.files[name].is_file()
@@ -53,7 +54,9 @@ def test_a_video_is_found_by_its_name_or_a_known_renaming(file, video, folder):
 
 def test_names_alike_are_not_taken_for_each_other(folder):
     """v_ is dropped of YouTube's ids of eleven characters alone."""
-    found = find(folder("v_1.mp4", "clip2.mp4", "b/clip.mp4"), ["1", "clip", "clip2", "a/clip"])
+    found = find_videos(
+        folder("v_1.mp4", "clip2.mp4", "b/clip.mp4"), ["1", "clip", "clip2", "a/clip"]
+    )
     assert found.name_of == {"clip": "b/clip.mp4", "clip2": "clip2.mp4"}
     assert found.missing == ["1", "a/clip"]
 
@@ -69,7 +72,7 @@ def test_names_alike_are_not_taken_for_each_other(folder):
     ],
 )
 def test_a_name_that_fits_several_files_takes_none_and_names_all(files, video, folder):
-    found = find(folder(*files, "other.mp4"), [video, "other"], aliases={"vid7": "name"})
+    found = find_videos(folder(*files, "other.mp4"), [video, "other"], aliases={"vid7": "name"})
     assert list(found.files) == ["other.mp4"] and found.name_of == {"other": "other.mp4"}
     assert not found.missing and not found.unused
     assert list(found.ambiguous) == [video]
@@ -78,15 +81,15 @@ def test_a_name_that_fits_several_files_takes_none_and_names_all(files, video, f
 
 @pytest.mark.parametrize("files", [["clip.mp4", "clip.avi"], ["clip.MP4", "clip.avi", "clip.gif"]])
 def test_a_suffix_that_the_annotations_name_decides(files, folder):
-    found = find(folder(*files), ["tune/clip.mp4"])
+    found = find_videos(folder(*files), ["tune/clip.mp4"])
     assert found.name_of == {"tune/clip.mp4": files[0]} and not found.ambiguous
     assert found.unused == sorted(files[1:])
-    assert list(find(folder(), ["clip.mkv"]).ambiguous) == ["clip.mkv"]
+    assert list(find_videos(folder(), ["clip.mkv"]).ambiguous) == ["clip.mkv"]
 
 
 def test_the_very_name_of_a_file_is_not_ambiguous(folder):
     files = folder("clip.mp4", "clip.avi", "a/clip.mp4")
-    found = find(files, ["clip.mp4", "a/clip.mp4"])
+    found = find_videos(files, ["clip.mp4", "a/clip.mp4"])
     assert found.name_of == {"clip.mp4": "clip.mp4", "a/clip.mp4": "a/clip.mp4"}
 
 
@@ -94,7 +97,7 @@ def test_the_very_name_of_a_file_is_not_ambiguous(folder):
 def test_a_name_that_leaves_the_folder_is_refused(video, folder):
     (folder("in/x.mp4") / "clip.mp4").touch()
     with pytest.raises(VideoFilesError, match="outside the folder"):
-        find(folder() / "in", [video])
+        find_videos(folder() / "in", [video])
 
 
 def test_names_that_are_no_utf8_survive(folder):
@@ -104,9 +107,9 @@ def test_names_that_are_no_utf8_survive(folder):
         path.touch()
     except OSError:
         pytest.skip("the file system takes no such name")
-    found = find(folder(), [name, "other"])
+    found = find_videos(folder(), [name, "other"])
     assert found.files[name].is_file() and found.name_of[name] == name
-    assert find(folder(), ["other"]).unused == [name]
+    assert find_videos(folder(), ["other"]).unused == [name]
 
 
 def test_a_folder_below_that_cannot_be_read_is_named(tmp_path):
@@ -123,7 +126,7 @@ def test_a_folder_below_that_cannot_be_read_is_named(tmp_path):
             os.seteuid(65534)  # root may read everything
         try:
             with pytest.raises(VideoFilesError, match="part: cannot be read .Permission denied"):
-                find(folder, ["part"])
+                find_videos(folder, ["part"])
         finally:
             os.seteuid(user)
             closed.chmod(0o755)
@@ -134,7 +137,7 @@ UNUSUAL = ["a.m2v", "b.3g2", "c.qt", "d.mp4v", "e.divx", "f.ogg", "g.rm", "h.mxf
 
 def test_a_file_that_is_named_exactly_is_taken_whatever_its_suffix(folder):
     root = folder(*UNUSUAL, "notes.txt")
-    found = find(root, [*UNUSUAL, "tune/b.3g2", "a", "g.mp4"])
+    found = find_videos(root, [*UNUSUAL, "tune/b.3g2", "a", "g.mp4"])
     assert found.name_of == {name: name for name in UNUSUAL} | {"tune/b.3g2": "b.3g2"}
     assert list(found.files) == UNUSUAL and all(path.is_file() for path in found.files.values())
     assert found.missing == ["a", "g.mp4"] and not found.unused  # nothing is guessed of them
@@ -142,14 +145,14 @@ def test_a_file_that_is_named_exactly_is_taken_whatever_its_suffix(folder):
 
 def test_a_video_goes_before_another_file_of_its_name(folder):
     root = folder("clip", "clip.mp4", "b.pkl", "part/b.mp4", "c.pkl")
-    found = find(root, ["clip", "b.pkl", "c.pkl"])
+    found = find_videos(root, ["clip", "b.pkl", "c.pkl"])
     assert found.name_of == {"clip": "clip.mp4", "b.pkl": "part/b.mp4"}
     assert found.missing == ["c.pkl"]
 
 
 def test_a_folder_called_as_a_video_is_named_as_what_it_is(folder):
     root = folder("other.mp4", "clip.mp4/0.jpg", "part/frames/0.jpg", "c.mp4/0.jpg", "d/c.mp4")
-    found = find(root, ["clip.mp4", "clip", "part/frames", "frames", "c", "lost"])
+    found = find_videos(root, ["clip.mp4", "clip", "part/frames", "frames", "c", "lost"])
     assert sorted(found.folders) == ["clip", "clip.mp4", "frames", "part/frames"]
     assert f"{root / 'clip.mp4'}: a folder, and no file" in found.folders["clip"]
     assert found.set_aside == found.folders and found.missing == ["lost"]
@@ -160,19 +163,19 @@ def test_links_are_followed_once(folder):
     root = folder("real/clip.mp4")
     (root / "real" / "back").symlink_to(root)
     (root / "aside").symlink_to(root / "real")
-    assert len(find(root, ["clip"]).files) == 1
+    assert len(find_videos(root, ["clip"]).files) == 1
 
 
 def test_a_folder_without_videos_is_refused(folder, tmp_path):
     with pytest.raises(VideoFilesError, match="no such folder"):
-        find(tmp_path / "lost", ["a"])
+        find_videos(tmp_path / "lost", ["a"])
     with pytest.raises(VideoFilesError, match="holds no video"):
-        find(folder("a.txt"), ["a"])
+        find_videos(folder("a.txt"), ["a"])
 
 
 def test_names_may_begin_outside_the_folder_or_name_features(folder):
     """As in Video-LLaVA's file of several folders, and in Video-ChatGPT's converted one."""
-    found = find(
+    found = find_videos(
         folder("v_aaaaaaaaaaa.mp4", "part/1066.mp4", "other/7.mp4"),
         ["tune/v_aaaaaaaaaaa.mp4", "valley/part/1066.mp4", "aaaaaaaaaaa.pkl", "x/7.mp4"],
     )

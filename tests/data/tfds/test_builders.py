@@ -1,19 +1,20 @@
 """The datasets that TFDS builds of annotations, read again by TFDS and by us."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
 
-from rvllm_jax.data import annotations
-from rvllm_jax.data import tfds as builders
-from rvllm_jax.data.annotations.example import AnnotationError
+from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn
+from rvllm_jax.data.annotations.read import read
 from rvllm_jax.data.shapes import build as shapes
-from rvllm_jax.data.tfds.built import read_built
+from rvllm_jax.data.tfds import builder as builders
+from rvllm_jax.data.tfds.datasets import DATASETS
 
 SAMPLES = Path(__file__).parents[3].parent / "shared/data/annotations"
-CLASSES = {cls.name: cls for cls in map(vars(builders).get, builders.__all__)}
+NAMES = [*(dataset.name for dataset in DATASETS), "shapes"]
 # dataset -> (folder of the samples, split, its files)
 SPLITS = {
     "msvd_qa": ("msvd_qa", "validation", ["test_q.json", "test_a.json"]),
@@ -31,6 +32,19 @@ def build(name: str, data_dir: Path, manual_dir: Path | None = None, **options):
     return builder
 
 
+def examples(folder: Path, split: str) -> list[Example]:
+    """What TFDS reads of a built dataset, in order."""
+    source = tfds.builder_from_directory(folder).as_data_source(split)
+    return [_example(source[number]) for number in range(len(source))]
+
+
+def _example(row: dict) -> Example:
+    columns = ([t.decode() for t in row["turns"][key]] for key in ("question", "answer", "kind"))
+    turns = tuple(Turn(*texts) for texts in zip(*columns, strict=True))
+    video = row["video"].decode("utf-8", "surrogateescape")
+    return Example(row["id"].decode(), video, turns, row["caption"].decode())
+
+
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"{SAMPLES}: the samples are not there")
 @pytest.mark.parametrize("name", SPLITS)
 def test_real_rows_come_back_in_order_from_a_dataset_that_says_it_is_a_part(name, tmp_path):
@@ -38,13 +52,11 @@ def test_real_rows_come_back_in_order_from_a_dataset_that_says_it_is_a_part(name
     with pytest.raises(AnnotationError, match=f"build {name}/partial"):
         build(name, tmp_path, SAMPLES / folder)
     builder = build(f"{name}/partial", tmp_path, SAMPLES / folder)
-    rows = annotations.read([SAMPLES / folder / file for file in files]).examples
-    built = read_built(builder.data_dir, split)
-    assert built.examples == rows
-    provenance = built.provenance
-    assert provenance["dataset"] == f"{name}/partial/1.0.0" and provenance["split"] == split
-    assert f"{len(rows):,} of" in provenance["partial"]
-    assert provenance["questions"] == len(rows)
+    rows = read([SAMPLES / folder / file for file in files]).examples
+    assert examples(builder.data_dir, split) == rows
+    assert builder.info.full_name == f"{name}/partial/1.0.0"
+    facts = builder.info.metadata["splits"][split]
+    assert f"{len(rows):,} of" in facts["partial"] and facts["questions"] == len(rows)
     source = tfds.data_source(f"{name}/partial", split=split, data_dir=tmp_path)
     assert len(source) == len(rows) and source[0]["id"].decode() == rows[0].id
 
@@ -54,7 +66,8 @@ def test_a_whole_dataset_lacks_nothing(published, tmp_path):
     builder = build("video_text_generation", tmp_path / "data", folder)
     assert builder.info.full_name == "video_text_generation/full/1.0.0"
     assert list(builder.info.splits) == ["temporal"]
-    assert read_built(builder.data_dir, "temporal").provenance["partial"] == ""
+    written = tfds.builder_from_directory(builder.data_dir).info.metadata["splits"]
+    assert written["temporal"]["partial"] == "" and written["temporal"]["questions"] == 499
 
 
 def test_any_file_name_and_several_turns_come_back(tmp_path):
@@ -68,10 +81,10 @@ def test_any_file_name_and_several_turns_come_back(tmp_path):
     record = {"id": 7, "video": "a é.mp4", "caption": "Both.", "conversations": messages}
     (tmp_path / "validation.json").write_text(json.dumps([record]))
     builder = build("llava_videos", tmp_path / "data", tmp_path)
-    (only,) = read_built(builder.data_dir, "validation").examples
-    (read,) = annotations.read([tmp_path / "validation.json"]).examples
-    assert only == read and [turn.kind for turn in only.turns] == ["form", ""]
-    example = next(builder._generate_examples([read.__class__(read.id, name, read.turns, "")]))
+    (only,) = examples(builder.data_dir, "validation")
+    assert [only] == read([tmp_path / "validation.json"]).examples
+    assert [turn.kind for turn in only.turns] == ["form", ""]
+    example = next(builder._generate_examples([Example(only.id, name, only.turns, "")]))
     assert example[1]["video"] == b"caf\xe9 \xc3\xa9.mp4"
 
 
@@ -81,8 +94,8 @@ def test_shapes_are_those_of_the_embedded_dataset(tmp_path, monkeypatch):
     builder = build("shapes", tmp_path / "data")
     paths = shapes.build(tmp_path / "shapes", sizes=sizes)
     for split, path in paths.items():
-        rows = annotations.read([path]).examples
-        assert read_built(builder.data_dir, split).examples == rows
+        rows = read([path]).examples
+        assert examples(builder.data_dir, split) == rows
 
 
 def test_no_part_is_built_that_does_not_say_so(published, tmp_path):
@@ -100,20 +113,18 @@ def test_a_refused_build_leaves_no_dataset(published, tmp_path):
     assert not list((tmp_path / "data").rglob("*record*"))
 
 
-def test_a_split_that_is_not_there_and_a_folder_of_something_else_are_refused(published, tmp_path):
+def test_a_built_dataset_is_read_in_other_processes(published, tmp_path):
+    """As Grain's workers do, which are sent it."""
     folder = published("video_text_generation/temporal", 499, 499)
-    builder = build("video_text_generation", tmp_path / "data", folder)
-    for split in ("test", "temporal[:5]"):
-        with pytest.raises(AnnotationError, match="has the splits temporal, none is called"):
-            read_built(builder.data_dir, split)
-    with pytest.raises(AnnotationError, match="holds no built dataset"):
-        read_built(tmp_path, "temporal")
+    source = build("video_text_generation", tmp_path / "data", folder).as_data_source("temporal")
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(copy) == 499 and copy[498]["turns"]["question"] == source[498]["turns"]["question"]
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_a_builder_is_named_as_its_file_and_is_ready_for_its_store(name, tmp_path):
-    cls = CLASSES[name]
-    assert cls.__module__ == f"rvllm_jax.data.tfds.{name}"
+@pytest.mark.parametrize("name", NAMES)
+def test_a_builder_is_named_as_its_dataset_and_is_ready_for_its_store(name, tmp_path):
+    cls = tfds.builder_cls(name)
+    assert cls.name == name and getattr(builders, cls.__name__) is cls
     builder = cls(data_dir=tmp_path)
     assert builder.info.disable_shuffling and builder.info.file_format.value == "array_record"
     assert "frame store" in builder.info.description

@@ -4,8 +4,13 @@ import random
 
 import pytest
 
-from rvllm_jax.data.annotations import FORMATS, recognise
 from rvllm_jax.data.annotations.example import AnnotationError
+from rvllm_jax.data.annotations.formats import FORMATS
+from rvllm_jax.data.annotations.recognise import load, name_of
+
+
+def recognise(paths) -> str:
+    return name_of(load(paths)[0])
 
 
 @pytest.mark.parametrize("format", FORMATS)

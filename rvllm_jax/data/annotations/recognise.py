@@ -1,0 +1,181 @@
+"""Which format annotation files are in, by what they hold and not by what they are called."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from rvllm_jax.data.annotations.example import AnnotationError, decode_text, load_records
+from rvllm_jax.data.annotations.formats import FORMATS, GENERATIVE, PAIRED
+from rvllm_jax.data.annotations.video_names import stem_of
+
+MAPPING = "youtube_mapping.txt"  # MSVD's: a line "-4wsuPCjDBc_5_15 vid1" for each video
+_QUESTIONS, _ANSWERS = "questions", "answers"  # of a pair
+_ORIGINAL, _TABLE = "msvd_msrvtt_original", "tgif"
+_EXPECTED = f"expected {', '.join(format.shown for format in FORMATS.values())}, or {MAPPING}"
+_LOOKED_AT = 100  # records; the first ones may be broken
+
+
+class AnnotationFile(NamedTuple):
+    """What is read together: one file, or the two of a pair (questions, answers)."""
+
+    format: str
+    paths: tuple[Path, ...]
+    records: tuple[list, ...]
+
+
+def load(
+    paths: Sequence[str | Path], format: str | None = None
+) -> tuple[list[AnnotationFile], dict[str, str]]:
+    """Loads the files and finds their formats; returns also what a youtube_mapping.txt maps.
+
+    Raises:
+        AnnotationError: a file that cannot be read, is of no known format or not of `format`;
+            a questions' file without its answers', or the reverse.
+    """
+    if format is not None and format not in FORMATS:
+        raise AnnotationError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    files: list[AnnotationFile] = []
+    halves: dict[str, list[tuple[Path, list]]] = {_QUESTIONS: [], _ANSWERS: []}
+    aliases: dict[str, str] = {}
+    for path in map(Path, paths):
+        content_is, content = _load(path, format)
+        if content_is == MAPPING:
+            aliases |= content
+        elif content_is in halves:
+            halves[content_is].append((path, content))
+        else:
+            files.append(AnnotationFile(content_is, (path,), (content,)))
+    files += _pairs(halves)
+    if not files:
+        raise AnnotationError(f"no annotations among {_named(paths)}: {_EXPECTED}")
+    for file in files:
+        both = {format, file.format}
+        if format is not None and len(both) > 1 and both not in (set(PAIRED), set(GENERATIVE)):
+            raise AnnotationError(
+                f"{_named(file.paths)}: has the keys of the format {file.format!r}, and "
+                f"{format!r} was named; leave the format out, or correct it"
+            )
+    return files, aliases or _mapping_of_questions(files)
+
+
+def name_of(files: Sequence[AnnotationFile]) -> str:
+    """The format of annotation files: one of `FORMATS`, or several joined by "+"."""
+    return "+".join(dict.fromkeys(file.format for file in files))
+
+
+def most(values: Iterable[bool]) -> bool:
+    """Whether more than half of the values are true; not of none."""
+    values = list(values)
+    return 2 * sum(values) > len(values)
+
+
+def _load(path: Path, format: str | None) -> tuple[str, list | dict[str, str]]:
+    """What a file holds: a format's records, one half of a pair, or `MAPPING`; and its content."""
+    text = decode_text(path)
+    if text.lstrip()[:1] not in ("[", "{"):
+        header = text.partition("\n")[0].rstrip("\r").split("\t")
+        if FORMATS[_TABLE].keys <= set(header):
+            # TGIF-QA writes quotation marks as they are, so that none may open a quoted field.
+            table = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+            try:
+                return _TABLE, list(table)
+            except csv.Error as error:
+                raise AnnotationError(f"{path}: line {table.line_num}: {error}") from error
+        mapping = _mapping(path, text)
+        if mapping:
+            return MAPPING, mapping
+        if path.suffix != ".json":
+            raise AnnotationError(f"{path}: neither JSON nor a known table; {_EXPECTED}")
+    records = load_records(path)
+    for record in records[:_LOOKED_AT]:
+        if isinstance(record, dict) and (fitting := _fitting(record)):
+            return fitting, records
+    if format is not None and format not in (*PAIRED, _TABLE):
+        return format, records  # as the caller says; the reader names what lacks
+    keys = sorted(records[0]) if isinstance(records[0], dict) else type(records[0]).__name__
+    raise AnnotationError(f"{path}: of no known format, its first record has {keys}; {_EXPECTED}")
+
+
+def _fitting(record: dict) -> str:
+    """The format whose keys a record has, or the half of a pair; "" where there is none."""
+    for name, format in FORMATS.items():
+        if name != _TABLE and format.keys <= record.keys():
+            return _QUESTIONS if format.answers else name
+    answers = (FORMATS[name].answers for name in PAIRED)
+    return _ANSWERS if any(keys <= record.keys() for keys in answers) else ""
+
+
+def _mapping_of_questions(files: Sequence[AnnotationFile]) -> dict[str, str]:
+    """What MSVD-QA's list of names maps, where it lies in the folder of its questions."""
+    for file in files:
+        path = file.paths[0].with_name(MAPPING)
+        if file.format == _ORIGINAL and path.is_file():
+            mapping = _mapping(path, decode_text(path))
+            if not mapping:
+                raise AnnotationError(
+                    f"{path}: lies beside {file.paths[0]} and is no list of lines such as "
+                    "'-4wsuPCjDBc_5_15 vid1'; give the published file, or take it away"
+                )
+            return mapping
+    return {}
+
+
+def _mapping(path: Path, text: str) -> dict[str, str]:
+    """YouTube's name -> "vidN"; nothing where `text` is no such list."""
+    lines = [line.split() for line in text.splitlines()]
+    fits = [len(line) == 2 and bool(re.fullmatch(r"vid\d+", line[1])) for line in lines]
+    if not most(fit for fit, line in zip(fits, lines, strict=True) if line):
+        return {}
+    seen: dict[str, int] = {}
+    for number, (line, fit) in enumerate(zip(lines, fits, strict=True), 1):
+        if line and not fit:
+            raise AnnotationError(
+                f"{path}: line {number} is {' '.join(line)[:80]!r}, and no line such as "
+                "'-4wsuPCjDBc_5_15 vid1'; correct it"
+            )
+        for name in line:
+            if name in seen:
+                raise AnnotationError(
+                    f"{path}: line {number} names {name!r}, which line {seen[name]} has named; "
+                    "each video has one pair of names. Remove the wrong line"
+                )
+        seen |= dict.fromkeys(line, number)
+    return dict(line for line in lines if line)
+
+
+def _pairs(halves: dict[str, list[tuple[Path, list]]]) -> list[AnnotationFile]:
+    """Questions and answers, in the order given; several pairs where there are several."""
+    questions, answers = halves[_QUESTIONS], halves[_ANSWERS]
+    if len(questions) != len(answers):
+        lone, other = (questions, "answers") if len(questions) > len(answers) else (
+            answers, "questions",
+        )  # fmt: skip
+        raise AnnotationError(
+            f"{_named(path for path, _ in lone)}: {len(questions)} files of questions and "
+            f"{len(answers)} of answers were given; name the file of {other} too, such as "
+            "test_q.json,test_a.json"
+        )
+    return [
+        AnnotationFile(_paired_format(q), (q_path, a_path), (q, a))
+        for (q_path, q), (a_path, a) in zip(questions, answers, strict=True)
+    ]
+
+
+def _paired_format(questions: list) -> str:
+    """ActivityNet-QA's own ids are v_NAME_NUMBER, where its names have no v_."""
+
+    def fits(row: dict) -> bool:
+        name = PurePosixPath(stem_of(str(row["video_name"]))).name
+        names = "|".join(map(re.escape, {name, name.removeprefix("v_")}))
+        return re.fullmatch(rf"v_({names})_\d+", str(row["question_id"])) is not None
+
+    keys = FORMATS["activitynet"].keys
+    rows = [r for r in questions[:_LOOKED_AT] if isinstance(r, dict) and keys <= r.keys()]
+    return "activitynet" if most(map(fits, rows)) else "zero_shot"
+
+
+def _named(paths: Iterable[str | Path]) -> str:
+    return ", ".join(map(str, paths))
