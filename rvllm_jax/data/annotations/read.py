@@ -173,7 +173,7 @@ class _Account:
 
 
 def _rows(file: AnnotationFile) -> Iterator[Row]:
-    """Every row of a file; raises `AnnotationError` where the two of a pair do not belong together."""
+    """Every row of a file, or of a pair; raises `AnnotationError` where two belong apart."""
     format = FORMATS[file.format]
     if format.answers:
         yield from _rows_of_pair(file)
