@@ -133,7 +133,7 @@ class BenchmarkRun:
     def _grouping(self) -> Grouping:
         options, recipe = self.options, self.opened.recipe
         batch, shards = options.videos or recipe.evaluation.batch, self.opened.layout.batch_shards
-        counts = [len(group) for _, group in self.dataset.question_groups(len(self.asked))]
+        counts = np.unique(self.dataset.question_videos, return_counts=True)[1]
         return Grouping(
             self.dataset,
             videos=videos_a_batch(batch, options.clips, shards),

@@ -202,22 +202,6 @@ class Dataset:
         counts = np.diff(self._first_question)
         return np.repeat(np.arange(len(self.first_examples)), counts).tolist()
 
-    def question_groups(
-        self, most: int, shown: Sequence[int] | None = None
-    ) -> list[tuple[int, list[int]]]:
-        """(video, the questions asked about it), at most `most` questions each.
-
-        shown: the video that each question is asked about, its own by default.
-        """
-        groups: dict[int, list[int]] = {}
-        for question, video in enumerate(self.question_videos if shown is None else shown):
-            groups.setdefault(video, []).append(question)
-        return [
-            (video, questions[first : first + most])
-            for video, questions in sorted(groups.items())
-            for first in range(0, len(questions), most)
-        ]
-
     def _group_by_video(self) -> list[list[int]]:
         """The numbers of each video's examples, in order of first appearance."""
         if self.options.input != "video":

@@ -97,30 +97,6 @@ def question_batches(
     return _graph(dataset, positions, load, 0, workers)
 
 
-def eval_batches(
-    dataset: Dataset,
-    *,
-    batch: int,
-    max_questions: int,
-    shown: Sequence[int] | None = None,
-    test_clips: bool = False,
-    **options,
-) -> Iterator[Questions]:
-    """Every question of the dataset, up to `max_questions` of a video together, clips centred.
-
-    shown: the video that each question is asked about, its own by default. test_clips: each
-    question is asked about every one of the dataset's test views of its video; ids recur, with the
-    count of equal views. options: as of `question_batches`.
-    """
-    views = functools.cache(lambda video: dataset.views(video) if test_clips else [None])
-    sets = [
-        QuestionSet(video, numbers, view)
-        for video, numbers in dataset.question_groups(max_questions, shown)
-        for view in views(video)
-    ]
-    return question_batches(dataset, sets, batch=batch, max_questions=max_questions, **options)
-
-
 class _Positions:
     """A host's part of a stage, in order: (batch, place in this host's block, epoch, number).
 

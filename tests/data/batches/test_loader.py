@@ -1,6 +1,7 @@
 """The pipeline on a real store of real videos: streams, resuming, hosts, bad records, controls."""
 
 import collections
+import functools
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,21 @@ from rvllm_jax.data.batches.dataset import READABLE, UNREADABLE, PipelineError
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.text import prompt
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX
+
+
+def every_question(dataset, *, batch, most, shown=None, test_views=False, **options):
+    """Batches of every question, up to `most` of a video together: about the centred clip of its
+    video or of the one in `shown`, or about all test views of it."""
+    about, views = {}, functools.cache(dataset.views)
+    for question, video in enumerate(shown or dataset.question_videos):
+        about.setdefault(video, []).append(question)
+    sets = [
+        loader.QuestionSet(video, numbers[at : at + most], view)
+        for video, numbers in sorted(about.items())
+        for at in range(0, len(numbers), most)
+        for view in (views(video) if test_views else [None])
+    ]
+    return loader.question_batches(dataset, sets, batch=batch, max_questions=most, **options)
 
 
 def _equal(ours, theirs):
@@ -152,7 +168,7 @@ def test_a_damaged_record_empties_its_row_and_says_so(clips_folder, make, tmp_pa
         assert (batch.segments[hit] == PADDING).all()
     found = [a for b in batches for a in answers(b)]
     assert len(found) == 14 and " Answer c 0." not in found
-    asked = {int(i) for q in loader.eval_batches(dataset, batch=2, max_questions=3)
+    asked = {int(i) for q in every_question(dataset, batch=2, most=3)
              for i in q.ids.flat}  # fmt: skip
     lost = set(range(len(dataset.questions))) - asked
     assert [dataset.questions[i] for i in lost] == [(2, 0)]
@@ -160,7 +176,7 @@ def test_a_damaged_record_empties_its_row_and_says_so(clips_folder, make, tmp_pa
 
 def test_every_question_is_asked_once_in_groups_of_its_video(make, tk, examples, template):
     dataset = make()
-    batches = list(loader.eval_batches(dataset, batch=4, max_questions=3))
+    batches = list(every_question(dataset, batch=4, most=3))
     ids = np.concatenate([b.ids for b in batches])
     assert sorted(ids[ids >= 0]) == list(range(len(dataset.questions)))
     assert sorted(dataset.questions) == [
@@ -185,7 +201,7 @@ def test_every_question_is_asked_once_in_groups_of_its_video(make, tk, examples,
 def test_the_prefix_asked_behind_is_the_prefix_trained_on(make):
     dataset = make()
     trained = {int(b.examples[0]): b for b in loader.loss_batches(dataset, batch=1)}
-    for batch in loader.eval_batches(dataset, batch=1, max_questions=3):
+    for batch in every_question(dataset, batch=1, most=3):
         example = dataset.questions[batch.ids[0, 0]][0]
         other, real = trained[example], batch.segments[0] == PREFIX
         for field in ("tokens", "slots", "positions"):
@@ -198,8 +214,8 @@ def test_the_prefix_asked_behind_is_the_prefix_trained_on(make):
 
 def test_permuting_shuffles_the_real_frames_alone(make):
     dataset, moved = make(), 0
-    plain = loader.eval_batches(dataset, batch=6, max_questions=3)
-    shuffled = [list(loader.eval_batches(dataset, batch=6, max_questions=3, permute_seed=s))
+    plain = every_question(dataset, batch=6, most=3)
+    shuffled = [list(every_question(dataset, batch=6, most=3, permute_seed=s))
                 for s in (1, 1, 2)]  # fmt: skip
     _equal(shuffled[0], shuffled[1])
     assert (shuffled[0][0].frames != shuffled[2][0].frames).any()
@@ -221,7 +237,7 @@ def test_a_question_can_be_asked_about_another_video(make, clips_folder, example
     names = {clip: name for name, clip in clips.items()}
     shown = {}
     about = [number % 4 for number in range(len(dataset.questions))]
-    for batch in loader.eval_batches(dataset, batch=1, max_questions=3, shown=about):
+    for batch in every_question(dataset, batch=1, most=3, shown=about):
         video = names[batch.frames[0].tobytes()]
         shown |= {int(number): video for number in batch.ids[0] if number >= 0}
         slots = batch.slots[0][batch.slots[0] != NO_SLOT]
@@ -238,7 +254,7 @@ def test_the_length_of_a_stream_is_given_in_one_way(make):
 
 def test_every_question_is_asked_about_every_test_clip(make, examples):
     dataset = make(views="5x5")
-    batches = list(loader.eval_batches(dataset, batch=4, max_questions=2, test_clips=True))
+    batches = list(every_question(dataset, batch=4, most=2, test_views=True))
     asked = np.zeros(len(dataset.questions), int)
     of_clip = dataset.question_videos
     shown = {clip: [] for clip in range(len(dataset.first_examples))}
@@ -257,9 +273,9 @@ def test_every_question_is_asked_about_every_test_clip(make, examples):
 
 
 def test_the_one_test_clip_is_the_centred_one(make):
-    how = dict(batch=4, max_questions=2)
-    plain = loader.eval_batches(make(), **how)
-    alike = loader.eval_batches(make(), test_clips=True, **how)
+    how = dict(batch=4, most=2)
+    plain = every_question(make(), **how)
+    alike = every_question(make(), test_views=True, **how)
     for ours, theirs in zip(plain, alike, strict=True):
         assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
 
@@ -273,6 +289,6 @@ def test_the_times_of_a_video_are_read_once_for_its_test_clips(make, monkeypatch
         return own(store, name)
 
     monkeypatch.setattr(FrameStore, "timestamps", timestamps)
-    how = dict(batch=4, max_questions=2, test_clips=True)
-    asked = list(loader.eval_batches(make(crop=36, views="25x1"), **how))
+    how = dict(batch=4, most=2, test_views=True)
+    asked = list(every_question(make(crop=36, views="25x1"), **how))
     assert sorted(read) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"] and len(asked) > 4
