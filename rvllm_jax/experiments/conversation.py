@@ -13,16 +13,18 @@ from jax.errors import JaxRuntimeError
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.annotations.llava import llava_example, write_llava
 from rvllm_jax.experiments.answerer import Answerer
-from rvllm_jax.experiments.report import frame_picture
+from rvllm_jax.experiments.report import frame_map, frame_picture
+from rvllm_jax.generation.answer_attention import answer_attention
 from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.generation.streaming import text_of
 from rvllm_jax.system.errors import RvllmError
 
-HELP = """/frames [FILE.png]  a picture of the frames that the model sees, with their times
-/video FILE         look at another video, in a new conversation
-/reset              a new conversation about the same video
-/save [FILE.json]   the conversation as a LLaVA record
-/quit               the end, as Ctrl-D, or Ctrl-C where nothing is being said
+HELP = """/frames [FILE.png]     a picture of the frames that the model sees, with their times
+/attention [FILE.png]  a picture of which frames the tokens of the last answer look at
+/video FILE            look at another video, in a new conversation
+/reset                 a new conversation about the same video
+/save [FILE.json]      the conversation as a LLaVA record
+/quit                  the end, as Ctrl-D, or Ctrl-C where nothing is being said
 Ctrl-C while the model answers stops it and keeps what was said."""
 _CONTROLS = dict.fromkeys(range(32), "\ufffd") | dict.fromkeys(range(127, 160), "\ufffd")
 _SHOWN = _CONTROLS | {9: "\t", 10: "\n"}  # what an answer may do to a terminal
@@ -121,12 +123,29 @@ class Talk:
         elif name == "/frames":
             picture = frame_picture.draw(self._seen, str(self._path))
             self._write(argument or "frames.png", picture)
+        elif name == "/attention":
+            self._draw_attention(argument or "attention.png")
         elif name == "/save":
             self._save(argument or "conversation.json")
         elif name == "/video" and argument:
             self.open(argument)
         else:
             self._say(f"{name}: no such command, or its file is missing.\n{HELP}")
+
+    def _draw_attention(self, file: str) -> None:
+        """Of the first clip, where several are shown; the mean of layers and heads."""
+        engine, turns = self._session.engine, self._session.turns
+        if not turns or not turns[-1].ids:
+            self._say("nothing was said yet whose attention could be drawn")
+            return
+        clip, mask = self._seen.frames[0], self._seen.mask[0]
+        parts = engine.model, engine.tokenizer, engine.template
+        attention = answer_attention(*parts, clip, mask, turns)
+        shares = attention.frames.mean(0)[:, mask]
+        question = turns[-1].question
+        self._write(file, frame_map.draw(
+            shares, clip[mask], attention.pieces, title=question, unit="attention",
+        ))  # fmt: skip
 
     def _save(self, file: str) -> None:
         """Writes what `data.llava.read_llava` reads as this conversation."""

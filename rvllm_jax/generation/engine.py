@@ -109,6 +109,11 @@ class Engine:
 
         return jax.jit(run, **options)
 
+    @property
+    def model(self) -> VideoLLM:
+        """The model, its layers as this engine has them."""
+        return nnx.merge(self._graph, self._arrays)
+
     def with_model(self, model: VideoLLM) -> "Engine":
         """The same, compiled programs included, for other arrays of the same model."""
         other = copy.copy(self)
@@ -248,8 +253,7 @@ class Engine:
         """Itself where the decoder's layers are apart, else an engine of a copy where they are."""
         if self._is_unrolled:
             return self
-        model = unroll(nnx.merge(self._graph, self._arrays))
-        return Engine(model, self.tokenizer, self.template, **self._options)
+        return Engine(unroll(self.model), self.tokenizer, self.template, **self._options)
 
     def read_prefix(self, questions: Questions) -> KVCache:
         """`decode.read_prefix`, compiled, as are the next two."""

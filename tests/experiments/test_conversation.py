@@ -79,6 +79,13 @@ def test_frames_are_a_picture(start, tmp_path):
     assert (tmp_path / "x.png").exists() and "x.png: written" in told[-1]
 
 
+def test_where_an_answer_looks_is_a_picture(start, tmp_path):
+    _, _, told = start("/attention", "what moves?", "and then?", "/attention")
+    assert "nothing was said yet" in told[0] and "attention.png: written" in told[-1]
+    picture = matplotlib.image.imread(tmp_path / "attention.png")
+    assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 20
+
+
 def test_other_videos_and_new_conversations(start, answerer, talker):
     other = talker / "videos" / "b.mp4"
     talk, _, told = start("what?", "/reset", "what moves?", f"/video {other}", "what moves?")

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rvllm_jax.experiments import explore
+from rvllm_jax.config.check import resolve
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.open import open_model
+from rvllm_jax.experiments.train import Experiment
 from rvllm_jax.generation.engine import Engine
+from rvllm_jax.training.workdir import claim
 from rvllm_jax.types import PREFIX
 from rvllm_jax.weights.open import open_weights
 
@@ -136,7 +138,9 @@ def test_weights_go_in_are_trained_on_real_videos_answer_and_go_out(
         | {"data.conversations": str(tmp_path / "two.json"), "data.store": str(tmp_path / "store")}
         | {"evaluation.clips": 2}
     )
-    experiment = explore.train(config.to_dict(), run)
+    claim(run, config.to_dict())
+    experiment = Experiment.open(resolve(config), run)
+    experiment.train()
     convert([str(run)], tmp_path / "whole")
     assert_trained(tmp_path / "whole", start)
     clip = experiment.dataset(experiment.source.splits["train"]).load(0, (), None)

@@ -35,15 +35,14 @@ def test_ours_and_theirs_decode_the_same_and_every_ratio_is_there(tmp_path, caps
         assert re.search(rf"^{name} +[\d.]+ +[\d.]+$", report, re.M)
 
 
-def test_without_torch_the_message_says_what_to_install(monkeypatch, capsys):
+def test_without_torch_the_message_says_what_to_install(monkeypatch):
     def absent(name):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(generation.importlib, "import_module", absent)
     with pytest.raises(SystemExit) as ended:
         main(["generation", *SMALL])
-    assert ended.value.code == 1
-    assert "pip install -e .[parity]" in capsys.readouterr().err
+    assert "pip install -e .[parity]" in str(ended.value.code)  # a text: exit code 1
 
 
 def test_the_best_of_the_rounds_counts_without_the_first():
