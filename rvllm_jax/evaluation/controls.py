@@ -4,12 +4,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.score.accuracy import accuracy_by_type
 from rvllm_jax.evaluation.score.normalise import exact
+from rvllm_jax.system import random
 
 PLAIN = ""  # the control of answers without one
 BLIND, SHUFFLED, SWAPPED = "blind", "shuffled", "swapped"
@@ -67,7 +66,7 @@ def drawn(
     for number, question in enumerate(questions):
         units.setdefault(question.pair or f"question {number}", []).append(number)
     chosen: list[int] = []
-    for unit in np.random.default_rng(seed).permutation(len(units)):
+    for unit in random.controls(seed).permutation(len(units)):
         if len(chosen) >= count:
             break
         chosen += list(units.values())[unit]

@@ -21,11 +21,11 @@ from rvllm_jax.data.batches import packing
 from rvllm_jax.data.batches.clips import View
 from rvllm_jax.data.batches.dataset import READABLE, Dataset, PipelineError
 from rvllm_jax.data.batches.memory import BatchMemory
+from rvllm_jax.system import random
 from rvllm_jax.system.malloc import keep_freed_memory
 from rvllm_jax.system.pool import end_with_parent
 from rvllm_jax.types import Batch, Questions
 
-_CLIP, _PERMUTATION = 1, 2  # streams of random numbers; data/batches/packing.py has 0
 _LARGE = 1 << 20  # bytes of a batch's frames from which they are worth a memory of their own
 _IN_MEMORY = np.zeros(0, np.uint8)  # stands for the frames of a sequence that lie there
 _AHEAD = 4  # sequences a process works ahead: two of its thread, one at and one in the pipe
@@ -126,7 +126,7 @@ class _Positions:
 def _load_sequence(dataset: Dataset, seed: int | None, epoch: int, number: int, out) -> Batch:
     if number < 0:
         return dataset.load(-1, (), None, out)
-    rng = None if seed is None else np.random.default_rng((_CLIP, seed, epoch, number))
+    rng = None if seed is None else random.clip(seed, epoch, number)
     return dataset.load(*dataset.sequences[number], rng, out)
 
 
@@ -144,7 +144,7 @@ def _load_questions(
             tokens[place, : len(asked)], mask[place, : len(asked)] = asked, True
             ids[place] = question
     if permute_seed is not None and frame_mask.any():
-        rng = np.random.default_rng((_PERMUTATION, permute_seed, video))
+        rng = random.shuffled_frames(permute_seed, video)
         order = np.arange(len(frames))
         order[frame_mask] = rng.permutation(order[frame_mask])
         frames[:] = frames[order]

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from rvllm_jax.system import random
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX
-
-_ORDER = 0  # sets this stream of random numbers apart from data/batches/loader.py's
 
 
 class PackingError(RvllmError, ValueError):
@@ -189,6 +188,6 @@ def _first_fit(lengths: list[int], budget: int, most: int) -> list[list[int]]:
 @functools.lru_cache(maxsize=4)
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """The order int64[count] in which an epoch uses its sequences: a pure function."""
-    order = np.random.default_rng((_ORDER, seed, epoch)).permutation(count)
+    order = random.epoch_order(seed, epoch).permutation(count)
     order.flags.writeable = False  # the cache hands out this very array
     return order

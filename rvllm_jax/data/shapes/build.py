@@ -19,6 +19,7 @@ import numpy as np
 
 from rvllm_jax.data.shapes import questions, scene
 from rvllm_jax.data.video import encode
+from rvllm_jax.system import random
 from rvllm_jax.system.atomic import read_json_or_empty, write_json
 from rvllm_jax.system.pool import end_with_parent
 
@@ -140,7 +141,7 @@ def draw_clip(options: ShapesOptions, split: str, index: int) -> tuple[scene.Sce
     clips holds each combination of them once: no answer is more frequent by chance.
     """
     heldout = split == "heldout"
-    rng = np.random.default_rng(_entropy(options, split, index, 0))
+    rng = random.rendered(options.seed, list(SIZES).index(split), index, 0)
     count, form = 1 + index % 3, scene.FORMS[index % 4]
     direction = list(scene.DIRECTIONS)[index % 5]
     for attempt in range(10_000):
@@ -183,7 +184,7 @@ def _make(
         drawn, record = draw_clip(options, split, index)
         records.append(record)
         if record["video"] not in present:
-            rng = np.random.default_rng(_entropy(options, split, index, 1))
+            rng = random.rendered(options.seed, list(SIZES).index(split), index, 1)
             clip = scene.render(rng, drawn, options.size)
             encode.write(videos / record["video"], clip, fps=options.fps, crf=options.crf)
     return records
@@ -200,10 +201,6 @@ def _map(work: Callable, chunks: list, workers: int) -> Iterator[list[dict]]:
             yield from pool.map(work, chunks)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _entropy(options: ShapesOptions, split: str, index: int, part: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence([options.seed, list(SIZES).index(split), index, part])
 
 
 def _name(split: str, index: int) -> str:

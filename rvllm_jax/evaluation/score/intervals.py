@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rvllm_jax.system import random
+
 CONFIDENCE = 0.95
 RESAMPLES, SEED = 2000, 0
 _CELLS = 4_000_000  # of the table of drawn videos that is held at a time
@@ -60,7 +62,7 @@ def mean(
 
 def _draws(videos: int, resamples: int, seed: int):
     """How often each video is drawn, float64[part, videos], until there are `resamples` rows."""
-    rng = np.random.default_rng(seed)
+    rng = random.resamples(seed)
     part = max(1, _CELLS // videos)
     for start in range(0, resamples, part):
         rows = min(part, resamples - start)

@@ -29,7 +29,7 @@ def test_write_refuses_what_h264_cannot_hold(tmp_path, frames):
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, clip, moving_bar):
     before = clip.read_bytes()
-    with pytest.raises(container.VideoError, match="free space"):
+    with pytest.raises(container.VideoError, match="Free some space"):
         encode.write(tmp_path / "missing" / "a.mp4", moving_bar(), fps=8)
     (tmp_path / "taken.mp4").mkdir()
     with pytest.raises(container.VideoError, match="taken.mp4"):

@@ -56,8 +56,8 @@ def test_an_id_without_an_answer_is_told(folder):
     "content, told",
     [
         (None, "cannot be read"),
-        ("{", "not JSON"),
-        ("[]", "has no benchmark"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds no JSON object"),
         ('{"benchmark": "x"}', "has no split"),
         ('{"benchmark": "x", "split": ""}', "has no split"),
     ],

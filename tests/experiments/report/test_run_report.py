@@ -6,6 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from rvllm_jax.experiments.report.run_report import Sample, format_table, write
+from rvllm_jax.system.atomic import WriteError
 from rvllm_jax.training.metrics import Metrics
 
 RESULTS = {
@@ -46,7 +47,7 @@ def test_without_samples_there_is_no_sheet_of_an_earlier_run(tmp_path):
 
 def test_results_come_last_so_that_they_stand_for_a_complete_report(tmp_path):
     (tmp_path / "report" / "accuracy.md").mkdir(parents=True)  # cannot be replaced by a file
-    with pytest.raises(OSError):
+    with pytest.raises(WriteError, match="accuracy.md: cannot be written"):
         write(tmp_path, RESULTS, [SAMPLE])
     assert not (tmp_path / "report" / "results.json").exists()
 
