@@ -114,18 +114,18 @@ def open_shapes(
 
 
 def _split(name: str, folder: Path, split: str, command: str) -> str:
-    found = sorted(path.name.removesuffix(INFO) for path in folder.glob(f"*{INFO}"))
-    if not found:
+    splits = sorted(path.name.removesuffix(INFO) for path in folder.glob(f"*{INFO}"))
+    if not splits:
         raise EvaluationError(
             f"{folder}: holds no prepared benchmark. Prepare {name} with: python -m "
             f"rvllm_jax.prepare --videos=VIDEOS --annotations=FILE[,FILE] --out={folder} "
             f"--split={'validation' if name in published.NUMBERED else 'test'}{command}"
         )
-    if split and split not in found:
+    if split and split not in splits:
         raise EvaluationError(
-            f"{folder}: its prepared splits are {', '.join(found)}; --split={split} is not one"
+            f"{folder}: its prepared splits are {', '.join(splits)}; --split={split} is not one"
         )
-    others = [other for other in found if other != "train"] or found
+    others = [other for other in splits if other != "train"] or splits
     if not split and len(others) > 1:
         raise EvaluationError(
             f"{folder}: has the splits {', '.join(others)}; say which by --split: published "
@@ -139,9 +139,9 @@ def _check_is(name: str, folder: Path, split: str, info: Mapping[str, Any]) -> N
     if name == OWN:
         return
     parts = {part["benchmark"] for part in info["annotations"]}
-    own = {part for part in published.PUBLISHED if part.partition("/")[0] == name}
-    wrong, lacking = parts - own, own - parts
-    if wrong or lacking == own:
+    needed = {part for part in published.PUBLISHED if part.partition("/")[0] == name}
+    wrong, lacking = parts - needed, needed - parts
+    if wrong or lacking == needed:
         raise EvaluationError(
             f"{folder}: its split {split} was prepared from annotations of "
             f"{', '.join(sorted(part or 'no known benchmark' for part in parts))}, not of {name}; "

@@ -23,8 +23,8 @@ def source_of(video: str) -> str:
     ('p1QGn0IzfW0', '-4wsuPCjDBc', 'video7')
     """
     name = PurePosixPath(stem_of(video)).name
-    found = re.fullmatch(rf"(?:v_)?({_YOUTUBE})(?:_\d+_\d+)?", name)
-    return found[1] if found else name
+    match = re.fullmatch(rf"(?:v_)?({_YOUTUBE})(?:_\d+_\d+)?", name)
+    return match[1] if match else name
 
 
 def overlap(questions: Sequence[Question], training: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -38,26 +38,26 @@ def overlap(questions: Sequence[Question], training: Mapping[str, Any] | None) -
     where nothing is known.
     """
     if training is None:
-        told = (
+        text = (
             "the training videos of this model are not known: nothing says that it did not see "
             "the videos of this benchmark"
         )
-        return dict(known=False, complete=False, videos=None, questions=None, told=told)
+        return dict(known=False, complete=False, videos=None, questions=None, told=text)
     seen = {source_of(video) for video in training["videos"]}
     asked = _distinct(question.video for question in questions)
     videos = [video for video in asked if source_of(video) in seen]
     count = sum(question.video in set(videos) for question in questions)
-    told = (
+    text = (
         f"{len(videos)} of {len(asked)} videos, with {count} of {len(questions)} questions, are "
         f"among the {len(seen)} training videos"
     )
     if training["unknown"]:
-        told += (
+        text += (
             "; what was shown to the weights that its training started from is not known: "
             f"{', '.join(training['unknown'])}"
         )
     complete = not training["unknown"]
-    return dict(known=True, complete=complete, videos=videos, questions=count, told=told)
+    return dict(known=True, complete=complete, videos=videos, questions=count, told=text)
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

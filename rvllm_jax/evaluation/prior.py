@@ -32,7 +32,7 @@ def prior(questions: Sequence[Question], train: Iterable[Turn] = ()) -> dict[str
     return {
         "how": FROM_TRAIN if train else FROM_OTHERS,
         "rule": "equal but for case, outer white space and closing punctuation",
-        "accuracy": {kind: sum(own) / len(own) for kind, own in right.items()},
+        "accuracy": {kind: sum(hits) / len(hits) for kind, hits in right.items()},
         "answers": {q.id: answer for q, answer in zip(questions, given, strict=True)},
     }
 
@@ -47,15 +47,15 @@ def _from_train(questions: Sequence[Question], train: Sequence[Turn]) -> list[st
 
 def _from_others(questions: Sequence[Question]) -> list[str]:
     by_kind: dict[str, Counter[str]] = {}
-    own: dict[tuple[str, str], Counter[str]] = {}
+    of_video: dict[tuple[str, str], Counter[str]] = {}
     for q in questions:
         for counts in (
             by_kind.setdefault(q.turn.kind, Counter()),
-            own.setdefault((q.video, q.turn.kind), Counter()),
+            of_video.setdefault((q.video, q.turn.kind), Counter()),
         ):
             counts[normalise(q.turn.answer)] += 1
     ranked = {kind: _ranked(counts) for kind, counts in by_kind.items()}
-    chosen = {place: _without(ranked[place[1]], counts) for place, counts in own.items()}
+    chosen = {place: _without(ranked[place[1]], counts) for place, counts in of_video.items()}
     return [chosen[q.video, q.turn.kind] for q in questions]
 
 
@@ -63,13 +63,13 @@ def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _without(ranked: Sequence[tuple[str, int]], own: Counter[str]) -> str:
-    """The commonest answer once `own` ones are taken off; "" where none is left."""
+def _without(ranked: Sequence[tuple[str, int]], removed: Counter[str]) -> str:
+    """The commonest answer once those `removed` are taken off; "" where none is left."""
     best, most = "", 0
     for answer, count in ranked:
         if count < most:
             break  # with nothing taken off, all that follow are rarer
-        left = count - own[answer]
+        left = count - removed[answer]
         if left > most or (left == most > 0 and answer < best):
             best, most = answer, left
     return best

@@ -146,7 +146,7 @@ class Session:
             answers = engine.advance(answers, until, config.sampling, stop_ids)
             tokens = np.asarray(answers.tokens_AM)[:, : int(answers.step)]
             tokens = tokens.reshape(self._voters, len(asked), -1)
-            stopped = [[self._has_stopped(ids, config, stop_ids) for ids in own] for own in tokens]
+            stopped = [[self._has_stopped(ids, config, stop_ids) for ids in each] for each in tokens]
             ended = np.asarray(answers.ended_A) | np.ravel(stopped)
             if until == most or ended.all():
                 break

@@ -34,8 +34,8 @@ class UnrolledLlama(Llama):
             past = None
             if cache is not None:
                 shared = cache.shared and (cache.shared.k[number], cache.shared.v[number])
-                own = cache.k[number], cache.v[number], cache.length
-                past = *own, shared_prefix(cache, shared)
+                cached = cache.k[number], cache.v[number], cache.length
+                past = *cached, shared_prefix(cache, shared)
             x_BLD, key_value = block(x_BLD, rope, mask_BLS, past)
             new.append(key_value)
         return x_BLD, tuple(zip(*new, strict=True))

@@ -50,23 +50,24 @@ def questions_of(
     Raises EvaluationError where two have the same id.
     """
     reasons = reasons or {}
-    found = [q for c in examples for q in _of(benchmark, c, "")]
-    for c in unusable:
-        found += _of(benchmark, c, reasons.get(c.video, "its video is not there"))
-    counts = Counter(question.id for question in found)
+    questions = [q for example in examples for q in _split_turns(benchmark, example, "")]
+    for example in unusable:
+        reason = reasons.get(example.video, "its video is not there")
+        questions += _split_turns(benchmark, example, reason)
+    counts = Counter(question.id for question in questions)
     twice = [id for id, count in counts.items() if count > 1]
     if twice:
         raise EvaluationError(
             f"{benchmark}: {len(twice)} question ids come twice: {', '.join(twice[:_NAMED])}; give "
             "every question its own"
         )
-    return found
+    return questions
 
 
-def _of(benchmark: str, example: Example, failed: str) -> list[Question]:
+def _split_turns(benchmark: str, example: Example, failed: str) -> list[Question]:
     generation = benchmark == TEXT_GENERATION
     several = len(example.turns) > 1
-    found = []
+    questions = []
     for number, turn in enumerate(example.turns, 1):
         criteria = CRITERIA.get(turn.kind, ()) if generation else ()
         if generation and not criteria:
@@ -76,8 +77,8 @@ def _of(benchmark: str, example: Example, failed: str) -> list[Question]:
             )
         id = f"{example.id}/{number}" if several else example.id
         pair = example.id if "C" in criteria else ""
-        found.append(Question(id, example.video, turn, criteria, pair, failed))
-    return found
+        questions.append(Question(id, example.video, turn, criteria, pair, failed))
+    return questions
 
 
 def fingerprint(questions: Iterable[Question], frames: Mapping[str, int]) -> str:
