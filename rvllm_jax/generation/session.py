@@ -145,12 +145,12 @@ class Session:
             until = min(until + at_once, most)
             answers = engine.advance(answers, until, config.sampling, stop_ids)
             tokens = np.asarray(answers.tokens_AM)[:, : int(answers.step)]
-            tokens = tokens.reshape(self._voters, len(asked), -1)
-            stopped = [[self._has_stopped(ids, config, stop_ids) for ids in each] for each in tokens]
-            ended = np.asarray(answers.ended_A) | np.ravel(stopped)
+            stopped = [self._has_stopped(ids, config, stop_ids) for ids in tokens]
+            ended = np.asarray(answers.ended_A) | stopped
             if until == most or ended.all():
                 break
             answers = engine.placed(answers._replace(ended_A=jnp.asarray(ended)))
+        tokens = tokens.reshape(self._voters, len(asked), -1)
         counts, how = self._questions.view_counts, dict(stop=config.stop, stop_ids=stop_ids)
         return [
             engine.prediction(n, tokens[:, n, :limit], counts, **how)
