@@ -16,6 +16,24 @@ from rvllm_jax.models.llama_config import LinearScaling, LlamaConfig, RopeScalin
 from rvllm_jax.system.atomic import read_json
 from rvllm_jax.weights.safetensors import WeightsError
 
+# Our names of what a config.json holds, in the order of its keys.
+SIZES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_width": "intermediate_size",
+    "context": "max_position_embeddings",
+}
+NEEDED = SIZES.keys() - {"kv_heads", "head_dim"}
+FIRST_CONTEXT = "max_sequence_length"  # in the first Llama files
+FLAGS = {"tied": "tie_word_embeddings", "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
+LLAMA3 = {  # of its rotary scaling
+    **{name: name for name in ("factor", "low_freq_factor", "high_freq_factor")},
+    "original_context": "original_max_position_embeddings",
+}
 # LLaVA files leave out of `text_config` what equals transformers' defaults: those of Llama-7B.
 LLAVA_DEFAULTS = {
     "vocab_size": 32000,
@@ -42,36 +60,32 @@ def read_llama_config(folder: str | Path) -> LlamaConfig:
 def llama_config(values: Mapping[str, Any], where: str) -> LlamaConfig:
     """The decoder of a config.json (its `text_config`, where it has one).
 
-    Raises WeightsError, naming the file `where`: a size is missing or no positive
-    number, a choice is neither true nor false, the activation is not SiLU, or the rotary scaling is
-    neither linear nor Llama 3's.
+    Raises WeightsError, naming the file `where`: a size is missing or no positive number, a choice
+    is neither true nor false, the activation is not SiLU, or the rotary scaling is neither linear
+    nor Llama 3's.
     """
     if "text_config" in values:
         values = _text_values(values, where)
     if (act := values.get("hidden_act", "silu")) != "silu":
         raise WeightsError(f"{where}: hidden_act={act!r}; this decoder has 'silu' only")
-    width = _size(values, "hidden_size", where)
-    heads = _size(values, "num_attention_heads", where)
+    keys = dict(SIZES)
+    if keys["context"] not in values and FIRST_CONTEXT in values:
+        keys["context"] = FIRST_CONTEXT
+    sizes = {
+        name: _size(values, key, where)
+        for name, key in keys.items()
+        if name in NEEDED or values.get(key) is not None
+    }
+    sizes.setdefault("kv_heads", sizes["heads"])
+    sizes.setdefault("head_dim", sizes["width"] // sizes["heads"])
     theta, scaling = _rope(values, where)
-    context = "max_position_embeddings"
-    if context not in values and "max_sequence_length" in values:  # the first Llama files
-        context = "max_sequence_length"
     try:
         return LlamaConfig(
-            vocab_size=_size(values, "vocab_size", where),
-            width=width,
-            layers=_size(values, "num_hidden_layers", where),
-            heads=heads,
-            kv_heads=_size_or(heads, values, "num_key_value_heads", where),
-            head_dim=_size_or(width // heads, values, "head_dim", where),
-            mlp_width=_size(values, "intermediate_size", where),
-            context=_size(values, context, where),
+            **sizes,
             rope_theta=theta,
             rope_scaling=scaling,
             norm_eps=float(_number(values, "rms_norm_eps", where)),
-            tied=_flag(values, "tie_word_embeddings", where),
-            attention_bias=_flag(values, "attention_bias", where),
-            mlp_bias=_flag(values, "mlp_bias", where),
+            **{name: _flag(values, key, where) for name, key in FLAGS.items()},
         )
     except WeightsError:  # which names the file already
         raise
@@ -89,32 +103,18 @@ def llama_values(config: LlamaConfig, dtype: str) -> dict[str, Any]:
     if isinstance(scaling, LinearScaling):
         rope = {"rope_type": "linear", "factor": scaling.factor}
     elif scaling is not None:
-        rope = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
-        }
+        llama3 = {key: getattr(scaling, name) for name, key in LLAMA3.items()}
+        rope = {"rope_type": "llama3", **llama3}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_width,
-        "max_position_embeddings": config.context,
+        **{key: getattr(config, name) for name, key in SIZES.items()},
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": None if scaling is None else rope,
         "rope_parameters": {"rope_theta": config.rope_theta, **rope},
-        "tie_word_embeddings": config.tied,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
+        **{key: getattr(config, name) for name, key in FLAGS.items()},
         "torch_dtype": dtype,
         "dtype": dtype,
     }
@@ -165,10 +165,9 @@ def _rope_set(rope: Any, values: Mapping[str, Any], where: str):
     if kind == "linear":
         return theta, LinearScaling(float(_number(rope, "factor", where)))
     if kind == "llama3":
-        keys = ("factor", "low_freq_factor", "high_freq_factor")
-        numbers = [float(_number(rope, key, where)) for key in keys]
-        original = _size(rope, "original_max_position_embeddings", where)
-        return theta, RopeScaling(*numbers, original)
+        *factors, context = LLAMA3.values()
+        numbers = [float(_number(rope, key, where)) for key in factors]
+        return theta, RopeScaling(*numbers, _size(rope, context, where))
     raise WeightsError(f"{where}: rotary scaling {kind!r}; this decoder has 'linear' and 'llama3'")
 
 
@@ -190,11 +189,6 @@ def _size(values: Mapping[str, Any], key: str, where: str) -> int:
     if value != int(value):
         raise WeightsError(f"{where}: {key}={value!r}, expected a whole number")
     return int(value)
-
-
-def _size_or(default: int, values: Mapping[str, Any], key: str, where: str) -> int:
-    """As `_size`; `default` where the key is absent or null."""
-    return default if values.get(key) is None else _size(values, key, where)
 
 
 def _flag(values: Mapping[str, Any], key: str, where: str) -> bool:

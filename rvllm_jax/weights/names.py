@@ -1,4 +1,4 @@
-"""Names of published weights and ours: one table a layout of files, used both ways.
+"""Names of published weights and ours: one table for each kind of file, used both ways.
 
 A rule names one tensor of theirs and one path of ours. "{n}" in both stands for a number; in theirs
 alone it counts the layers, which are one array `[layers, ...]` of ours.
@@ -53,7 +53,7 @@ def _number(template: str, name: str) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class NameTable:
     """How a kind of file names its tensors. `ignored`: a regex of names that are not wanted."""
 
     rules: tuple[Rule, ...]
@@ -148,29 +148,29 @@ def _transformers_resnet(prefix: str) -> tuple[Rule, ...]:
 INV_FREQ = r".*\.rotary_emb\.inv_freq"  # computed from rope_theta; old files hold it
 COUNTS = r".*\.num_batches_tracked"  # counts that a fixed momentum has no use for
 
-LLAMA = Layout(_decoder("model.", ""), INV_FREQ)
+LLAMA = NameTable(_decoder("model.", ""), INV_FREQ)
 # The eyes of LLaVA are CLIP's, and ours are a ResNet: the vision tower is left out.
-LLAVA_HF = Layout(
+LLAVA_HF = NameTable(
     _decoder("language_model.model.", "language_model.")
     + _linear("multi_modal_projector.linear_1", 1)
     + _linear("multi_modal_projector.linear_2", 2),
     rf"{INV_FREQ}|vision_tower\..*",
 )
-LLAVA_HF_NESTED = Layout(  # as transformers 5 names them in memory
+LLAVA_HF_NESTED = NameTable(  # as transformers 5 names them in memory
     _decoder("model.language_model.", "")
     + _linear("model.multi_modal_projector.linear_1", 1)
     + _linear("model.multi_modal_projector.linear_2", 2),
     rf"{INV_FREQ}|model\.vision_tower\..*",
 )
-LLAVA = Layout(  # the original repository's; one layer before version 1.5
+LLAVA = NameTable(  # the original repository's; one layer before version 1.5
     _decoder("model.", "")
     + _linear("model.mm_projector.0", 1)
     + _linear("model.mm_projector.2", 2)
     + _linear("model.mm_projector", 1),
     rf"{INV_FREQ}|model\.vision_tower\..*|model\.image_newline",  # between an image's tiles
 )
-TORCHVISION = Layout(_torchvision(), rf"{COUNTS}|fc\.(weight|bias)")
-RESNET_HF = Layout(_transformers_resnet(""), COUNTS)
-RESNET_HF_CLASSIFIER = Layout(
+TORCHVISION = NameTable(_torchvision(), rf"{COUNTS}|fc\.(weight|bias)")
+RESNET_HF = NameTable(_transformers_resnet(""), COUNTS)
+RESNET_HF_CLASSIFIER = NameTable(
     _transformers_resnet("resnet."), rf"{COUNTS}|classifier\.1\.(weight|bias)"
 )

@@ -11,8 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from rvllm_jax.system.atomic import read_json
-from rvllm_jax.weights import names as rules
-from rvllm_jax.weights.names import Layout
+from rvllm_jax.weights.names import (
+    LLAMA,
+    LLAVA,
+    LLAVA_HF,
+    LLAVA_HF_NESTED,
+    RESNET_HF,
+    RESNET_HF_CLASSIFIER,
+    TORCHVISION,
+    NameTable,
+    Rule,
+)
 from rvllm_jax.weights.safetensors import FileTensor, WeightsError, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -30,12 +39,12 @@ TO_SAFETENSORS = (
 
 # What the files of an architecture may be named like; the first whose rules have the names is it.
 ARCHITECTURES = {
-    "LlamaForCausalLM": (rules.LLAMA,),
-    "LLaMAForCausalLM": (rules.LLAMA,),
-    "LlavaForConditionalGeneration": (rules.LLAVA_HF, rules.LLAVA_HF_NESTED),
-    "LlavaLlamaForCausalLM": (rules.LLAVA,),
-    "ResNetModel": (rules.RESNET_HF,),
-    "ResNetForImageClassification": (rules.RESNET_HF_CLASSIFIER,),
+    "LlamaForCausalLM": (LLAMA,),
+    "LLaMAForCausalLM": (LLAMA,),
+    "LlavaForConditionalGeneration": (LLAVA_HF, LLAVA_HF_NESTED),
+    "LlavaLlamaForCausalLM": (LLAVA,),
+    "ResNetModel": (RESNET_HF,),
+    "ResNetForImageClassification": (RESNET_HF_CLASSIFIER,),
 }
 TIMM = re.compile(r"resnet(18|34|50|101|152)")
 
@@ -115,9 +124,9 @@ def open_weights(path: str | Path) -> Weights:
         entries = {name: Entry((tensor,)) for name, tensor in tensors.items()}
         return Weights(path, read_json(folder / OURS, error=WeightsError), entries, ours=True)
     config = read_json(folder / "config.json", absent={}, error=WeightsError)
-    layout = _layout(path, config, tensors)
-    ignored = [name for name in tensors if layout.ignores(name)]
-    entries = _entries(layout, {n: t for n, t in tensors.items() if n not in ignored})
+    table = _table(path, config, tensors)
+    ignored = [name for name in tensors if table.ignores(name)]
+    entries = _entries(table, {n: t for n, t in tensors.items() if n not in ignored})
     if is_tied(config) and EMBEDDING in entries and (head := entries.pop(HEAD, None)):
         _check_copy(head.tensors[0], entries[EMBEDDING].tensors[0])
         ignored.append(head.tensors[0].name)
@@ -227,14 +236,14 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str | None:
     return first
 
 
-def _layout(path: Path, config: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> Layout:
+def _table(path: Path, config: Mapping[str, Any], tensors: Mapping[str, FileTensor]) -> NameTable:
     name = _architecture(path, config)
     if name in ARCHITECTURES:
-        layouts = ARCHITECTURES[name]
+        tables = ARCHITECTURES[name]
     elif name is None and "conv1.weight" in tensors:  # a torchvision file has no configuration
-        layouts = (rules.TORCHVISION,)
+        tables = (TORCHVISION,)
     elif name is not None and TIMM.fullmatch(name.partition(".")[0]):
-        layouts = (rules.TORCHVISION,)
+        tables = (TORCHVISION,)
     elif name is None:
         raise WeightsError(
             f"{path}: no config.json says what it is ('architectures'), and its tensors are not "
@@ -245,16 +254,16 @@ def _layout(path: Path, config: Mapping[str, Any], tensors: Mapping[str, FileTen
             f"{path}: the architecture {name!r} is not known; known are "
             f"{', '.join(ARCHITECTURES)}, and timm's resnet18 to resnet152"
         )
-    return min(layouts, key=lambda layout: len(layout.unknown(tensors)))
+    return min(tables, key=lambda table: len(table.unknown(tensors)))
 
 
-def _entries(layout: Layout, tensors: Mapping[str, FileTensor]) -> dict[str, Entry]:
+def _entries(table: NameTable, tensors: Mapping[str, FileTensor]) -> dict[str, Entry]:
     """Layers may be missing or of other shapes, and names unknown: `load.check` lists them all."""
     tensors_by_path: dict[str, dict[int, FileTensor]] = {}
-    rules_by_path: dict[str, rules.Rule] = {}
+    rules_by_path: dict[str, Rule] = {}
     entries = {}
     for name, tensor in tensors.items():
-        if (match := layout.find(name)) is None:
+        if (match := table.find(name)) is None:
             entries[f"{UNKNOWN} {name}"] = Entry((tensor,))
             continue
         rule, ours, layer = match

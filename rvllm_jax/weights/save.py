@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rvllm_jax.system.atomic import write_json
-from rvllm_jax.weights.names import Layout
+from rvllm_jax.weights.names import NameTable
 from rvllm_jax.weights.open import INDEX, OURS, Entry
 from rvllm_jax.weights.safetensors import NAMES, WeightsError, write
 
@@ -38,16 +38,16 @@ def save_flat(
 def save_published(
     folder: str | Path,
     arrays: Mapping[str, jax.Array],
-    layout: Layout,
+    table: NameTable,
     config: Mapping[str, Any],
     shard_bytes: int = SHARD_BYTES,
 ):
-    """The arrays under the names of `layout`, and their config.json, as transformers reads them.
+    """The arrays under the names of `table`, and their config.json, as transformers reads them.
 
     One file, or shards of at most `shard_bytes` with an index where that is too little. Raises
-    WeightsError for an array that the layout has no name for.
+    WeightsError for an array that the table has no name for.
     """
-    specs, read = _named(arrays, layout)
+    specs, read = _named(arrays, table)
     if unwritable := {str(d) for d, _ in specs.values() if d not in NAMES}:
         raise WeightsError(f"safetensors holds no {', '.join(sorted(unwritable))}")
     folder = _new_folder(folder)
@@ -61,20 +61,11 @@ def save_published(
     write_json(folder / "config.json", config)
 
 
-def published(arrays: Mapping[str, jax.Array], layout: Layout) -> dict[str, np.ndarray]:
-    """The arrays under the names of `layout`, with its axes, in this host's memory.
-
-    WeightsError for an array that the layout has no name for.
-    """
-    specs, read = _named(arrays, layout)
-    return {name: next(read(name)) for name in specs}
-
-
-def _named(arrays: Mapping[str, jax.Array], layout: Layout) -> tuple[dict, Callable]:
+def _named(arrays: Mapping[str, jax.Array], table: NameTable) -> tuple[dict, Callable]:
     """(name of theirs -> dtype and shape, a function from such a name to its array in parts)."""
     specs, sources = {}, {}
     for path, x in arrays.items():
-        if (named := layout.names(path, x.shape[0])) is None:
+        if (named := table.names(path, x.shape[0])) is None:
             raise WeightsError(f"{path}: this kind of folder has no name for it; leave it out")
         rule, names = named
         shape = tuple(x.shape[1:] if rule.stacked else x.shape)

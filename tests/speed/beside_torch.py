@@ -10,13 +10,16 @@ Both run in this process, in turns, so that what else runs on the machine falls 
 import argparse
 import os
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from rvllm_jax.config.build import build_model
@@ -33,10 +36,10 @@ from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.training.stages import label_parameters
 from rvllm_jax.types import Batch
 from rvllm_jax.weights.hf_config import llama_values
-from rvllm_jax.weights.names import LLAMA, MATRIX, RESNET_HF, Layout, Rule
-from rvllm_jax.weights.save import published
+from rvllm_jax.weights.names import LLAMA, MATRIX, RESNET_HF, NameTable, Rule
+from rvllm_jax.weights.save import save_published
 
-PROJECTOR = Layout(
+PROJECTOR = NameTable(
     (
         Rule("weight", "projector/linear_1/kernel", MATRIX),
         Rule("bias", "projector/linear_1/bias"),
@@ -48,10 +51,12 @@ PARTS = {"encoder": RESNET_HF, "projector": PROJECTOR, "decoder": LLAMA}
 def their_names(arrays: Mapping[str, jax.Array]) -> dict[str, torch.Tensor]:
     """Arrays by our paths -> tensors under the names of the Peer."""
     found = {}
-    for part, layout in PARTS.items():
+    for part, table in PARTS.items():
         own = {path: x for path, x in arrays.items() if path.startswith(f"{part}/")}
-        for name, array in published(own, layout).items():
-            found[f"{part}.{name}"] = torch.tensor(np.ascontiguousarray(array))
+        with tempfile.TemporaryDirectory() as folder:
+            save_published(folder, own, table, {})
+            for file in Path(folder).glob("*.safetensors"):
+                found |= {f"{part}.{name}": x for name, x in load_file(file).items()}
     return found
 
 

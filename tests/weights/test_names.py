@@ -8,7 +8,7 @@ from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.weights import names as rules
 
-LAYOUTS = {name: x for name, x in vars(rules).items() if isinstance(x, rules.Layout)}
+LAYOUTS = {name: x for name, x in vars(rules).items() if isinstance(x, rules.NameTable)}
 BIASED = LlamaConfig(9, 8, 3, 2, 2, 4, 8, 8, attention_bias=True, mlp_bias=True)
 MODELS = {
     "decoder": lambda rngs: Llama(BIASED, rngs=rngs),
@@ -23,18 +23,18 @@ def paths(room):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_path_has_names_that_lead_back_to_it(name):
-    layout = LAYOUTS[name]
+    table = LAYOUTS[name]
     room = "encoder" if "RESNET" in name or name == "TORCHVISION" else "decoder"
     seen = set()
     for path, shape in paths(room).items():
-        rule, names = layout.names(path, shape[0])
+        rule, names = table.names(path, shape[0])
         assert len(names) == (shape[0] if rule.stacked else 1)
         assert seen.isdisjoint(names)
         seen |= set(names)
         assert rule.axes is None or len(rule.axes) == len(shape) - rule.stacked, path
         for layer, theirs in enumerate(names):
-            assert layout.find(theirs) == (rule, path, layer)
-            assert not layout.ignores(theirs)
+            assert table.find(theirs) == (rule, path, layer)
+            assert not table.ignores(theirs)
 
 
 def test_names_that_are_nearly_right_are_unknown():
