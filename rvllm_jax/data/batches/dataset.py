@@ -124,7 +124,7 @@ class Dataset:
         """The test views of video number `video`, each that differs once, with its count.
 
         [None], the centred clip, where the video's times cannot be read: loading that gives an
-        empty sequence, and says why. Raises PipelineError where captions stand in the videos'
+        empty sequence and a warning. Raises PipelineError where captions stand in the videos'
         place.
         """
         options = self.options

@@ -154,19 +154,14 @@ def _load_questions(
     return Questions(frames, frame_mask, *prefix, tokens, mask, ids, count)
 
 
-class _Load:
-    """Loads what stands at a position; its frames go to their place in the batches' memory, if
-    there is one."""
-
-    def __init__(self, load: Callable, memory: BatchMemory | None):
-        self.load, self.memory = load, memory
-
-    def __call__(self, position: tuple[int, int, int, int]) -> Batch | Questions:
-        step, place, epoch, number = position
-        if self.memory is None:
-            return self.load(epoch, number, None)
-        out = self.memory.place(step, place)
-        return self.load(epoch, number, out)._replace(frames=_IN_MEMORY)
+def _load_into(
+    memory: BatchMemory | None, load: Callable, position: tuple[int, int, int, int]
+) -> Batch | Questions:
+    """Loads what stands at a position; its frames go to their place in the batches' memory."""
+    step, place, epoch, number = position
+    if memory is None:
+        return load(epoch, number, None)
+    return load(epoch, number, memory.place(step, place))._replace(frames=_IN_MEMORY)
 
 
 class _Batches(Iterator):
@@ -219,7 +214,7 @@ def _graph(
     data = grain.MapDataset.source(positions)[start_step * positions.block :]
     # One reading thread a process: a clip is read while the last one is used.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    data = data.map(_Load(load, memory)).to_iter_dataset(options)
+    data = data.map(functools.partial(_load_into, memory, load)).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()

@@ -23,7 +23,7 @@ class VideoClips(NamedTuple):
     mask: np.ndarray  # bool[C, T]; False: padding behind a short video
     counts: np.ndarray  # int32[C]; how many of the test clips each is
     times: np.ndarray  # float64[C, T]; seconds, NaN where there is no frame
-    info: VideoInfo  # what the file says of itself
+    info: VideoInfo  # what the file's headers hold
     note: str  # what a person should know of the file, such as that it is cut; or ""
 
 

@@ -66,7 +66,7 @@ class BatchMemory:
         self._map()
         if not shared and hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)  # a tenth of the page faults
-        self._held = [False] * self._slots
+        self._taken = [False] * self._slots
         self._numbers = itertools.count(first)
         for slot in range(self._slots):
             self._free(slot)
@@ -115,8 +115,8 @@ class BatchMemory:
         They may be changed and kept: a caller who keeps many is given copies.
         """
         slot = self._owners.tolist().index(number)
-        if sum(self._held) < _KEPT:
-            self._held[slot] = True
+        if sum(self._taken) < _KEPT:
+            self._taken[slot] = True
             self._owners[slot] = _NOBODY
             return np.asarray(_Lease(self, slot))
         frames = self._array(slot).copy()
@@ -134,7 +134,7 @@ class BatchMemory:
 
     def _free(self, slot: int) -> None:
         # May run in any thread and within itself (a finalizer): `next` is one indivisible call.
-        self._held[slot] = False
+        self._taken[slot] = False
         self._owners[slot] = next(self._numbers)
 
 

@@ -18,7 +18,7 @@ LEGEND = (
 def show_rows(dataset: Dataset, tokenizer: Tokenizer, rows: int) -> str:
     """The first `rows` sequences of a dataset, in the order of its examples, as text.
 
-    One of whose video the frames cannot be read says so.
+    One whose frames cannot be read is marked as such.
     """
     parts = [LEGEND]
     for number, (video, segments) in enumerate(itertools.islice(dataset.sequences, rows)):

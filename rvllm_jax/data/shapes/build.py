@@ -111,7 +111,7 @@ def build(
 
 
 def _marker(options: ShapesOptions, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What the marker says of a dataset: everything that its bytes depend on."""
+    """The marker of a dataset without "finished": everything that its bytes depend on."""
     made_with = f"av {av.__version__} numpy {np.__version__}"
     options = dataclasses.asdict(options)
     return {"version": VERSION, "made_with": made_with, **options, "sizes": dict(sizes)}
@@ -149,12 +149,12 @@ def draw_clip(options: ShapesOptions, split: str, index: int) -> tuple[scene.Sce
             direction = str(rng.choice(list(scene.DIRECTIONS)))
         drawn = scene.draw(rng, count, form, direction, heldout=heldout, frames=options.frames)
         caption = questions.caption(drawn)
-        if heldout or questions.split_of(caption) == split:
+        if heldout or questions.caption_split(caption) == split:
             break
     else:
         raise RuntimeError(
             f"no scene for {split} clip {index} in 10,000 draws: the rules of "
-            "shapes.questions.split_of leave this split no captions"
+            "shapes.questions.caption_split leave this split no captions"
         )
     turns = questions.questions(drawn, heldout=heldout)
     if split == "train":  # the densest supervision there is; no other split is asked for it

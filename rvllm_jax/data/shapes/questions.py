@@ -1,4 +1,4 @@
-"""What is said of a scene: its caption, and questions with one-word answers."""
+"""The texts about a scene: its caption, and questions with one-word answers."""
 
 from rvllm_jax.data.shapes.scene import ORDERS, Scene, Shape
 from rvllm_jax.system.fingerprint import digest
@@ -33,7 +33,7 @@ def _deeds(shape: Shape) -> list[str]:
     return deeds + (["stops"] if shape.stops < shape.vanishes else [])
 
 
-def split_of(text: str) -> str:
+def caption_split(text: str) -> str:
     """The one of train, validation and test that may hold this caption, decided by its hash.
 
     So no caption of one split is ever seen in another, however many clips each has.

@@ -45,7 +45,7 @@ class FastModel:
         """The text of `ids`, without those outside the vocabulary."""
         return self._inner.decode(list(ids), skip_special_tokens=False)
 
-    def id_of(self, token: str) -> int | None:
+    def token_id(self, token: str) -> int | None:
         """The id of a token by its text, None where there is none."""
         return self._inner.token_to_id(token)
 
@@ -72,7 +72,7 @@ def read(path: Path, added: Mapping[str, AddedToken]) -> FastModel:
     """
     try:
         model = FastModel(path.read_text(encoding="utf-8"))
-        lacking = {token: entry for token, entry in added.items() if model.id_of(token) is None}
+        lacking = {token: entry for token, entry in added.items() if model.token_id(token) is None}
         if lacking:
             model = FastModel(_with_added(json.loads(model.serialized), lacking))
     except Exception as error:  # the library raises bare Exceptions
@@ -81,7 +81,7 @@ def read(path: Path, added: Mapping[str, AddedToken]) -> FastModel:
             f"{tokenizers.__version__} reads ({error}); write it again"
         ) from error
     for token, entry in added.items():
-        if (given := model.id_of(token)) != entry.id:
+        if (given := model.token_id(token)) != entry.id:
             raise TokenizerError(
                 f"{path}: gives the added token {token!r} the id {given}, but {CONFIG} or {ADDED} "
                 f"beside it {entry.id}; correct them, or take all files from one place"

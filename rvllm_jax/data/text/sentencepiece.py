@@ -1,4 +1,4 @@
-"""A SentencePiece tokenizer.model, run by SentencePiece itself, with the tokens added beside it.
+"""A SentencePiece tokenizer.model, run by SentencePiece itself, with the tokens its folder adds.
 
 Conversions to a tokenizer.json do not keep its ids on arbitrary text (runs of spaces above all), so
 nothing is converted here.
@@ -58,7 +58,7 @@ class SentencePieceModel:
     @property
     def special_ids(self) -> dict[str, int]:
         """The tokens that no text is merged to, with their ids."""
-        ids = {token: self.id_of(token) for token in self.default_specials.values() if token}
+        ids = {token: self.token_id(token) for token in self.default_specials.values() if token}
         return ids | {token: entry.id for token, entry in self.added.items()}
 
     def encode(self, text: str, opens: bool) -> list[int]:
@@ -85,7 +85,7 @@ class SentencePieceModel:
                 run.append(i)
         return text + self._inside.decode(run)
 
-    def id_of(self, token: str) -> int | None:
+    def token_id(self, token: str) -> int | None:
         """The id of a token by its text, None where there is none."""
         if token in self.added:
             return self.added[token].id

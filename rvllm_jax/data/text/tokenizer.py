@@ -27,7 +27,7 @@ from rvllm_jax.data.text.tokenizer_config import (
     MAP,
     SENTENCEPIECE,
     TEMPLATE,
-    TokenizerConfig,
+    TokenizerDescription,
     TokenizerError,
     read_config,
 )
@@ -162,7 +162,7 @@ class Tokenizer:
 
     def _id(self, name: str) -> int | None:
         token = self._specials[name]
-        return None if token is None else self.model.id_of(token)
+        return None if token is None else self.model.token_id(token)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -233,7 +233,7 @@ def holds_tokenizer(folder: Path | str) -> bool:
     return any((Path(folder) / name).is_file() for name in (FAST, SENTENCEPIECE))
 
 
-def _warn_of_disagreement(model: FastModel, folder: Path, config: TokenizerConfig) -> None:
+def _warn_of_disagreement(model: FastModel, folder: Path, config: TokenizerDescription) -> None:
     """A conversion of SentencePiece's model to tokenizer.json may have lost ids."""
     try:
         original = sentencepiece.read(folder / SENTENCEPIECE, config.added)

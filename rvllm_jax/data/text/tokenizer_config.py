@@ -19,7 +19,7 @@ from rvllm_jax.system.errors import RvllmError
 FAST, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 TEMPLATE = "chat_template.jinja"
-GENERATION = "generation_config.json"  # what it says goes before config.json in transformers
+GENERATION = "generation_config.json"  # goes before config.json in transformers
 TOKENIZER_FILES = (FAST, SENTENCEPIECE, CONFIG, MAP, ADDED, TEMPLATE)
 _NAMED = ("bos", "eos", "pad", "unk")
 
@@ -39,7 +39,7 @@ class AddedToken:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerDescription:
     """What the files name.
 
     specials: the tokens named "bos", "eos" and "pad", or None. added: by their text.
@@ -52,7 +52,7 @@ class TokenizerConfig:
     stop_ids: tuple[int, ...] = ()
 
 
-def read_config(folder: Path) -> TokenizerConfig:
+def read_config(folder: Path) -> TokenizerDescription:
     """Reads a folder's JSON files; raises TokenizerError for what cannot be read or be true."""
     config, where = read_file(folder / CONFIG), folder / CONFIG
     named = {**read_file(folder / MAP), **config}
@@ -66,7 +66,7 @@ def read_config(folder: Path) -> TokenizerConfig:
         others += [_content(token, where, key) for token in given]
     special = {*specials.values(), *others} - {None}
     added, template = _added(folder, config, special), _template(folder, config)
-    return TokenizerConfig(specials, added, template, _stop_ids(folder))
+    return TokenizerDescription(specials, added, template, _stop_ids(folder))
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def decoder_values(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """What a config.json says of the decoder's ids: a LLaVA's `text_config` goes before the top."""
+    """The decoder's part of a config.json: a LLaVA's `text_config` goes before the top."""
     return {**config, **_inner(config, "text_config", where)}
 
 
@@ -94,8 +94,10 @@ def token_ids(values: Mapping[str, Any], key: str, where: Path, size: int = 0) -
     if any(not isinstance(number, int) or isinstance(number, bool) for number in ids):
         wrong = f", expected {kind}"
     elif not all(0 <= number < (size or number + 1) for number in ids):
-        held = f"as the decoder's vocabulary has {size} tokens (vocab_size)"
-        wrong = f": special ids out of range, {held if size else f'expected {kind} of 0 or more'}"
+        expected = f"expected {kind} of 0 or more"
+        if size:
+            expected = f"as the decoder's vocabulary has {size} tokens (vocab_size)"
+        wrong = f": special ids out of range, {expected}"
     else:
         return tuple(ids)
     raise TokenizerError(f"{where}: {key}={given!r}{wrong}; correct it there, or set it to null")
