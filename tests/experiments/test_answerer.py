@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from rvllm_jax.experiments.saved.open import describe_model, read_arrays
 from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.grouping import Grouping
 from rvllm_jax.generation.prompts import PromptError
-from rvllm_jax.generation.sampling import GenerationConfig
+from rvllm_jax.generation.sampling import GenerationConfig, Sampling
 from tests.experiments.conftest import MESH
 
 QUESTIONS = ["what moves?", "and which way does it go? up"]
@@ -86,6 +87,30 @@ def test_each_stop_id_of_a_model_s_files_ends_answers(talker, answerer, prepared
     answers = in_batches(read_arrays(other.described), prepared)
     assert len(answers) == 6 and answers[0].ids == cut.turns[0].ids
     assert not any(second in one.ids for one in answers)
+
+
+def test_views_that_vote_answer_apart_and_the_commonest_counts(talker, answerer):
+    """A later turn has the answer that counted in its prompt, whatever a view itself had said."""
+    voting = Answerer(answerer.described, clips="5x5", fusion="vote")
+    seen = voting.look(talker / "videos" / "a.mp4")
+    few = [seen.frames[:3], seen.mask[:3], [1, 2, 2]]
+    session = voting.engine.session(*few)
+    options = dict(max_new=4, sampling=Sampling(temperature=3.0), seed=3)
+    ids = []
+    for question in QUESTIONS:
+        votes = Counter()
+        for frames, mask, count in zip(*few, strict=True):
+            alone = voting.engine.session(frames, mask)
+            alone.turns = list(session.turns)
+            votes[alone.ask(question, **options)] += count
+        assert len(votes) > 1
+        assert session.ask(question, **options) == max(votes, key=votes.__getitem__)
+        ids.append(session.turns[-1].ids)
+    session.reset()
+    first, _ = session.predict(QUESTIONS, seeds=[3, 4], **options)
+    assert first.ids == ids[0] and session.turns == []
+    with pytest.raises(PromptError, match="3 views vote on cannot be shown while it is written"):
+        session.stream(QUESTIONS[0])
 
 
 def test_the_cache_and_the_parameters_are_split_over_the_devices(talker, answerer):

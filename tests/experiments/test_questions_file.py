@@ -161,6 +161,18 @@ def test_other_answers_are_not_mixed_with_these(ask, tmp_path):
         ask(ASKED[:1], out="absent/out.jsonl")
 
 
+def test_answers_from_before_there_was_a_vote_go_on_in_lock_step(ask, answerer, tmp_path):
+    _, lines = ask(ASKED[:1])
+    settings = tmp_path / "out.jsonl.settings.json"
+    older = json.loads(settings.read_text())
+    assert older.pop("fusion") == "lock_step"
+    settings.write_text(json.dumps(older))
+    assert ask(ASKED[:1]) == (Tally(answered=1, before=1), lines)
+    voting = Answerer(answerer.described, fusion="vote")
+    with pytest.raises(QuestionsError, match="fusion: lock_step -> vote"):
+        answer_file(voting, tmp_path / "in.jsonl", tmp_path / "out.jsonl", CONFIG)
+
+
 def test_a_model_that_ends_its_answers_otherwise_does_not_go_on(ask, answerer, talker, tmp_path):
     """One in the same folder, whose generation_config.json lists another id now."""
     ask(ASKED[:1])

@@ -122,6 +122,10 @@ def test_the_report_holds_what_was_found(evaluated, tmp_path):
     kept = json.loads((folder / "results.json").read_text())
     assert kept == results
     assert kept["seconds"] == {"visual": 3.0, "joint": 4.0} and kept["steps"] == 7
+    assert (kept["test_clips"], kept["fusion"]) == (
+        "1x1",
+        "",
+    )  # of one view there is nothing to fuse
     assert (kept["skipped_updates"], kept["unreadable_rows"], kept["set_aside"]) == (2, 1, {})
     table = (folder / "accuracy.md").read_text()
     assert "| question type | train |  test | heldout | blind | shuffled | swapped |" in table
