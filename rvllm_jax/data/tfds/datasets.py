@@ -20,7 +20,8 @@ class TfdsDataset:
         name: TFDS's and ours.
         about: what the dataset is, in a sentence or two.
         homepage: of those who published it.
-        instructions: which files the folder given by --manual_dir holds, and where they come from.
+        instructions: goes on behind "The folder given by --manual_dir holds": which files, and
+            where they come from.
         files: split -> alternatives, each the names of the files that hold the split together.
         formats: those of `annotations.formats.FORMATS` that the files may be in.
         benchmarks: split -> (benchmark, split) of `PUBLISHED`; absent: no counts are published.
@@ -40,7 +41,7 @@ class TfdsDataset:
 
     @property
     def manual_download_instructions(self) -> str:
-        return f"\nThe folder given by --manual_dir holds {self.instructions}\n{_FRAMES}"
+        return f"\nThe folder given by --manual_dir holds{self.instructions}\n{_FRAMES}"
 
     def published(self, split: str) -> Counts | None:
         """The published counts of a split."""
@@ -54,7 +55,7 @@ def _xu_2017(name: str, about: str, where: str) -> TfdsDataset:
         name=name,
         about=about,
         homepage="https://github.com/xudejing/video-question-answering",
-        instructions=f"""for each split to be built, either the original file or
+        instructions=f""", for each split to be built, either the original file or
 Video-ChatGPT's pair of files:
   train       train_qa.json, or train_q.json and train_a.json
   validation  val_qa.json, or val_q.json and val_a.json
@@ -77,7 +78,7 @@ DATASETS = (
         about="ActivityNet-QA: questions written by people about ActivityNet's videos (Yu et al., "
         "2019).",
         homepage="https://github.com/MILVLG/activitynet-qa",
-        instructions="""for each split to be built, its pair of files from
+        instructions=""", for each split to be built, its pair of files from
 https://github.com/MILVLG/activitynet-qa/tree/master/dataset:
   train       train_q.json and train_a.json
   validation  val_q.json and val_a.json
@@ -94,7 +95,7 @@ https://github.com/MILVLG/activitynet-qa/tree/master/dataset:
         name="llava_videos",
         about="Conversations about a user's own videos, in the form of LLaVA and Video-LLaVA.",
         homepage="https://github.com/PKU-YuanGroup/Video-LLaVA",
-        instructions="""one or more of train.json, validation.json, test.json and
+        instructions=""" one or more of train.json, validation.json, test.json and
 heldout.json, lists of LLaVA's records {"id", "video", "conversations"}: what a preparation of
 videos leaves, or your own.""",
         files={split: ((f"{split}.json",),) for split in (*_THREE, "heldout")},
@@ -124,7 +125,7 @@ calls test holds the validation split.""",
         about="FrameQA of TGIF-QA: questions about animated GIFs that one frame answers, by a word "
         "(Jang et al., 2017).",
         homepage="https://github.com/YunseokJANG/tgif-qa",
-        instructions="""for each split to be built, its table from
+        instructions=""", for each split to be built, its table from
 https://github.com/YunseokJANG/tgif-qa/tree/master/dataset, or Video-ChatGPT's pair of files:
   train  Train_frameqa_question.csv
   test   Test_frameqa_question.csv, or test_q.json and test_a.json""",
@@ -140,7 +141,7 @@ https://github.com/YunseokJANG/tgif-qa/tree/master/dataset, or Video-ChatGPT's p
         about="VideoInstruct100K: questions and detailed answers about ActivityNet's videos, "
         "written by people and by language models (Maaz et al., 2023).",
         homepage="https://huggingface.co/datasets/MBZUAI/VideoInstruct-100K",
-        instructions="""VideoInstruct100K.json, from
+        instructions=""" VideoInstruct100K.json, from
 https://huggingface.co/datasets/MBZUAI/VideoInstruct-100K. No counts are checked.""",
         files={"train": (("VideoInstruct100K.json",),)},
         formats=("video_instruct",),
@@ -151,7 +152,7 @@ https://huggingface.co/datasets/MBZUAI/VideoInstruct-100K. No counts are checked
         "by a language model (Maaz et al., 2023). A consistency example asks one thing in two "
         "ways.",
         homepage="https://github.com/mbzuai-oryx/Video-ChatGPT",
-        instructions="""for each split to be built, its file of Video-ChatGPT's
+        instructions=""", for each split to be built, its file of Video-ChatGPT's
 quantitative evaluation (https://github.com/mbzuai-oryx/Video-ChatGPT, "Video-based Generative
 Performance Benchmarking"):
   generic      generic_qa.json
