@@ -21,30 +21,33 @@ from absl import app, flags
 
 from rvllm_jax.data.annotations.formats import FORMATS
 from rvllm_jax.data.prepare import beam
-from rvllm_jax.data.prepare.run import PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.progress import bar
 
-_OPTIONS = PrepareOptions()
+_DEFAULTS = PrepareOptions()
 
 VIDEOS = flags.DEFINE_string("videos", None, "Folder of the videos, also in folders below it.")
 ANNOTATIONS = flags.DEFINE_list("annotations", None, "FILE[,FILE...]; the format is recognised.")
 OUT = flags.DEFINE_string("out", None, "Folder for frames, examples and report.")
 SPLIT = flags.DEFINE_string("split", None, "train, validation or test; recorded in every result.")
 FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "What the annotations must be.")
-STRIDE = flags.DEFINE_integer("stride", _OPTIONS.stride, "Every stride-th frame is stored.")
-SHORT_SIDE = flags.DEFINE_integer("short_side", _OPTIONS.short_side, "Pixels, of stored frames.")
-ENCODING = flags.DEFINE_enum("encoding", _OPTIONS.encoding, ("jpeg", "raw"), "Of stored frames.")
-RECORD = flags.DEFINE_integer("frames_per_record", _OPTIONS.frames_per_record, "Read together.")
+STRIDE = flags.DEFINE_integer("stride", _DEFAULTS.stride, "Every stride-th frame is stored.")
+SHORT_SIDE = flags.DEFINE_integer("short_side", _DEFAULTS.short_side, "Pixels, of stored frames.")
+ENCODING = flags.DEFINE_enum("encoding", _DEFAULTS.encoding, ("jpeg", "raw"), "Of stored frames.")
+RECORD = flags.DEFINE_integer("frames_per_record", _DEFAULTS.frames_per_record, "Read together.")
 INTERVAL = flags.DEFINE_integer(
-    "interval", _OPTIONS.interval, "Frames of a file from one of a clip to the next."
+    "interval", _DEFAULTS.interval, "Frames of a file from one of a clip to the next."
 )
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes; 0: this one alone.")
-MAX_BAD = flags.DEFINE_float("max_bad", 0.02, "Largest share of videos or rows that is unusable.")
+MAX_BAD = flags.DEFINE_float(
+    "max_bad", _DEFAULTS.max_bad, "Largest unusable share of videos, of rows."
+)
 CHECK = flags.DEFINE_bool("check", False, "Write the report alone.")
 ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Accept fewer than are published.")
 OWN = flags.DEFINE_bool("own", False, "No benchmark, whatever the names look like.")
-THUMBNAILS = flags.DEFINE_integer("thumbnails", 24, "Videos shown in the report.")
+THUMBNAILS = flags.DEFINE_integer("thumbnails", _DEFAULTS.thumbnails, "Videos shown in the report.")
 RUNNER = flags.DEFINE_string("runner", None, "Apache Beam's, such as DirectRunner; none: local.")
 
 
@@ -53,24 +56,28 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 and RUNNER.value is None:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
-    options = PrepareOptions(
-        STRIDE.value, SHORT_SIDE.value, ENCODING.value, RECORD.value, INTERVAL.value
-    )
     beam.check_folder(OUT.value)
     pipeline = RUNNER.value and beam.runner([f"--runner={RUNNER.value}", *argv[1:]])
+    options = PrepareOptions(
+        stride=STRIDE.value,
+        short_side=SHORT_SIDE.value,
+        encoding=ENCODING.value,
+        frames_per_record=RECORD.value,
+        interval=INTERVAL.value,
+        format=FORMAT.value,
+        no_benchmark=OWN.value,
+        max_bad=MAX_BAD.value,
+        allow_partial=ALLOW_PARTIAL.value,
+        check=CHECK.value,
+        thumbnails=THUMBNAILS.value,
+        workers=WORKERS.value,
+    )
     prepared = prepare(
         VIDEOS.value,
         ANNOTATIONS.value,
         OUT.value,
-        split=SPLIT.value,
-        format=FORMAT.value,
-        options=options,
-        workers=WORKERS.value,
-        max_bad=MAX_BAD.value,
-        check=CHECK.value,
-        allow_partial=ALLOW_PARTIAL.value,
-        own=OWN.value,
-        thumbnails=THUMBNAILS.value,
+        SPLIT.value,
+        options,
         run_tasks=pipeline,
         progress=bar,
         say=functools.partial(print, flush=True),  # also where it goes to a file

@@ -9,7 +9,8 @@ import pytest
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.source import TrainingData
-from rvllm_jax.data.prepare.run import PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.evaluation.answers.answer_file import AnswerFile
 from rvllm_jax.evaluation.benchmarks import open_benchmark
 from rvllm_jax.evaluation.judge.local import LocalJudge
@@ -43,9 +44,11 @@ def prepared(talker, tmp_path_factory):
     records = [{"id": name, "video": name, "conversations": turns} for name in VIDEOS]
     (folder / "own.json").write_text(json.dumps(records))
     done = prepare(
-        talker / "videos", [folder / "own.json"], folder / "own", split="test", own=True,
-        thumbnails=0, say=lambda line: None,
-        options=PrepareOptions(stride=2, short_side=36, encoding="raw", interval=6),
+        talker / "videos", [folder / "own.json"], folder / "own", "test",
+        PrepareOptions(
+            stride=2, short_side=36, encoding="raw", interval=6, no_benchmark=True, thumbnails=0
+        ),
+        say=lambda line: None,
     )  # fmt: skip
     assert done.code == 0, done.verdict
     return folder

@@ -1,5 +1,6 @@
 """Real video files and the frame stores made of them, shared by the tests of several modules."""
 
+import dataclasses
 import json
 import os
 import time
@@ -13,7 +14,8 @@ import pytest
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.clips import FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
-from rvllm_jax.data.prepare.run import PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
@@ -251,7 +253,10 @@ def prepared(place):
         for number, content in enumerate((rows, *more)):
             paths.append(place / f"{split}-{number}.json")
             paths[-1].write_text(json.dumps(content))
-        given = dict(options=_PREPARED, thumbnails=2, say=lambda line: None) | changes
-        return prepare(place / "videos", paths, place / out, split=split, **given)
+        fields = {field.name for field in dataclasses.fields(PrepareOptions)} & changes.keys()
+        changed = {name: changes.pop(name) for name in fields}
+        options = dataclasses.replace(changes.pop("options", _PREPARED), thumbnails=2, **changed)
+        given = dict(say=lambda line: None) | changes
+        return prepare(place / "videos", paths, place / out, split, options, **given)
 
     return prepared

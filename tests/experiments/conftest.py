@@ -9,7 +9,8 @@ import pytest
 
 from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import resolve
-from rvllm_jax.data.prepare.run import PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.video import encode
 from rvllm_jax.experiments.answerer import Answerer
@@ -85,8 +86,11 @@ def prepared(videos, tmp_path_factory):
     file = folder / "own.json"
     file.write_text(json.dumps(records((*VIDEOS, "gone"))))
     done = prepare(
-        videos, [file], folder / "own", split="test", own=True, max_bad=0.5, thumbnails=0,
-        options=PrepareOptions(stride=2, short_side=36, encoding="raw", interval=6),
+        videos, [file], folder / "own", "test",
+        PrepareOptions(
+            stride=2, short_side=36, encoding="raw", interval=6, no_benchmark=True, max_bad=0.5,
+            thumbnails=0,
+        ),
         say=lambda line: None,
     )  # fmt: skip
     assert done.code == 0, done.verdict

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from rvllm_jax.data.prepare.run import PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.experiments.train import Experiment, run
 from rvllm_jax.training import metrics
 
@@ -25,12 +26,11 @@ def test_a_prepared_folder_trains_as_its_videos_do_and_without_them(tmp_path, wo
     shutil.copytree(workplace / "videos", videos)
     keys = recipe().data
     options = PrepareOptions(
-        keys.stride, keys.short_side, keys.encoding, keys.frames_per_record, keys.interval
-    )
+        keys.stride, keys.short_side, keys.encoding, keys.frames_per_record, keys.interval,
+        max_bad=0.2,
+    )  # fmt: skip
     for split in ("train", "validation"):
-        found = prepare(
-            videos, [workplace / f"{split}.json"], out, split=split, options=options, max_bad=0.2
-        )
+        found = prepare(videos, [workplace / f"{split}.json"], out, split, options)
         assert found.code == 0, found.verdict
     shutil.rmtree(videos)
 

@@ -169,11 +169,11 @@ def _write(task: Task, work: Path) -> int:
             "ended; give a folder on a file system that all workers mount at this path."
         )
     apart = Path(tempfile.mkdtemp(prefix=f"{task.shard:05d}-", dir=work))
-    own = task._replace(folder=apart)
+    task_apart = task._replace(folder=apart)
     if known := read_aside(task):
-        write_aside(own, known)
+        write_aside(task_apart, known)
     try:
-        list(write_shards([own], 1))
+        list(write_shards([task_apart], 1))
     except BaseException:
         _move(task, apart, {task.path(aside_file).name})  # not to be met again
         raise

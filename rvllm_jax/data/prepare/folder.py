@@ -12,9 +12,9 @@ from rvllm_jax.data.annotations.read import Annotations
 from rvllm_jax.data.annotations.split import INFO
 from rvllm_jax.data.annotations.video_names import readable
 from rvllm_jax.data.prepare.find import VideoFiles
+from rvllm_jax.data.prepare.options import PreparationError
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
-from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lock import LOCK, locked
 
 FRAMES = "frames"
@@ -23,10 +23,6 @@ TFDS = "tfds"
 LOOKED = "look.journal"  # of a preparation that is not done: what it has seen of the videos
 UNUSABLE = ".unusable.json"  # behind a split's name, as INFO is
 REPORT, CHECK = "report", "check"  # pages: NAME.html and NAME.json
-
-
-class PreparationError(RvllmError, ValueError):
-    """A preparation that cannot be started as it was asked for; the message says what to do."""
 
 
 def check_folder(out: Path, split: str, inputs: Iterable[str | Path]) -> None:
@@ -56,12 +52,12 @@ def check_folder(out: Path, split: str, inputs: Iterable[str | Path]) -> None:
                 f"{given}: lies where the frames are stored ({' or '.join(sorted(stores))}), which "
                 "is cleared when they are stored anew; give another --out"
             )
-    own = [out / f"{split}.json", out / (split + INFO)]
-    there = [str(path) for path in own if os.path.lexists(path)]
-    if there and read_json_or_empty(own[1]).get("split") != split:
+    info = out / (split + INFO)
+    there = [str(path) for path in (out / f"{split}.json", info) if os.path.lexists(path)]
+    if there and read_json_or_empty(info).get("split") != split:
         raise PreparationError(
             f"{', '.join(there)}: there already, and no preparation wrote it (none is described in "
-            f"{own[1].name}); move it, or give another --out or --split"
+            f"{info.name}); move it, or give another --out or --split"
         )
 
 
@@ -116,21 +112,22 @@ def left_over(out: Path) -> str:
     )
 
 
-def check_other_splits(out: Path, read: Annotations, split: str) -> None:
+def check_other_splits(out: Path, annotations: Annotations, split: str) -> None:
     """No question of a benchmark is of two of its splits, whatever its owner may make of them."""
     if split not in splits.SPLITS:
         return
-    asked = {c.id for part in read.parts if part.benchmark for c in part.examples}
-    benchmarks = {part.benchmark for part in read.parts if part.benchmark}
+    parts = [part for part in annotations.parts if part.benchmark]
+    benchmarks = {part.benchmark for part in parts}
+    asked = {example.id for part in parts for example in part.examples}
     for path in sorted(out.glob(f"*{INFO}")) if asked else ():
         info = read_json_or_empty(path)
         other = info.get("split")
         rows = out / f"{other}.json"
-        own = {part.get("benchmark") for part in info.get("annotations", [])}
+        there = {part.get("benchmark") for part in info.get("annotations", [])}
         others = splits.SPLITS - {split}
-        if other not in others or benchmarks.isdisjoint(own) or not rows.is_file():
+        if other not in others or benchmarks.isdisjoint(there) or not rows.is_file():
             continue
-        both = sorted(asked & {c.id for c in read_llava(rows)})
+        both = sorted(asked & {example.id for example in read_llava(rows)})
         if both:
             raise PreparationError(
                 f"{out}: its split {other} has {len(both):,} of the questions that --split={split} "
@@ -140,11 +137,11 @@ def check_other_splits(out: Path, read: Annotations, split: str) -> None:
 
 
 def videos_of_other_splits(
-    out: Path, split: str, found: VideoFiles, options: StoreOptions
+    out: Path, split: str, here: VideoFiles, options: StoreOptions
 ) -> dict[str, Path]:
     """The videos that other splits prepared into `out` need: they stay in its frames.
 
-    options: of the store that is asked for.
+    here: those of this split. options: of the store that is asked for.
     """
     wanted = dataclasses.asdict(options)
     videos: dict[str, Path] = {}
@@ -155,7 +152,7 @@ def videos_of_other_splits(
         files = info.get("files", {})
         for name, given in files.items():
             videos[name] = Path(given)
-            if name in found.files and os.path.realpath(found.files[name]) != given:
+            if name in here.files and os.path.realpath(here.files[name]) != given:
                 raise PreparationError(
                     f"{out}: its split {info['split']} has another video {name!r}, {given}; "
                     "prepare this split into a folder of its own"

@@ -37,7 +37,7 @@ def _thumbnails(findings: Findings) -> Iterator[tuple[str, str, VideoInfo, Turn]
     """A video's name, a frame of it (a JPEG in base64), what it is, and its first question."""
     first: dict[str | None, Turn] = {}
     for example in findings.annotations.examples:
-        first.setdefault(findings.found.name_of.get(example.video), example.turns[0])
+        first.setdefault(findings.videos.name_of.get(example.video), example.turns[0])
     for name, thumbnail in findings.survey.thumbnails.items():
         jpeg = base64.b64encode(thumbnail.jpeg).decode()
         yield name, jpeg, findings.survey.info[name], first[name]

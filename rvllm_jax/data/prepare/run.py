@@ -21,21 +21,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations import split as splits
 from rvllm_jax.data.annotations.read import Annotations, read
-from rvllm_jax.data.prepare import page as preparation_page
+from rvllm_jax.data.annotations.split import INFO, contradiction
 from rvllm_jax.data.prepare.find import find_videos
 from rvllm_jax.data.prepare.findings import DONE, REFUSED, Findings
 from rvllm_jax.data.prepare.folder import (
     CHECK,
     FOLLOWING,
     FRAMES,
-    INFO,
     LOOKED,
     REPORT,
     TFDS,
     UNUSABLE,
-    PreparationError,
     alone,
     check_folder,
     check_other_splits,
@@ -43,16 +40,13 @@ from rvllm_jax.data.prepare.folder import (
     pages,
     videos_of_other_splits,
 )
+from rvllm_jax.data.prepare.options import PreparationError, PrepareOptions
+from rvllm_jax.data.prepare.page import render
 from rvllm_jax.data.prepare.survey import survey
 from rvllm_jax.data.store.metadata import is_described, write_metadata
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.data.store.shards import INDEX, StoreOptions, StoreWriteError, Task
-from rvllm_jax.data.store.writer import (
-    check_foreign,
-    holds,
-    is_of,
-    write_store,
-)
+from rvllm_jax.data.store.shards import INDEX, StoreWriteError, Task
+from rvllm_jax.data.store.writer import check_foreign, holds, is_of, write_store
 from rvllm_jax.system.atomic import write_bytes, write_json
 
 _UNFINISHED = "the frames are not all stored yet; start the same command again, it continues"
@@ -61,36 +55,6 @@ _MEANT = {"val": "validation", "valid": "validation", "dev": "validation", "trai
 
 Progress = Callable[[str], Callable[[int, int], None]]
 RunTasks = Callable[[list[Task]], Iterator[dict]]
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareOptions:
-    """How frames are stored; `interval` is that of the clips, in frames of the file."""
-
-    stride: int = 6
-    short_side: int = 256
-    encoding: str = "jpeg"
-    frames_per_record: int = 8
-    interval: int = 6
-
-    def check(self) -> None:
-        """Raises `PreparationError` where no clip could be cut from such a store."""
-        numbers = dataclasses.asdict(self) | {"encoding": 1}
-        low = [f"--{key}={value}" for key, value in numbers.items() if value < 1]
-        if low:
-            raise PreparationError(f"{', '.join(low)}: expected whole numbers of at least 1")
-        if self.encoding not in ("raw", "jpeg"):
-            raise PreparationError(f"--encoding={self.encoding}: expected raw or jpeg")
-        if self.interval % self.stride:
-            raise PreparationError(
-                f"--stride={self.stride} must divide --interval={self.interval}: only every "
-                "stride-th frame is stored, and a clip takes every interval-th"
-            )
-
-    @property
-    def of_store(self) -> StoreOptions:
-        """How frames are stored."""
-        return StoreOptions(self.stride, self.short_side, self.encoding, self.frames_per_record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,16 +74,9 @@ def prepare(
     videos: str | Path,
     annotations: Sequence[str | Path],
     out: str | Path,
-    *,
     split: str,
-    format: str | None = None,
     options: PrepareOptions | None = None,
-    workers: int = 0,
-    max_bad: float = 0.02,
-    check: bool = False,
-    allow_partial: bool = False,
-    own: bool = False,
-    thumbnails: int = 24,
+    *,
     run_tasks: RunTasks | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
@@ -128,15 +85,10 @@ def prepare(
 
     Args:
         videos: a folder; its videos may lie in folders below it.
-        annotations: files of the formats of data/annotations; `format` may demand one of them.
+        annotations: files of the formats of data/annotations.
         out: the prepared folder, made if absent.
         split: "train", "validation", "test" or another name; recorded with the result.
-        max_bad: the largest share of the videos, and of the rows, that may be unusable.
-        check: look at everything and report, but store no frame.
-        allow_partial: accept fewer rows or videos than a benchmark has published; recorded.
-        own: the annotations are nobody's benchmark, whatever their names look like.
-        thumbnails: how many videos the report shows.
-        workers, run_tasks: as those of `write_store`.
+        run_tasks: as that of `write_store`.
         progress: progress(title) returns the callback (done, total) of one part of the work.
         say: takes the line that tells what will be stored.
 
@@ -145,67 +97,87 @@ def prepare(
         FrameStoreError: the frames cannot be stored (disk full).
     """
     options = options or PrepareOptions()
-    _check(options, split, max_bad, thumbnails, workers)
+    options.validate()
+    _check_split(split)
     out = Path(out)
     progress = progress or (lambda title: lambda done, total: None)
-    annotated = _read(annotations, format, own, split)
-    asked = {example.video for example in annotated.examples}
-    found = find_videos(videos, asked, aliases=annotated.aliases)
-    check_folder(out, split, [*annotations, *found.files.values()])
+    annotated = _read(annotations, split, options)
+    named = {example.video for example in annotated.examples}
+    videos = find_videos(videos, named, aliases=annotated.aliases)
+    check_folder(out, split, [*annotations, *videos.files.values()])
     with alone(out, say):
         check_other_splits(out, annotated, split)
-        stored = videos_of_other_splits(out, split, found, options.of_store) | found.files
-        how = {"thumbnails": thumbnails, "short_side": options.short_side, "journal": out / LOOKED}
-        looked = survey(found.files, workers=workers, progress=progress("look"), **how)
-        findings = Findings(
-            split, options.of_store, max_bad, allow_partial, annotated, found, looked
+        stored = videos_of_other_splits(out, split, videos, options.store) | videos.files
+        looked = survey(
+            videos.files,
+            thumbnails=options.thumbnails,
+            short_side=options.short_side,
+            workers=options.workers,
+            progress=progress("look"),
+            journal=out / LOOKED,
         )
-        say(findings.plan(out, others=len(stored) - len(found.files)))
-        if check:
-            done = _reported(out, findings, None, *findings.verdict(looked.bad), check=True)
+        findings = Findings(split, options, annotated, videos, looked)
+        say(findings.plan(out, others=len(stored) - len(videos.files)))
+        if options.check:
+            done = _report(out, findings, None, *findings.verdict(looked.bad))
         else:
-            how = {"workers": workers, "run_tasks": run_tasks, "progress": progress("decode")}
-            done = _finish(out, findings, stored, options, how)
+            done = _finish(out, findings, stored, run_tasks, progress("decode"))
         (out / LOOKED).unlink(missing_ok=True)
         return done
 
 
 def _finish(
-    out: Path, findings: Findings, videos: Mapping[str, Path], options: PrepareOptions, how: dict
+    out: Path,
+    findings: Findings,
+    videos: Mapping[str, Path],
+    run_tasks: RunTasks | None,
+    progress: Callable[[int, int], None],
 ) -> Prepared:
     """Stores the frames, and writes the split where nothing speaks against training from it."""
     code, verdict = findings.verdict(findings.survey.bad)
     if code != DONE:
-        return _reported(out, findings, None, code, verdict)
-    _reported(out, findings, None, REFUSED, _UNFINISHED)  # what is known is not lost
-    store = _store(out, findings, videos, options, how)
+        return _report(out, findings, None, code, verdict)
+    _report(out, findings, None, REFUSED, _UNFINISHED)  # what is known is not lost
+    store = _store(out, findings, videos, run_tasks, progress)
     code, verdict = findings.verdict(store.bad)
     if code == DONE:
-        examples, info = findings.split_files(store, options.interval)
-        unusable = out / (findings.split + UNUSABLE)
-        unusable.unlink(missing_ok=True)
-        if lost := findings.unusable(store):
-            write_bytes(unusable, lost)
+        examples, unusable, info = findings.split_files(store)
+        path = out / (findings.split + UNUSABLE)
+        path.unlink(missing_ok=True)
+        if unusable:
+            write_bytes(path, unusable)
         write_json(out / (findings.split + INFO), info)
         write_bytes(out / f"{findings.split}.json", examples)
-    return _reported(out, findings, store, code, "; ".join(filter(None, [verdict, left_over(out)])))
+    return _report(out, findings, store, code, "; ".join(filter(None, [verdict, left_over(out)])))
 
 
 def _store(
-    out: Path, findings: Findings, videos: Mapping[str, Path], options: PrepareOptions, how: dict
+    out: Path,
+    findings: Findings,
+    videos: Mapping[str, Path],
+    run_tasks: RunTasks | None,
+    progress: Callable[[int, int], None],
 ) -> FrameStore:
     """The frames of `videos` in OUT/frames; those that are there stay until all new ones are."""
     frames, following = out / FRAMES, out / FOLLOWING
-    if holds(frames, videos, options.of_store):
+    options = findings.options.store
+    if holds(frames, videos, options):
         store = FrameStore(frames)
     else:
-        mends = is_of(frames, videos, options.of_store)  # a damaged shard was deleted
+        mends = is_of(frames, videos, options)  # a damaged shard was deleted
         replaces = not mends and any((f / INDEX).is_file() for f in (frames, following))
         if replaces:
             check_foreign(frames)
         try:
             place = following if replaces else frames
-            store = write_store(place, videos, options.of_store, **how)
+            store = write_store(
+                place,
+                videos,
+                options,
+                workers=findings.options.workers,
+                run_tasks=run_tasks,
+                progress=progress,
+            )
         except StoreWriteError as error:
             raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
         # First: they never name frames that are gone.
@@ -220,50 +192,32 @@ def _store(
     return store
 
 
-def _reported(
-    out: Path,
-    findings: Findings,
-    store: FrameStore | None,
-    code: int,
-    verdict: str,
-    *,
-    check: bool = False,
+def _report(
+    out: Path, findings: Findings, store: FrameStore | None, code: int, verdict: str
 ) -> Prepared:
-    report = findings.report(store, code, verdict) | {"check": check}
-    page = preparation_page.render(report, findings).encode("utf-8", "backslashreplace")
-    names = pages(out, findings.split, check=check, done=code == DONE)
+    report = findings.report(store, code, verdict)
+    page = render(report, findings).encode("utf-8", "backslashreplace")
+    names = pages(out, findings.split, check=findings.options.check, done=code == DONE)
     for name in names:
         write_json(out / f"{name}.json", report)
         write_bytes(out / f"{name}.html", page)
     return Prepared(code, verdict, report, out / f"{names[0]}.html")
 
 
-def _check(
-    options: PrepareOptions, split: str, max_bad: float, thumbnails: int, workers: int
-) -> None:
-    options.check()
+def _check_split(split: str) -> None:
     if split in _MEANT or not _SPLIT.fullmatch(split) or split in (FRAMES, REPORT, CHECK):
         wanted = _MEANT.get(split, "train, validation or test")
         raise PreparationError(f"--split={split}: expected {wanted}")
-    if not 0 <= max_bad <= 1 or thumbnails < 0:
-        raise PreparationError(
-            f"--max_bad={max_bad} --thumbnails={thumbnails}: expected a share from 0 to 1, and a "
-            "number of at least 0"
-        )
-    if workers < 0:
-        raise PreparationError(
-            f"--workers={workers}: expected a number of processes, or 0 for this one alone"
-        )
 
 
-def _read(paths: Sequence[str | Path], format: str | None, own: bool, split: str) -> Annotations:
+def _read(paths: Sequence[str | Path], split: str, options: PrepareOptions) -> Annotations:
     """The annotations, where they are of the split that they are said to be of."""
-    annotations = read(paths, format=format)
-    if own:
+    annotations = read(paths, format=options.format)
+    if options.no_benchmark:
         parts = tuple(dataclasses.replace(part, benchmark="") for part in annotations.parts)
         annotations = dataclasses.replace(annotations, parts=parts)
     for part in annotations.parts:
-        if wrong := splits.contradiction(part, split):
+        if wrong := contradiction(part, split):
             raise PreparationError(
                 f"{', '.join(part.paths)}: {wrong}, and --split={split} was given; published "
                 f"numbers differ in it. Give the split that the files hold, the files of {split}, "

@@ -8,7 +8,8 @@ import pytest
 
 from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.batches.source import SourceError, open_data
-from rvllm_jax.data.prepare.run import PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.video import encode
 
@@ -118,11 +119,11 @@ def test_annotations_that_cannot_be_used_are_refused_before_anything_is_decoded(
 @pytest.fixture
 def prepared(folder):
     """A prepared folder with the splits train and test; the videos are gone."""
-    options = PrepareOptions(**OPTIONS, interval=2)
+    options = PrepareOptions(**OPTIONS, interval=2, max_bad=0.5)
     for split in ("train", "test"):
         found = prepare(
-            folder / "videos", [folder / f"{split}.json"], folder / "out", split=split,
-            options=options, max_bad=0.5, say=lambda line: None,
+            folder / "videos", [folder / f"{split}.json"], folder / "out", split, options,
+            say=lambda line: None,
         )  # fmt: skip
         assert found.code == 0
     shutil.rmtree(folder / "videos")

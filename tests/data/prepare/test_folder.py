@@ -1,5 +1,6 @@
 """The folder of a preparation: it takes nobody's files, and one preparation at a time."""
 
+import dataclasses
 import json
 import os
 import threading
@@ -9,13 +10,15 @@ import pytest
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare import run
 from rvllm_jax.data.prepare.findings import DONE, TOO_MANY_BAD
-from rvllm_jax.data.prepare.run import PreparationError, PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PreparationError, PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.system.lock import locked
 
-OPTIONS = PrepareOptions(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
-HOW = dict(options=OPTIONS, thumbnails=1, say=lambda line: None)
+OPTIONS = PrepareOptions(
+    stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4, thumbnails=1
+)
 
 
 def _rows(*names):
@@ -38,8 +41,9 @@ def test_a_file_that_is_read_is_never_written(output, made_by, place):
     given = place / "out" / output if made_by is os.rename else own
     before = _tree(place)
     for check in (True, False):
+        options = dataclasses.replace(OPTIONS, check=check)
         with pytest.raises(PreparationError, match=f"is read by .* would write .*{output}.* over"):
-            prepare(place / "videos", [given], place / "out", split="train", check=check, **HOW)
+            prepare(place / "videos", [given], place / "out", "train", options)
     assert _tree(place) == before
 
 
@@ -48,7 +52,7 @@ def test_a_video_is_no_less_an_input(place):
     (place / "rows.json").write_text(json.dumps(_rows("train.json.tmp")))
     before = _tree(place)
     with pytest.raises(PreparationError, match="train.json.tmp: is read by"):
-        prepare(place / "videos", [place / "rows.json"], place / "videos", split="train", **HOW)
+        prepare(place / "videos", [place / "rows.json"], place / "videos", "train", OPTIONS)
     assert _tree(place) == before
 
 
@@ -72,7 +76,7 @@ def test_videos_do_not_lie_where_the_frames_go(name, place):
     (place / "rows.json").write_text(json.dumps(_rows("a", "b")))
     before = _tree(place)
     with pytest.raises(PreparationError, match="lies where the frames are stored"):
-        prepare(place / name, [place / "rows.json"], place, split="train", **HOW)
+        prepare(place / name, [place / "rows.json"], place, "train", OPTIONS)
     assert _tree(place) == before
 
 

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from rvllm_jax.data.prepare.run import PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.video import encode
 
 EVIL = "<script>alert(1)</script>"
@@ -40,8 +41,8 @@ def page(tmp_path_factory):
     rows += [{"q": "x", "a": "y", "video_id": f"lost{number:03d}"} for number in range(300)]
     (folder / "rows.json").write_text(json.dumps(rows))
     prepare(
-        folder, [folder / "rows.json"], folder / "out", split="train", check=True,
-        options=PrepareOptions(short_side=16), say=lambda line: None,
+        folder, [folder / "rows.json"], folder / "out", "train",
+        PrepareOptions(short_side=16, check=True), say=lambda line: None,
     )  # fmt: skip
     return Page((folder / "out" / "report.html").read_text())
 

@@ -10,11 +10,10 @@ import pytest
 
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.findings import DONE, PARTIAL, TOO_MANY_BAD
-from rvllm_jax.data.prepare.run import PreparationError, PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PreparationError, PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
-
-OPTIONS = PrepareOptions(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
 
 
 def _rows(*names, first=0):
@@ -168,7 +167,7 @@ def test_questions_of_another_split_are_refused_by_their_numbers(
         prepared(questions, answers, split="test")
     # Of one's own videos with such names no benchmark's counts are asked for.
     write_grey(place / "videos" / "video1.mp4")
-    assert prepared(questions, answers, split="test", own=True).code == DONE
+    assert prepared(questions, answers, split="test", no_benchmark=True).code == DONE
 
 
 @pytest.mark.parametrize(
@@ -181,16 +180,19 @@ def test_questions_of_another_split_are_refused_by_their_numbers(
         (dict(split="../x"), "expected train, validation or test"),
         (dict(split="report"), "expected train"),
         (dict(split="check"), "expected train"),
-        (dict(workers=-1), "--workers=-1: expected a number of processes, or 0"),
-        (dict(max_bad=2), "--max_bad=2"),
-        (dict(max_bad=float("nan")), "--max_bad=nan"),
+        (
+            dict(options=PrepareOptions(workers=-1)),
+            "--workers=-1: expected a number of processes, or 0",
+        ),
+        (dict(options=PrepareOptions(max_bad=2)), "--max_bad=2"),
+        (dict(options=PrepareOptions(max_bad=float("nan"))), "--max_bad=nan"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     changes, message, place, prepared
 ):
     (place / "a.json").write_text(json.dumps(_rows("a")))
-    given = dict(split="train", options=OPTIONS) | changes
+    given = dict(split="train") | changes
     with pytest.raises(PreparationError, match=message):
         prepare(place / "videos", [place / "a.json"], place / "out", **given)
     assert not (place / "out").exists()

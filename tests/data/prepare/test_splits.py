@@ -1,5 +1,6 @@
 """Several splits in one prepared folder: each keeps what the others need."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,8 +8,11 @@ import pytest
 
 from rvllm_jax.data.annotations.llava import read_llava
 from rvllm_jax.data.prepare.findings import DONE
-from rvllm_jax.data.prepare.run import PreparationError, PrepareOptions, prepare
+from rvllm_jax.data.prepare.options import PreparationError, PrepareOptions
+from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.store.reader import FrameStore
+
+OPTIONS = PrepareOptions(stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4)
 
 
 def _rows(*names):
@@ -79,7 +83,7 @@ def test_frames_stay_until_those_that_replace_them_are_whole(prepared, place, mo
 
 def test_a_split_that_would_spoil_another_is_refused(prepared, place, write_grey):
     prepared(_rows("a"))
-    other = PrepareOptions(stride=4, short_side=16, encoding="raw", frames_per_record=4, interval=4)
+    other = dataclasses.replace(OPTIONS, stride=4)
     with pytest.raises(PreparationError, match="split train is stored with .*'stride': 2.*own"):
         prepared(_rows("b"), split="test", options=other)
     (place / "videos" / "a.mp4").rename(place / "a.mp4")
@@ -89,12 +93,7 @@ def test_a_split_that_would_spoil_another_is_refused(prepared, place, write_grey
     write_grey(place / "elsewhere" / "a.mp4")
     (place / "e.json").write_text(json.dumps(_rows("a")))
     with pytest.raises(PreparationError, match="split train has another video 'a.mp4'"):
-        options = PrepareOptions(
-            stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4
-        )
-        prepare(
-            place / "elsewhere", [place / "e.json"], place / "out", split="test", options=options
-        )
+        prepare(place / "elsewhere", [place / "e.json"], place / "out", "test", OPTIONS)
 
 
 def _activitynet(place, name, *numbers):
@@ -112,11 +111,10 @@ def test_a_part_of_a_split_under_the_name_of_another(place, write_grey):
     write_grey(place / "videos" / "v_aaaaaaaaaaa.mp4")
 
     def of(paths, split, **more):
-        options = PrepareOptions(
-            stride=2, short_side=16, encoding="raw", frames_per_record=4, interval=4
+        options = dataclasses.replace(OPTIONS, allow_partial=True, **more)
+        return prepare(
+            place / "videos", paths, place / "out", split, options, say=lambda line: None
         )
-        how = dict(options=options, allow_partial=True, say=lambda line: None) | more
-        return prepare(place / "videos", paths, place / "out", split=split, **how)
 
     named = _activitynet(place, "test", 1, 2)
     with pytest.raises(PreparationError, match="_a.json: the file's name is .*split test, and"):
@@ -132,4 +130,4 @@ def test_a_part_of_a_split_under_the_name_of_another(place, write_grey):
     assert "some_a.json are of activitynet_qa's split validation" in found.verdict
     info = json.loads((place / "out" / "validation.info.json").read_text())
     assert info["annotations"][0]["split_told_by"] == ""
-    assert of(_activitynet(place, "some", 2, 3), "validation", own=True).code == DONE
+    assert of(_activitynet(place, "some", 2, 3), "validation", no_benchmark=True).code == DONE
