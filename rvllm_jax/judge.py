@@ -22,11 +22,12 @@ from pathlib import Path
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from rvllm_jax.evaluation.answers.exact_match import RULES
 from rvllm_jax.evaluation.answers.predictions import import_predictions
-from rvllm_jax.evaluation.judge import exact, judges
-from rvllm_jax.evaluation.judge.benchmark import Scoring, benchmark_folders, judge_benchmark
+from rvllm_jax.evaluation.judge import judges
 from rvllm_jax.evaluation.judge.endpoint import Patience
 from rvllm_jax.evaluation.judge.prompts import Prompts, load_prompts
+from rvllm_jax.evaluation.judging import Scoring, benchmark_folders, judge_benchmark
 from rvllm_jax.evaluation.score import compare
 from rvllm_jax.evaluation.score.text import comparison_lines, score_lines
 from rvllm_jax.system.errors import report_errors
@@ -40,7 +41,7 @@ KEY_ENV = flags.DEFINE_string("key_env", "OPENAI_API_KEY", "Variable with the ke
 PROMPTS = flags.DEFINE_string("prompts", None, "JSON of other prompts than ours.")
 NAME = flags.DEFINE_string("name", "", "Of the judge's files; none: from model and parameters.")
 FAITHFULNESS = flags.DEFINE_bool("faithfulness", False, "Have the judge count claims too.")
-RULE = flags.DEFINE_enum("rule", "", ("", *exact.RULES), "Of exact; none: the benchmark's.")
+RULE = flags.DEFINE_enum("rule", "", ("", *RULES), "Of exact; none: the benchmark's.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of the judge.")
 SEED = flags.DEFINE_integer("seed", None, "Of the judge, where it takes one.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Of a reply.")
@@ -118,19 +119,19 @@ def judge(stop: threading.Event) -> int:
     by = judging(stop)
     scoring = Scoring(INTEGER.value, RESAMPLES.value, 0, PRICE_IN.value, PRICE_OUT.value)
     for folder in benchmark_folders(Path(RESULTS.value), names):
-        result, done = judge_benchmark(
+        result, outcome = judge_benchmark(
             folder, by, scoring, give_up=GIVE_UP.value, stop=stop, progress=shown(folder.name)
         )
         if result is not None:
             print("\n".join(score_lines(result)))
             continue
-        if not done.total:
+        if not outcome.total:
             print(f"{folder.name}: nothing for {BACKEND.value}: it judges other answers")
             continue
         code = UNFINISHED
-        last = f" (the last: {' '.join(done.left[-1])})" if done.left else ""
-        print(f"{folder}: {done.judged + done.before} judged, {len(done.left)} without a reply"
-              f"{last}; repeat the command")  # fmt: skip
+        last = f" (the last: {' '.join(outcome.left[-1])})" if outcome.left else ""
+        print(f"{folder}: {outcome.judged + outcome.before} judged, {len(outcome.left)} without a "
+              f"reply{last}; repeat the command")  # fmt: skip
     return code
 
 
@@ -142,7 +143,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("name either --results=OUT or --compare=FILE,FILE")
     if bool(PREDICTIONS.value) != bool(ANNOTATIONS.value):
         raise app.UsageError("--predictions and --annotations go together")
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of reading a checkpoint
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every step of reading a checkpoint
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

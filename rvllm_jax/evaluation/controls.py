@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rvllm_jax.data.annotations.example import Turn
+from rvllm_jax.evaluation.answers.exact_match import exact
 from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.score.accuracy import accuracy_by_type
-from rvllm_jax.evaluation.score.normalise import exact
 from rvllm_jax.system import random
 
 PLAIN = ""  # the control of answers without one

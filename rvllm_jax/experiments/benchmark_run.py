@@ -18,7 +18,7 @@ from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.text import prompt
 from rvllm_jax.evaluation import controls
 from rvllm_jax.evaluation.answers.answer_file import AnswerFile, read_info_if_any
-from rvllm_jax.evaluation.answers.prediction_files import write_predictions
+from rvllm_jax.evaluation.answers.predictions import write_predictions
 from rvllm_jax.evaluation.answers.questions import (
     TEXT_GENERATION,
     EvaluationError,

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from rvllm_jax.evaluation.answers.answered import Answer
+from rvllm_jax.evaluation.answers.answer_file import Answer
 from rvllm_jax.system.lines import dump
 
 

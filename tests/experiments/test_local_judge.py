@@ -15,10 +15,10 @@ from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.evaluation.judge import judges
-from rvllm_jax.evaluation.judge.benchmark import Scoring, judge_benchmark
-from rvllm_jax.evaluation.judge.endpoint import NoReply
+from rvllm_jax.evaluation.judge.chat import NoReply
 from rvllm_jax.evaluation.judge.local import LocalJudge
 from rvllm_jax.evaluation.judge.prompts import Prompts
+from rvllm_jax.evaluation.judging import Scoring, judge_benchmark
 from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.streaming import text_of
 from rvllm_jax.models.functional import FunctionalModel

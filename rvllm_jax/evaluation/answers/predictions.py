@@ -1,41 +1,28 @@
-"""Predictions that others made, in Video-ChatGPT's forms or ActivityNet-QA's, as answers of ours.
+"""Files of predictions in the forms that others read and write: theirs as our answers, and back.
 
-Rows are {id, question, answer, pred}, {video_name, Q, A, pred}, {video_name, Q1, Q2, A, pred1,
-pred2}, or ActivityNet-QA's {question_id, answer}. Every question of the annotations becomes a line
-of answers.jsonl: one without a prediction as not answered.
+Rows are Video-ChatGPT's {id, question, answer, pred}, {video_name, Q, A, pred} and {video_name, Q1,
+Q2, A, pred1, pred2}, or ActivityNet-QA's {question_id, answer}, which are read only.
 """
 
-import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations.example import load_records
 from rvllm_jax.data.annotations.read import Part, read
-from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO, AnswersError
-from rvllm_jax.evaluation.judge import exact
-from rvllm_jax.system.atomic import write_bytes, write_json
+from rvllm_jax.evaluation.answers.answer_file import ANSWERS, INFO, AnswersError
+from rvllm_jax.evaluation.answers.exact_match import FREE, official, type_name
+from rvllm_jax.evaluation.answers.questions import (
+    TEXT_GENERATION,
+    Question,
+    example_questions,
+    some,
+)
+from rvllm_jax.system.atomic import dump_json, write_bytes, write_json, write_text
 from rvllm_jax.system.fingerprint import file_digest
 from rvllm_jax.system.lines import dump
-
-_CRITERIA = {"generic": ["CI", "DO", "CU"], "temporal": ["TU"], "consistency": ["C"]}
-_NAMED = 5  # how many offenders a message names
-
-
-@dataclasses.dataclass(frozen=True)
-class _Question:
-    """A question of the annotations."""
-
-    id: str
-    video: str
-    question: str
-    truth: str
-    type: str
-    pair: str
-    criteria: list[str]
-    number: int  # of its turn
 
 
 def import_predictions(
@@ -48,6 +35,8 @@ def import_predictions(
 ) -> Path:
     """Writes OUT/BENCHMARK/answers.jsonl and info.json; returns that folder.
 
+    Every question of the annotations becomes an answer: one without a prediction as not answered.
+
     split: which one it is; "": what the annotations show, where they do. duplicates: keep the first
     of several predictions for one question (its others are counted in info.json), rather than
     refuse.
@@ -55,22 +44,23 @@ def import_predictions(
     Raises AnswersError for predictions about other questions than the annotations', ids that come
     twice, rows of no known form, a folder with other answers; AnnotationError.
     """
-    found = read(annotation_files)
-    if found.set_aside:
-        where, why = next(iter(found.set_aside.items()))
+    known = read(annotation_files)
+    if known.set_aside:
+        where, why = next(iter(known.set_aside.items()))
         raise AnswersError(f"{where}: {why}; every question stays in the denominator: correct it")
-    questions = [question for part in found.parts for question in _questions(part)]
-    benchmark, split = _benchmark(found.parts, split)
-    said = _matched(predictions, questions)
-    answers = dict(reversed(said))  # the first of each
-    repeated = [id for id, count in Counter(id for id, _ in said).items() if count > 1]
+    numbered = [numbered for part in known.parts for numbered in _numbered_questions(part)]
+    questions = [question for _, question in numbered]
+    benchmark, split = _benchmark(known.parts, split)
+    matched = _matched(predictions, numbered)
+    answers = dict(reversed(matched))  # the first of each
+    repeated = [id for id, count in Counter(id for id, _ in matched).items() if count > 1]
     if repeated and not duplicates:
         raise AnswersError(
             f"{_names(predictions)}: {len(repeated)} questions have several predictions: "
-            f"{_some(repeated)}; remove all but one, or keep the first of each by --duplicates"
+            f"{some(repeated)}; remove all but one, or keep the first of each by --duplicates"
         )
     content = "".join(dump(_line(q, answers, _names(predictions))) for q in questions).encode()
-    counts = published.PUBLISHED.get(found.parts[0].benchmark, {}).get(split)
+    counts = published.PUBLISHED.get(known.parts[0].benchmark, {}).get(split)
     info = {
         "benchmark": benchmark,
         "split": split,
@@ -78,7 +68,7 @@ def import_predictions(
         "questions": len(questions),
         "partial": any(
             published.shortfall(part.benchmark, split, part.rows, part.videos)
-            for part in found.parts
+            for part in known.parts
         ),
         "model": _names(predictions),
         "predictions_sha256": [file_digest(path) for path in predictions],
@@ -88,8 +78,15 @@ def import_predictions(
         "training_videos": None,
     }
     if not any(q.criteria for q in questions):
-        info["official_evaluator"] = _official(benchmark, said, questions)
+        info["official_evaluator"] = _official(benchmark, matched, questions)
     return _write(Path(out) / benchmark, content, info)
+
+
+def _numbered_questions(part: Part) -> Iterator[tuple[int, Question]]:
+    """The questions of a file, each with the number of its turn."""
+    for example in part.examples:
+        generation = part.format in ("generative", "consistency")
+        yield from enumerate(example_questions(example, generation=generation), 1)
 
 
 def _write(folder: Path, content: bytes, info: dict[str, Any]) -> Path:
@@ -100,24 +97,6 @@ def _write(folder: Path, content: bytes, info: dict[str, Any]) -> Path:
     write_json(folder / INFO, info)
     write_bytes(path, content)
     return folder
-
-
-def _questions(part: Part):
-    for example in part.examples:
-        kind = example.turns[0].kind
-        criteria = _CRITERIA.get(kind, []) if part.format in ("generative", "consistency") else []
-        several = len(example.turns) > 1
-        for number, turn in enumerate(example.turns, 1):
-            yield _Question(
-                f"{example.id}/{number}" if several else example.id,
-                example.video,
-                turn.question,
-                turn.answer,
-                turn.kind,
-                example.id if "C" in criteria else "",
-                criteria,
-                number,
-            )
 
 
 def _benchmark(parts: Sequence[Part], split: str) -> tuple[str, str]:
@@ -139,22 +118,25 @@ def _benchmark(parts: Sequence[Part], split: str) -> tuple[str, str]:
     return benchmark or "own", split
 
 
-def _official(benchmark, said, questions) -> dict[str, dict[str, float]]:
+def _official(benchmark, predictions, questions) -> dict[str, dict[str, float]]:
     """What ActivityNet-QA's evaluator says of the file as it is, duplicates included."""
-    truths = {q.id: (exact.type_name(benchmark, q.type), q.truth) for q in questions}
-    free = exact.FREE if benchmark == "activitynet_qa" else ()
-    accuracy, counts = exact.official(said, truths, free)
+    truths = {q.id: (type_name(benchmark, q.turn.kind), q.turn.answer) for q in questions}
+    free = FREE if benchmark == "activitynet_qa" else ()
+    accuracy, counts = official(predictions, truths, free)
     return {"accuracy": accuracy, "questions": counts}
 
 
-def _matched(predictions, questions) -> list[tuple[str, str]]:
-    """Every prediction, in order, with the id of its question."""
-    by_id = {q.id: q for q in questions}
-    by_text: dict[tuple[str, str, int], list[_Question]] = {}
-    for q in questions:
-        by_text.setdefault((q.video, q.question, q.number), []).append(q)
+def _matched(
+    predictions: Sequence[str | Path], numbered: Sequence[tuple[int, Question]]
+) -> list[tuple[str, str]]:
+    """Every prediction, in order, with the id of its question; questions have the number of their
+    turn."""
+    by_id = {q.id: q for _, q in numbered}
+    by_text: dict[tuple[str, str, int], list[Question]] = {}
+    for number, q in numbered:
+        by_text.setdefault((q.video, q.turn.question, number), []).append(q)
     used: dict[tuple[str, str, int], int] = {}
-    said: list[tuple[str, str]] = []
+    matched: list[tuple[str, str]] = []
     unknown, other = [], []
     for path in predictions:
         for position, row in enumerate(load_records(path)):
@@ -168,22 +150,22 @@ def _matched(predictions, questions) -> list[tuple[str, str]]:
                 if question is None:
                     unknown.append(f"record {position} ({id or key[1]!r:.60})")
                     continue
-                if key[1] and key[1].strip() != question.question or truth and (
-                    truth.strip() != question.truth
+                if key[1] and key[1].strip() != question.turn.question or truth and (
+                    truth.strip() != question.turn.answer
                 ):  # fmt: skip
                     other.append(question.id)
-                said.append((question.id, answer))
+                matched.append((question.id, answer))
     if unknown or other:
         what = (
             f"{len(unknown)} predictions are about no question of the annotations, the first: "
-            f"{_some(unknown)}" if unknown else
-            f"{len(other)} ids stand for another question or truth there: {_some(other)}"
+            f"{some(unknown)}" if unknown else
+            f"{len(other)} ids stand for another question or truth there: {some(other)}"
         )  # fmt: skip
         raise AnswersError(
             f"{_names(predictions)}: {what}; these are predictions of another benchmark or split: "
             "give the annotations that they were made for"
         )
-    return said
+    return matched
 
 
 def _row(where: str, row: Any):
@@ -191,31 +173,31 @@ def _row(where: str, row: Any):
     if not isinstance(row, dict):
         raise AnswersError(f"{where}: expected an object, got {row!r:.50}")
     if {"id", "pred"} <= row.keys():
-        found = [(row["id"], ("", row.get("question", ""), 1), row.get("answer", ""), row["pred"])]
+        rows = [(row["id"], ("", row.get("question", ""), 1), row.get("answer", ""), row["pred"])]
     elif {"video_name", "Q1", "Q2", "pred1", "pred2"} <= row.keys():
-        found = [
+        rows = [
             (None, (row["video_name"], row[f"Q{n}"], n), row.get("A", ""), row[f"pred{n}"])
             for n in (1, 2)
         ]
     elif {"video_name", "Q", "pred"} <= row.keys():
-        found = [(None, (row["video_name"], row["Q"], 1), row.get("A", ""), row["pred"])]
+        rows = [(None, (row["video_name"], row["Q"], 1), row.get("A", ""), row["pred"])]
     elif {"question_id", "answer"} <= row.keys() and "pred" not in row:
-        found = [(row["question_id"], ("", "", 1), "", row["answer"])]
+        rows = [(row["question_id"], ("", "", 1), "", row["answer"])]
     else:
         raise AnswersError(
             f"{where}: has {', '.join(map(str, row))}; expected id, question, answer, pred; or "
             "video_name, Q, A, pred; or video_name, Q1, Q2, A, pred1, pred2; or question_id, answer"
         )
-    for id, key, truth, answer in found:
+    for id, key, truth, answer in rows:
         if not all(isinstance(text, str) for text in (*key[:2], truth, answer)):
             raise AnswersError(f"{where}: expected texts, got {answer!r:.40} for {key[1]!r:.40}")
         yield None if id is None else str(id), (key[0], key[1].strip(), key[2]), truth, answer
 
 
-def _line(q: _Question, answers: dict[str, str], source: str) -> dict[str, Any]:
+def _line(q: Question, answers: dict[str, str], source: str) -> dict[str, Any]:
     return {
-        "question_id": q.id, "video": q.video, "question": q.question, "truth": q.truth,
-        "type": q.type, "criteria": q.criteria, "pair": q.pair, "control": "", "prompt": "",
+        "question_id": q.id, "video": q.video, "question": q.turn.question, "truth": q.turn.answer,
+        "type": q.turn.kind, "criteria": q.criteria, "pair": q.pair, "control": "", "prompt": "",
         "answer": answers.get(q.id, ""), "ids": [], "clips": [], "seconds": 0.0,
         "failed": "" if q.id in answers else f"no prediction in {source}",
     }  # fmt: skip
@@ -225,6 +207,55 @@ def _names(paths) -> str:
     return ", ".join(Path(path).name for path in paths)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def write_predictions(folder: Path, benchmark: str, answers: Sequence[Mapping[str, Any]]) -> None:
+    """Writes predictions.json, or of text generation predictions_{generic,temporal,consistency}.
+
+    answers: the lines of answers.jsonl without controls, all of them. Records are `{"id",
+    "question", "answer", "pred"}`; of text generation `{"video_name", "Q", "A", "pred"}` and, for
+    consistency, `{"video_name", "Q1", "Q2", "A", "pred1", "pred2"}`.
+    """
+    if benchmark != TEXT_GENERATION:
+        _dump(folder / "predictions.json", [_zero_shot(answer) for answer in answers])
+        return
+    for kind in ("generic", "temporal"):
+        records = [_generative(answer) for answer in answers if answer["type"] == kind]
+        _dump(folder / f"predictions_{kind}.json", records)
+    pairs: dict[str, list[Mapping[str, Any]]] = {}
+    for answer in answers:
+        if answer["pair"]:
+            pairs.setdefault(answer["pair"], []).append(answer)
+    ordered = (sorted(pair, key=lambda a: a["question_id"]) for pair in pairs.values())
+    _dump(folder / "predictions_consistency.json", [_consistency(*pair) for pair in ordered])
+
+
+def _zero_shot(answer: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "id": answer["question_id"],
+        "question": answer["question"],
+        "answer": answer["truth"],
+        "pred": answer["answer"],
+    }
+
+
+def _generative(answer: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "video_name": answer["video"],
+        "Q": answer["question"],
+        "A": answer["truth"],
+        "pred": answer["answer"],
+    }
+
+
+def _consistency(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "video_name": first["video"],
+        "Q1": first["question"],
+        "Q2": second["question"],
+        "A": first["truth"],
+        "pred1": first["answer"],
+        "pred2": second["answer"],
+    }
+
+
+def _dump(path: Path, records: list) -> None:
+    write_text(path, dump_json(records, ensure_ascii=False), errors="replace")

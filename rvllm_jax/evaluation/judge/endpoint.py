@@ -19,25 +19,12 @@ from urllib.parse import urlsplit
 
 from absl import logging
 
-from rvllm_jax.evaluation.judge.chat import Completion
-from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.evaluation.judge.chat import Completion, JudgeError, NoReply, Stopped
 
 _LARGEST = 4 << 20  # bytes of a reply
 _PIECE = 1 << 16
 _SHOWN = 200  # characters of a reply that messages show
 _REFUSED = (400, 413, 422)  # this request, perhaps no other one
-
-
-class EndpointError(RvllmError, RuntimeError):
-    """An endpoint that cannot be used at all: address, key, model or protocol are wrong."""
-
-
-class NoReply(RuntimeError):
-    """One question that got no reply, after all attempts."""
-
-
-class Stopped(RuntimeError):
-    """The work was called off while this question waited."""
 
 
 class _Passing(Exception):
@@ -46,8 +33,8 @@ class _Passing(Exception):
     advice: what to correct, where it will hardly go better by itself.
     """
 
-    def __init__(self, told: str, after: float | None = None, advice: str = ""):
-        super().__init__(told)
+    def __init__(self, reason: str, after: float | None = None, advice: str = ""):
+        super().__init__(reason)
         self.after, self.advice = after, advice
 
 
@@ -69,7 +56,7 @@ class Endpoint:
     """Asks an endpoint; from any number of threads, each with its own connection.
 
     parameters: what goes into each request beside model and messages. `stop`, once set, ends all
-    waiting. Raises EndpointError for a base URL or key that cannot be one.
+    waiting. Raises JudgeError for a base URL or key that cannot be one.
     """
 
     def __init__(
@@ -84,12 +71,12 @@ class Endpoint:
     ):
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EndpointError(
+            raise JudgeError(
                 f"base URL {base_url!r}: expected http(s)://HOST[:PORT]/PATH, such as "
                 "http://localhost:8000/v1"
             )
         if key is not None and (not key.isascii() or not key.isprintable() or " " in key):
-            raise EndpointError("the key holds spaces, line ends or other than ASCII: correct it")
+            raise JudgeError("the key holds spaces, line ends or other than ASCII: correct it")
         self.base_url, self.model, self.parameters = base_url, model, dict(parameters)
         self._patience, self.stop = patience, stop or threading.Event()
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
@@ -98,30 +85,30 @@ class Endpoint:
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._own = threading.local()
+        self._local = threading.local()
         self._not_before = 0.0  # by time.monotonic(): when the endpoint wants to be asked again
         self.reached = False  # whether any request has got a reply of the protocol
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> Completion:
         """The reply to `messages`.
 
-        Raises NoReply where no attempt brought one, EndpointError where none can, Stopped. What
+        Raises NoReply where no attempt brought one, JudgeError where none can, Stopped. What
         needs correcting (a refused key, another protocol) is one at the first contact; of an
         endpoint that has replied before, only after all attempts.
         """
         body = json.dumps({"model": self.model, "messages": list(messages)} | self.parameters)
-        told = advice = ""
+        reason = advice = ""
         for attempt in range(self._patience.attempts):
             self._wait(self._not_before - time.monotonic())
             try:
                 completion = self._once(body.encode())
             except _Passing as error:
-                told, advice = str(error), error.advice
+                reason, advice = str(error), error.advice
                 self._close()
                 if not self.reached:
                     if advice:
-                        raise EndpointError(f"{self._at}: {told}. {advice}") from error
-                    logging.warning("%s: attempt %d: %s", self.base_url, attempt + 1, told)
+                        raise JudgeError(f"{self._at}: {reason}. {advice}") from error
+                    logging.warning("%s: attempt %d: %s", self.base_url, attempt + 1, reason)
                 if error.after is not None:  # for all threads
                     self._not_before = time.monotonic() + min(error.after, self._patience.longest)
                 if attempt + 1 < self._patience.attempts:
@@ -130,13 +117,13 @@ class Endpoint:
                 continue
             self.reached = True
             return completion
-        told = f"{self._patience.attempts} attempts, the last: {told}"
+        reason = f"{self._patience.attempts} attempts, the last: {reason}"
         if advice:
-            raise EndpointError(
-                f"{self._at} replied before, and no longer does: {told}. {advice}; what was judged "
-                "is kept: then repeat the command"
+            raise JudgeError(
+                f"{self._at} replied before, and no longer does: {reason}. {advice}; what was "
+                "judged is kept: then repeat the command"
             )
-        raise NoReply(told)
+        raise NoReply(reason)
 
     def _wait(self, seconds: float) -> None:
         if self.stop.wait(seconds) if seconds > 0 else self.stop.is_set():
@@ -146,7 +133,7 @@ class Endpoint:
         try:
             status, headers, content = self._exchange(body)
         except ssl.SSLCertVerificationError as error:
-            raise EndpointError(f"{self.base_url}: {error}") from error
+            raise JudgeError(f"{self.base_url}: {error}") from error
         except TimeoutError as error:
             raise _Passing(f"no reply within {self._patience.timeout:g} s") from error
         except (OSError, http.client.HTTPException) as error:
@@ -154,7 +141,7 @@ class Endpoint:
         shown = content[:_SHOWN].decode("utf-8", "replace")
         if status in _REFUSED:
             if not self.reached:
-                raise EndpointError(
+                raise JudgeError(
                     f"{self._at}: HTTP {status}: {shown!r}. Correct the model ({self.model!r}) or "
                     f"the parameters ({json.dumps(self.parameters)}; --extra changes them)"
                 )
@@ -172,7 +159,7 @@ class Endpoint:
     def _exchange(self, body: bytes) -> tuple[int, Any, bytes]:
         """Status, headers and content of one request, within the time that one may take."""
         end = time.monotonic() + self._patience.timeout
-        reused = getattr(self._own, "connection", None) is not None
+        reused = getattr(self._local, "connection", None) is not None
         try:
             return self._send(body, end)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
@@ -188,33 +175,33 @@ class Endpoint:
         connection.request("POST", self._path, body, self._headers)
         connection.sock.settimeout(max(0.001, end - time.monotonic()))
         response = connection.getresponse()
-        expected, pieces, held = response.length, [], 0
-        while held != expected and (piece := response.read1(_PIECE)):
+        expected, pieces, size = response.length, [], 0
+        while size != expected and (piece := response.read1(_PIECE)):
             pieces.append(piece)
-            held += len(piece)
-            if held > _LARGEST:
+            size += len(piece)
+            if size > _LARGEST:
                 raise http.client.HTTPException(f"a reply of more than {_LARGEST} bytes")
             if time.monotonic() > end:
                 raise TimeoutError
             if connection.sock is not None:
                 connection.sock.settimeout(max(0.001, end - time.monotonic()))
-        if expected is not None and held != expected:
-            raise http.client.IncompleteRead(b"".join(pieces), expected - held)
+        if expected is not None and size != expected:
+            raise http.client.IncompleteRead(b"".join(pieces), expected - size)
         response.close()
         if response.will_close:
             self._close()
         return response.status, response.headers, b"".join(pieces)
 
     def _connection(self) -> http.client.HTTPConnection:
-        if getattr(self._own, "connection", None) is None:
+        if getattr(self._local, "connection", None) is None:
             kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            self._own.connection = kind(self._host, self._port, timeout=self._patience.timeout)
-        return self._own.connection
+            self._local.connection = kind(self._host, self._port, timeout=self._patience.timeout)
+        return self._local.connection
 
     def _close(self) -> None:
-        if getattr(self._own, "connection", None) is not None:
-            self._own.connection.close()
-            self._own.connection = None
+        if getattr(self._local, "connection", None) is not None:
+            self._local.connection.close()
+            self._local.connection = None
 
     @property
     def _at(self) -> str:
@@ -226,12 +213,12 @@ class Endpoint:
             reply = json.loads(content)
             text = reply["choices"][0]["message"].get("content")
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-            told = (
+            reason = (
                 f"{kind} that is no chat completion: {shown!r}; expected JSON with "
                 "choices[0].message.content"
             )
-            advice = _ADDRESS if _of_another_protocol(kind, reply) else ""
-            raise _Passing(told, advice=advice) from error
+            advice = _ADDRESS if _is_another_protocol(kind, reply) else ""
+            raise _Passing(reason, advice=advice) from error
         usage = reply.get("usage")
         tokens = {
             name: usage[name]
@@ -257,7 +244,7 @@ _ADVICE = {
 }
 
 
-def _of_another_protocol(kind: str, reply: Any) -> bool:
+def _is_another_protocol(kind: str, reply: Any) -> bool:
     """Whether a whole reply of status 200 shows that something else is spoken at this address: no
     JSON, or JSON without choices[0].message that tells no error either."""
     if "json" not in kind:

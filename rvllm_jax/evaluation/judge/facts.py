@@ -12,8 +12,7 @@ judge, not believed.
 import re
 from collections.abc import Mapping, Sequence
 
-from rvllm_jax.evaluation.judge.items import Item
-from rvllm_jax.evaluation.judge.verdicts import Verdict
+from rvllm_jax.evaluation.judge.verdicts import Item, Verdict
 
 KINDS = ("things", "colours", "counts", "relations")
 UNSUPPORTED = 0.5  # a caption with less of its facts in the reference counts as hallucinated
@@ -52,34 +51,34 @@ _ENDINGS = ("ings", "ing", "edly", "ed", "ies", "es", "s", "ly")
 def facts(text: str) -> dict[str, set[str]]:
     """The facts of a text by kind.
 
-    >>> found = facts("Two men in red shirts are standing on a bridge.")
-    >>> sorted(found["things"]), found["colours"], found["counts"]
+    >>> stated = facts("Two men in red shirts are standing on a bridge.")
+    >>> sorted(stated["things"]), stated["colours"], stated["counts"]
     (['bridg', 'man', 'shirt', 'stand'], {'red'}, {'2 man'})
-    >>> sorted(found["relations"])
+    >>> sorted(stated["relations"])
     ['man in shirt', 'stand on bridg']
     """
-    found: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    stated: dict[str, set[str]] = {kind: set() for kind in KINDS}
     last, between, count = "", "", ""
     for token in re.findall(r"[^\W_]+(?:'[^\W_]+)?|[.;:!?]", f"{text}.".casefold()):
         if token in ".;:!?":
             if count:  # of nothing that is named: "Two."
-                found["counts"].add(count)
+                stated["counts"].add(count)
             last = between = count = ""
         elif token in _COLOURS or token == "gray":
-            found["colours"].add("grey" if token == "gray" else token)
+            stated["colours"].add("grey" if token == "gray" else token)
         elif token in _NUMBERS or token.isdecimal():
             count = str(_NUMBERS.get(token, token))
         elif token in _PREPOSITIONS:
             between = token if last else ""
         elif token not in _FUNCTION:
             word = _stem(token)
-            found["things"].add(word)
+            stated["things"].add(word)
             if count:
-                found["counts"].add(f"{count} {word}")
+                stated["counts"].add(f"{count} {word}")
             if between:
-                found["relations"].add(f"{last} {between} {word}")
+                stated["relations"].add(f"{last} {between} {word}")
             last, between, count = word, "", ""
-    return found
+    return stated
 
 
 def overlap(caption: str, reference: str) -> dict[str, Mapping[str, Sequence[str]]]:
@@ -88,15 +87,11 @@ def overlap(caption: str, reference: str) -> dict[str, Mapping[str, Sequence[str
     >>> overlap("A red dog.", "A black dog runs.")["unsupported"]
     {'things': [], 'colours': ['red'], 'counts': [], 'relations': []}
     """
-    said, true = facts(caption), facts(reference)
-
-    def listed(choose) -> dict[str, list[str]]:
-        return {kind: sorted(choose(said[kind], true[kind])) for kind in KINDS}
-
+    stated, true = facts(caption), facts(reference)
     return {
-        "supported": listed(lambda said, true: said & true),
-        "unsupported": listed(lambda said, true: said - true),
-        "missing": listed(lambda said, true: true - said),
+        "supported": {kind: sorted(stated[kind] & true[kind]) for kind in KINDS},
+        "unsupported": {kind: sorted(stated[kind] - true[kind]) for kind in KINDS},
+        "missing": {kind: sorted(true[kind] - stated[kind]) for kind in KINDS},
     }
 
 
@@ -107,9 +102,10 @@ class FactJudge:
     """
 
     def __call__(self, item: Item) -> Verdict:
-        found = overlap(item.answers[0], item.truth)
+        compared = overlap(item.answers[0], item.truth)
         supported, unsupported, missing = (
-            sum(map(len, found[name].values())) for name in ("supported", "unsupported", "missing")
+            sum(map(len, compared[name].values()))
+            for name in ("supported", "unsupported", "missing")
         )
         claims, true = supported + unsupported, supported + missing
         return Verdict(
@@ -119,7 +115,7 @@ class FactJudge:
                 "claims": claims,
                 "supported": supported,
                 "recall": supported / true if true else None,
-                "facts": found,
+                "facts": compared,
             },
         )
 

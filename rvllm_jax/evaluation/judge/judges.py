@@ -7,14 +7,12 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rvllm_jax.evaluation.judge.chat import Ask, ChatJudge
-from rvllm_jax.evaluation.judge.endpoint import Endpoint, EndpointError, Patience
-from rvllm_jax.evaluation.judge.exact import ExactJudge, default_rule
+from rvllm_jax.evaluation.answers.exact_match import default_rule, same, type_name
+from rvllm_jax.evaluation.judge.chat import Ask, ChatJudge, JudgeError
+from rvllm_jax.evaluation.judge.endpoint import Endpoint, Patience
 from rvllm_jax.evaluation.judge.facts import FactJudge
-from rvllm_jax.evaluation.judge.items import FAITHFULNESS, QA, Item
 from rvllm_jax.evaluation.judge.prompts import OURS, Prompts
-from rvllm_jax.evaluation.judge.run import Judge
-from rvllm_jax.evaluation.judge.verdicts import file_name
+from rvllm_jax.evaluation.judge.verdicts import FAITHFULNESS, QA, Item, Judge, Verdict, file_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +33,27 @@ class Judging:
     concurrency: int = 1
 
 
+class ExactJudge:
+    """Judges by comparison; `correct` follows `rule`, and every verdict says what both rules say.
+
+    benchmark: whose numbers of types are known (exact_match.TYPES).
+    """
+
+    def __init__(self, benchmark: str, rule: str):
+        self.benchmark, self.rule = benchmark, rule
+
+    def __call__(self, item: Item) -> Verdict:
+        by_rule = same(item.answers[0], item.truth, type_name(self.benchmark, item.type))
+        return Verdict(correct=by_rule[self.rule], model="exact", more=by_rule)
+
+
 def exact(rule: str = "", name: str = "") -> Judging:
-    """By comparison (exact_match.py), questions only; `rule`: one of its RULES, "" for the
+    """By comparison (answers/exact_match.py), questions only; `rule`: one of its RULES, "" for the
     benchmark's own."""
 
     def made_with(benchmark: str) -> dict[str, Any]:
-        chosen = rule or default_rule(benchmark)
-        return {"backend": "exact", "model": "exact", "parameters": {"rule": chosen}}
+        parameters = {"rule": rule or default_rule(benchmark)}
+        return {"backend": "exact", "model": "exact", "parameters": parameters}
 
     return Judging(
         name or ("exact" if not rule else f"exact.{rule}"),
@@ -108,13 +120,13 @@ def endpoint(
     """By an endpoint of OpenAI's protocol; `options` as in `chat`.
 
     key_env: the variable of the environment that holds the key; "": the endpoint wants none.
-    Raises EndpointError where the model, the address or the key is missing or cannot be one.
+    Raises JudgeError where the model, the address or the key is missing or cannot be one.
     """
     if not model:
-        raise EndpointError("name the endpoint's model by --model")
+        raise JudgeError("name the endpoint's model by --model")
     key = os.environ.get(key_env, "").strip() if key_env else None
     if key == "":
-        raise EndpointError(
+        raise JudgeError(
             f"the environment's {key_env} holds no key: set it, name another variable by "
             "--key_env, or say --key_env= where the endpoint wants none"
         )
@@ -128,13 +140,13 @@ def request_parameters(
     temperature: float, max_tokens: int, seed: int | None, extra: str
 ) -> dict[str, Any]:
     """What a request holds beside model and messages; `extra`, JSON, adds fields or removes them by
-    null. Raises EndpointError."""
+    null. Raises JudgeError."""
     try:
         more = json.loads(extra)
     except ValueError as error:
-        raise EndpointError(f"--extra={extra}: not JSON ({error})") from error
+        raise JudgeError(f"--extra={extra}: not JSON ({error})") from error
     if not isinstance(more, dict) or more.keys() & {"model", "messages", "stream"}:
-        raise EndpointError(
+        raise JudgeError(
             f"--extra={extra}: expected an object of further fields, without model, messages, "
             "stream"
         )

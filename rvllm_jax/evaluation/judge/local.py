@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rvllm_jax.evaluation.judge.chat import Completion
-from rvllm_jax.evaluation.judge.endpoint import NoReply
+from rvllm_jax.evaluation.judge.chat import Completion, NoReply
 from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.prompts import PromptError
 

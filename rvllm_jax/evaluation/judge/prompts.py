@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from rvllm_jax.evaluation.answers.answered import CRITERIA
-from rvllm_jax.evaluation.judge.items import CONSISTENCY, FAITHFULNESS, QA, Item
+from rvllm_jax.evaluation.answers.questions import CRITERIA
+from rvllm_jax.evaluation.judge.verdicts import CONSISTENCY, FAITHFULNESS, QA, Item
 from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.fingerprint import json_digest

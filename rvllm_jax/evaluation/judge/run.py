@@ -4,17 +4,15 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from rvllm_jax.evaluation.judge.endpoint import EndpointError, NoReply, Stopped
-from rvllm_jax.evaluation.judge.items import Item, Key
-from rvllm_jax.evaluation.judge.verdicts import Verdict, VerdictsError, line
+from rvllm_jax.evaluation.judge.chat import JudgeError, NoReply, Stopped
+from rvllm_jax.evaluation.judge.verdicts import Item, Judge, Key, Verdict, VerdictsError, line
 from rvllm_jax.system.lines import JsonLines
 
 _IN_A_ROW = 10  # questions without a reply, of each thread, after which the endpoint is down
-Judge = Callable[[Item], Verdict]
 
 
 @dataclass
-class Done:
+class Outcome:
     """What became of the items: judged now, before, and without a reply (id and reason).
 
     total: how many of them are for this judge.
@@ -30,36 +28,36 @@ def judge_items(
     items: Iterable[Item],
     judge: Judge,
     lines: JsonLines,
-    held: dict[Key, str],
+    before: dict[Key, str],
     *,
     concurrency: int = 1,
     give_up: bool = False,
     stop: threading.Event | None = None,
     progress: Callable[[int], None] = lambda judged: None,
-) -> Done:
-    """Judges the items that `held` has not, and adds their verdicts to `lines`.
+) -> Outcome:
+    """Judges the items that `before` has not, and adds their verdicts to `lines`.
 
     Items are drawn as threads get free, so that memory does not grow with their number. The first
     one is judged alone: it shows whether the judge can be used. An item that was not asked gets a
     failed verdict without the judge. One without a reply is left for the next time, or, with
     `give_up`, recorded as failed.
 
-    Raises EndpointError where the judge cannot be used, or stopped replying; what was judged is on
+    Raises JudgeError where the judge cannot be used, or stopped replying; what was judged is on
     the disk. `stop`, once set, ends the work after what is being asked.
     """
-    return _Work(judge, lines, held, give_up, stop or threading.Event(), progress).run(
+    return _Work(judge, lines, before, give_up, stop or threading.Event(), progress).run(
         iter(items), concurrency
     )
 
 
-def check_held(items: Iterable[Item], held: dict[Key, str], where: str) -> None:
-    """Raises VerdictsError unless every verdict in `held` is about one of `items`, as it is now."""
-    now = {item.key: item.of for item in items if item.key in held}
-    other = [key for key, of in held.items() if now.get(key) != of]
+def check_before(items: Iterable[Item], before: dict[Key, str], where: str) -> None:
+    """Raises VerdictsError unless each verdict in `before` is about one of `items` as it is now."""
+    now = {item.key: item.of for item in items if item.key in before}
+    other = [key for key, of in before.items() if now.get(key) != of]
     if other:
         gone = sum(key not in now for key in other)
         raise VerdictsError(
-            f"{where}: {len(other)} of {len(held)} verdicts are about other answers than those "
+            f"{where}: {len(other)} of {len(before)} verdicts are about other answers than those "
             f"beside it now ({gone} are of questions that are not there), the first: "
             f"{' '.join(filter(None, other[0]))}. Judge them under another name (--name), or move "
             "the file away"
@@ -67,19 +65,19 @@ def check_held(items: Iterable[Item], held: dict[Key, str], where: str) -> None:
 
 
 class _Work:
-    def __init__(self, judge, lines, held, give_up, stop, progress):
-        self.judge, self.lines, self.held, self.give_up = judge, lines, held, give_up
+    def __init__(self, judge, lines, before, give_up, stop, progress):
+        self.judge, self.lines, self.before, self.give_up = judge, lines, before, give_up
         self.stop, self.progress = stop, progress
-        self.done, self.lock, self.in_a_row = Done(), threading.Lock(), 0
+        self.outcome, self.lock, self.in_a_row = Outcome(), threading.Lock(), 0
         self.error: BaseException | None = None
 
-    def run(self, items, concurrency: int) -> Done:
+    def run(self, items, concurrency: int) -> Outcome:
         self.items, self.largest_row = items, _IN_A_ROW * concurrency
         try:
             if (first := self._next(asked=True)) is not None:
                 self._one(first, alone=True)
         except Stopped:
-            return self.done
+            return self.outcome
         threads = [threading.Thread(target=self._loop, daemon=True) for _ in range(concurrency)]
         try:
             for thread in threads:
@@ -95,7 +93,7 @@ class _Work:
             raise
         if self.error is not None:
             raise self.error
-        return self.done
+        return self.outcome
 
     def _loop(self) -> None:
         try:
@@ -113,8 +111,8 @@ class _Work:
         while True:
             with self.lock:
                 item = next(self.items, None)
-                if item is not None and item.key in self.held:
-                    self.done.before += 1
+                if item is not None and item.key in self.before:
+                    self.outcome.before += 1
                     continue
             if item is None or not asked or not item.failed:
                 return item
@@ -128,7 +126,7 @@ class _Work:
                 verdict = self.judge(item)
         except NoReply as error:
             if alone:
-                raise EndpointError(f"the judge does not reply: {error}") from error
+                raise JudgeError(f"the judge does not reply: {error}") from error
             verdict = self._without_reply(item, error)
         else:
             self.in_a_row = 0
@@ -136,18 +134,18 @@ class _Work:
             record = line(item, verdict)
             with self.lock:
                 self.lines.append(record)
-                self.done.judged += 1
-                self.progress(self.done.judged)
+                self.outcome.judged += 1
+                self.progress(self.outcome.judged)
 
     def _without_reply(self, item: Item, error: NoReply) -> Verdict | None:
         with self.lock:
             self.in_a_row += 1
             if self.in_a_row >= self.largest_row:
-                raise EndpointError(
+                raise JudgeError(
                     f"{self.in_a_row} questions in a row got no reply, the last: {error}; what was "
                     "judged is kept: repeat the command when the judge replies again"
                 )
             if self.give_up:
                 return Verdict(failed=f"no reply: {error}")
-            self.done.left.append((item.question_id, str(error)))
+            self.outcome.left.append((item.question_id, str(error)))
             return None

@@ -1,23 +1,103 @@
-"""What judges say: the lines of judged.NAME.jsonl, and what they were made with beside it."""
+"""What is judged, and what judges say of it: the lines of judged.NAME.jsonl.
+
+An item is one answer, one answer by one criterion, or two answers together. What the verdicts were
+made with stands beside them, in judged.NAME.json.
+"""
 
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.evaluation.judge.items import Item, Key
+from rvllm_jax.evaluation.answers.answer_file import Answer, digest
 from rvllm_jax.system.atomic import read_json, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
+QA, CONSISTENCY, FAITHFULNESS = "", "C", "F"  # what is judged by, beside the other criteria
 LARGEST = 5.0  # of scores; the smallest is 0
-_TOLD = ("created", "base_url")  # an endpoint that moves is the same judge
+_NOT_COMPARED = ("created", "base_url")  # an endpoint that moves is the same judge
+
+Key = tuple[str, str, str]  # id of a question or pair, control, criterion
 
 
 class VerdictsError(RvllmError, ValueError):
     """Verdicts that do not fit together or to the answers; says where, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """What one verdict is about; two questions and answers where the criterion is "C"."""
+
+    question_id: str
+    pair: str
+    control: str
+    criterion: str
+    video: str
+    type: str
+    questions: tuple[str, ...]
+    truth: str
+    answers: tuple[str, ...]
+    failed: str  # why a question was not asked: then there is nothing to judge
+
+    @property
+    def key(self) -> Key:
+        """What names it within a file of verdicts."""
+        return self.pair if self.criterion == CONSISTENCY else self.question_id, self.control, \
+            self.criterion  # fmt: skip
+
+    @property
+    def asked(self) -> str:
+        """The same for everybody's answers to the same questions, whatever the videos' files are
+        called."""
+        return digest(*self.questions, self.truth)
+
+    @property
+    def of(self) -> str:
+        """Another where anything is that a judge sees."""
+        return digest(self.asked, self.type, *self.answers, self.failed)
+
+
+def items(answers: Iterable[Answer], *, faithfulness: bool = False) -> Iterator[Item]:
+    """What there is to judge of `answers`, as they come; one of a pair waits for the other.
+
+    faithfulness: whether every answer is compared, fact by fact, with its truth too.
+    """
+    waiting: dict[tuple[str, str], Answer] = {}
+    for answer in answers:
+        if not answer.criteria:
+            yield _item(QA, answer)
+        for criterion in answer.criteria:
+            if criterion != CONSISTENCY:
+                yield _item(criterion, answer)
+            elif (answer.pair, answer.control) in waiting:
+                yield _item(criterion, waiting.pop((answer.pair, answer.control)), answer)
+            else:
+                waiting[answer.pair, answer.control] = answer
+        if faithfulness:
+            yield _item(FAITHFULNESS, answer)
+
+
+def _item(criterion: str, *answers: Answer) -> Item:
+    first = answers[0]
+    return Item(
+        question_id=first.question_id,
+        pair=first.pair if criterion == CONSISTENCY else "",
+        control=first.control,
+        criterion=criterion,
+        video=first.video,
+        type=first.type,
+        questions=tuple(answer.question for answer in answers),
+        truth=first.truth,
+        answers=tuple(answer.answer for answer in answers),
+        failed="; ".join(dict.fromkeys(filter(None, map(_failed, answers)))),
+    )
+
+
+def _failed(answer: Answer) -> str:
+    return answer.failed or ("" if answer.answer.strip() else "the answer is empty")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +118,9 @@ class Verdict:
     model: str = ""
     tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Judge = Callable[[Item], Verdict]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,35 +227,35 @@ def open_verdicts(
     made_with: all that verdicts depend on beside the answers. Raises VerdictsError where the file
     was made with anything else or holds an item twice, LinesError where another process has it.
     """
-    path, beside = paths(folder, name)
+    path, made_with_path = paths(folder, name)
     lines = JsonLines(path)
     try:
-        known = read_made_with(beside)
+        known = read_made_with(made_with_path)
         if known is None:
             if path.stat().st_size:
                 raise VerdictsError(
-                    f"{path}: {beside.name}, which says what judged it, is not there; restore it, "
-                    "or move the file away"
+                    f"{path}: {made_with_path.name}, which says what judged it, is not there; "
+                    "restore it, or move the file away"
                 )
-            write_json(beside, dict(made_with) | {"created": now()}, allow_nan=False)
+            write_json(made_with_path, dict(made_with) | {"created": now()}, allow_nan=False)
         else:
-            _check_same(path, {k: v for k, v in known.items() if k not in _TOLD}, made_with)
-        held: dict[Key, str] = {}
+            _check_same(path, {k: v for k, v in known.items() if k not in _NOT_COMPARED}, made_with)
+        judged_before: dict[Key, str] = {}
         for judged in read_judged(path):
-            if judged.key in held:
+            if judged.key in judged_before:
                 raise VerdictsError(
                     f"{path}: holds {judged.key} twice; remove one of its lines, or move the file "
                     "away"
                 )
-            held[judged.key] = judged.of
-        return lines, held
+            judged_before[judged.key] = judged.of
+        return lines, judged_before
     except BaseException:
         lines.close()
         raise
 
 
 def _check_same(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    wanted = {k: v for k, v in json.loads(json.dumps(wanted)).items() if k not in _TOLD}
+    wanted = {k: v for k, v in json.loads(json.dumps(wanted)).items() if k not in _NOT_COMPARED}
     if differing := unlike(known, wanted, longest=80):
         raise VerdictsError(
             f"{path}: was judged otherwise, and verdicts are not mixed: {differing}. "

@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Sequence
 
-from rvllm_jax.evaluation.score.normalise import exact
+from rvllm_jax.evaluation.answers.exact_match import exact
 
 ALL = "all"
 

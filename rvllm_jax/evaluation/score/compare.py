@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.evaluation.judge.exact import type_name
-from rvllm_jax.evaluation.judge.items import QA, Key
-from rvllm_jax.evaluation.judge.verdicts import Judged, VerdictsError, read_judged, read_made_with
+from rvllm_jax.evaluation.answers.exact_match import type_name
+from rvllm_jax.evaluation.judge.verdicts import (
+    FAITHFULNESS,
+    QA,
+    Judged,
+    Key,
+    VerdictsError,
+    read_judged,
+    read_made_with,
+)
 from rvllm_jax.evaluation.score import intervals
 
 _SAME = ("benchmark", "split")
@@ -18,7 +25,7 @@ _NAMED = 3  # how many questions a message names
 
 
 @dataclasses.dataclass(frozen=True)
-class File:
+class JudgedFile:
     """One file of verdicts on a model's own answers, by item."""
 
     path: Path
@@ -47,22 +54,22 @@ class File:
         return sum(j.answered and bool(j.failed) for j in self.judged.values())
 
 
-def read_file(path: str | Path) -> File:
+def read_file(path: str | Path) -> JudgedFile:
     """A judged.NAME.jsonl with judged.NAME.json beside it. Raises VerdictsError, LinesError."""
     path = Path(path)
     if path.suffix != ".jsonl" or not path.name.startswith("judged."):
         raise VerdictsError(f"{path}: expected a file judged.NAME.jsonl")
-    own: dict[Key, Judged] = {}
+    answers: dict[Key, Judged] = {}
     for judged in read_judged(path):
-        if judged.key in own:
+        if judged.key in answers:
             raise VerdictsError(f"{path}: holds {judged.key} twice; remove one of its lines")
         if not judged.control:
-            own[judged.key] = judged
+            answers[judged.key] = judged
     made_with = read_made_with(path.with_suffix(".json"))
-    if made_with is None or not own:
+    if made_with is None or not answers:
         lacking = path.with_suffix(".json").name if made_with is None else "a verdict"
         raise VerdictsError(f"{path}: {lacking} is not there; run `python -m rvllm_jax.judge`")
-    file = File(path, made_with, own)
+    file = JudgedFile(path, made_with, answers)
     if file.answered and file.unjudged == file.answered:
         raise VerdictsError(
             f"{path}: none of its {file.answered} verdicts could be read from the judge's replies: "
@@ -111,7 +118,7 @@ def compare(paths: Sequence[str | Path], *, resamples=intervals.RESAMPLES, seed=
     }
 
 
-def agreement(a: File, b: File) -> dict[str, Any]:
+def agreement(a: JudgedFile, b: JudgedFile) -> dict[str, Any]:
     """How far two judges agree on the same answers: on yes and no, and on scores.
 
     Items that either has no verdict on are counted, and are in neither.
@@ -121,17 +128,17 @@ def agreement(a: File, b: File) -> dict[str, Any]:
     usable = [(x, y) for x, y in asked if not x.failed and not y.failed]
     qa = [(bool(x.correct), bool(y.correct)) for x, y in usable if x.criterion == QA]
     gaps = [(x.score, y.score) for x, y in usable if x.score is not None and y.score is not None]
-    found: dict[str, Any] = {"n": len(usable), "without_verdict": len(asked) - len(usable)}
+    result: dict[str, Any] = {"n": len(usable), "without_verdict": len(asked) - len(usable)}
     if qa:
         table = {
             f"{'yes' if x else 'no'}/{'yes' if y else 'no'}": qa.count((x, y))
             for x, y in itertools.product((True, False), repeat=2)
         }
-        found |= {"confusion": table, "agree": kappa(qa)[0], "kappa": kappa(qa)[1]}
+        result |= {"confusion": table, "agree": kappa(qa)[0], "kappa": kappa(qa)[1]}
     if gaps:
-        found["score_difference"] = statistics.fmean(x - y for x, y in gaps)
-        found["absolute_score_difference"] = statistics.fmean(abs(x - y) for x, y in gaps)
-    return found
+        result["score_difference"] = statistics.fmean(x - y for x, y in gaps)
+        result["absolute_score_difference"] = statistics.fmean(abs(x - y) for x, y in gaps)
+    return result
 
 
 def kappa(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float | None]:
@@ -146,45 +153,45 @@ def kappa(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float | None]:
     return observed, (observed - chance) / (1 - chance) if chance < 1 else None
 
 
-def difference(a: File, b: File, *, resamples: int, seed: int) -> dict[str, Any]:
+def difference(a: JudgedFile, b: JudgedFile, *, resamples: int, seed: int) -> dict[str, Any]:
     """First minus second on the same questions, with the interval by video, over all and by type.
 
     Failed items count as in the scores: not right, 0.
     """
     keys = sorted(a.judged)
-    found: dict[str, Any] = {}
+    gaps: dict[str, Any] = {}
     for name, value in _VALUES.items():
-        group = [k for k in keys if _has(name, a.judged[k]) or _has(name, b.judged[k])]
+        group = [k for k in keys if _counts_in(name, a.judged[k]) or _counts_in(name, b.judged[k])]
         if group:
-            found[name] = _paired(a, b, group, value, resamples, seed)
+            gaps[name] = _paired(a, b, group, value, resamples, seed)
     types = sorted({a.judged[k].type for k in keys} - {""})
     benchmark = str(a.made_with.get("benchmark"))
-    found["accuracy_by_type"] = {
+    gaps["accuracy_by_type"] = {
         type_name(benchmark, type): _paired(a, b, group, _VALUES["accuracy"], resamples, seed)
         for type in types
         if (group := [k for k in keys if a.judged[k].type == type and k[2] == QA])
     }
-    return found
+    return gaps
 
 
-def spread(files: Sequence[File]) -> dict[str, Any]:
+def spread(files: Sequence[JudgedFile]) -> dict[str, Any]:
     """Of accuracy, score and overlap over the files: how much hangs on judge or seed."""
-    found = {}
+    spreads = {}
     for name, value in _VALUES.items():
         means = [
             statistics.fmean(values)
             for f in files
-            if (values := [value(j) for j in f.judged.values() if _has(name, j)])
+            if (values := [value(j) for j in f.judged.values() if _counts_in(name, j)])
         ]
         if len(means) == len(files):
-            found[name] = {
+            spreads[name] = {
                 "values": means,
                 "mean": statistics.fmean(means),
                 "standard_deviation": statistics.stdev(means),
                 "smallest": min(means),
                 "largest": max(means),
             }
-    return found
+    return spreads
 
 
 _VALUES = {
@@ -194,22 +201,24 @@ _VALUES = {
 }
 
 
-def _has(name: str, judged: Judged) -> bool:
+def _counts_in(name: str, judged: Judged) -> bool:
     """Whether an item counts in the mean called `name`, failed ones included."""
     if name == "accuracy":
         return judged.criterion == QA
     if name == "overlap":
-        return judged.criterion == "F" and (bool(judged.failed) or judged.overlap is not None)
-    return judged.criterion != "F" and (judged.score is not None or bool(judged.failed))
+        return judged.criterion == FAITHFULNESS and (
+            bool(judged.failed) or judged.overlap is not None
+        )
+    return judged.criterion != FAITHFULNESS and (judged.score is not None or bool(judged.failed))
 
 
-def _paired(a: File, b: File, keys, value, resamples, seed) -> dict[str, Any]:
+def _paired(a: JudgedFile, b: JudgedFile, keys, value, resamples, seed) -> dict[str, Any]:
     gaps = [value(a.judged[key]) - value(b.judged[key]) for key in keys]
     videos = [a.judged[key].video for key in keys]
     return intervals.mean(gaps, videos, resamples=resamples, seed=seed)._asdict()
 
 
-def _check_comparable(a: File, b: File) -> None:
+def _check_comparable(a: JudgedFile, b: JudgedFile) -> None:
     for name in _SAME:
         first, second = a.made_with.get(name), b.made_with.get(name)
         if first != second:

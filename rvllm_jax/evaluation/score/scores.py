@@ -4,7 +4,7 @@ What counts. Every question is in every denominator. One that was not answered (
 missing) or whose verdict failed (the judge's replies could not be read) is not right, and its score
 and its overlap are 0; `failed` says how many there are of each, and `of_judged` gives the values
 without them, never instead. Where every answer's verdict failed, a value is None: a 0 would be the
-judge's, and look like the model's. Intervals are those of `bootstrap`.
+judge's, and look like the model's. Intervals are those of `intervals`.
 """
 
 import math
@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rvllm_jax.evaluation.answers.answered import CRITERIA
-from rvllm_jax.evaluation.judge.exact import FREE, RULES, type_name
+from rvllm_jax.evaluation.answers.exact_match import FREE, RULES, type_name
+from rvllm_jax.evaluation.answers.questions import CRITERIA
 from rvllm_jax.evaluation.judge.facts import UNSUPPORTED
-from rvllm_jax.evaluation.judge.items import FAITHFULNESS, QA
-from rvllm_jax.evaluation.judge.verdicts import Judged
+from rvllm_jax.evaluation.judge.verdicts import FAITHFULNESS, QA, Judged
 from rvllm_jax.evaluation.score import intervals
 
-_TOLD_OTHERWISE = ("rule", "max_tokens", "tries", "step")  # in the judge's name, or of no weight
+_NOT_NAMED = ("rule", "max_tokens", "tries", "step")  # in the judge's name, or of no weight
 Mean = Callable[[Sequence[float], Sequence[str]], intervals.Estimate]
 
 
@@ -34,28 +33,28 @@ def scores(
     """All scores of one benchmark, one model and one judge; JSON through and through.
 
     integer: cut scores to whole numbers, 4.8 to 4, as Video-ChatGPT's evaluation does.
-    info: what `answered.read_info` returns.
+    info: what `answer_file.read_info` returns.
     """
 
     def mean(values, videos):
         return intervals.mean(values, videos, resamples=resamples, seed=seed)
 
     judged = list(judged)
-    own = [j for j in judged if not j.control]
+    answers = [j for j in judged if not j.control]
     part = _Part(info["benchmark"], integer, mean)
     seen = _seen(info)
     result = {
         "split": info["split"],
         "partial": info.get("partial"),
         "published_questions": info.get("published"),
-        "n": len({j.key[0] for j in own}),
-        "videos": len({j.video for j in own}),
-        "failed": _failed(own),
-        "answered": sum(j.answered for j in own),  # so many verdicts were asked for
-        **part.values(own),
-        "of_judged": part.values([j for j in own if not j.failed]),
-        "by_type": part.by_type(own),
-        "without_training_videos": None if seen is None else _without(part, own, seen),
+        "n": len({j.key[0] for j in answers}),
+        "videos": len({j.video for j in answers}),
+        "failed": _failed(answers),
+        "answered": sum(j.answered for j in answers),  # so many verdicts were asked for
+        **part.values(answers),
+        "of_judged": part.values([j for j in answers if not j.failed]),
+        "by_type": part.by_type(answers),
+        "without_training_videos": None if seen is None else _without(part, answers, seen),
         "controls": _controls(part, judged),
         "integer_scores": integer,
         "interval": {"confidence": intervals.CONFIDENCE, "by": "video", "resamples": resamples,
@@ -73,22 +72,22 @@ class _Part:
 
     def values(self, judged: Sequence[Judged]) -> dict[str, Any]:
         """Accuracy, score, rules, criteria and faithfulness, as far as there are any."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         if qa := [j for j in judged if j.criterion == QA]:
-            found["accuracy"] = self._mean(qa, lambda j: bool(j.correct))
+            values["accuracy"] = self._mean(qa, lambda j: bool(j.correct))
             if any(j.score is not None for j in qa):
-                found["score"] = self._mean(qa, self._score)
+                values["score"] = self._mean(qa, self._score)
             if rules := [name for name in RULES if any(name in j.more for j in qa)]:
-                found["rules"] = {
+                values["rules"] = {
                     name: self._mean(qa, lambda j, name=name: bool(j.more.get(name)))
                     for name in rules
                 }
         text = [j for j in judged if j.criterion in CRITERIA]
         if text:
-            found |= self._criteria(text)
+            values |= self._criteria(text)
         if facts := [j for j in judged if j.criterion == FAITHFULNESS]:
-            found["faithfulness"] = self._faithfulness(facts)
-        return found
+            values["faithfulness"] = self._faithfulness(facts)
+        return values
 
     def by_type(self, judged: Sequence[Judged]) -> dict[str, Any]:
         """By the types' names; `types` are the annotations' own."""
@@ -137,14 +136,14 @@ class _Part:
         return self.mean(values, videos)._asdict()
 
 
-def _failed(own: Sequence[Judged]) -> dict[str, int]:
+def _failed(judged: Sequence[Judged]) -> dict[str, int]:
     return {
-        "unanswered": len({j.key[0] for j in own if not j.answered}),
-        "unjudged": sum(j.answered and bool(j.failed) for j in own),
+        "unanswered": len({j.key[0] for j in judged if not j.answered}),
+        "unjudged": sum(j.answered and bool(j.failed) for j in judged),
     }
 
 
-def unjudged_told(result: Mapping[str, Any]) -> str:
+def unjudged_note(result: Mapping[str, Any]) -> str:
     """What failed verdicts mean for the scores, in words; "" where none failed."""
     failed, of = result["failed"].get("unjudged", 0), result.get("answered", 0)
     if not failed:
@@ -161,17 +160,17 @@ def unjudged_told(result: Mapping[str, Any]) -> str:
     )
 
 
-def asked_how(result: Mapping[str, Any]) -> list[str]:
+def judge_settings(result: Mapping[str, Any]) -> list[str]:
     """What makes one judge two beside its model and prompts: parameters, and the whole-number rule.
 
-    >>> asked_how({"judge": {"parameters": {"temperature": 0.7, "tries": 3}}})
+    >>> judge_settings({"judge": {"parameters": {"temperature": 0.7, "tries": 3}}})
     ['temperature 0.7']
     """
     parameters = result["judge"].get("parameters") or {}
     words = [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in parameters.items()
-        if name not in _TOLD_OTHERWISE
+        if name not in _NOT_NAMED
     ]
     return [*words, "scores cut to whole numbers"] if result.get("integer_scores") else words
 
@@ -185,9 +184,9 @@ def _seen(info: Mapping[str, Any]) -> set[str] | None:
     return None if videos is None else set(videos)
 
 
-def _without(part: _Part, own: Sequence[Judged], seen: set[str]) -> dict[str, Any]:
-    rest = [j for j in own if j.video not in seen]
-    left_out = {j.video for j in own} & seen
+def _without(part: _Part, judged: Sequence[Judged], seen: set[str]) -> dict[str, Any]:
+    rest = [j for j in judged if j.video not in seen]
+    left_out = {j.video for j in judged} & seen
     return {"videos_left_out": len(left_out), "n": len({j.key[0] for j in rest})} | (
         part.values(rest) if left_out else {}
     )
@@ -195,16 +194,16 @@ def _without(part: _Part, own: Sequence[Judged], seen: set[str]) -> dict[str, An
 
 def _controls(part: _Part, judged: Sequence[Judged]) -> dict[str, Any]:
     """Each control beside the model's own answers to the same questions."""
-    found = {}
+    controls = {}
     for control in sorted({j.control for j in judged} - {""}):
         group = [j for j in judged if j.control == control]
         # By id: the same words are asked about many videos.
         asked = {(j.key[0], j.criterion) for j in group}
         same = [j for j in judged if not j.control and (j.key[0], j.criterion) in asked]
-        found[control] = {"n": len({j.key[0] for j in group})} | part.values(group) | {
+        controls[control] = {"n": len({j.key[0] for j in group})} | part.values(group) | {
             "own": part.values(same)
         }  # fmt: skip
-    return found
+    return controls
 
 
 def _tokens(judged: Sequence[Judged]) -> dict[str, int]:

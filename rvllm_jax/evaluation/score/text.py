@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rvllm_jax.evaluation.score.scores import asked_how, unjudged_told
+from rvllm_jax.evaluation.score.scores import judge_settings, unjudged_note
 
 
 def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -11,15 +11,15 @@ def score_lines(result: Mapping[str, Any]) -> Iterator[str]:
     judge = result["judge"]
     models = ", ".join(judge["models"]) or judge["model"]
     rule = (judge["parameters"] or {}).get("rule")
-    how = ", ".join([*([f"{rule} rule"] if rule else []), *asked_how(result)])
+    how = ", ".join([*([f"{rule} rule"] if rule else []), *judge_settings(result)])
     yield (
         f"{result['benchmark']} {result['split']}{' (partial)' if result['partial'] else ''}, "
         f"judged by {models}{f' ({how})' if how else ''}: {result['n']} questions of "
         f"{result['videos']} videos, {result['failed']['unanswered']} unanswered, "
         f"{result['failed']['unjudged']} without a verdict"
     )
-    if told := unjudged_told(result):
-        yield f"  {told}"
+    if note := unjudged_note(result):
+        yield f"  {note}"
     yield from _values(result, "  ")
     if result["failed"]["unjudged"]:
         yield from _values(result["of_judged"], "  of those judged: ")
@@ -68,7 +68,7 @@ def _values(values: Mapping[str, Any], start: str) -> Iterator[str]:
 
 
 def comparison_lines(compared: Mapping[str, Any]) -> Iterator[str]:
-    """What `agreement.compare` found, in short."""
+    """What `compare.compare` returns, in short."""
     yield f"{compared['benchmark']} {compared['split']}"
     for file in compared["files"]:
         if file["unjudged"]:
@@ -80,32 +80,33 @@ def comparison_lines(compared: Mapping[str, Any]) -> Iterator[str]:
     for pair in compared["pairs"]:
         yield f"{pair['a']}\n  against {pair['b']}"
         if "judges" in pair:
-            found = pair["judges"]
+            judges = pair["judges"]
             yield (
-                f"  two judges: {found['n']} answers judged by both, {found['without_verdict']} "
+                f"  two judges: {judges['n']} answers judged by both, {judges['without_verdict']} "
                 "not by both"
             )
-            if "confusion" in found:
-                kappa = "undefined" if found["kappa"] is None else f"{found['kappa']:.3f}"
-                table = ", ".join(f"{k} {n}" for k, n in found["confusion"].items())
-                yield f"  agree {100 * found['agree']:.1f} %, kappa {kappa} (first/second: {table})"
-            if "score_difference" in found:
+            if "confusion" in judges:
+                kappa = "undefined" if judges["kappa"] is None else f"{judges['kappa']:.3f}"
+                table = ", ".join(f"{k} {n}" for k, n in judges["confusion"].items())
+                share = 100 * judges["agree"]
+                yield f"  agree {share:.1f} %, kappa {kappa} (first/second: {table})"
+            if "score_difference" in judges:
                 yield (
-                    f"  scores, first minus second: {found['score_difference']:+.2f} on average, "
-                    f"{found['absolute_score_difference']:.2f} without sign"
+                    f"  scores, first minus second: {judges['score_difference']:+.2f} on average, "
+                    f"{judges['absolute_score_difference']:.2f} without sign"
                 )
             continue
-        found = pair["models"]
+        models = pair["models"]
         yield "  two models, first minus second on the same questions:"
         for name in ("accuracy", "score", "overlap"):
-            if name in found:
-                yield f"  {name}: {_estimate(found[name], sign='+')}"
-        for type, estimate in found["accuracy_by_type"].items():
+            if name in models:
+                yield f"  {name}: {_estimate(models[name], sign='+')}"
+        for type, estimate in models["accuracy_by_type"].items():
             yield f"    {type}: {_estimate(estimate, sign='+')}"
-    for name, found in compared["spread"].items():
+    for name, spread in compared["spread"].items():
         yield (
-            f"spread of {name} over {len(found['values'])} files: {found['smallest']:.4f} to "
-            f"{found['largest']:.4f}, standard deviation {found['standard_deviation']:.4f}"
+            f"spread of {name} over {len(spread['values'])} files: {spread['smallest']:.4f} to "
+            f"{spread['largest']:.4f}, standard deviation {spread['standard_deviation']:.4f}"
         )
 
 

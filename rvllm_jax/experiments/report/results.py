@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.evaluation.answers.answer_file import read_info_if_any
-from rvllm_jax.evaluation.answers.answered import ANSWERS, INFO
+from rvllm_jax.evaluation.answers.answer_file import ANSWERS, INFO, read_info_if_any
 from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.judge.facts import UNSUPPORTED
-from rvllm_jax.evaluation.score.scores import asked_how
+from rvllm_jax.evaluation.score.scores import judge_settings
 from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.lines import read_lines
 
@@ -52,7 +51,7 @@ class Scored:
             models,
             f"rule {rule}" if rule else "",
             f"prompts {prompts[:8]}" if prompts else "",
-            *asked_how(self.scores),
+            *judge_settings(self.scores),
         ]
         return ", ".join(filter(None, words))
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rvllm_jax.evaluation.score.normalise import exact
+from rvllm_jax.evaluation.answers.exact_match import exact
 from rvllm_jax.experiments.report.samples import Sample
 
 _RIGHT, _WRONG, _TEXT, _PALE = "#2e7d46", "#c0392b", "#22292f", "#6c757d"
@@ -24,7 +24,7 @@ def draw(samples: Sequence[Sample]) -> bytes:
     """A PNG with a row a sample (two rows beside each other from five samples on).
 
     A row shows up to 8 frames, evenly spaced, and under them question, truth and answer; the
-    answer is green when it counts as right (`evaluation.answers.exact`) and red otherwise.
+    answer is green when it counts as right (`exact_match.exact`) and red otherwise.
     """
     columns = 2 if len(samples) > 4 else 1
     lines = -(-len(samples) // columns)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION
-from rvllm_jax.evaluation.score.scores import unjudged_told
+from rvllm_jax.evaluation.score.scores import unjudged_note
 from rvllm_jax.experiments.report.document import Part, Table, Text
 from rvllm_jax.experiments.report.published_scores import QA
 from rvllm_jax.experiments.report.published_scores import TEXT_GENERATION as GENERATION
@@ -131,7 +131,7 @@ def _counts(scored: Scored) -> tuple[str, str, str]:
 
 def _warnings(scored: Scored) -> list[str]:
     info, found = scored.info, []
-    if told := unjudged_told(scored.scores):
+    if told := unjudged_note(scored.scores):
         found.append(f"{scored.model}, judged by {scored.judge}: {told}.")
     if info.get("partial"):
         lacks = "; ".join(info.get("lacks") or ()) or "fewer questions than are published"

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from rvllm_jax.evaluation.answers.answered import AnswersError, check_answers, read_answers
-from rvllm_jax.evaluation.answers.predictions import import_predictions
+from rvllm_jax.evaluation.answers.answer_file import AnswersError, check_answers, read_answers
+from rvllm_jax.evaluation.answers.predictions import import_predictions, write_predictions
 
 QUESTIONS = [
     {"video_name": "abcdefghijk", "question": "is it red", "question_id": "v_abcdefghijk_1"},
@@ -142,3 +142,33 @@ def test_consistency(take):
     assert (second.question, second.answer) == ("Which?", "two")
     assert (first.question_id, second.question_id) == (first.pair + "/1", second.pair + "/2")
     assert first.pair == second.pair and first.criteria == second.criteria == ("C",)
+
+
+def written(id, kind="", pair=""):
+    return dict(question_id=id, video=f"v_{id}", question=f"q{id}", truth=f"t{id}", answer=f"a{id}",
+                type=kind, pair=pair)  # fmt: skip
+
+
+def test_zero_shot_questions_in_others_form(tmp_path):
+    write_predictions(tmp_path, "msvd_qa", [written("7"), written("3")])
+    assert json.loads((tmp_path / "predictions.json").read_text()) == [
+        {"id": "7", "question": "q7", "answer": "t7", "pred": "a7"},
+        {"id": "3", "question": "q3", "answer": "t3", "pred": "a3"},
+    ]
+
+
+def test_text_generation_in_others_form(tmp_path):
+    answers = [
+        written("g", "generic"), written("t", "temporal"), written("c/2", "consistency", "c"),
+        written("c/1", "consistency", "c"),
+    ]  # fmt: skip
+    write_predictions(tmp_path, "video_text_generation", answers)
+    files = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert files == {
+        "predictions_generic.json": [{"video_name": "v_g", "Q": "qg", "A": "tg", "pred": "ag"}],
+        "predictions_temporal.json": [{"video_name": "v_t", "Q": "qt", "A": "tt", "pred": "at"}],
+        "predictions_consistency.json": [
+            {"video_name": "v_c/1", "Q1": "qc/1", "Q2": "qc/2", "A": "tc/1", "pred1": "ac/1",
+             "pred2": "ac/2"},
+        ],
+    }  # fmt: skip

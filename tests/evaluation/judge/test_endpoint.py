@@ -7,7 +7,8 @@ import time
 import pytest
 
 from rvllm_jax.evaluation.judge import judges
-from rvllm_jax.evaluation.judge.endpoint import Endpoint, EndpointError, NoReply, Patience, Stopped
+from rvllm_jax.evaluation.judge.chat import JudgeError, NoReply, Stopped
+from rvllm_jax.evaluation.judge.endpoint import Endpoint, Patience
 from rvllm_jax.evaluation.judge.prompts import load_prompts
 
 MESSAGES = [{"role": "system", "content": "."}, {"role": "user", "content": "Item: 12ab"}]
@@ -198,7 +199,7 @@ ADDRESS = "--base_url, which ends where /chat/completions begins"
 )
 def test_what_no_wait_mends_is_refused_by_the_first_request(serve, fault, told):
     server = serve(lambda id, number: fault)
-    with pytest.raises(EndpointError, match=told):
+    with pytest.raises(JudgeError, match=told):
         endpoint(server.url)(MESSAGES)
     assert list(server.asked.values()) == [1]
 
@@ -222,13 +223,13 @@ def test_called_off_it_stops_waiting(serve):
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http:///v1", ""])
 def test_a_base_url_that_is_none(url):
-    with pytest.raises(EndpointError, match=r"base URL .*expected http\(s\)://"):
+    with pytest.raises(JudgeError, match=r"base URL .*expected http\(s\)://"):
         endpoint(url)
 
 
 @pytest.mark.parametrize("key", ["a b", "a\nb", "schlüssel"])
 def test_a_key_that_cannot_be_one_is_not_shown(key):
-    with pytest.raises(EndpointError) as refused:
+    with pytest.raises(JudgeError) as refused:
         endpoint("http://host", key=key)
     assert key not in str(refused.value)
 
@@ -244,10 +245,10 @@ def test_keys_come_from_the_environment(monkeypatch, serve):
         monkeypatch.delenv("MY_KEY", raising=False)
         if value is not None:
             monkeypatch.setenv("MY_KEY", value)
-        with pytest.raises(EndpointError, match="MY_KEY holds no key"):
+        with pytest.raises(JudgeError, match="MY_KEY holds no key"):
             make()
     make(key_env="")
-    with pytest.raises(EndpointError, match="--model"):
+    with pytest.raises(JudgeError, match="--model"):
         make(key_env="", model="")
     monkeypatch.setenv("MY_KEY", "secret-1\n")
     by = make()
@@ -256,7 +257,7 @@ def test_keys_come_from_the_environment(monkeypatch, serve):
 
 @pytest.mark.parametrize("extra", ["{", "[]", '{"messages": []}', '{"stream": true}'])
 def test_fields_that_a_request_cannot_have(extra):
-    with pytest.raises(EndpointError, match="--extra"):
+    with pytest.raises(JudgeError, match="--extra"):
         judges.request_parameters(0.0, 10, None, extra)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from rvllm_jax.evaluation.judge.facts import FactJudge, facts, overlap
-from rvllm_jax.evaluation.judge.items import items
+from rvllm_jax.evaluation.judge.verdicts import items
 
 
 @pytest.mark.parametrize(

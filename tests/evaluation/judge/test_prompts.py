@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from rvllm_jax.evaluation.judge.items import items
 from rvllm_jax.evaluation.judge.prompts import OURS, Prompts, PromptsError, item_id, load_prompts
+from rvllm_jax.evaluation.judge.verdicts import items
 
 
 def made(tmp_path, content):

@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rvllm_jax.evaluation.answers.answered import read_answers
+from rvllm_jax.evaluation.answers.answer_file import read_answers
 from rvllm_jax.evaluation.judge import judges
-from rvllm_jax.evaluation.judge.benchmark import Scoring, judge_benchmark
-from rvllm_jax.evaluation.judge.endpoint import EndpointError, Patience
-from rvllm_jax.evaluation.judge.items import items
+from rvllm_jax.evaluation.judge.chat import JudgeError
+from rvllm_jax.evaluation.judge.endpoint import Patience
 from rvllm_jax.evaluation.judge.prompts import item_id, load_prompts
-from rvllm_jax.evaluation.judge.verdicts import VerdictsError
+from rvllm_jax.evaluation.judge.verdicts import VerdictsError, items
+from rvllm_jax.evaluation.judging import Scoring, judge_benchmark
 
 ROOT = Path(__file__).parents[3]
 QUICK = Patience(timeout=2.0, attempts=6, first=0.002, longest=0.01)
@@ -216,14 +216,14 @@ def test_given_up_it_is_recorded(many, serve):
 def test_a_judge_that_dies_on_the_way_stops_the_work_and_keeps_it(many, serve):
     folder = many(200)
     server = serve(lambda id, number: "500" if server.good.total() >= 40 else "")
-    with pytest.raises(EndpointError, match="in a row got no reply.*HTTP 500.*is kept"):
+    with pytest.raises(JudgeError, match="in a row got no reply.*HTTP 500.*is kept"):
         judge(folder, judging(server.url, concurrency=2, patience=Patience(2.0, 1, 0.001, 0.001)))
     assert len(lines(folder)) == 40
 
 
 def test_an_endpoint_that_does_not_come_up_is_found_out_by_one_question(many, serve):
     server, folder = serve(lambda id, number: "no_choices"), many(50)
-    with pytest.raises(EndpointError, match="does not reply: 6 attempts, the last.*overloaded"):
+    with pytest.raises(JudgeError, match="does not reply: 6 attempts, the last.*overloaded"):
         judge(folder, judging(server.url))
     assert list(server.asked.values()) == [6] and lines(folder) == []
 
@@ -237,9 +237,7 @@ def test_a_key_refused_on_the_way_ends_the_work_by_one_question_a_thread(many, s
         return "401" if dead.is_set() else ""
 
     server = serve(script)
-    with pytest.raises(
-        EndpointError, match="replied before.*6 attempts.*HTTP 401.*Correct the key"
-    ):
+    with pytest.raises(JudgeError, match="replied before.*6 attempts.*HTTP 401.*Correct the key"):
         judge(folder, judging(server.url, concurrency=2))
     assert len(lines(folder)) == 40
     assert len(server.asked) <= 40 + 2 * 2  # none of the others was tried in vain

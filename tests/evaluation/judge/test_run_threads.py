@@ -4,9 +4,8 @@ import threading
 
 import pytest
 
-from rvllm_jax.evaluation.judge.items import items
 from rvllm_jax.evaluation.judge.run import judge_items
-from rvllm_jax.evaluation.judge.verdicts import Verdict
+from rvllm_jax.evaluation.judge.verdicts import Verdict, items
 from rvllm_jax.system.lines import JsonLines
 
 

@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from rvllm_jax.evaluation.judge.items import items
-from rvllm_jax.evaluation.judge.run import check_held
+from rvllm_jax.evaluation.judge.run import check_before
 from rvllm_jax.evaluation.judge.verdicts import (
     Verdict,
     VerdictsError,
     file_name,
+    items,
     line,
     open_verdicts,
     paths,
@@ -89,13 +89,13 @@ def test_nan_and_repeated_verdicts_are_refused(tmp_path, some):
 
 def test_answers_that_changed_or_went(some, answer):
     held = {item.key: item.of for item in some}
-    check_held(some, held, "f")
-    check_held([*some, *items([answer("new")])], held, "f")
+    check_before(some, held, "f")
+    check_before([*some, *items([answer("new")])], held, "f")
     changed = [*some[:3], *items([answer("q3", answer="other")])]
     with pytest.raises(VerdictsError, match=r"1 of 4 .*\(0 are of questions that are not there\)"):
-        check_held(changed, held, "f")
+        check_before(changed, held, "f")
     with pytest.raises(VerdictsError, match=r"2 of 4 .*\(2 are of .*q2"):
-        check_held(some[:2], held, "f")
+        check_before(some[:2], held, "f")
 
 
 def test_names_of_files():

@@ -3,13 +3,13 @@ import doctest
 import pytest
 
 from rvllm_jax.evaluation import controls
+from rvllm_jax.evaluation.answers import exact_match
 from rvllm_jax.evaluation.score import accuracy as scores
-from rvllm_jax.evaluation.score import normalise
 from rvllm_jax.evaluation.score.accuracy import accuracy_by_type
 
 
 def test_the_examples_in_the_documentation_hold():
-    for module in (scores, normalise, controls):
+    for module in (scores, exact_match, controls):
         tried = doctest.testmod(module)
         assert tried.attempted and not tried.failed
 

@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from rvllm_jax.evaluation.judge.items import items
-from rvllm_jax.evaluation.judge.verdicts import Verdict, VerdictsError, line, open_verdicts
+from rvllm_jax.evaluation.judge.verdicts import Verdict, VerdictsError, items, line, open_verdicts
 from rvllm_jax.evaluation.score.compare import compare, kappa
 from rvllm_jax.evaluation.score.text import comparison_lines
 

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from rvllm_jax.evaluation.answers.answered import CRITERIA
+from rvllm_jax.evaluation.answers.questions import CRITERIA
 from rvllm_jax.evaluation.judge.verdicts import Judged
-from rvllm_jax.evaluation.score.scores import scores, unjudged_told
+from rvllm_jax.evaluation.score.scores import scores, unjudged_note
 from rvllm_jax.evaluation.score.text import score_lines
 
 INFO = {"benchmark": "activitynet_qa", "split": "test"}
@@ -62,7 +62,7 @@ def test_where_nothing_was_judged_there_is_no_score():
     assert found["accuracy"] == {"value": None, "low": None, "high": None, "n": 3}
     assert found["by_type"]["yes/no"]["accuracy"]["value"] is None
     assert found["by_type"]["number"]["accuracy"]["value"] == 0  # the model's own: no answer
-    assert found["answered"] == 2 and "nothing was judged" in unjudged_told(found)
+    assert found["answered"] == 2 and "nothing was judged" in unjudged_note(found)
     lines = "\n".join(score_lines(found | {"benchmark": "b", "judge": JUDGE}))
     assert "nothing was judged" in lines and "accuracy none" in lines and "0.0 %\n" not in lines
     text = [judged(c, criterion=c, failed="unreadable", pair="p") for c in CRITERIA]
@@ -73,10 +73,10 @@ def test_where_nothing_was_judged_there_is_no_score():
     # One verdict, and the question stays in the denominator.
     found = scores([*rows, judged("c", correct=True, video="c", type="3")], INFO)
     assert found["accuracy"]["value"] == 1 / 3
-    assert unjudged_told(found).startswith("2 of 3 verdicts failed")
+    assert unjudged_note(found).startswith("2 of 3 verdicts failed")
     lines = "\n".join(score_lines(found | {"benchmark": "b", "judge": JUDGE}))
     assert "accuracy 33.3 %" in lines and "of those judged: accuracy 100.0 %" in lines
-    assert not unjudged_told(scores([judged("c", correct=True), missing], INFO))
+    assert not unjudged_note(scores([judged("c", correct=True), missing], INFO))
 
 
 @pytest.mark.parametrize(

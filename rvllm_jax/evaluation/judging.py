@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.evaluation.answers.answered import (
+from rvllm_jax.evaluation.answers.answer_file import (
     ANSWERS,
     INFO,
     AnswersError,
@@ -16,10 +16,9 @@ from rvllm_jax.evaluation.answers.answered import (
     read_info,
 )
 from rvllm_jax.evaluation.judge import verdicts
-from rvllm_jax.evaluation.judge.items import QA, Item, items
 from rvllm_jax.evaluation.judge.judges import Judging
-from rvllm_jax.evaluation.judge.run import Done, check_held, judge_items
-from rvllm_jax.evaluation.judge.verdicts import VerdictsError
+from rvllm_jax.evaluation.judge.run import Outcome, check_before, judge_items
+from rvllm_jax.evaluation.judge.verdicts import QA, Item, VerdictsError, items
 from rvllm_jax.evaluation.score import intervals
 from rvllm_jax.evaluation.score.scores import scores
 from rvllm_jax.system.atomic import write_json
@@ -39,15 +38,15 @@ class Scoring:
 
 def benchmark_folders(results: Path, names: list[str]) -> list[Path]:
     """The folders below `results` that hold answers, all or those named; raises VerdictsError."""
-    found = sorted(path.parent for path in results.glob(f"*/{ANSWERS}"))
+    folders = sorted(path.parent for path in results.glob(f"*/{ANSWERS}"))
     if (results / ANSWERS).is_file():
-        found.append(results)
-    chosen = [folder for folder in found if not names or folder.name in names]
+        folders.append(results)
+    chosen = [folder for folder in folders if not names or folder.name in names]
     lacking = set(names) - {folder.name for folder in chosen}
     if lacking or not chosen:
         raise VerdictsError(
             f"{results}: no {ANSWERS} of {', '.join(sorted(lacking)) or 'any benchmark'} below it "
-            f"(there are {', '.join(folder.name for folder in found) or 'none'}); run "
+            f"(there are {', '.join(folder.name for folder in folders) or 'none'}); run "
             "`python -m rvllm_jax.evaluate` first"
         )
     return chosen
@@ -60,12 +59,12 @@ def judge_benchmark(
     *,
     give_up: bool = False,
     stop=None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[dict[str, Any] | None, Done]:
+    progress: Callable[[int, int], None] = lambda judged, total: None,
+) -> tuple[dict[str, Any] | None, Outcome]:
     """Judges what is not judged yet, and writes scores.NAME.json where nothing is left.
 
     Returns the scores, None where items are left without a verdict or none is for this judge.
-    Raises EndpointError, and, before anything is judged, AnswersError, PromptsError, VerdictsError
+    Raises JudgeError, and, before anything is judged, AnswersError, PromptsError, VerdictsError
     or LinesError.
     """
     info = read_info(folder)
@@ -79,32 +78,32 @@ def judge_benchmark(
     for total, item in enumerate(chosen(), 1):  # noqa: B007
         judging.check(item)
     if not total:
-        return None, Done()
+        return None, Outcome()
     made_with = judging.made_with(info["benchmark"])
     made_with |= {k: info[k] for k in ("benchmark", "split")}
-    path, beside = verdicts.paths(folder, judging.name)
-    lines, held = verdicts.open_verdicts(folder, judging.name, made_with)
+    path, made_with_path = verdicts.paths(folder, judging.name)
+    lines, before = verdicts.open_verdicts(folder, judging.name, made_with)
     with lines:
         if lines.cut:
             print(f"{path}: {lines.cut} bytes of a half-written last line cut off", file=sys.stderr)
         # Faithfulness may have been judged before, or not: the file holds both kinds.
-        check_held(items(read_answers(folder / ANSWERS), faithfulness=True), held, str(path))
-        done = judge_items(
+        check_before(items(read_answers(folder / ANSWERS), faithfulness=True), before, str(path))
+        outcome = judge_items(
             chosen(),
             judging.judge(info["benchmark"]),
             lines,
-            held,
+            before,
             concurrency=judging.concurrency,
             give_up=give_up,
             stop=stop,
             progress=lambda judged: progress(judged, total),
         )
-        done.total = total
-        if done.left or done.judged + done.before < total:
-            return None, done
-        result = _scored(path, beside, info, scoring)
+        outcome.total = total
+        if outcome.left or outcome.judged + outcome.before < total:
+            return None, outcome
+        result = _scored(path, made_with_path, info, scoring)
     write_json(folder / f"scores.{judging.name}.json", result, allow_nan=False)
-    return result, done
+    return result, outcome
 
 
 def _check_whole(path: Path, info: dict[str, Any]) -> None:
@@ -128,9 +127,11 @@ def _check_whole(path: Path, info: dict[str, Any]) -> None:
         )
 
 
-def _scored(path, beside, info, scoring: Scoring) -> dict[str, Any]:
+def _scored(
+    path: Path, made_with_path: Path, info: dict[str, Any], scoring: Scoring
+) -> dict[str, Any]:
     judged = list(verdicts.read_judged(path))
-    made_with = verdicts.read_made_with(beside) or {}
+    made_with = verdicts.read_made_with(made_with_path) or {}
     options = dict(integer=scoring.integer, resamples=scoring.resamples, seed=scoring.seed)
     result = {
         "benchmark": info["benchmark"],

@@ -3,12 +3,12 @@ import threading
 
 import pytest
 
-from rvllm_jax.evaluation.answers.answered import AnswersError
+from rvllm_jax.evaluation.answers.answer_file import AnswersError
 from rvllm_jax.evaluation.judge import judges
-from rvllm_jax.evaluation.judge.benchmark import Scoring, benchmark_folders, judge_benchmark
 from rvllm_jax.evaluation.judge.endpoint import Patience
 from rvllm_jax.evaluation.judge.prompts import PromptsError, load_prompts
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError
+from rvllm_jax.evaluation.judging import Scoring, benchmark_folders, judge_benchmark
 from rvllm_jax.evaluation.score.text import score_lines
 
 SCORING = Scoring(resamples=20)

@@ -1,10 +1,11 @@
-"""Answers compared without a judge.
+"""When an answer counts as right, without a judge.
 
-Two rules. `official` is that of ActivityNet-QA's own evaluator (Yu et al. 2019): an answer is right
-if it is the truth, character by character; every question of the annotations is in the
-denominator, answered or not; an answer to a question that comes twice among the predictions counts
-twice. `normalised` compares what remains of both when case, punctuation, articles and outer white
-space are taken off, and by the type of the answer:
+`exact` is the measure of training's own evaluation. Published benchmarks have two rules. `official`
+is that of ActivityNet-QA's evaluator (Yu et al. 2019): an answer is right if it is the truth,
+character by character; every question of the annotations is in the denominator, answered or not; an
+answer to a question that comes twice among the predictions counts twice. `normalised` compares what
+remains of both when case, punctuation, articles and outer white space are taken off, and by the
+type of the answer:
 
 - yes/no: the first word, if it is "yes" or "no" ("Yes, he is." is "yes");
 - number: a number in words is its figures ("two" is "2");
@@ -14,10 +15,6 @@ space are taken off, and by the type of the answer:
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-
-from rvllm_jax.evaluation.judge.items import Item
-from rvllm_jax.evaluation.judge.verdicts import Verdict
-from rvllm_jax.evaluation.score.normalise import normalise
 
 RULES = ("official", "normalised")
 
@@ -39,6 +36,7 @@ _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)} | {
     tens: str(10 * number)
     for number, tens in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), 3)
 }
+_TRAILING = ".,;:!?"
 _ARTICLES = ("a", "an", "the")
 
 
@@ -57,18 +55,24 @@ def default_rule(benchmark: str) -> str:
     return "official" if benchmark == "activitynet_qa" else "normalised"
 
 
-class ExactJudge:
-    """Judges by comparison; `correct` follows `rule`, and every verdict says what both rules say.
+def exact(prediction: str, truth: str) -> bool:
+    """Whether `prediction` is `truth`, character by character, but for white space around them.
 
-    benchmark: whose numbers of types are known (TYPES).
+    >>> exact(" red ", "red"), exact("Red", "red"), exact("red.", "red")
+    (True, False, False)
     """
+    return prediction.strip() == truth.strip()
 
-    def __init__(self, benchmark: str, rule: str):
-        self.benchmark, self.rule = benchmark, rule
 
-    def __call__(self, item: Item) -> Verdict:
-        said = same(item.answers[0], item.truth, type_name(self.benchmark, item.type))
-        return Verdict(correct=said[self.rule], model="exact", more=said)
+def normalise(text: str) -> str:
+    """`text` without outer white space, case and trailing punctuation; inner space made single.
+
+    For comparison with answers that other people wrote; `exact` does not use it.
+
+    >>> normalise("  Left to  RIGHT. ")
+    'left to right'
+    """
+    return " ".join(text.casefold().split()).rstrip(_TRAILING).rstrip()
 
 
 def same(answer: str, truth: str, type: str = "") -> dict[str, bool]:
@@ -92,10 +96,10 @@ def official(
 
     truths: question id -> (type, answer), of every question. Returns `{"all": share, TYPE: share}`
     and counts likewise; duplicated predictions count as often as they come, missing ones as wrong.
-    free: types that are told together too, as "free". The evaluator's own "Free" has the right ones
-    of these over the questions of whichever types stand behind the first three in the annotations
-    (its dictionary was ordered by type before Python 3.6): 62.7 % in place of 45.0 %, for instance.
-    Here it is over their own questions.
+    free: types that are counted together too, as "free". The evaluator's own "Free" has the right
+    ones of these over the questions of whichever types stand behind the first three in the
+    annotations (its dictionary was ordered by type before Python 3.6): 62.7 % in place of 45.0 %,
+    for instance. Here it is over their own questions.
     Raises KeyError, as the evaluator does, for a prediction about no question of `truths`.
     """
     counts = Counter(type for type, _ in truths.values())
@@ -104,9 +108,9 @@ def official(
         type, truth = truths[id]
         right[type] += answer == truth
     shares = {type: right[type] / counts[type] for type in sorted(counts)}
-    if own := counts.keys() & set(free):
-        counted = sum(counts[type] for type in own)
-        shares["free"] = sum(right[type] for type in own) / counted
+    if types := counts.keys() & set(free):
+        counted = sum(counts[type] for type in types)
+        shares["free"] = sum(right[type] for type in types) / counted
         counts["free"] = counted
     total = len(truths)
     return {"all": right.total() / total} | shares, {"all": total} | dict(counts)

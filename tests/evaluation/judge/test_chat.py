@@ -1,7 +1,7 @@
 import pytest
 
-from rvllm_jax.evaluation.judge.items import FAITHFULNESS
-from rvllm_jax.evaluation.judge.replies import ReplyError, read_reply
+from rvllm_jax.evaluation.judge.chat import ReplyError, read_reply
+from rvllm_jax.evaluation.judge.verdicts import FAITHFULNESS
 
 
 @pytest.mark.parametrize(

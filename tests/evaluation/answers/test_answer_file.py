@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from rvllm_jax.evaluation.answers.answered import (
+from rvllm_jax.evaluation.answers.answer_file import (
     AnswersError,
     check_answers,
     read_answers,
     read_info,
 )
-from rvllm_jax.evaluation.judge.items import items
+from rvllm_jax.evaluation.judge.verdicts import items
 
 
 def checked(place):
