@@ -55,7 +55,7 @@ OF_A_HOST = ("data.workers", "data.store")
 
 
 def _worth_showing(record: python_logging.LogRecord) -> bool:
-    """Orbax tells every step of a save, by absl's own logger: its warnings are enough."""
+    """Orbax logs every step of a save by absl's own logger: its warnings are enough."""
     return record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
 
 
@@ -70,8 +70,8 @@ def main(argv: list[str]) -> None:
     folders = {"--workdir": WORKDIR.value, "--cache": CACHE.value}
     refuse_urls(folders | {f"config.{key}": value for key, value in config.items()})
     keep_programs(CACHE.value)
-    told = {f"config.{k}": repr(v) for k, v in config.items() if k not in OF_A_HOST}
-    with join.joined(join.cluster(), told):
+    shared = {f"config.{k}": repr(v) for k, v in config.items() if k not in OF_A_HOST}
+    with join.joined(join.cluster(), shared):
         start()
 
 

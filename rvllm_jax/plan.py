@@ -13,8 +13,9 @@ from ml_collections import config_flags
 from rvllm_jax.config.check import resolve
 from rvllm_jax.config.cli import parse
 from rvllm_jax.costs import chips
-from rvllm_jax.planning import plans, rates, text
+from rvllm_jax.planning import rates, text
 from rvllm_jax.planning.compile import EFFORTS
+from rvllm_jax.planning.plan import make_plans
 from rvllm_jax.system.errors import report_errors
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -49,12 +50,12 @@ TPU_PYTHON = flags.DEFINE_string(
 )
 
 
-@report_errors("error: ", ValueError)
+@report_errors("error: ")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
     jax.config.update("jax_platforms", "cpu")
-    made = plans.make_all(
+    plans = make_plans(
         resolve(CONFIG.value),
         CONFIG.value.to_dict(),
         [chips.parse(name) for name in TOPOLOGY.value],
@@ -64,8 +65,8 @@ def main(argv: list[str]) -> None:
         tpu_python=TPU_PYTHON.value if COMPILE.value else "",
         effort=EFFORT.value,
     )
-    print(text.show(made, PAIRS.value))
-    sys.exit(0 if all(plan.fits for plan in made) else 1)
+    print(text.show(plans, PAIRS.value))
+    sys.exit(0 if all(plan.fits for plan in plans) else 1)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def recipe(joint):
 @pytest.fixture(scope="session")
 def paper(recipe):
     """The recipe of the paper and its model."""
-    from rvllm_jax.experiments.train import build_model
+    from rvllm_jax.config.build import build_model
 
     made = recipe("paper")
     return made, build_model(made)
@@ -78,7 +78,7 @@ def paper(recipe):
 @pytest.fixture(scope="session")
 def tiny(recipe):
     """The recipe for two cores and its model."""
-    from rvllm_jax.experiments.train import build_model
+    from rvllm_jax.config.build import build_model
 
     made = recipe()
     return made, build_model(made)

@@ -127,13 +127,13 @@ def sections_in(
 
 def faults(schema: type, values: Mapping[str, Any], where: str = "") -> list[str]:
     """What of plain, nested values has the wrong type or is out of its range or choices."""
-    found = []
+    result = []
     for field, spec in fields_of(schema):
         if spec is not None and field.name in values:
-            found.append(spec.fault(values[field.name], f"{where}.{field.name}".strip(".")))
+            result.append(spec.fault(values[field.name], f"{where}.{field.name}".strip(".")))
     for inner in sections_in(schema, values, where):
-        found += faults(*inner)
-    return [fault for fault in found if fault]
+        result += faults(*inner)
+    return [fault for fault in result if fault]
 
 
 def complete(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class MeshKeys:
 
 @dataclasses.dataclass(frozen=True)
 class DataKeys:
-    """`config.data`: videos, their annotations, how clips are taken and how rows are packed."""
+    """`config.data`: videos, their annotations, how clips are taken and packed."""
 
     videos: str = key('a folder of videos, or "shapes": the embedded dataset')
     conversations: str = key("LLaVA JSON of the training videos")

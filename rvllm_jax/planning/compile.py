@@ -1,16 +1,34 @@
-"""The compiler's own figures for a TPU slice, from a process with libtpu."""
+"""The compiler's own figures for a TPU slice that is not there, from a process with libtpu.
+
+`compile_on` starts that process with a Python that has libtpu, and reads the last line of
+
+    python -m rvllm_jax.planning.compile < REQUEST > ANSWER
+"""
 
 import dataclasses
 import json
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.costs.chips import Topology
-from rvllm_jax.system.errors import RvllmError
+import jax
+from jax.experimental import topologies
 
-# libtpu asks the machine who it is and waits for answers unless told.
+from rvllm_jax.config.build import build_model
+from rvllm_jax.config.check import resolve
+from rvllm_jax.config.schema import Recipe, Stage
+from rvllm_jax.costs.chips import Topology
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.planning import abstract, hlo
+from rvllm_jax.sharding import mesh
+from rvllm_jax.sharding.layouts import JitLayout
+from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.training.step import compile_update
+
+# libtpu asks the machine who it is and waits for answers otherwise.
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -22,6 +40,8 @@ SETTINGS = {
 # fifth of it, and its program takes more memory and links than the one that training compiles.
 # JAX 0.11 has no such setting, reads none, and compiles fully.
 EFFORTS = {"least": "-1.0", "full": "0.0"}
+OVERFLOW = re.compile(r"Used ([0-9.]+)([KMGT]) of ([0-9.]+)([KMGT]) hbm")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class NoCompiler(RvllmError, RuntimeError):
@@ -49,16 +69,16 @@ def compile_on(
     topology: Topology,
     effort: str = "least",
 ) -> Compiled:
-    """Compiles the step of `stage` with `batch` rows; takes one to three minutes.
+    """Compiles the step of `stage` with a batch of `batch`; takes one to three minutes.
 
     `config`: the configuration as a dictionary. `effort`: of EFFORTS; "full" takes five times as
     long and more. Raises NoCompiler, with what to do.
     """
     request = {"config": config, "stage": stage, "batch": batch, "topology": topology.name}
-    command = [python, "-m", "rvllm_jax.planning.compile_step"]
+    command = [python, "-m", "rvllm_jax.planning.compile"]
     # That Python may have another copy of this package, or none.
-    own = str(Path(__file__).parents[2])
-    path = os.pathsep.join([own, *filter(None, [os.environ.get("PYTHONPATH")])])
+    here = str(Path(__file__).parents[2])
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = {**SETTINGS, "JAX_EXEC_TIME_OPTIMIZATION_EFFORT": EFFORTS[effort]}
     environment = {**os.environ, **settings, "PYTHONPATH": path}
     try:
@@ -86,7 +106,7 @@ def compile_on(
 
 
 def read_answer(answer: dict[str, Any]) -> Compiled:
-    """What compile_step.py printed."""
+    """What that process printed."""
     if "used" in answer:
         return Compiled(False, int(answer["used"]), 0, 0, {}, effort=answer["effort"])
     return Compiled(
@@ -98,3 +118,60 @@ def read_answer(answer: dict[str, Any]) -> Compiled:
         largest=tuple(answer["largest"]),
         effort=answer["effort"],
     )
+
+
+# What that process does.
+
+
+def compile_step(recipe: Recipe, stage: Stage, model: FunctionalModel, layout: JitLayout) -> Any:
+    """The compiled training step of `stage` over the layout's mesh."""
+    setup, state = abstract.state(recipe, stage, model)
+    batch = abstract.batch(recipe, stage)
+    return compile_update(model, setup, layout, state, batch, recipe.model.loss_chunk)
+
+
+def measured(program: Any, devices: int) -> dict:
+    """What the compiler says of a program: bytes a device, and what crosses the links."""
+    memory = program.memory_analysis()
+    collectives = hlo.collectives(program.as_text(), devices)
+    return {
+        "state": memory.argument_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        # What is given back beyond the buffers that it was called with.
+        "output": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "received": hlo.received(collectives),
+        "largest": [each._asdict() for each in collectives[:8]],
+    }
+
+
+def overflow(message: str) -> dict | None:
+    """Bytes used and to be had, of the compiler's message that a program does not fit."""
+    match = OVERFLOW.search(message)
+    if match is None:
+        return None
+    used, limit = (float(match[i]) * UNITS[match[i + 1]] for i in (1, 3))
+    return {"used": used, "limit": limit}
+
+
+def answer(request: dict) -> dict:
+    """`request`: config, stage, batch, topology; the answer as JSON."""
+    spent = getattr(jax.config, "jax_exec_time_optimization_effort", 0.0)
+    effort = {"effort": "least" if spent < 0 else "full"}
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=request["topology"]
+    ).devices
+    recipe = resolve(request["config"])
+    stage = next(each for each in recipe.stages if each.name == request["stage"])
+    stage = dataclasses.replace(stage, batch=request["batch"])
+    layout = JitLayout(mesh.make_mesh(**recipe.mesh, devices=devices))
+    try:
+        program = compile_step(recipe, stage, build_model(recipe), layout)
+    except jax.errors.JaxRuntimeError as error:
+        if memory := overflow(str(error)):
+            return memory | effort
+        raise
+    return measured(program, len(devices)) | effort
+
+
+if __name__ == "__main__":
+    print(json.dumps(answer(json.load(sys.stdin))))

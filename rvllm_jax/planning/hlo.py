@@ -54,28 +54,28 @@ class Collective(NamedTuple):
 
 
 def _arrays(text: str) -> list[tuple[int, str, tuple[int, ...]]]:
-    found = []
+    arrays = []
     for dtype, dims in _ARRAY.findall(text):
         if dtype in BITS:
             shape = tuple(map(int, dims.split(","))) if dims else ()
-            found.append((math.prod(shape) * BITS[dtype] // 8, dtype, shape))
-    return found
+            arrays.append((math.prod(shape) * BITS[dtype] // 8, dtype, shape))
+    return arrays
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     """(lines by name, name of the entry)."""
-    found, entry, name = {}, "", None
+    computations, entry, name = {}, "", None
     for line in text.splitlines():
         if name is None:
             if (match := _HEADER.match(line)) and not line.startswith(" "):
                 name = match[1]
-                found[name] = []
+                computations[name] = []
                 entry = name if line.startswith("ENTRY") else entry
         elif line.rstrip() == "}":  # not the "}}," that ends a kernel's own lines
             name = None
         else:
-            found[name].append(line)
-    return found, entry
+            computations[name].append(line)
+    return computations, entry
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
@@ -122,7 +122,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
     computations, entry = _computations(text)
     times = _times(computations, entry)
     # What the TPU compiler spreads over several fusions stands in each, under one channel.
-    found, seen, fused = [], set(), set(re.findall(r" fusion\(.*calls=%?([\w.\-]+)", text))
+    result, seen, fused = [], set(), set(re.findall(r" fusion\(.*calls=%?([\w.\-]+)", text))
     for name, lines in computations.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
@@ -141,13 +141,13 @@ def collectives(text: str, devices: int) -> list[Collective]:
             kind = match[2]
             if kind == "all-reduce" and name.startswith(SCATTER):
                 kind, size = "reduce-scatter", size // members
-            found.append(Collective(kind, dtype, shape, size, largest, members, times[name]))
-    return sorted(found, key=lambda each: -each.received)
+            result.append(Collective(kind, dtype, shape, size, largest, members, times[name]))
+    return sorted(result, key=lambda each: -each.received)
 
 
-def received(found: list[Collective]) -> dict[str, float]:
+def received(collectives: list[Collective]) -> dict[str, float]:
     """Bytes each device receives in a step, by kind."""
     total = Counter()
-    for each in found:
+    for each in collectives:
         total[each.kind] += each.received
     return dict(total)

@@ -59,10 +59,10 @@ def _bytes(arrays, shardings) -> int:
 def measure(
     recipe: Recipe, stage: Stage, model: FunctionalModel, mesh: AbstractMesh, platform: str
 ) -> Memory:
-    """The formula, for a batch of `stage.batch` rows over `mesh` of "cpu", "gpu" or "tpu"."""
+    """The formula, for a batch of `stage.batch` clips over `mesh` of "cpu", "gpu" or "tpu"."""
     setup, state = abstract.state(recipe, stage, model)
     where = JitLayout(mesh).state_shardings(setup.tx, state)
-    rows = stage.batch / (mesh.shape["data"] * mesh.shape["fsdp"])
+    clips = stage.batch / (mesh.shape["data"] * mesh.shape["fsdp"])
     trainable = _bytes(state.trainable, where.trainable)
     return Memory(
         parameters=trainable + _bytes(state.frozen, where.frozen),
@@ -70,38 +70,38 @@ def measure(
         gradients=trainable * (2 if stage.accumulate > 1 else 1),
         optimizer=_bytes(state.opt, where.opt),
         batchnorm=_bytes(state.stats, where.stats),
-        activations=int(_activations(recipe, stage, mesh, rows / stage.accumulate, platform)),
-        input=int(rows * row_bytes(recipe, stage)),
+        activations=int(_activations(recipe, stage, mesh, clips / stage.accumulate, platform)),
+        input=int(clips * clip_bytes(recipe, stage)),
     )
 
 
 def largest_micro_batch(
     recipe: Recipe, stage: Stage, mesh: AbstractMesh, room: int, platform: str
 ) -> int:
-    """Most rows a device at once whose activations and input take `room` bytes at most; or 0."""
-    input_ = stage.accumulate * row_bytes(recipe, stage)
+    """Most clips a device at once whose activations and input take `room` bytes at most; or 0."""
+    input_ = stage.accumulate * clip_bytes(recipe, stage)
 
-    def taken(rows: int) -> float:
-        return rows * input_ + _activations(recipe, stage, mesh, rows, platform)
+    def taken(clips: int) -> float:
+        return clips * input_ + _activations(recipe, stage, mesh, clips, platform)
 
     return max(bisect.bisect_right(range(room // input_ + 1), room, key=taken) - 1, 0)
 
 
-def row_bytes(recipe: Recipe, stage: Stage) -> int:
-    """Of one row of a batch, as it goes to the device."""
+def clip_bytes(recipe: Recipe, stage: Stage) -> int:
+    """Of one clip of a batch with its sequence, as they go to the device."""
     batch = abstract.batch(recipe, dataclasses.replace(stage, batch=1))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in batch)
 
 
 def _activations(
-    recipe: Recipe, stage: Stage, mesh: AbstractMesh, rows: float, platform: str
+    recipe: Recipe, stage: Stage, mesh: AbstractMesh, clips: float, platform: str
 ) -> float:
     kept_encoder = inside_encoder = 0.0
     tensor = mesh.shape["tensor"]
     if stage.input == "video":
         parts = tensor if recipe.data.frames % tensor == 0 else 1
-        kept_encoder, inside_encoder = _encoder(recipe, rows * recipe.data.frames / parts)
-    kept_decoder, inside_decoder = _decoder(recipe, rows, tensor, platform)
+        kept_encoder, inside_encoder = _encoder(recipe, clips * recipe.data.frames / parts)
+    kept_decoder, inside_decoder = _decoder(recipe, clips, tensor, platform)
     # The encoder's are kept while the decoder runs; when its backward pass runs the decoder's
     # are gone.
     return kept_encoder + max(inside_encoder, kept_decoder + inside_decoder)
@@ -117,20 +117,20 @@ def _encoder(recipe: Recipe, frames: float) -> tuple[float, float]:
     # Stem: its input and what it hands on; block: its output.
     shrink = 4 if recipe.resnet.stem == "imagenet" else 1
     outputs = [3 * recipe.data.crop**2 + convs[0].elements // shrink]
-    outputs += [own[-1].elements for number, own in blocks.items() if number]
-    inside = max(sum(c.elements for c in own) for own in blocks.values())
+    outputs += [convs[-1].elements for number, convs in blocks.items() if number]
+    inside = max(sum(c.elements for c in convs) for convs in blocks.values())
     if recipe.model.remat == "none":
         # Of every convolution its output and what comes out of norm and activation.
         return frames * size * 2 * sum(c.elements for c in convs), frames * size * LIVE * inside
     return frames * size * sum(outputs), frames * size * LIVE * inside
 
 
-def _decoder(recipe: Recipe, rows: float, tensor: int, platform: str) -> tuple[float, float]:
+def _decoder(recipe: Recipe, clips: float, tensor: int, platform: str) -> tuple[float, float]:
     """(kept for the backward pass, the most that a layer or the loss needs meanwhile)."""
     llama, length = recipe.llama, recipe.data.context
     size, wide = jnp.dtype(recipe.model.dtype).itemsize, 4
     query, key_value = llama.heads * llama.head_dim, llama.kv_heads * llama.head_dim
-    tokens, square = rows * length, rows * length**2 * llama.heads / tensor
+    tokens, square = clips * length, clips * length**2 * llama.heads / tensor
     if flash.of_shapes(platform, jnp.dtype(recipe.model.dtype), (length, length), llama.head_dim):
         square = 0.0  # neither kernel holds the scores
     heads = tokens * (2 * query + 2 * key_value) / tensor
@@ -147,6 +147,6 @@ def _decoder(recipe: Recipe, rows: float, tensor: int, platform: str) -> tuple[f
     gathered = 3 * size * matrices
     chunk = recipe.model.loss_chunk or length
     vocabulary = llama.vocab_size / tensor
-    loss = rows * min(chunk, length) * vocabulary * 2 * wide
+    loss = clips * min(chunk, length) * vocabulary * 2 * wide
     loss += 2 * size * llama.width * vocabulary  # the matrix as it is gathered, and its gradient
     return llama.layers * kept, max(layer + gathered, loss)

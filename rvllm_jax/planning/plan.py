@@ -1,24 +1,36 @@
-"""One stage on one topology: what it needs, whether it fits, and what to change where not."""
+"""Every stage on every topology: what it needs of each device, and whether it fits."""
 
 import dataclasses
+import importlib.util
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from absl import logging
 from jax.sharding import AbstractMesh
 
+from rvllm_jax.config.build import build_model
 from rvllm_jax.config.schema import Recipe, Stage
-from rvllm_jax.costs.chips import Topology
+from rvllm_jax.costs.chips import Topology, known
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.planning import memory
 from rvllm_jax.planning import rates as speed
 from rvllm_jax.planning.abstract import step_costs
-from rvllm_jax.planning.compile import Compiled
+from rvllm_jax.planning.advice import advise
+from rvllm_jax.planning.compile import Compiled, compile_on
 from rvllm_jax.planning.memory import Memory
 from rvllm_jax.planning.rates import Speed
 from rvllm_jax.sharding import rules
-from rvllm_jax.training.stages import check_stage, micro_batch_note
+from rvllm_jax.sharding.mesh import MeshError
+from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.training.stages import StageError, check_stage, micro_batch_note
 
-WORTH_TELLING = 2**20  # bytes of parameters that a mesh does not divide
+WORTH_A_NOTE = 2**20  # bytes of parameters that a mesh does not divide
+
+
+class PlanError(RvllmError, ValueError):
+    """Chips or stages that are unknown, or that the configuration does not divide over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Plan:
     memory: Memory
     work: dict[str, tuple[float, float]]  # operations of one clip, as `StepCosts.step` gives them
     speed: Speed
-    largest_batch: int  # 0: not one row a device fits
+    largest_batch: int  # 0: not one clip a device fits
     advice: str  # "" where it fits
     scaling: dict[int, Speed]  # by number of chips
     efficiency: float  # of the peak arithmetic, as predicted with
@@ -51,7 +63,57 @@ class Plan:
         return self.memory.peak <= self.topology.chip.usable
 
 
-def make(
+def make_plans(
+    recipe: Recipe,
+    config: dict[str, Any],
+    topologies: Sequence[Topology],
+    *,
+    stages: Sequence[str] = (),
+    clips_a_device: int = 0,
+    efficiency: float = speed.EFFICIENCY,
+    tpu_python: str = "",
+    effort: str = "least",
+) -> list[Plan]:
+    """The plans that a command line asks for.
+
+    `recipe` is what `config` resolves to; `stages` are names, () all of them. With `tpu_python`, a
+    Python that has libtpu, what is planned for TPUs is compiled as well, with that `effort`
+    (compile.EFFORTS).
+    Raises PlanError for what does not divide or has no such name, NoCompiler where a step does
+    not compile. All formulas come first: what is refused is refused before anything is compiled.
+    """
+    if not topologies:
+        raise PlanError(f"--topology= names no chips; known are {known()}")
+    names = [stage.name for stage in recipe.stages]
+    if unknown := sorted(set(stages) - set(names)):
+        raise PlanError(f"--stages={','.join(stages)}: config.schedule has {names}, not {unknown}")
+    model = build_model(recipe)
+    plans = []
+    for topology in topologies:
+        for stage in (stage for stage in recipe.stages if stage.name in (stages or names)):
+            try:
+                plan = make_plan(
+                    recipe,
+                    stage,
+                    model,
+                    topology,
+                    clips_a_device=clips_a_device,
+                    efficiency=efficiency,
+                )
+            except (MeshError, StageError) as error:
+                raise PlanError(f"--topology={topology.name}: {error}") from error
+            plans.append(plan)
+    if not _can_compile(tpu_python, topologies) or recipe.parallel != "jit":
+        return plans
+    return [
+        with_compiled(plan, model, _compile(plan, config, tpu_python, effort))
+        if plan.topology.is_tpu
+        else plan
+        for plan in plans
+    ]
+
+
+def make_plan(
     recipe: Recipe,
     stage: Stage,
     model: FunctionalModel,
@@ -60,16 +122,16 @@ def make(
     clips_a_device: int = 0,
     efficiency: float = speed.EFFICIENCY,
 ) -> Plan:
-    """By formula. `clips_a_device`: rows a device of data x fsdp instead of the stage's batch.
+    """One stage by formula. `clips_a_device`: of data x fsdp, instead of the stage's batch.
 
-    Raises ValueError where mesh, batch, heads or devices do not divide.
+    Raises MeshError or StageError where mesh, batch, heads or devices do not divide.
     """
     mesh = memory.abstract_mesh(recipe, topology.chips)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if clips_a_device:
-        stage = dataclasses.replace(stage, batch=clips_a_device * rows * stage.accumulate)
-    instead = ", or --clips_a_device to the rows that each of them takes"
-    check_stage(stage, model.params, rows, instead)
+        stage = dataclasses.replace(stage, batch=clips_a_device * shards * stage.accumulate)
+    instead = ", or --clips_a_device to the clips that each of them takes"
+    check_stage(stage, model.params, shards, instead)
     measured = memory.measure(recipe, stage, model, mesh, topology.platform)
     fits = measured.peak <= topology.chip.usable
     return Plan(
@@ -81,9 +143,9 @@ def make(
         work=step_costs(recipe, stage, model.params).step(),
         speed=speed.predict(recipe, stage, model, mesh, topology, efficiency),
         largest_batch=_largest_batch(recipe, stage, measured, mesh, topology),
-        advice="" if fits else _advice(recipe, stage, model, topology),
+        advice="" if fits else advise(recipe, stage, model, topology),
         scaling=speed.scaling(
-            recipe, stage, model, mesh.shape["tensor"], stage.batch // rows, topology, efficiency
+            recipe, stage, model, mesh.shape["tensor"], stage.batch // shards, topology, efficiency
         ),
         efficiency=efficiency,
         notes=tuple(_notes(recipe, stage, model, mesh)),
@@ -95,7 +157,7 @@ def with_compiled(plan: Plan, model: FunctionalModel, compiled: Compiled) -> Pla
     advice = ""
     if not compiled.fits:
         over = compiled.peak - plan.topology.chip.usable
-        advice = _advice(plan.recipe, plan.stage, model, plan.topology, over)
+        advice = advise(plan.recipe, plan.stage, model, plan.topology, over)
     return dataclasses.replace(plan, compiled=compiled, advice=advice)
 
 
@@ -120,7 +182,7 @@ def _notes(
             if axis in rules.param_spec(one, path, x.shape)
             and axis not in rules.param_spec(mesh, path, x.shape)
         }
-        if sum(whole.values()) > WORTH_TELLING:
+        if sum(whole.values()) > WORTH_A_NOTE:
             yield (
                 f"config.mesh.{axis}={mesh.shape[axis]} does not divide {len(whole)} parameters of "
                 f"{sum(whole.values()) / 1e9:.3f} GB, the largest {max(whole, key=whole.get)}: "
@@ -131,97 +193,26 @@ def _notes(
 def _largest_batch(
     recipe: Recipe, stage: Stage, measured: Memory, mesh: AbstractMesh, topology: Topology
 ) -> int:
-    """Activations and input grow with the rows, the rest does not."""
+    """Activations and input grow with the batch, the rest does not."""
     room = topology.chip.usable - (measured.peak - measured.activations - measured.input)
     count = memory.largest_micro_batch(recipe, stage, mesh, room, topology.platform)
     return count * stage.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def _advice(
-    recipe: Recipe,
-    stage: Stage,
-    model: FunctionalModel,
-    topology: Topology,
-    over: int | None = None,
-) -> str:
-    """By how much it does not fit, and the first changes that make it.
-
-    over: bytes too much by the compiler, None by formula. What a change spares is by formula.
-    """
-
-    def peak_of(recipe: Recipe, stage: Stage) -> int:
-        mesh = memory.abstract_mesh(recipe, topology.chips)
-        return memory.measure(recipe, stage, model, mesh, topology.platform).peak - unlike
-
-    usable, unlike, done = topology.chip.usable, 0, []
-    if over is not None:
-        unlike = peak_of(recipe, stage) - usable - over
-    peak = peak_of(recipe, stage)
-    text = (
-        f"stage {stage.name} does not fit{', by the compiler' if over is not None else ''}: "
-        f"{(peak - usable) / 1e9:.1f} GB too much for the {usable / 1e9:.1f} GB that a "
-        f"{topology.kind} has for a program"
+def _compile(plan: Plan, config: dict[str, Any], python: str, effort: str):
+    logging.info(
+        "compiling stage %s for %s with %s effort", plan.stage.name, plan.topology.name, effort
     )
-    for change in (_spread, _cut_loss, _recompute, _micro_batches, _half_moments):
-        what, *changed = change(recipe, stage, topology.chips)
-        if not what or (new := peak_of(*changed)) >= peak:
-            continue
-        (recipe, stage), peak = changed, new
-        done.append(what)
-        if peak <= usable:
-            fits = "It fits" if over is None else "By what the formula spares it fits"
-            return f"{text}. {fits}, with {peak / 1e9:.1f} GB, with {', '.join(done)}"
-    tried = f"; {', '.join(done)} leave {peak / 1e9:.1f} GB" if done else ""
-    return f"{text}{tried}. Take more chips or larger ones, a smaller decoder, or fewer frames"
+    return compile_on(python, config, plan.stage.name, plan.stage.batch, plan.topology, effort)
 
 
-# Each: (recipe, stage, chips) -> (what changes or "", recipe, stage), the cheapest first.
-
-
-def _spread(recipe: Recipe, stage: Stage, chips: int):
-    sizes = memory.abstract_mesh(recipe, chips).shape
-    if recipe.parallel == "pmap":
-        recipe = dataclasses.replace(recipe, parallel="jit", mesh=dict(data=1, fsdp=-1, tensor=1))
-        return f"config.parallel=jit, config.mesh.data=1 and .fsdp={chips}", recipe, stage
-    if sizes["data"] == 1:
-        return "", recipe, stage
-    mesh = {"data": 1, "fsdp": chips // sizes["tensor"], "tensor": sizes["tensor"]}
-    recipe = dataclasses.replace(recipe, mesh=mesh)
-    return f"config.mesh.data=1 and config.mesh.fsdp={mesh['fsdp']}", recipe, stage
-
-
-def _cut_loss(recipe: Recipe, stage: Stage, chips: int):
-    if 0 < recipe.model.loss_chunk <= 512:
-        return "", recipe, stage
-    return "config.model.loss_chunk=512", _with_model(recipe, loss_chunk=512), stage
-
-
-def _recompute(recipe: Recipe, stage: Stage, chips: int):
-    if recipe.model.remat == "full":
-        return "", recipe, stage
-    return "config.model.remat=full", _with_model(recipe, remat="full"), stage
-
-
-def _micro_batches(recipe: Recipe, stage: Stage, chips: int):
-    sizes = memory.abstract_mesh(recipe, chips).shape
-    micro = stage.batch // (sizes["data"] * sizes["fsdp"])
-    if micro <= stage.accumulate:
-        return "", recipe, stage
-    stage = dataclasses.replace(stage, accumulate=micro)
-    return f"config.stages.{stage.name}.accumulate={micro}", recipe, stage
-
-
-def _half_moments(recipe: Recipe, stage: Stage, chips: int):
-    optimizers = {
-        name: dataclasses.replace(spec, moments="bfloat16")
-        for name, spec in stage.optimizers.items()
-    }
-    if optimizers == stage.optimizers:
-        return "", recipe, stage
-    where = f"config.stages.{stage.name}.optimizers"
-    what = ", ".join(f"{where}.{name}.moments=bfloat16" for name in optimizers)
-    return what, recipe, dataclasses.replace(stage, optimizers=optimizers)
-
-
-def _with_model(recipe: Recipe, **keys) -> Recipe:
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **keys))
+def _can_compile(python: str, topologies: Sequence[Topology]) -> bool:
+    if not python or not any(each.is_tpu for each in topologies):
+        return False
+    if python == sys.executable and importlib.util.find_spec("libtpu") is None:
+        logging.warning(
+            "by formula only: this Python has no libtpu, the TPU's compiler. Install the extra "
+            "'tpu' into an environment of its own and name its Python by --tpu_python"
+        )
+        return False
+    return True

@@ -1,6 +1,6 @@
 """Clips a second and bytes between the chips, predicted by formula under stated shares of the peak.
 
-A prediction is no measurement: it says which of arithmetic, memory and links is the narrow place,
+A prediction is no measurement: it shows which of arithmetic, memory and links is the narrow place,
 and it is to be replaced by what the bench command measures on the machine.
 """
 
@@ -81,19 +81,19 @@ def scaling(
     stage: Stage,
     model: FunctionalModel,
     tensor: int,
-    rows: int,
+    clips: int,
     topology: Topology,
     efficiency: float = EFFICIENCY,
 ) -> dict[int, Speed]:
-    """By number of chips of the topology's kind: as many rows on each device of fsdp."""
-    found = {}
+    """By number of chips of the topology's kind: as many clips on each device of fsdp."""
+    speeds = {}
     for chips in COUNTS:
         if chips % tensor == 0:
             mesh = AbstractMesh((1, chips // tensor, tensor), AXES)
-            own = dataclasses.replace(stage, batch=rows * chips // tensor)
+            scaled = dataclasses.replace(stage, batch=clips * chips // tensor)
             slice_ = dataclasses.replace(topology, chips=chips)
-            found[chips] = predict(recipe, own, model, mesh, slice_, efficiency)
-    return found
+            speeds[chips] = predict(recipe, scaled, model, mesh, slice_, efficiency)
+    return speeds
 
 
 def _encoder_bytes(recipe: Recipe, stage: Stage, model: FunctionalModel) -> float:
@@ -128,10 +128,10 @@ def collectives(
     encoder_trained = elements("encoder/", True) if stage.input == "video" else 0
     times, extra = step_costs(recipe, stage, model.params).passes()["decoder"]
     flows = 1 if times - extra > 1 else 0
-    rows = stage.batch / (data * fsdp)
-    places = rows * recipe.data.context * recipe.llama.width * size
-    # The table is gathered once to look up rows, the head for every chunk of the loss; its gradient
-    # is summed whole there, at twice the bytes of sums that are split.
+    clips = stage.batch / (data * fsdp)
+    hidden = clips * recipe.data.context * recipe.llama.width * size
+    # The table is gathered once to look up tokens, the head for every chunk of the loss; its
+    # gradient is summed whole there, at twice the bytes of sums that are split.
     micro, head = stage.accumulate, recipe.llama.width * recipe.llama.vocab_size
     chunks = math.ceil(recipe.data.context / (recipe.model.loss_chunk or recipe.data.context))
     layers, tied = decoder - (1 if recipe.llama.tied else 2) * head, recipe.llama.tied
@@ -143,7 +143,7 @@ def collectives(
         "gradients": micro * size * summed / tensor * _ring(fsdp)
         + 2 * size * trained / (tensor * fsdp) * _ring(data)
         + 2 * size * encoder_trained * _ring(data * fsdp * tensor),
-        "activations": 2 * recipe.llama.layers * (1 + flows + extra) * 2 * places * _ring(tensor),
+        "activations": 2 * recipe.llama.layers * (1 + flows + extra) * 2 * hidden * _ring(tensor),
     }
 
 
@@ -152,6 +152,6 @@ def _ring(devices: int) -> float:
 
 
 def hours(speed: Speed, stage: Stage, pairs: int, questions: int) -> float:
-    """Of the stage's steps, or of its epochs over `pairs` questions packed `questions` a row."""
+    """Of the stage's steps, or of its epochs over `pairs`, `questions` of them in a sequence."""
     clips = stage.steps * stage.batch or stage.epochs * math.ceil(pairs / questions)
     return clips / speed.clips_a_second / 3600

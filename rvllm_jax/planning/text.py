@@ -31,7 +31,7 @@ def _title(plan: Plan) -> str:
     return (
         f"## {plan.recipe.name}, stage {plan.stage.name}, on {plan.topology.name}\n"
         f"{plan.recipe.model.encoder} + {plan.recipe.model.decoder}, {plan.recipe.data.frames} "
-        f"frames x {plan.recipe.data.crop} pixels, rows of {plan.recipe.data.context} tokens, "
+        f"frames x {plan.recipe.data.crop} pixels, sequences of {plan.recipe.data.context} tokens, "
         f"batch {plan.stage.batch} over {plan.topology.chips} {plan.topology.kind} ({sizes})\n"
     )
 
@@ -65,19 +65,19 @@ def _memory(plan: Plan) -> list[str]:
 
 def _work(plan: Plan) -> list[str]:
     lines = ["| TFLOP a clip | of the model | with recomputation |", "|---|---|---|"]
-    for name, (own, executed) in plan.work.items():
-        lines.append(_row(name, f"{own / 1e12:.4g}", f"{executed / 1e12:.4g}"))
-    own, executed = (sum(x[i] for x in plan.work.values()) for i in (0, 1))
-    lines.append(_row("all", f"{own / 1e12:.4g}", f"{executed / 1e12:.4g}"))
+    for name, (once, executed) in plan.work.items():
+        lines.append(_row(name, f"{once / 1e12:.4g}", f"{executed / 1e12:.4g}"))
+    once, executed = (sum(x[i] for x in plan.work.values()) for i in (0, 1))
+    lines.append(_row("all", f"{once / 1e12:.4g}", f"{executed / 1e12:.4g}"))
     return lines
 
 
 def _speed(plan: Plan, pairs: int) -> list[str]:
     chip, made = plan.topology.chip, plan.speed
-    # Hosts that the mesh's `tensor` axis joins read the same rows.
+    # Hosts that the mesh's `tensor` axis joins read the same clips.
     hosts = min(plan.topology.hosts, plan.mesh["data"] * plan.mesh["fsdp"])
     clips = made.clips_a_second / hosts
-    row = memory.row_bytes(plan.recipe, plan.stage)
+    size = memory.clip_bytes(plan.recipe, plan.stage)
     duration = rates.hours(made, plan.stage, pairs, plan.recipe.data.questions)
     lines = [
         f"Links: each device receives {made.link_bytes / GB:.4g} GB a step by formula"
@@ -91,8 +91,8 @@ def _speed(plan: Plan, pairs: int) -> list[str]:
         f"{plan.topology.link / GB:.0f} GB/s between chips; not measured.",
         f"Input: each of {plan.topology.hosts} hosts "
         + (f"decodes {clips:.2f} clips/s, {clips * plan.recipe.data.frames:.0f} frames/s,"
-           if plan.stage.input == "video" else f"reads {clips:.2f} rows of text a second")
-        + f" and hands its devices {clips * row / 1e6:.1f} MB/s.",
+           if plan.stage.input == "video" else f"reads {clips:.2f} sequences of text a second")
+        + f" and hands its devices {clips * size / 1e6:.1f} MB/s.",
         f"Time: {duration:.3g} hours"
         + (f" for {plan.stage.epochs} epochs of {pairs:,} pairs, up to "
            f"{plan.recipe.data.questions} behind one video."
@@ -111,8 +111,8 @@ def table(plans: list[Plan]) -> str:
         "|" + "---|" * 14,
     ]
     for plan in plans:
-        own, mesh = plan.memory, "x".join(map(str, plan.mesh.values()))
-        ratio = f"{own.peak / plan.compiled.peak:.2f}" if plan.compiled else ""
+        need, mesh = plan.memory, "x".join(map(str, plan.mesh.values()))
+        ratio = f"{need.peak / plan.compiled.peak:.2f}" if plan.compiled else ""
         lines.append(
             _row(
                 plan.recipe.model.decoder,
@@ -120,8 +120,8 @@ def table(plans: list[Plan]) -> str:
                 plan.topology.name,
                 mesh,
                 plan.stage.batch,
-                f"{(own.parameters + own.gradients + own.optimizer + own.batchnorm) / GB:.2f}",
-                f"{own.activations / GB:.2f}",
+                f"{(need.parameters + need.gradients + need.optimizer + need.batchnorm) / GB:.2f}",
+                f"{need.activations / GB:.2f}",
                 f"{plan.peak / GB:.2f}",
                 f"{plan.topology.chip.usable / GB:.1f}",
                 "yes" if plan.fits else "no",

@@ -33,11 +33,13 @@ class JsonLines:
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(self._file)
             raise LinesError(
                 f"{self.path}: another process is writing it; wait for its end, or stop it"
             ) from error
+        except OSError:
+            pass  # not every file system has locks
         self.cut = _cut_half_line(self._file)
 
     def append(self, record: dict) -> None:
@@ -96,7 +98,9 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:
                     "again"
                 ) from error
             if not isinstance(record, dict):
-                raise LinesError(f"{where}: expected an object, got {type(record).__name__}")
+                raise LinesError(
+                    f"{where}: expected an object, got {type(record).__name__}; remove it"
+                )
             yield where, record
 
 

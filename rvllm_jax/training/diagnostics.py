@@ -1,5 +1,7 @@
-"""Rows that nothing is learned from, as their frames cannot be read or their update is not finite:
-counted, and refused when they are too many."""
+"""What nothing is learned from: sequences whose frames cannot be read, updates that are not finite.
+
+They are counted, and refused when they are too many.
+"""
 
 from collections.abc import Sequence
 
@@ -14,31 +16,31 @@ class TrainingError(RvllmError, RuntimeError):
 
 
 def count_unreadable(
-    dataset: Dataset, numbers: Sequence[int], found: dict[str, int], *, most: int, what: str
+    dataset: Dataset, numbers: Sequence[int], counts: dict[str, int], *, most: int, what: str
 ) -> None:
-    """Adds what could not be read to `found`, that of before by video.
+    """Adds what could not be read to `counts`, by video.
 
-    numbers: of the examples. Raises `TrainingError` where more than `most` were found, with
-    the files that hold their videos. what: what is counted, such as "rows of stage visual".
+    numbers: of the examples. Raises `TrainingError` where there are more than `most`, with
+    the files that hold their videos. what: what is counted, such as "sequences of stage visual".
     """
     for number in numbers:
         name = dataset.examples[number].video
-        found[name] = found.get(name, 0) + 1
-    count = sum(found.values())
+        counts[name] = counts.get(name, 0) + 1
+    count = sum(counts.values())
     if numbers and count > most:
-        files = sorted({str(dataset.store.path(name)) for name in found})
+        files = sorted({str(dataset.store.path(name)) for name in counts})
         raise TrainingError(
             f"{count} {what} could not be read, more than config.max_unreadable={most}. "
-            f"The videos are {', '.join(sorted(found))}, in the files {', '.join(files)}. "
+            f"The videos are {', '.join(sorted(counts))}, in the files {', '.join(files)}. "
             "Delete these files and start again (of a prepared folder, rvllm_jax.prepare before "
             "it): what they held is decoded anew. Or raise config.max_unreadable to go on without"
         )
 
 
-def warn_of_unreadable(found: dict[str, int], what: str) -> None:
+def warn_of_unreadable(counts: dict[str, int], what: str) -> None:
     """Logs how many of `what` were not read, and of which videos, where there are any."""
-    if found:
-        count, names = sum(found.values()), ", ".join(sorted(found))
+    if counts:
+        count, names = sum(counts.values()), ", ".join(sorted(counts))
         logging.warning("%s: %d could not be read, of the videos %s", what, count, names)
 
 

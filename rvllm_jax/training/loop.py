@@ -21,7 +21,8 @@ from rvllm_jax.training import resume
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.diagnostics import count_unreadable, too_many_skipped
 from rvllm_jax.training.host_flags import BatchFlags, FlagExchange
-from rvllm_jax.training.metrics import Metrics, Progress
+from rvllm_jax.training.metrics import Metrics
+from rvllm_jax.training.progress import Progress
 from rvllm_jax.training.sigterm import INTERRUPTED, Interrupt, closing
 from rvllm_jax.training.stages import StageSetup, count_steps, open_layout, prepare_stage
 from rvllm_jax.training.state import Position, StageArrays, StatePlacement, TrainState
@@ -210,7 +211,7 @@ class Trainer:
             examples[errors != 0].tolist(),
             position.unreadable,
             most=self.recipe.max_unreadable,
-            what=f"rows of stage {stage.name}",
+            what=f"sequences of stage {stage.name}",
         )
         finite = values.pop("finite") > 0
         position.skipped = 0 if finite else position.skipped + 1

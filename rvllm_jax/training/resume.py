@@ -19,10 +19,10 @@ _RENAMED = {"Example": "Conversation"}  # as it was called when runs recorded it
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Names the examples of a dataset, their order, the rows that they are packed into, and
+    """Names the examples of a dataset, their order, the sequences that they are packed into, and
     the files that their frames come from.
 
-    Row k of an epoch is the same wherever this is the same.
+    Sequence k of an epoch is the same wherever this is the same.
     """
     parts = [recorded(example, _RENAMED) for example in dataset.examples]
     if dataset.options.input == "video":

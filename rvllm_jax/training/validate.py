@@ -26,19 +26,19 @@ def validation_loss(
     *,
     most: int,
 ) -> dict[str, float]:
-    """The "loss" a token over the rows that can be read, and the number of "bad_rows", the others.
+    """The "loss" a token over the sequences that can be read; "bad_rows" counts the others.
 
     Raises `TrainingError` where more than `most` are bad.
     """
-    what, (host, hosts) = f"validation rows of stage {stage.name}", layout.share
+    what, (host, hosts) = f"validation sequences of stage {stage.name}", layout.share
     pairs, bad = [], []
-    for rows in loss_batches(dataset, batch=stage.batch, host=host, hosts=hosts):
-        bad += rows.examples[rows.errors != 0].tolist()
-        pairs.append(loss(params, stats, layout.evaluation_batch(rows)))
-    found: dict[str, int] = {}
-    numbers = [number for own in HERE.gather(bad, what) for number in own]
-    count_unreadable(dataset, numbers, found, most=most, what=what)
-    warn_of_unreadable(found, what)
+    for sequences in loss_batches(dataset, batch=stage.batch, host=host, hosts=hosts):
+        bad += sequences.examples[sequences.errors != 0].tolist()
+        pairs.append(loss(params, stats, layout.evaluation_batch(sequences)))
+    counts: dict[str, int] = {}
+    numbers = [number for numbers in HERE.gather(bad, what) for number in numbers]
+    count_unreadable(dataset, numbers, counts, most=most, what=what)
+    warn_of_unreadable(counts, what)
     value = float(sum(total for total, _ in pairs) / sum(tokens for _, tokens in pairs))
     return {"loss": value, "bad_rows": len(numbers)}
 
@@ -63,7 +63,7 @@ def boundary_losses(
         known = record["kind"] == "validation" and record["stage"] in losses
         if known and math.isfinite(record["loss"]):
             losses[record["stage"]][record["step"]] = record["loss"]
-    found = {}
+    boundaries = {}
     for before, after in itertools.pairwise(inputs):
         if inputs[before] != inputs[after] or not losses[before]:
             continue
@@ -72,5 +72,5 @@ def boundary_losses(
         if soon:
             step = min(soon, key=soon.get)
             values = {"before": losses[before][at], "at": at, "after": soon[step], "step": step}
-            found[f"{before} -> {after}"] = values
-    return found
+            boundaries[f"{before} -> {after}"] = values
+    return boundaries

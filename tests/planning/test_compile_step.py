@@ -1,4 +1,4 @@
-"""The step as the worker compiles it, here for eight virtual devices of the CPU."""
+"""The step as the process with libtpu compiles it, here for eight virtual devices of the CPU."""
 
 import dataclasses
 
@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from rvllm_jax.config.build import build_model
-from rvllm_jax.planning import compile_step, memory
+from rvllm_jax.planning import compile as compiling
+from rvllm_jax.planning import memory
 from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.sharding.mesh import make_mesh
 from rvllm_jax.sharding.rules import AXES
@@ -25,10 +26,10 @@ def compiled(recipe):
     stage = dataclasses.replace(made.stages[-1], batch=16, accumulate=2)
     model = build_model(made)
     jax.config.update("jax_disable_most_optimizations", True)
-    program = compile_step.compile_step(made, stage, model, JitLayout(make_mesh(2, 4, 1)))
+    program = compiling.compile_step(made, stage, model, JitLayout(make_mesh(2, 4, 1)))
     jax.config.update("jax_disable_most_optimizations", False)
     mesh = memory.abstract_mesh(made, 8)
-    return compile_step.measured(program, 8), memory.measure(made, stage, model, mesh, "cpu")
+    return compiling.measured(program, 8), memory.measure(made, stage, model, mesh, "cpu")
 
 
 def test_the_state_is_the_formulas_to_the_byte(compiled):
@@ -52,13 +53,13 @@ def test_what_crosses_the_links_is_found(compiled):
 
 
 @pytest.mark.parametrize(
-    "said, used, limit",
+    "message, used, limit",
     [
         ("Ran out of memory in memory space hbm. Used 21.43G of 15.75G hbm.", 21.43, 15.75),
         ("Used 900.5M of 15.75G hbm", 900.5 / 1024, 15.75),
     ],
 )
-def test_an_overflow_is_read_out_of_the_compilers_message(said, used, limit):
-    found = compile_step.overflow(f"RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. {said}")
+def test_an_overflow_is_read_out_of_the_compilers_message(message, used, limit):
+    found = compiling.overflow(f"RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. {message}")
     assert found == {"used": pytest.approx(used * 2**30), "limit": pytest.approx(limit * 2**30)}
-    assert compile_step.overflow("INTERNAL: something else") is None
+    assert compiling.overflow("INTERNAL: something else") is None

@@ -10,7 +10,7 @@ from rvllm_jax.training.stages import StageError
 
 
 def plan(recipe, model, name, number=1, **kinds):
-    return estimate.make(recipe, recipe.stages[number], model, chips.parse(name), **kinds)
+    return estimate.make_plan(recipe, recipe.stages[number], model, chips.parse(name), **kinds)
 
 
 @pytest.mark.parametrize("number", [0, 1])

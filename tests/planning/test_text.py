@@ -10,13 +10,13 @@ from rvllm_jax.planning.compile import read_answer
 
 def text(recipe, model, **kinds) -> str:
     topology = chips.parse("v5e:8x8")
-    return report.describe(plan.make(recipe, recipe.stages[1], model, topology, **kinds), 1000)
+    return report.describe(plan.make_plan(recipe, recipe.stages[1], model, topology, **kinds), 1000)
 
 
 @pytest.mark.parametrize(("fsdp", "tensor", "parts"), [(64, 1, 8), (16, 4, 8), (2, 32, 2)])
 def test_a_host_reads_the_rows_that_its_devices_hold(recipe, paper, fsdp, tensor, parts):
     split = recipe("paper", mesh__fsdp=fsdp, mesh__tensor=tensor)
-    made = plan.make(split, split.stages[1], paper[1], chips.parse("v5e:8x8"))
+    made = plan.make_plan(split, split.stages[1], paper[1], chips.parse("v5e:8x8"))
     rate = made.speed.clips_a_second / parts
     assert f"each of 8 hosts decodes {rate:.2f} clips/s" in report.describe(made, 1000)
 
@@ -24,11 +24,11 @@ def test_a_host_reads_the_rows_that_its_devices_hold(recipe, paper, fsdp, tensor
 def test_a_stage_of_text_decodes_no_frames(tiny):
     recipe, model = tiny
     shown = [
-        report.describe(plan.make(recipe, stage, model, chips.parse("v5e:2x2")), 1)
+        report.describe(plan.make_plan(recipe, stage, model, chips.parse("v5e:2x2")), 1)
         for stage in recipe.stages
     ]
     assert ["frames/s" in each for each in shown] == [False, True, True]
-    assert "rows of text a second and hands its devices" in shown[0]
+    assert "sequences of text a second and hands its devices" in shown[0]
 
 
 def test_what_the_plan_notes_stands_in_it(recipe, paper):
@@ -38,7 +38,7 @@ def test_what_the_plan_notes_stands_in_it(recipe, paper):
 
 
 def test_the_compilers_figures_stand_beside_the_formulas(paper):
-    made = plan.make(paper[0], paper[0].stages[1], paper[1], chips.parse("v5e:8x8"))
+    made = plan.make_plan(paper[0], paper[0].stages[1], paper[1], chips.parse("v5e:8x8"))
     answer = {"state": 10**9, "temporary": 10**9, "output": 0, "largest": [], "effort": "full"}
     answer["received"] = {"all-gather": 3e9, "all-reduce": 4e9}
     shown = report.describe(dataclasses.replace(made, compiled=read_answer(answer)), 1000)

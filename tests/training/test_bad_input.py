@@ -108,7 +108,10 @@ def test_damaged_frames_empty_their_rows_up_to_a_budget_then_end_the_run_with_th
         changes = {"data__store": str(where), "evaluation__every": NEVER, "checkpoint__every": 2}
         Experiment.open(recipe(**changes, max_unreadable=4), tmp_path).train()
     message = str(error.value)
-    assert "5 rows of stage visual could not be read, more than config.max_unreadable=4" in message
+    assert (
+        "5 sequences of stage visual could not be read, more than config.max_unreadable=4"
+        in message
+    )
     assert f"The videos are 2.mp4, in the files {path}. Delete these files" in message
     assert "of a prepared folder, rvllm_jax.prepare before" in message
     train = [r for r in metrics.read(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
@@ -131,12 +134,14 @@ def test_damaged_frames_are_counted_in_the_validation_loss_and_refused_above_the
     Experiment.open(recipe(**changes, max_unreadable=2), tmp_path / "a").train()
     held = [r for r in metrics.read(tmp_path / "a" / "metrics.jsonl") if r["kind"] == "validation"]
     assert [r["bad_rows"] for r in held] == [2] and np.isfinite(held[0]["loss"])
-    told = "validation rows of stage visual: 2 could not be read, of the videos 2.mp4"
+    told = "validation sequences of stage visual: 2 could not be read, of the videos 2.mp4"
     assert told in caplog.text
     experiment = Experiment.open(recipe(**changes), tmp_path / "b")
     dataset = experiment.dataset(experiment.source.splits["validation"])
     stage = experiment.recipe.stages[0]
-    with pytest.raises(TrainingError, match="2 validation rows of stage visual could not") as error:
+    with pytest.raises(
+        TrainingError, match="2 validation sequences of stage visual could not"
+    ) as error:
         validation_loss(lambda *_: (1.0, 1.0), {}, {}, dataset, experiment.layout, stage, most=1)
     assert f"in the files {path}. Delete these files" in str(error.value)
 

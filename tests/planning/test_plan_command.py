@@ -1,7 +1,7 @@
 import pytest
 
 from rvllm_jax.costs import chips
-from rvllm_jax.planning.plans import make_all
+from rvllm_jax.planning.plan import make_plans
 
 
 @pytest.mark.parametrize(
@@ -14,9 +14,9 @@ from rvllm_jax.planning.plans import make_all
 def test_what_does_not_divide_is_refused_by_topology_and_what_to_do(recipe, changes, said):
     chosen = [chips.parse("v5e:2x2")]
     with pytest.raises(ValueError, match=said):
-        make_all(recipe(**{"mesh__data": -1, "schedule": "joint"} | changes), {}, chosen)
+        make_plans(recipe(**{"mesh__data": -1, "schedule": "joint"} | changes), {}, chosen)
 
 
 def test_a_plan_for_no_chips_is_refused(recipe):
     with pytest.raises(ValueError, match="--topology= names no chips; known are v5e:1x1"):
-        make_all(recipe(), {}, [])
+        make_plans(recipe(), {}, [])
