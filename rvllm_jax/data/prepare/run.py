@@ -46,7 +46,7 @@ from rvllm_jax.data.prepare.survey import survey
 from rvllm_jax.data.store.metadata import is_described, write_metadata
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import INDEX, StoreWriteError, Task
-from rvllm_jax.data.store.writer import check_foreign, holds, is_of, write_store
+from rvllm_jax.data.store.writer import check_foreign, holds, holds_only, write_store
 from rvllm_jax.system.atomic import write_bytes, write_json
 
 _UNFINISHED = "the frames are not all stored yet; start the same command again, it continues"
@@ -164,7 +164,7 @@ def _store(
     if holds(frames, videos, options):
         store = FrameStore(frames)
     else:
-        mends = is_of(frames, videos, options)  # a damaged shard was deleted
+        mends = holds_only(frames, videos, options)  # a damaged shard was deleted
         replaces = not mends and any((f / INDEX).is_file() for f in (frames, following))
         if replaces:
             check_foreign(frames)

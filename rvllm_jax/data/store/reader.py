@@ -57,9 +57,9 @@ class FrameStore:
         self.folder = Path(folder)
         index = read_json_or_empty(self.folder / INDEX)
         if index.get("layout") != records.LAYOUT:
-            found = f"an index of layout {index['layout']!r}" if "layout" in index else "no index"
+            actual = f"an index of layout {index['layout']!r}" if "layout" in index else "no index"
             raise FrameStoreError(
-                f"{self.folder}: holds {found}, expected {INDEX} of layout {records.LAYOUT}. "
+                f"{self.folder}: holds {actual}, expected {INDEX} of layout {records.LAYOUT}. "
                 "Prepare the videos into this folder (a preparation that was stopped continues)"
             )
         try:
@@ -158,8 +158,8 @@ class FrameStore:
         if self.options.encoding == "jpeg":
             decoded = np.empty((entry.height, entry.width, 3), np.uint8)
         opened, frames = -1, None
-        places = zip(order.tolist(), numbers.tolist(), offsets.tolist(), strict=True)
-        for position, number, offset in places:
+        reads = zip(order.tolist(), numbers.tolist(), offsets.tolist(), strict=True)
+        for position, number, offset in reads:
             if number != opened:
                 opened, frames = number, self._frames(name, entry, number)
             frame = frames[offset]
@@ -178,9 +178,9 @@ class FrameStore:
         except (RuntimeError, records.RecordError) as error:
             what = f"record {position}, of video {name!r}: {error}"
             raise _damaged(self._path(entry.shard), what) from error
-        found = record.video, record.first_frame, record.shape, record.encoding
-        if found != (name, first, (count, entry.height, entry.width), self.options.encoding):
-            what = f"record {position} is not frame {first} of {name!r}: {found}"
+        header = record.video, record.first_frame, record.shape, record.encoding
+        if header != (name, first, (count, entry.height, entry.width), self.options.encoding):
+            what = f"record {position} is not frame {first} of {name!r}: {header}"
             raise _damaged(self._path(entry.shard), what)
         if record.encoding == "jpeg":
             return record.frames

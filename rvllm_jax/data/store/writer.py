@@ -82,8 +82,7 @@ def write_store(
     shards = min(shards, len(names))
     _check(options, len(names), shards, time_limit, min_decoded)
     with locked(folder):
-        times = {"min_decoded": min_decoded, "time_limit": time_limit}
-        tasks = plan(folder, videos, options, shards=shards, **times)
+        tasks = plan(folder, videos, options, shards, min_decoded, time_limit)
         done = _finished(tasks)
         index = read_json_or_empty(folder / INDEX)
         if len(done) < len(tasks) or index.get("fingerprint") != _fingerprint(tasks):
@@ -115,7 +114,6 @@ def plan(
     folder: Path,
     videos: Mapping[str, str | Path],
     options: StoreOptions,
-    *,
     shards: int,
     min_decoded: float = 0.5,
     time_limit: float = 60.0,
@@ -161,7 +159,7 @@ def holds(folder: str | Path, videos: Mapping[str, str | Path], options: StoreOp
     )
 
 
-def is_of(folder: str | Path, videos: Mapping[str, str | Path], options: StoreOptions) -> bool:
+def holds_only(folder: str | Path, videos: Mapping[str, str | Path], options: StoreOptions) -> bool:
     """Whether a store is of these videos alone, as their files are now; shards may lack.
 
     `write_store` then writes what lacks in its place, and the other shards stay.
