@@ -63,7 +63,7 @@ def _steps(
 ) -> dict[str, Callable[[], None]]:
     sizes = {}
     for path in files:
-        height, width, _ = next(decode.decode(path, short_side=short_side))[0].shape
+        height, width, _ = next(decode.Decoding(path, short_side=short_side))[0].shape
         sizes[path] = width, height
 
     def bare(scale: bool) -> None:

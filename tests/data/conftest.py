@@ -1,5 +1,6 @@
 """Real video files and the frame stores made of them, shared by the tests of several modules."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,7 +22,7 @@ from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
 from rvllm_jax.data.text.template import TEMPLATES, Template
-from rvllm_jax.data.video import encode
+from rvllm_jax.data.video import decode, encode
 from rvllm_jax.types import VisualLayout
 
 # The frame store: videos of several sizes, some of them broken.
@@ -53,6 +54,18 @@ def stored(videos, options, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     write_store(folder, videos, **options)
     return folder
+
+
+@pytest.fixture
+def probe():
+    """probe(path) -> VideoInfo, of the file's header and first frame."""
+
+    def probe(path):
+        with contextlib.closing(decode.Decoding(path)) as decoding:
+            next(decoding)
+            return decoding.info
+
+    return probe
 
 
 @pytest.fixture

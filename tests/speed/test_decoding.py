@@ -22,7 +22,7 @@ def test_every_step_has_its_seconds_beside_bare_pyav(tmp_path, capsys):
     assert min(seconds.values()) >= 0 and shares[decoding.SCALED] == 1
 
 
-def test_a_folder_without_videos_is_refused(tmp_path, capsys):
+def test_a_folder_without_videos_is_refused(tmp_path):
     with pytest.raises(SystemExit) as ended:
         main(["decode", f"--videos={tmp_path}"])
-    assert ended.value.code == 1 and "holds no video" in capsys.readouterr().err
+    assert "holds no video" in ended.value.code  # a text: the interpreter prints it, with code 1

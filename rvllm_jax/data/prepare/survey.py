@@ -18,9 +18,8 @@ import simplejpeg
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.journal import Journal
 from rvllm_jax.data.store.shards import StoreOptions, naming, stamp
-from rvllm_jax.data.video import decode
 from rvllm_jax.data.video.container import VideoError
-from rvllm_jax.data.video.decode import VideoInfo
+from rvllm_jax.data.video.decode import Decoding, VideoInfo, worker_failure
 from rvllm_jax.system.pool import WatchedPool
 
 _THUMBNAIL = 144  # pixels of the short side
@@ -150,33 +149,29 @@ def _look(job: Job, beat: Callable[[int], None] = lambda mark: None) -> Look:
     Of mkv, webm, ts and flv all packets are read for their times, which takes minutes of a large
     file on a slow disk.
     """
-
-    def alive() -> None:
-        beat(0)
-
-    alive()
+    beat(0)
     try:
-        info = decode.probe(job.path, on_frame=alive)
-        thumbnail = _thumbnail(job.path, info, job.short_side, alive) if job.short_side else None
-        return Look(job.name, info, thumbnail)
+        decoding = Decoding(job.path, short_side=job.short_side, on_frame=lambda: beat(0))
+        with contextlib.closing(decoding):
+            frame, _ = next(decoding)
+            if job.short_side is None:
+                return Look(job.name, decoding.info)
+            wanted = min(decoding.info.frames // 2, _LATEST)
+            for later, _ in itertools.islice(decoding, wanted):
+                frame = later  # the header may promise more
+            return Look(job.name, decoding.info, _thumbnail(np.ascontiguousarray(frame)))
     except VideoError as error:
         return Look(job.name, None, bad=str(error))
 
 
-def _thumbnail(
-    path: Path, info: VideoInfo, short_side: int, alive: Callable[[], None]
-) -> Thumbnail:
-    wanted = min(info.frames // 2, _LATEST)
-    frames = decode.decode(path, short_side=short_side, on_frame=alive)
-    for frame, _ in itertools.islice(frames, wanted + 1):
-        last = frame  # the header may promise more
-    step = max(1, min(last.shape[:2]) // _THUMBNAIL)
-    height, width = (side // step for side in last.shape[:2])
-    blocks = last[: height * step, : width * step].reshape(height, step, width, step, 3)
+def _thumbnail(frame: np.ndarray) -> Thumbnail:
+    """Of `uint8[h, w, 3]` in the store's size."""
+    step = max(1, min(frame.shape[:2]) // _THUMBNAIL)
+    height, width = (side // step for side in frame.shape[:2])
+    blocks = frame[: height * step, : width * step].reshape(height, step, width, step, 3)
     small = blocks.mean((1, 3)).astype(np.uint8)
     jpeg = simplejpeg.encode_jpeg(small, quality=80, colorspace="RGB", colorsubsampling="420")
-    pixels = last.shape[0] * last.shape[1]
-    return Thumbnail(jpeg, pixels, len(record.encode_jpeg(last)))
+    return Thumbnail(jpeg, frame.shape[0] * frame.shape[1], len(record.encode_jpeg(frame)))
 
 
 def _watched(jobs: Sequence[Job], workers: int, time_limit: float) -> Iterator[Look]:
@@ -185,7 +180,7 @@ def _watched(jobs: Sequence[Job], workers: int, time_limit: float) -> Iterator[L
         for outcome in pool.results(jobs):
             if outcome.failure:
                 name, path, _ = outcome.job
-                yield Look(name, None, bad=decode.worker_failure(outcome, path, time_limit))
+                yield Look(name, None, bad=worker_failure(outcome, path, time_limit))
             else:
                 yield outcome.result
 

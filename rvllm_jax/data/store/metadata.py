@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module
 
-from rvllm_jax.data.store import record
-from rvllm_jax.data.store.shards import INDEX, FrameStoreError, record_file
+from rvllm_jax.data.store.reader import FrameStore, damaged
+from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.system.atomic import read_json_or_empty
 
 NAME, SPLIT, VERSION = "frames", "videos", "1.0.0"  # the first two as in the shards' names
@@ -39,24 +39,16 @@ def write_metadata(folder: str | Path, *, data_dir: str | Path | None = None) ->
     Raises:
         FrameStoreError: `folder` holds no finished store, or cannot be written.
     """
-    folder = Path(folder)
-    index = read_json_or_empty(folder / INDEX)
-    if index.get("layout") != record.LAYOUT:
-        raise FrameStoreError(
-            f"{folder}: holds no finished frame store of layout {record.LAYOUT} "
-            f"({INDEX}: {index.get('layout', 'absent')}); prepare the videos into it first"
-        )
-    shards = [folder / record_file(n, len(index["shards"])) for n in range(len(index["shards"]))]
-    counts = [_num_records(path) for path in shards]
+    store = FrameStore(folder)
+    counts = [_num_records(path) for path in store.files]
     import tensorflow_datasets as tfds  # takes seconds: only where it is used
 
-    size = sum(shard["bytes"] for shard in index["shards"])
     # TFDS would count them itself, but through TensorFlow.
-    split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=counts, num_bytes=size)
+    split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=counts, num_bytes=store.num_bytes)
     try:
         tfds.folder_dataset.write_metadata(
             data_dir=os.fspath(folder),
-            features=features(index["options"]["encoding"]),
+            features=features(store.options.encoding),
             split_infos=[split],
             version=VERSION,
             description=DESCRIPTION,
@@ -64,7 +56,7 @@ def write_metadata(folder: str | Path, *, data_dir: str | Path | None = None) ->
             check_data=False,  # reads through TensorFlow
         )
         if data_dir is not None:
-            _link(Path(data_dir) / NAME / VERSION, folder)
+            _link(Path(data_dir) / NAME / VERSION, store.folder)
     except OSError as error:
         raise FrameStoreError(
             f"{folder}: its description for TFDS cannot be written ({error}). Free some space, "
@@ -94,10 +86,7 @@ def _link(place: Path, folder: Path) -> None:
 def _num_records(path: Path) -> int:
     reader = array_record_module.ArrayRecordReader(os.fspath(path))
     if not reader.ok():  # and reports 0 records
-        raise FrameStoreError(
-            f"{path}: absent or damaged. Delete this file and prepare the videos again: only what "
-            "it held is decoded anew"
-        )
+        raise damaged(path, "absent, or no records")
     return reader.num_records()
 
 

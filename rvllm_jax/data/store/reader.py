@@ -73,7 +73,7 @@ class FrameStore:
             if len(self._shards) != index["options"]["shards"]:
                 raise TypeError(f"{len(self._shards)} of {index['options']['shards']} shards")
         except (KeyError, TypeError, AttributeError) as error:
-            raise _damaged(self.folder / INDEX, f"not an index: {error!r}") from error
+            raise damaged(self.folder / INDEX, f"not an index: {error!r}") from error
         self._close()
 
     def __getstate__(self) -> dict:
@@ -88,6 +88,11 @@ class FrameStore:
     def num_frames(self) -> int:
         """Of all videos."""
         return sum(entry.num_frames for entry in self.entries.values())
+
+    @property
+    def files(self) -> list[Path]:
+        """The shards' files of records."""
+        return [self._path(shard) for shard in range(len(self._shards))]
 
     @property
     def num_bytes(self) -> int:
@@ -112,9 +117,9 @@ class FrameStore:
             try:
                 content = path.read_bytes()
             except OSError as error:
-                raise _damaged(path, error.strerror) from error
+                raise damaged(path, error.strerror) from error
             if zlib.crc32(content) != self._shards[entry.shard]["times_crc"]:
-                raise _damaged(path, "its checksum is wrong")
+                raise damaged(path, "its checksum is wrong")
             _keep(self._times, entry.shard, np.frombuffer(content, "<f8"))
         return self._times[entry.shard][entry.first_time :][: entry.num_frames]
 
@@ -177,11 +182,11 @@ class FrameStore:
             record = records.unpack(self._read_bytes(entry.shard, position))
         except (RuntimeError, records.RecordError) as error:
             what = f"record {position}, of video {name!r}: {error}"
-            raise _damaged(self._path(entry.shard), what) from error
+            raise damaged(self._path(entry.shard), what) from error
         header = record.video, record.first_frame, record.shape, record.encoding
         if header != (name, first, (count, entry.height, entry.width), self.options.encoding):
             what = f"record {position} is not frame {first} of {name!r}: {header}"
-            raise _damaged(self._path(entry.shard), what)
+            raise damaged(self._path(entry.shard), what)
         if record.encoding == "jpeg":
             return record.frames
         return np.frombuffer(record.frames[0], np.uint8).reshape(*record.shape, 3)
@@ -193,7 +198,7 @@ class FrameStore:
             return records.decode_jpeg(frame, (entry.height, entry.width), out)
         except records.RecordError as error:
             what = f"a frame of video {name!r}: {error}"
-            raise _damaged(self._path(entry.shard), what) from error
+            raise damaged(self._path(entry.shard), what) from error
 
     def path(self, name: str) -> Path:
         """The file that holds the frames of a video."""
@@ -221,7 +226,8 @@ def _keep(kept: dict, shard: int, value: object) -> None:
     kept[shard] = value
 
 
-def _damaged(path: Path, what: str) -> FrameStoreError:
+def damaged(path: Path, what: str) -> FrameStoreError:
+    """What to raise of a file of a store that is broken."""
     return FrameStoreError(
         f"{path}: damaged ({what}). Delete this file and prepare the videos again: only what it "
         "held is decoded anew"

@@ -52,19 +52,6 @@ class VideoInfo(NamedTuple):
     bytes: int
 
 
-def probe(path: str | os.PathLike, *, on_frame: Callable[[], None] = lambda: None) -> VideoInfo:
-    """What a file says of itself; its first frame is decoded, to see that it is a video.
-
-    on_frame: as of `Decoding`. Raises `VideoError` where no frame comes out.
-    """
-    decoding = Decoding(path, on_frame=on_frame)
-    try:
-        next(decoding)
-    finally:
-        decoding.close()
-    return decoding.info
-
-
 def worker_failure(outcome: Outcome, path: str | os.PathLike, time_limit: float) -> str:
     """Why a video is set aside that hung or crashed the worker process that decodes it."""
     why = f"the process that decodes it ends ({outcome.reason})"
@@ -73,52 +60,36 @@ def worker_failure(outcome: Outcome, path: str | os.PathLike, time_limit: float)
     return f"{path}: {why}. {REPLACE}"
 
 
-def decode(
-    path: str | os.PathLike,
-    *,
-    stride: int = 1,
-    short_side: int | None = None,
-    on_frame: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[np.ndarray, float]]:
-    """Yields every `stride`-th frame in presentation order with its time.
+class Decoding(Iterator[tuple[np.ndarray, float]]):
+    """One pass over a file: its frames and their times, and what is learned of the file on the way.
 
-    Of a file of variable rate, with a stride above 1, these are the frames nearest to evenly spaced
-    times, `stride` / the average rate apart; such a time comes with each.
+    Iterating yields every `stride`-th frame in presentation order with its time. Of a file of
+    variable rate, with a stride above 1, these are the frames nearest to evenly spaced times,
+    `stride` / the average rate apart; such a time comes with each.
 
     Frames are `uint8[H, W, 3]` RGB as players show them: rotated and mirrored as phones store it,
     colours by the file's own matrix and range, pixels square (the width is stretched where the file
-    has others). All are of one size: the first frame's, or, with `short_side`, that size scaled (up
-    or down) until the short side is `short_side`, to the nearest pixel. Times are in seconds and
-    strictly increase, whatever the file says.
-
-    A damaged or cut file yields what still decodes, and a warning names it. on_frame: as of
-    `Decoding`.
-
-    Raises:
-      VideoError: on the first `next`, when no frame at all comes out of the file, or its frames are
-        too large.
-      ValueError: at once, for a stride or a short side below 1.
-    """
-    decoding = Decoding(path, stride=stride, short_side=short_side, on_frame=on_frame)
-    return ((np.ascontiguousarray(frame), seconds) for frame, seconds in decoding)
-
-
-class Decoding(Iterator[tuple[np.ndarray, float]]):
-    """One pass over a file: `decode`, with what is learned of the file on the way.
-
-    The frames that it yields may be views with gaps between their rows.
+    has others); they may be views with gaps between their rows. All are of one size: the first
+    frame's, or, with `short_side`, that size scaled (up or down) until the short side is
+    `short_side`, to the nearest pixel. Times are in seconds and strictly increase, whatever the
+    file declares. A damaged or cut file yields what still decodes, and a warning names it.
 
     Args:
-      path, stride, short_side: as in `decode`.
-      min_decoded: the share of the declared length that must come out of a damaged or cut file;
-        where less does, the end of the iteration raises `VideoError`.
-      on_frame: called after each frame of the file, also those between the strides; and, where the
-        file's rate is only known by the times of all of its packets, after each of them before.
+        stride, short_side: see above.
+        min_decoded: the share of the declared length that must come out of a damaged or cut file.
+        on_frame: called after each frame of the file, also those between the strides; and, where
+            the file's rate is only known by the times of all of its packets, after each of them
+            before.
 
     Attributes:
-      info: `VideoInfo`, known from the first frame on.
-      note: at the end, what a person should know of a file that was used: that it is cut, that it
-        holds one frame only, that times were mended; "" where there is nothing.
+        info: `VideoInfo`, known from the first frame on.
+        note: at the end, what a person should know of a file that was used: that it is cut, that it
+            holds one frame only, that times were mended; "" where there is nothing.
+
+    Raises:
+        VideoError: on the first `next`, when no frame at all comes out of the file, or its frames
+            are too large; at the end, where less than `min_decoded` came out.
+        ValueError: at once, for a stride or a short side below 1.
     """
 
     def __init__(
@@ -132,7 +103,7 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
     ):
         if stride < 1 or (short_side is not None and short_side < 1):
             raise ValueError(
-                f"decode takes stride >= 1 and short_side >= 1: {stride}, {short_side}"
+                f"decoding takes stride >= 1 and short_side >= 1: {stride}, {short_side}"
             )
         self.info: VideoInfo | None = None
         self.note = ""

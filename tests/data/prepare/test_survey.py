@@ -14,20 +14,20 @@ import simplejpeg
 from rvllm_jax.data.prepare.survey import Job, Survey, Thumbnail, _look, survey
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
-from rvllm_jax.data.video import decode, encode
+from rvllm_jax.data.video import encode
 from rvllm_jax.data.video.decode import VideoInfo
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_video_is_seen_or_set_aside_with_the_reason(workers, videos):
+def test_every_video_is_seen_or_set_aside_with_the_reason(probe, workers, videos):
     done = []
     seen = survey(
         videos, thumbnails=3, short_side=20, workers=workers, progress=lambda *d: done.append(d)
     )
     assert list(seen.info) == sorted(set(videos) - {"v3.mp4", "v8.mp4"})
-    assert seen.info["v2.mp4"] == decode.probe(videos["v2.mp4"])
+    assert seen.info["v2.mp4"] == probe(videos["v2.mp4"])
     assert "not a readable video" in seen.bad["v3.mp4"] and "0 bytes" in seen.bad["v8.mp4"]
     assert done[-1] == (len(videos), len(videos)) and len(done) == len(videos)
     assert set(seen.thumbnails) <= set(seen.info) and 2 <= len(seen.thumbnails) <= 3
@@ -140,7 +140,7 @@ def test_every_packet_that_is_read_is_a_sign_of_life(thumbnails, tmp_path, write
     job = Job("a", path, 32 if thumbnails else None)
     _, info, thumbnail, _ = _look(job, calls.append)
     assert info.fps == 8 and bool(thumbnail) == bool(thumbnails)
-    assert len(calls) >= 9 * (1 + thumbnails)
+    assert len(calls) > 9  # its packets are read for their times, before its first frame
 
 
 def test_a_thumbnail_is_the_last_frame_that_there_is(tmp_path):

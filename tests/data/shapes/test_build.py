@@ -114,7 +114,7 @@ def test_folder_of_other_options_is_made_anew(tmp_path):
     assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == [
         f"train-0000{number}.mp4" for number in range(3)
     ]
-    frames = list(decode.decode(tmp_path / "videos/train-00000.mp4"))
+    frames = list(decode.Decoding(tmp_path / "videos/train-00000.mp4"))
     assert len(frames) == 40 and frames[0][0].shape == (48, 48, 3)
 
 

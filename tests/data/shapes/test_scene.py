@@ -55,7 +55,7 @@ def test_what_is_asked_shows_in_any_window_of_31_frames(full):
 
 def seen(folder, record):
     """Of each colour the frames where it shows and its centroids, from the decoded pixels."""
-    frames = np.stack([frame for frame, _ in decode.decode(folder / "videos" / record["video"])])
+    frames = np.stack([frame for frame, _ in decode.Decoding(folder / "videos" / record["video"])])
     found = {}
     for colour, rgb in shapes_scene.COLOURS.items():
         mask = np.linalg.norm(frames.astype(float) - rgb, axis=-1) < 60

@@ -69,11 +69,11 @@ def test_shards_are_untouched_and_writing_again_changes_nothing(described):
 
 
 def test_a_folder_without_a_finished_store_is_refused(copy, tmp_path_factory):
-    with pytest.raises(FrameStoreError, match="no finished frame store.*absent.*prepare"):
+    with pytest.raises(FrameStoreError, match="holds no index.*Prepare"):
         metadata.write_metadata(tmp_path_factory.mktemp("empty"))
     index = json.loads((copy / "index.json").read_bytes())
     (copy / "index.json").write_text(json.dumps(index | {"layout": 99}))
-    with pytest.raises(FrameStoreError, match=f"layout {record.LAYOUT} .*99"):
+    with pytest.raises(FrameStoreError, match=f"layout 99, .*of layout {record.LAYOUT}"):
         metadata.write_metadata(copy)
     assert not (copy / "dataset_info.json").exists()
 
@@ -85,7 +85,7 @@ def test_a_damaged_shard_and_an_occupied_place_are_named(copy, tmp_path_factory)
         metadata.write_metadata(copy, data_dir=data_dir)
     shard = next(copy.glob("frames-videos*"))
     shard.write_bytes(b"not a shard")
-    with pytest.raises(FrameStoreError, match=f"{shard.name}: absent or damaged"):
+    with pytest.raises(FrameStoreError, match=f"{shard.name}: damaged .absent, or no records"):
         metadata.write_metadata(copy)
 
 

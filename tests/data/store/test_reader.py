@@ -20,7 +20,7 @@ REAL = Path(__file__).parents[4] / "shared/data/real_videos"
 
 
 def decoded(path: Path, **options) -> tuple[np.ndarray, np.ndarray]:
-    shown, times = zip(*decode.decode(path, **options), strict=True)
+    shown, times = zip(*decode.Decoding(path, **options), strict=True)
     return np.stack(shown), np.array(times)
 
 

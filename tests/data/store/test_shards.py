@@ -19,7 +19,9 @@ from rvllm_jax.data.video import decode
 ROOT = Path(__file__).parents[3]
 
 
-def test_what_files_say_and_what_to_know_of_them_is_kept(videos, tmp_path, write_with, moving_bar):
+def test_what_files_say_and_what_to_know_of_them_is_kept(
+    probe, videos, tmp_path, write_with, moving_bar
+):
     cut = write_with(tmp_path / "cut.mp4", moving_bar(), options={"movflags": "+faststart"})
     cut.write_bytes(cut.read_bytes()[:-100])
     paths = {"cut": cut, "one": videos["v0.mp4"], "text": videos["v3.mp4"]}
@@ -27,7 +29,7 @@ def test_what_files_say_and_what_to_know_of_them_is_kept(videos, tmp_path, write
     index = json.loads((tmp_path / "store" / "index.json").read_text())
     assert report.info.keys() == {"cut", "one"}
     assert index["info"] == {name: list(info) for name, info in report.info.items()}
-    assert report.info["one"] == decode.probe(paths["one"])
+    assert report.info["one"] == probe(paths["one"])
     assert report.info["cut"] == ("h264", 48, 36, 8.0, 20, 2.5, cut.stat().st_size)
     assert report.notes.keys() == {"cut"} and report.notes == index["notes"]
     assert "it declares 20 frames" in report.notes["cut"] and "are used" in report.notes["cut"]
@@ -45,7 +47,7 @@ def test_a_share_that_is_too_small_sets_a_video_aside(tmp_path, write_with, movi
     store = FrameStore(tmp_path / "store")
     np.testing.assert_array_equal(
         store.read("whole", np.arange(20)),
-        np.stack([frame for frame, _ in decode.decode(whole, short_side=256)]),
+        np.stack([frame for frame, _ in decode.Decoding(whole, short_side=256)]),
     )
     # What is asked for decides what is stored, so that another share writes anew.
     anew = write_store(tmp_path / "store", paths, StoreOptions(), min_decoded=0.5)

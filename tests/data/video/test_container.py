@@ -79,11 +79,11 @@ def bad_files(folder: Path, clip: Path):
         ("gif1.mp4", r"a picture \(gif of one frame\), not a video"),
     ],
 )
-@pytest.mark.parametrize("read", [lambda path: list(decode.decode(path)), decode.probe])
+@pytest.mark.parametrize("read", [list, next])
 def test_what_is_no_video_is_refused_by_path_and_reason(tmp_path, clip, read, name, reason):
     bad_files(tmp_path, clip)
     with pytest.raises(container.VideoError, match=reason) as raised:
-        read(tmp_path / name)
+        read(decode.Decoding(tmp_path / name))
     assert str(tmp_path / name) in str(raised.value)
     assert any(advice in str(raised.value) for advice in ("Replace", "Check"))
 
@@ -113,7 +113,7 @@ def test_a_list_of_files_is_refused_and_none_of_them_is_opened(tmp_path, kind, s
     watcher.start()
     try:
         with pytest.raises(container.VideoError, match=rf"a list of other files \({kind}\)"):
-            list(decode.decode(tmp_path / f"list.{suffix}"))
+            list(decode.Decoding(tmp_path / f"list.{suffix}"))
     finally:
         over.set()
         watcher.join()
@@ -131,7 +131,7 @@ def test_unreadable_file_names_the_permission(clip):
             os.seteuid(65534)  # root may read everything
         try:
             with pytest.raises(container.VideoError, match="no permission"):
-                list(decode.decode(path))
+                list(decode.Decoding(path))
         finally:
             os.seteuid(user)
 
@@ -139,11 +139,11 @@ def test_unreadable_file_names_the_permission(clip):
 def test_a_name_that_is_not_utf_8(clip):
     name = os.fsencode(clip.parent) + b"/\xff\xfe.mp4"
     os.rename(clip, name)
-    assert len(list(decode.decode(Path(os.fsdecode(name))))) == 20
+    assert len(list(decode.Decoding(Path(os.fsdecode(name))))) == 20
 
 
 @pytest.mark.parametrize("name", ["gif2.mp4", "apng2.mp4"])
-def test_a_picture_that_moves_is_a_video(tmp_path, clip, name):
+def test_a_picture_that_moves_is_a_video(probe, tmp_path, clip, name):
     bad_files(tmp_path, clip)
-    assert len(list(decode.decode(tmp_path / name))) == 2
-    assert decode.probe(tmp_path / name).width == 32
+    assert len(list(decode.Decoding(tmp_path / name))) == 2
+    assert probe(tmp_path / name).width == 32

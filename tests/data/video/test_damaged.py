@@ -104,10 +104,10 @@ def test_sound_that_outlasts_the_picture_is_no_cut(tmp_path, noise):
     assert used(path, min_decoded=1.0) == (20, "")
 
 
-def test_one_frame_of_a_format_of_videos_is_a_video_and_is_said(tmp_path, write_with, noise):
+def test_one_frame_of_a_format_of_videos_is_a_video_and_is_said(probe, tmp_path, write_with, noise):
     path = write_with(tmp_path / "a.mp4", noise[:1])
     assert used(path, min_decoded=1.0) == (1, "one frame only")
-    assert decode.probe(path).frames == 1
+    assert probe(path).frames == 1
 
 
 def patched(path, mark, offset, form, *values):
@@ -117,12 +117,12 @@ def patched(path, mark, offset, form, *values):
     return path
 
 
-def test_a_frame_count_of_a_billion_is_not_believed(tmp_path, write_with, noise):
+def test_a_frame_count_of_a_billion_is_not_believed(probe, tmp_path, write_with, noise):
     # ISO 14496-12, 8.6.1.2: one entry, whose count is wrong.
     path = patched(write_with(tmp_path / "a.mp4", noise), b"stts", 12, ">I", 10**9)
     count, note = used(path, min_decoded=1.0)
     assert count == 20 and "1000000000 frames, which is not believed" in note
-    assert decode.probe(path).frames == 0
+    assert probe(path).frames == 0
     path = write_with(tmp_path / "a.avi", noise, codec="mpeg4")
     count, note = used(patched(path, b"strh", 40, "<I", 10**9), min_decoded=1.0)
     assert count == 20 and "not believed" in note
@@ -138,12 +138,14 @@ def test_a_table_of_no_samples_or_a_billion_is_refused(tmp_path, write_with, noi
 
 
 @pytest.mark.parametrize("clock", [b"99999:99:99.000000", b"00099:59:59.000000"])
-def test_a_duration_that_the_file_cannot_hold_is_not_believed(tmp_path, write_with, noise, clock):
+def test_a_duration_that_the_file_cannot_hold_is_not_believed(
+    probe, tmp_path, write_with, noise, clock
+):
     path = write_with(tmp_path / "a.webm", noise, codec="libvpx-vp9")
     path.write_bytes(path.read_bytes().replace(b"00:00:02.500000000", clock))
     count, note = used(path, min_decoded=1.0)
     assert count == 20 and " s, which is not believed" in note
-    assert decode.probe(path).seconds == 0
+    assert probe(path).seconds == 0
 
 
 @pytest.mark.parametrize("side", [16000, 65535])
@@ -164,7 +166,7 @@ def peak_memory() -> int:
 def test_a_long_thin_picture_is_refused_before_memory_is_taken(tmp_path, write_with):
     path = write_with(tmp_path / "a.mp4", np.zeros((1, 16, 4096, 3), np.uint8))
     with pytest.raises(VideoError, match="a frame would have 1048576 x 4096 pixels"):
-        next(decode.decode(path, short_side=4096))
+        next(decode.Decoding(path, short_side=4096))
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
@@ -178,12 +180,12 @@ def test_a_picture_too_long_for_a_jpeg_is_set_aside_and_not_the_preparation(
         assert "a frame would have 256 x 73728 pixels" in bad["a.mp4"]
 
 
-def test_8k_decodes(tmp_path, write_with):
+def test_8k_decodes(probe, tmp_path, write_with):
     path = write_with(tmp_path / "8k.mp4", np.full((2, 4320, 7680, 3), 90, np.uint8), codec="mpeg4")
-    frames = [frame for frame, _ in decode.decode(path, short_side=27)]
+    frames = [frame for frame, _ in decode.Decoding(path, short_side=27)]
     assert [frame.shape for frame in frames] == [(27, 48, 3)] * 2
     assert np.abs(frames[1].astype(int) - 90).max() < 4
-    assert decode.probe(path)[1:3] == (7680, 4320)
+    assert probe(path)[1:3] == (7680, 4320)
 
 
 def test_times_that_do_not_increase_are_mended_and_said(tmp_path, write_with, noise):

@@ -11,7 +11,7 @@ REAL = Path(__file__).resolve().parents[3].parent / "shared/data/real_videos"
 
 
 def read(path, **options):
-    frames, seconds = zip(*decode.decode(path, **options), strict=True)
+    frames, seconds = zip(*decode.Decoding(path, **options), strict=True)
     return np.stack(frames), np.array(seconds)
 
 
@@ -99,7 +99,7 @@ def test_a_whole_file_gives_no_warning(clip, caplog):
 @pytest.mark.parametrize("options", [{"stride": 0}, {"short_side": 0}])
 def test_decode_refuses_impossible_arguments_at_once(clip, options):
     with pytest.raises(ValueError, match="stride >= 1"):
-        decode.decode(clip, **options)
+        decode.Decoding(clip, **options)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real videos at {REAL}")

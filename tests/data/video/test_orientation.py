@@ -40,7 +40,7 @@ def by_filters(path, size, *more, chroma=""):
 
 
 def read(path, **options):
-    return np.stack([frame for frame, _ in decode.decode(path, **options)])
+    return np.stack([frame for frame, _ in decode.Decoding(path, **options)])
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def set_matrix(path, a, b, c, d):
 )
 @pytest.mark.parametrize("aspect,width", [(None, 128), (Fraction(3, 2), 192)])
 def test_turned_and_mirrored_as_phones_store_it(
-    tmp_path, write_with, blocks, matrix, filters, aspect, width
+    probe, tmp_path, write_with, blocks, matrix, filters, aspect, width
 ):
     path = write_with(tmp_path / "phone.mp4", blocks, aspect=aspect)
     set_matrix(path, *matrix)
@@ -105,7 +105,7 @@ def test_turned_and_mirrored_as_phones_store_it(
     np.testing.assert_array_equal(frames, expected)
     small = by_filters(path, (width // 2, 48), *filters, chroma=left)
     np.testing.assert_array_equal(read(path, short_side=48), small)
-    assert decode.probe(path)[1:3] == (frames.shape[2], frames.shape[1])
+    assert probe(path)[1:3] == (frames.shape[2], frames.shape[1])
 
 
 @pytest.mark.parametrize(

@@ -87,13 +87,13 @@ CONTAINERS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx", "ts": "libx2
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_a_file_of_variable_rate_is_sampled_in_time_in_every_container(tmp_path, container):
+def test_a_file_of_variable_rate_is_sampled_in_time_in_every_container(probe, tmp_path, container):
     """FFmpeg's average is 30 frames a second in all but mp4: it sees the first packets."""
     times = np.r_[np.arange(60) / 30, 2 + np.arange(100) / 5]
     path = write_grey(tmp_path / f"a.{container}", times, CONTAINERS[container])
-    rate = decode.probe(path).fps
+    rate = probe(path).fps
     assert rate == pytest.approx(160 / 22, rel=0.03)  # mp4: the last lasts nothing
-    found = list(decode.decode(path, stride=6))
+    found = list(decode.Decoding(path, stride=6))
     stored = np.array([time for _, time in found])
     np.testing.assert_allclose(np.diff(stored), 6 / rate, rtol=1e-6)
     assert 22 - 2 * 6 / rate < stored[-1] - stored[0] <= 22
@@ -102,14 +102,16 @@ def test_a_file_of_variable_rate_is_sampled_in_time_in_every_container(tmp_path,
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_of_a_constant_rate_every_stride_th_frame_is_taken_in_every_container(tmp_path, container):
+def test_of_a_constant_rate_every_stride_th_frame_is_taken_in_every_container(
+    probe, tmp_path, container
+):
     times = np.arange(110) / 30
     path = write_grey(tmp_path / f"a.{container}", times, CONTAINERS[container])
-    every = list(decode.decode(path))
-    some = list(decode.decode(path, stride=6))
+    every = list(decode.Decoding(path))
+    some = list(decode.Decoding(path, stride=6))
     assert [time for _, time in some] == [time for _, time in every][::6]
     assert all(np.array_equal(a, b) for (a, _), (b, _) in zip(some, every[::6], strict=True))
-    assert decode.probe(path).fps == 30
+    assert probe(path).fps == 30
 
 
 def write_grey(path, times, codec="libx264"):
@@ -137,14 +139,16 @@ def uneven(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stride", [1, 2, 6])
-def test_a_clip_of_a_file_of_variable_rate_is_even_in_time_at_any_stride(uneven, tmp_path, stride):
+def test_a_clip_of_a_file_of_variable_rate_is_even_in_time_at_any_stride(
+    probe, uneven, tmp_path, stride
+):
     path, times = uneven
-    assert decode.probe(path).fps == pytest.approx(len(times) / 20, rel=0.1)
+    assert probe(path).fps == pytest.approx(len(times) / 20, rel=0.1)
     write_store(tmp_path, {"a": path}, StoreOptions(stride=stride, short_side=None))
     store = FrameStore(tmp_path)
     frames, step = 8, 12 // stride  # an interval of 12 of the file's frames
     rate = store.entries["a"].fps * stride
-    assert rate == pytest.approx(decode.probe(path).fps, rel=0.1 if stride == 1 else 1e-6)
+    assert rate == pytest.approx(probe(path).fps, rel=0.1 if stride == 1 else 1e-6)
     for seed in range(5):
         rng = np.random.default_rng(seed)
         sizes = dict(sampling=clips.FrameSampling(frames, step), crop=32)
