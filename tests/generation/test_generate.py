@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rvllm_jax.generation import decode
-from rvllm_jax.generation.clip_fusion import fuse
 from rvllm_jax.generation.sampling import GREEDY, Sampling
 from rvllm_jax.types import Questions
 
@@ -112,15 +111,6 @@ def test_clips_go_on_with_the_token_of_the_mean_probability(ask, some_questions,
     np.testing.assert_array_equal(ask(first, views=3)[0], alone[1])
     none = rows._replace(ids=np.full_like(rows.ids, -1))
     assert (ask(none, views=3) == NEVER).all()
-
-
-def test_fused_probabilities_are_the_weighted_mean():
-    rng = np.random.default_rng(5)
-    logits, weights = rng.normal(0, 4, (2, 3, 2, 9)), rng.uniform(0, 2, (2, 3, 2))
-    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = (weights[..., None] * probs).sum(1) / weights.sum(1)[..., None]
-    fused = fuse(jnp.asarray(logits.reshape(12, 9)), jnp.asarray(weights))
-    np.testing.assert_allclose(jax.nn.softmax(fused), expected.reshape(4, 9), rtol=1e-12)
 
 
 def test_a_bfloat16_cache_is_half_the_size_and_near(model_and_arrays, some_questions):
