@@ -126,7 +126,7 @@ def answered(talker) -> str:
     from rvllm_jax.experiments.saved.open import describe_model
 
     answerer = Answerer(describe_model(talker))
-    seen = answerer.look(talker / "videos" / "a.mp4")
+    seen = answerer.load_video(talker / "videos" / "a.mp4")
     return answerer.session(seen, "a").ask("what moves?", max_new=5)
 
 

@@ -85,7 +85,7 @@ def by_chat(answerer, talker):
     """Each question the first turn of a conversation."""
     ids = []
     for name in VIDEOS:
-        session = answerer.session(answerer.look(talker / "videos" / name), name)
+        session = answerer.session(answerer.load_video(talker / "videos" / name), name)
         for question in QUESTIONS:
             session.reset()
             session.ask(question, max_new=MAX_NEW)
@@ -96,7 +96,7 @@ def by_chat(answerer, talker):
 def by_a_file(answerer, talker, folder, monkeypatch):
     """The texts: a file of answers has no ids."""
     monkeypatch.setattr(
-        questions_file.Answerer, "look_each", lambda self, paths: map(self.look, paths)
+        questions_file.Answerer, "load_videos", lambda self, paths: map(self.load_video, paths)
     )
     lines = [json.dumps({"video": name, "questions": QUESTIONS}) for name in VIDEOS]
     (folder / "in.jsonl").write_text("\n".join(lines))

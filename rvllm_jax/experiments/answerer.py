@@ -36,11 +36,11 @@ class Answerer:
         self.described, self.clips, self.fusion, self.say = described, clips, fusion, say
         self._cache_dtype = cache_dtype
 
-    def look(self, path: str | Path) -> VideoClips:
+    def load_video(self, path: str | Path) -> VideoClips:
         """The clips of a video file; raises VideoError or FrameStoreError."""
         return load_video(path, **self._frames())
 
-    def look_each(self, paths: Sequence[str | Path]) -> Iterator[VideoClips | VideoError]:
+    def load_videos(self, paths: Sequence[str | Path]) -> Iterator[VideoClips | VideoError]:
         """The clips of each file, decoded by watched processes; raises FrameStoreError."""
         return load_videos(paths, **self._frames())
 

@@ -45,9 +45,9 @@ class Talk:
     def open(self, path: str | Path, *questions: str) -> None:
         """Looks at a video and encodes it; `questions` are to come and are refused before that.
 
-        Raises PromptError, what `Answerer.look` raises, and what `Answerer.engine` does.
+        Raises PromptError, what `Answerer.load_video` raises, and what `Answerer.engine` does.
         """
-        seen = self._answerer.look(path)
+        seen = self._answerer.load_video(path)
         for question in questions:
             self._answerer.check(seen, question)
         session = self._answerer.session(seen, str(path))

@@ -160,7 +160,7 @@ def answer_file(
         for line in lines:
             if id(line) not in done and work.stands(line):
                 groups[line.video].append(line)
-        seen = answerer.look_each([Path(videos) / video for video in groups])
+        seen = answerer.load_videos([Path(videos) / video for video in groups])
         for number, ((video, asked), clips) in enumerate(zip(groups.items(), seen, strict=True), 1):
             start, answered = time.perf_counter(), tally.answered
             work.about(video, clips, asked)

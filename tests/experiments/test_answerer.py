@@ -61,7 +61,7 @@ def test_a_session_about_a_file_says_what_batches_say_about_the_prepared_video(
     asked = [prediction.text for prediction in predictions]
     said = []
     for clip, name in enumerate("abc"):
-        seen = answerer.look(talker / "videos" / f"{name}.mp4")
+        seen = answerer.load_video(talker / "videos" / f"{name}.mp4")
         row = prepared.load(clip, (), None)
         np.testing.assert_array_equal(seen.frames, row.frames[None])
         np.testing.assert_array_equal(seen.mask, row.frame_mask[None])
@@ -73,7 +73,7 @@ def test_a_session_about_a_file_says_what_batches_say_about_the_prepared_video(
 
 def test_each_stop_id_of_a_model_s_files_ends_answers(talker, answerer, prepared, tmp_path):
     """In a chat, and in the evaluation of benchmarks: the second of the list too."""
-    session = answerer.session(answerer.look(talker / "videos" / "a.mp4"), "a")
+    session = answerer.session(answerer.load_video(talker / "videos" / "a.mp4"), "a")
     session.ask(QUESTIONS[0], max_new=12)
     said, eos_id = session.turns[0].ids, answerer.described.tokenizer.eos_id
     second = next(token for n, token in enumerate(said) if n and token not in said[:n])
@@ -81,7 +81,7 @@ def test_each_stop_id_of_a_model_s_files_ends_answers(talker, answerer, prepared
     ids = json.dumps({"eos_token_id": [eos_id, second]})
     (model / "tokenizer" / "generation_config.json").write_text(ids)
     other = Answerer(describe_model(model, mesh=MESH))
-    cut = other.session(other.look(talker / "videos" / "a.mp4"), "a")
+    cut = other.session(other.load_video(talker / "videos" / "a.mp4"), "a")
     cut.ask(QUESTIONS[0], max_new=12)
     assert cut.turns[0].ids == said[: said.index(second)]
     answers = in_batches(read_arrays(other.described), prepared)
@@ -92,7 +92,7 @@ def test_each_stop_id_of_a_model_s_files_ends_answers(talker, answerer, prepared
 def test_views_that_vote_answer_apart_and_the_commonest_counts(talker, answerer):
     """A later turn has the answer that counted in its prompt, whatever a view itself had said."""
     voting = Answerer(answerer.described, clips="5x5", fusion="vote")
-    seen = voting.look(talker / "videos" / "a.mp4")
+    seen = voting.load_video(talker / "videos" / "a.mp4")
     few = [seen.frames[:3], seen.mask[:3], [1, 2, 2]]
     session = voting.engine.session(*few)
     options = dict(max_new=4, sampling=Sampling(temperature=3.0), seed=3)
@@ -114,7 +114,7 @@ def test_views_that_vote_answer_apart_and_the_commonest_counts(talker, answerer)
 
 
 def test_the_cache_and_the_parameters_are_split_over_the_devices(talker, answerer):
-    session = answerer.session(answerer.look(talker / "videos" / "a.mp4"), "a")
+    session = answerer.session(answerer.load_video(talker / "videos" / "a.mp4"), "a")
     session.ask(QUESTIONS[0], max_new=3)
     for cache in (session._prefix, session._cache):
         k = cache.k[0]
@@ -126,7 +126,7 @@ def test_the_cache_and_the_parameters_are_split_over_the_devices(talker, answere
 def test_what_cannot_be_asked_is_refused_before_the_model_is_read(talker, monkeypatch):
     told = []
     waiting = Answerer(describe_model(talker), say=told.append)
-    seen = waiting.look(talker / "videos" / "a.mp4")
+    seen = waiting.load_video(talker / "videos" / "a.mp4")
     for question, message in (
         (" \n", "the question is empty"),
         ("left " * 5000, "the context is 4096"),
@@ -136,7 +136,7 @@ def test_what_cannot_be_asked_is_refused_before_the_model_is_read(talker, monkey
             waiting.check(seen, question)
     waiting.check(seen, "what moves?")
     with pytest.raises(VideoError, match="absent.mp4: is not there"):
-        waiting.look(talker / "absent.mp4")
+        waiting.load_video(talker / "absent.mp4")
     assert "engine" not in vars(waiting) and not told
     with pytest.raises(ChatError, match="needs the special tokens"):
         describe_model(talker, template="chatml")
@@ -148,7 +148,7 @@ def test_what_cannot_be_asked_is_refused_before_the_model_is_read(talker, monkey
 
 def test_another_template_asks_otherwise(talker, answerer):
     described = describe_model(talker, template="vicuna_v1")
-    seen = answerer.look(talker / "videos" / "a.mp4")
+    seen = answerer.load_video(talker / "videos" / "a.mp4")
     sizes = []
     for one in (answerer.described, described):
         with pytest.raises(PromptError) as error:

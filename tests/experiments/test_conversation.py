@@ -43,7 +43,7 @@ def said(talk) -> list[str]:
 
 def test_answers_are_shown_and_turns_follow_each_other(start, answerer, talker):
     talk, written, told = start("what moves?\n", "", "  and then? ")
-    session = answerer.session(answerer.look(talker / "videos" / "a.mp4"), "a")
+    session = answerer.session(answerer.load_video(talker / "videos" / "a.mp4"), "a")
     expected = [session.ask(question, max_new=6) for question in ("what moves?", "and then?")]
     assert said(talk) == expected and all(expected)
     shown = "".join("\ufffd" if ord(c) < 32 and c not in "\t\n" else c for c in "\n".join(expected))
@@ -90,7 +90,7 @@ def test_other_videos_and_new_conversations(start, answerer, talker):
     other = talker / "videos" / "b.mp4"
     talk, _, told = start("what?", "/reset", "what moves?", f"/video {other}", "what moves?")
     assert len(talk._session.turns) == 1 and talk._path == other
-    session = answerer.session(answerer.look(other), "b")
+    session = answerer.session(answerer.load_video(other), "b")
     assert said(talk) == [session.ask("what moves?", max_new=6)]
     talk, _, told = start("what?", "/video absent.mp4", "/odd", "/video", "/help", "/quit", "more?")
     assert "absent.mp4: is not there" in "".join(told)

@@ -28,8 +28,8 @@ def ask(answerer, talker, tmp_path, monkeypatch):
     """ask(records, ...) -> (Tally, the lines of the output)."""
     monkeypatch.setattr(
         questions_file.Answerer,
-        "look_each",
-        lambda self, paths: (look_or_say(self, path) for path in paths),
+        "load_videos",
+        lambda self, paths: (load_or_say(self, path) for path in paths),
     )
 
     def ask(records, config=CONFIG, out="out.jsonl", **options):
@@ -43,10 +43,10 @@ def ask(answerer, talker, tmp_path, monkeypatch):
     return ask
 
 
-def look_or_say(answerer, path):
-    """As `look_each` without a process, whose start takes seconds."""
+def load_or_say(answerer, path):
+    """As `load_videos` without a process, whose start takes seconds."""
     try:
-        return answerer.look(path)
+        return answerer.load_video(path)
     except questions_file.VideoError as error:
         return error
 
@@ -59,7 +59,7 @@ def test_every_line_comes_back_with_its_answers(ask, answerer, talker):
     assert asked == [ASKED[0], ASKED[2], ASKED[3], ASKED[1]]
     numbers = {0: [0], 1: [4], 2: [5], 3: [1, 2, 3]}
     for place, line in enumerate(lines):
-        session = answerer.session(answerer.look(talker / "videos" / line["video"]), "v")
+        session = answerer.session(answerer.load_video(talker / "videos" / line["video"]), "v")
         questions = line.get("questions") or [line["question"]]
         said = []
         for question, number in zip(questions, numbers[place], strict=True):
