@@ -71,9 +71,9 @@ def chat(video: str = "") -> int:
             "--fusion at lock_step"
         )
     mesh = dict(data=1, fsdp=1, tensor=-1)  # one answer is split over the devices
-    described = describe_model(MODEL.value, best=BEST.value, mesh=mesh, template=TEMPLATE.value)
+    description = describe_model(MODEL.value, best=BEST.value, mesh=mesh, template=TEMPLATE.value)
     answerer = Answerer(
-        described,
+        description,
         clips=CLIPS.value,
         fusion=FUSION.value,
         cache_dtype=CACHE.value or None,

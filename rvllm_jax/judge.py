@@ -71,13 +71,13 @@ def local_judging(prompts: Prompts, **options) -> judges.Judging:
     from rvllm_jax.generation.engine import Engine
     from rvllm_jax.generation.unrolled import unroll
 
-    opened = open_model(MODEL.value)
-    model = unroll(opened.module)
-    engine = Engine(model, opened.tokenizer, opened.template, devices=opened.layout)
-    ask = LocalJudge(engine, opened.told, MAX_TOKENS.value)
-    parameters = {"temperature": 0.0, "max_tokens": MAX_TOKENS.value, "step": opened.step}
+    loaded = open_model(MODEL.value)
+    model = unroll(loaded.module)
+    engine = Engine(model, loaded.tokenizer, loaded.template, devices=loaded.layout)
+    ask = LocalJudge(engine, loaded.source, MAX_TOKENS.value)
+    parameters = {"temperature": 0.0, "max_tokens": MAX_TOKENS.value, "step": loaded.step}
     return judges.chat(
-        ask, str(opened.path), prompts, backend="local", parameters=parameters, **options
+        ask, str(loaded.path), prompts, backend="local", parameters=parameters, **options
     )
 
 

@@ -9,7 +9,7 @@ import jax
 
 from rvllm_jax.data.batches.loose_videos import VideoClips, load_video, load_videos
 from rvllm_jax.data.video.container import VideoError
-from rvllm_jax.experiments.saved.open import Described, read_arrays
+from rvllm_jax.experiments.saved.open import ModelDescription, read_arrays
 from rvllm_jax.generation import prompts
 from rvllm_jax.generation.clip_fusion import LOCK_STEP
 from rvllm_jax.generation.engine import Engine
@@ -26,14 +26,14 @@ class Answerer:
 
     def __init__(
         self,
-        described: Described,
+        description: ModelDescription,
         *,
         clips: str = "1x1",
         fusion: str = LOCK_STEP,
         cache_dtype=None,
         say: Callable[[str], None] = lambda line: None,
     ):
-        self.described, self.clips, self.fusion, self.say = described, clips, fusion, say
+        self.description, self.clips, self.fusion, self.say = description, clips, fusion, say
         self._cache_dtype = cache_dtype
 
     def load_video(self, path: str | Path) -> VideoClips:
@@ -45,7 +45,7 @@ class Answerer:
         return load_videos(paths, **self._frames())
 
     def _frames(self) -> dict:
-        data = self.described.recipe.data
+        data = self.description.recipe.data
         return dict(
             sampling=data.sampling,
             options=data.store_options,
@@ -55,8 +55,8 @@ class Answerer:
 
     def check(self, seen: VideoClips, question: str) -> None:
         """Refuses a first question that cannot be asked, by PromptError; needs no model."""
-        recipe, tokenizer = self.described.recipe, self.described.tokenizer
-        template = self.described.template
+        recipe, tokenizer = self.description.recipe, self.description.tokenizer
+        template = self.description.template
         prefix = prompts.prefix_length(tokenizer, template, recipe.layout, seen.mask)
         sizes = dict(prefix=prefix, context=recipe.llama.context)
         prompts.asked(tokenizer, template, question, [], **sizes)
@@ -65,19 +65,19 @@ class Answerer:
     def engine(self) -> Engine:
         """The model itself, read now."""
         start = time.perf_counter()
-        opened = read_arrays(self.described)
-        sizes = [(leaf.size, leaf.nbytes) for leaf in opened.params.values()]
+        loaded = read_arrays(self.description)
+        sizes = [(leaf.size, leaf.nbytes) for leaf in loaded.params.values()]
         count, taken = map(sum, zip(*sizes, strict=True))
         engine = Engine(
-            unroll(opened.module),
-            opened.tokenizer,
-            self.described.template,
+            unroll(loaded.module),
+            loaded.tokenizer,
+            self.description.template,
             fusion=self.fusion,
-            devices=opened.layout,
+            devices=loaded.layout,
             cache_dtype=self._cache_dtype,
         )
         self.say(
-            f"{opened.told}; {count / 1e6:.1f} million parameters, {taken / 1e6:,.0f} MB, on "
+            f"{loaded.source}; {count / 1e6:.1f} million parameters, {taken / 1e6:,.0f} MB, on "
             f"{len(jax.devices())} {jax.devices()[0].device_kind}; {_since(start)}"
         )
         return engine

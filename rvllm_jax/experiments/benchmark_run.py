@@ -30,7 +30,7 @@ from rvllm_jax.evaluation.answers.questions import (
 from rvllm_jax.evaluation.benchmarks import Benchmark
 from rvllm_jax.evaluation.leakage import overlap
 from rvllm_jax.evaluation.prior import prior
-from rvllm_jax.experiments.saved.open import Opened
+from rvllm_jax.experiments.saved.open import LoadedModel
 from rvllm_jax.generation.clip_fusion import FUSIONS, LOCK_STEP
 from rvllm_jax.generation.engine import Engine, Prediction
 from rvllm_jax.generation.grouping import (
@@ -102,12 +102,12 @@ class BenchmarkRun:
         self,
         benchmark: Benchmark,
         dataset: Dataset,
-        opened: Opened,
+        loaded: LoadedModel,
         training: Mapping[str, Any] | None,
         out: Path,
         options: EvaluationOptions,
     ):
-        self.benchmark, self.dataset, self.opened = benchmark, dataset, opened
+        self.benchmark, self.dataset, self.loaded = benchmark, dataset, loaded
         self.folder, self.training, self.options = out / benchmark.name, training, options
         self.questions = questions_of(
             benchmark.name, benchmark.examples, benchmark.unusable, benchmark.reasons
@@ -115,24 +115,24 @@ class BenchmarkRun:
         turns = [(n, t) for n, c in enumerate(benchmark.examples) for t in range(len(c.turns))]
         by_turn = dict(zip(turns, self.questions, strict=False))  # behind them the unusable ones
         self.asked = [by_turn[turn] for turn in dataset.questions]
-        self.max_new = options.tokens(opened.recipe)
+        self.max_new = options.tokens(loaded.recipe)
         self.grouping = self._grouping()
         videos = dataset.question_videos
         drawn = controls.drawn(self.asked, videos, options.controls, options.seed)
         self.shown = {controls.PLAIN: dict(enumerate(videos))} | drawn
         self.batches = {name: self.grouping.batches(about) for name, about in self.shown.items()}
         self.engine = Engine(
-            opened.module,
-            opened.tokenizer,
-            opened.template,
+            loaded.module,
+            loaded.tokenizer,
+            loaded.template,
             config=GenerationConfig(max_new=self.max_new),
             fusion=options.fusion,
-            devices=opened.layout,
+            devices=loaded.layout,
         )
 
     def _grouping(self) -> Grouping:
-        options, recipe = self.options, self.opened.recipe
-        batch, shards = options.videos or recipe.evaluation.batch, self.opened.layout.batch_shards
+        options, recipe = self.options, self.loaded.recipe
+        batch, shards = options.videos or recipe.evaluation.batch, self.loaded.layout.batch_shards
         counts = np.unique(self.dataset.question_videos, return_counts=True)[1]
         return Grouping(
             self.dataset,
@@ -197,7 +197,7 @@ class BenchmarkRun:
             "criteria": list(question.criteria),
             "pair": question.pair,
             "control": control,
-            "prompt": prompt.prompt_text(self.opened.template, text),
+            "prompt": prompt.prompt_text(self.loaded.template, text),
             "answer": prediction.text,
             "ids": prediction.ids,
             "clips": self._views(prediction, control),
@@ -224,7 +224,7 @@ class BenchmarkRun:
 
     def _info(self, hash: str) -> dict[str, Any]:
         """info.json as it is when the answering begins; "made_with" decides what is continued."""
-        benchmark, opened, options = self.benchmark, self.opened, self.options
+        benchmark, loaded, options = self.benchmark, self.loaded, self.options
         entries = benchmark.store.entries
         crcs = {question.video: entries[question.video].file_crc for question in self.asked}
         made_with = {
@@ -236,7 +236,7 @@ class BenchmarkRun:
             "max_new": self.max_new,
             "controls": options.controls,
             "seed": options.seed,
-            "template": recorded(opened.template, {}),
+            "template": recorded(loaded.template, {}),
         }
         return {
             "benchmark": benchmark.name,
@@ -245,10 +245,10 @@ class BenchmarkRun:
             "questions": len(self.questions),
             "partial": bool(benchmark.partial),
             "lacks": benchmark.partial,
-            "model": str(opened.path),
-            "checkpoint": {"step": opened.step, "told": opened.told, "hash": hash},
+            "model": str(loaded.path),
+            "checkpoint": {"step": loaded.step, "told": loaded.source, "hash": hash},
             "made_with": made_with,
-            "recipe": dataclasses.asdict(opened.recipe),
+            "recipe": dataclasses.asdict(loaded.recipe),
             **{name: made_with[name] for name in ("clips", "fusion", "max_new")},
             "controls": {"asked": options.controls, "seed": options.seed},
             "frames": str(benchmark.store.folder.resolve()),

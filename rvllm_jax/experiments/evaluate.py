@@ -13,7 +13,7 @@ from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.benchmarks import Benchmark, check_names, open_benchmark, open_shapes
 from rvllm_jax.experiments.benchmark_run import BenchmarkRun, EvaluationOptions
 from rvllm_jax.experiments.saved import training_videos
-from rvllm_jax.experiments.saved.open import Opened, describe_model, read_arrays
+from rvllm_jax.experiments.saved.open import LoadedModel, describe_model, read_arrays
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import checksum
 
@@ -41,37 +41,39 @@ def evaluate(
     out = Path(out)
     options.check()
     mesh = {"data": -1, "fsdp": options.fsdp, "tensor": options.tensor}
-    described = describe_model(model, mesh=mesh)
+    description = describe_model(model, mesh=mesh)
     identity = {
-        "recipe": digest(repr(described.recipe)),
-        "tokenizer": described.tokenizer.fingerprint,
-        "template": repr(described.template),
+        "recipe": digest(repr(description.recipe)),
+        "tokenizer": description.tokenizer.fingerprint,
+        "template": repr(description.template),
     }
     HERE.same(identity, f"--model={model}")
-    opened = read_arrays(described)
-    training = training_videos.read(opened.path)
-    lines = [opened.told]
+    loaded = read_arrays(description)
+    training = training_videos.read(loaded.path)
+    lines = [loaded.source]
     if training is None:
         lines.append(
-            f"{opened.path}: holds no {training_videos.FILE}: its training videos are not known, "
+            f"{loaded.path}: holds no {training_videos.FILE}: its training videos are not known, "
             "so that no score can be called zero-shot"
         )
     benchmarks = []
     for name in names:
         with HERE.first_then_others(f"opening {name}"):  # host 0 renders `shapes`
-            benchmarks.append(_open(name, data, opened, options, progress))
+            benchmarks.append(_open(name, data, loaded, options, progress))
     runs = [
-        BenchmarkRun(each, _dataset(each, opened, options), opened, training, out, options)
+        BenchmarkRun(each, _dataset(each, loaded, options), loaded, training, out, options)
         for each in benchmarks
     ]
-    hash = checksum(opened.params | opened.stats)
+    hash = checksum(loaded.params | loaded.stats)
     for run in runs:
         lines += run.run(hash)
     return lines
 
 
-def _open(name: str, data: str, opened: Opened, options: EvaluationOptions, progress) -> Benchmark:
-    recipe = opened.recipe.data
+def _open(
+    name: str, data: str, loaded: LoadedModel, options: EvaluationOptions, progress
+) -> Benchmark:
+    recipe = loaded.recipe.data
     if name == EMBEDDED:
         root = data or recipe.store
         return open_shapes(root, recipe.store_options, split=options.split, progress=progress)
@@ -91,11 +93,11 @@ def _open(name: str, data: str, opened: Opened, options: EvaluationOptions, prog
     return benchmark
 
 
-def _dataset(benchmark: Benchmark, opened: Opened, options: EvaluationOptions) -> Dataset:
-    data, context = opened.recipe.data, opened.recipe.llama.context
+def _dataset(benchmark: Benchmark, loaded: LoadedModel, options: EvaluationOptions) -> Dataset:
+    data, context = loaded.recipe.data, loaded.recipe.llama.context
     step = data.interval // benchmark.store.options.stride
     how = dataclasses.replace(
-        opened.recipe.dataset_options,
+        loaded.recipe.dataset_options,
         sampling=dataclasses.replace(data.sampling, step=step),
         context=context,
         max_segments=1,
@@ -108,13 +110,13 @@ def _dataset(benchmark: Benchmark, opened: Opened, options: EvaluationOptions) -
         for c in benchmark.examples
     ]
     try:
-        dataset = Dataset(silent, benchmark.store, opened.tokenizer, opened.template, how)
+        dataset = Dataset(silent, benchmark.store, loaded.tokenizer, loaded.template, how)
     except PackingError as error:
         raise EvaluationError(
             f"{benchmark.name}: a prompt is longer than the model's context of {context} tokens: "
             f"{error}"
         ) from error
-    length, max_new = dataset.prefix_length + dataset.question_length, options.tokens(opened.recipe)
+    length, max_new = dataset.prefix_length + dataset.question_length, options.tokens(loaded.recipe)
     if length + max_new > context:
         raise EvaluationError(
             f"the longest prompt has {length} tokens and --max_new={max_new} asks for as many "

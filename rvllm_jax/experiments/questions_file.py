@@ -140,11 +140,11 @@ def answer_file(
     Raises:
         QuestionsError, AnnotationError: before anything is computed.
     """
-    lines, out, described = read(questions), Path(out), answerer.described
+    lines, out, description = read(questions), Path(out), answerer.description
     settings = {
-        "model": described.identity,
-        "template": described.recipe.data.template,
-        "stop_ids": list(prompt.stop_ids(described.tokenizer, described.template)),
+        "model": description.identity,
+        "template": description.recipe.data.template,
+        "stop_ids": list(prompt.stop_ids(description.tokenizer, description.template)),
         "clips": answerer.clips,
         "fusion": answerer.fusion,
         **json.loads(json.dumps(dataclasses.asdict(config))),

@@ -20,7 +20,7 @@ from rvllm_jax.evaluation import controls
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.report.samples import answered_samples
 from rvllm_jax.experiments.saved import training_videos
-from rvllm_jax.experiments.tokenizer import find_tokenizer, open_tokenizer
+from rvllm_jax.experiments.saved.tokenizer import find_tokenizer, open_tokenizer
 from rvllm_jax.generation.engine import Engine, Prediction
 from rvllm_jax.generation.grouping import Grouping, videos_a_batch
 from rvllm_jax.generation.sampling import GenerationConfig

@@ -30,7 +30,7 @@ QUESTIONS = ["what moves?", "and which way does it go? up"]
 @pytest.fixture(scope="module")
 def prepared(talker, answerer, tmp_path_factory):
     """A dataset of the talker's videos, stored as its recipe says."""
-    folder, recipe = tmp_path_factory.mktemp("store"), answerer.described.recipe
+    folder, recipe = tmp_path_factory.mktemp("store"), answerer.description.recipe
     data = recipe.data
     names = [f"{name}.mp4" for name in "abc"]
     write_store(folder, {name: talker / "videos" / name for name in names}, data.store_options)
@@ -38,8 +38,8 @@ def prepared(talker, answerer, tmp_path_factory):
     return Dataset(
         [Example(name, name, turns, "left") for name in names],
         FrameStore(folder),
-        answerer.described.tokenizer,
-        answerer.described.template,
+        answerer.description.tokenizer,
+        answerer.description.template,
         dataclasses.replace(recipe.dataset_options, max_segments=2),
     )
 
@@ -56,7 +56,7 @@ def in_batches(opened, dataset):
 def test_a_session_about_a_file_says_what_batches_say_about_the_prepared_video(
     talker, answerer, prepared
 ):
-    opened = read_arrays(answerer.described)
+    opened = read_arrays(answerer.description)
     predictions = in_batches(opened, prepared)
     asked = [prediction.text for prediction in predictions]
     said = []
@@ -75,7 +75,7 @@ def test_each_stop_id_of_a_model_s_files_ends_answers(talker, answerer, prepared
     """In a chat, and in the evaluation of benchmarks: the second of the list too."""
     session = answerer.session(answerer.load_video(talker / "videos" / "a.mp4"), "a")
     session.ask(QUESTIONS[0], max_new=12)
-    said, eos_id = session.turns[0].ids, answerer.described.tokenizer.eos_id
+    said, eos_id = session.turns[0].ids, answerer.description.tokenizer.eos_id
     second = next(token for n, token in enumerate(said) if n and token not in said[:n])
     model = shutil.copytree(talker, tmp_path / "model")
     ids = json.dumps({"eos_token_id": [eos_id, second]})
@@ -84,14 +84,14 @@ def test_each_stop_id_of_a_model_s_files_ends_answers(talker, answerer, prepared
     cut = other.session(other.load_video(talker / "videos" / "a.mp4"), "a")
     cut.ask(QUESTIONS[0], max_new=12)
     assert cut.turns[0].ids == said[: said.index(second)]
-    answers = in_batches(read_arrays(other.described), prepared)
+    answers = in_batches(read_arrays(other.description), prepared)
     assert len(answers) == 6 and answers[0].ids == cut.turns[0].ids
     assert not any(second in one.ids for one in answers)
 
 
 def test_views_that_vote_answer_apart_and_the_commonest_counts(talker, answerer):
     """A later turn has the answer that counted in its prompt, whatever a view itself had said."""
-    voting = Answerer(answerer.described, clips="5x5", fusion="vote")
+    voting = Answerer(answerer.description, clips="5x5", fusion="vote")
     seen = voting.load_video(talker / "videos" / "a.mp4")
     few = [seen.frames[:3], seen.mask[:3], [1, 2, 2]]
     session = voting.engine.session(*few)
@@ -147,14 +147,14 @@ def test_what_cannot_be_asked_is_refused_before_the_model_is_read(talker, monkey
 
 
 def test_another_template_asks_otherwise(talker, answerer):
-    described = describe_model(talker, template="vicuna_v1")
+    description = describe_model(talker, template="vicuna_v1")
     seen = answerer.load_video(talker / "videos" / "a.mp4")
     sizes = []
-    for one in (answerer.described, described):
+    for one in (answerer.description, description):
         with pytest.raises(PromptError) as error:
             Answerer(one).check(seen, "left " * 5000)
         sizes.append(str(error.value))
-    assert described.template != answerer.described.template and sizes[0] != sizes[1]
+    assert description.template != answerer.description.template and sizes[0] != sizes[1]
 
 
 @pytest.mark.parametrize("wrong", [{"max_new": 0}, {"stop": ("a", "")}])

@@ -168,7 +168,7 @@ def test_answers_from_before_there_was_a_vote_go_on_in_lock_step(ask, answerer, 
     assert older.pop("fusion") == "lock_step"
     settings.write_text(json.dumps(older))
     assert ask(ASKED[:1]) == (Tally(answered=1, before=1), lines)
-    voting = Answerer(answerer.described, fusion="vote")
+    voting = Answerer(answerer.description, fusion="vote")
     with pytest.raises(QuestionsError, match="fusion: lock_step -> vote"):
         answer_file(voting, tmp_path / "in.jsonl", tmp_path / "out.jsonl", CONFIG)
 
@@ -178,10 +178,10 @@ def test_a_model_that_ends_its_answers_otherwise_does_not_go_on(ask, answerer, t
     ask(ASKED[:1])
     before = (tmp_path / "out.jsonl").read_bytes()
     changed = shutil.copytree(talker / "tokenizer", tmp_path / "changed")
-    ends = {"eos_token_id": [answerer.described.tokenizer.eos_id, 9]}
+    ends = {"eos_token_id": [answerer.description.tokenizer.eos_id, 9]}
     (changed / "generation_config.json").write_text(json.dumps(ends))
-    described = dataclasses.replace(answerer.described, tokenizer=tokenizer.load(changed))
-    other = Answerer(described)
+    description = dataclasses.replace(answerer.description, tokenizer=tokenizer.load(changed))
+    other = Answerer(description)
     with pytest.raises(QuestionsError, match=r"stop_ids: \[.*\] -> \[.*9\]"):
         answer_file(other, tmp_path / "in.jsonl", tmp_path / "out.jsonl", CONFIG)
     assert (tmp_path / "out.jsonl").read_bytes() == before

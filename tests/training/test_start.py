@@ -12,7 +12,7 @@ from rvllm_jax.data.batches.packing import PackingError, Sequences
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.tokenizer_config import TokenizerError
 from rvllm_jax.experiments import train as running
-from rvllm_jax.experiments.tokenizer import open_tokenizer
+from rvllm_jax.experiments.saved.tokenizer import open_tokenizer
 from rvllm_jax.experiments.train import Experiment, asked_datasets
 from rvllm_jax.sharding.mesh import MeshError
 from rvllm_jax.training.stages import StageError

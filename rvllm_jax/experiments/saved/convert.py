@@ -1,7 +1,9 @@
 """Published folders, our flat files and working directories, made into one another."""
 
 import dataclasses
+import re
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from rvllm_jax.data.text import tokenizer
 from rvllm_jax.data.text.tokenizer_config import GENERATION, TOKENIZER_FILES, TokenizerError
 from rvllm_jax.experiments.saved import special_ids, training_videos
 from rvllm_jax.experiments.saved.describe import describe, describe_weights, expected, resnet_config
-from rvllm_jax.experiments.saved.leaving_out import left_out, without
 from rvllm_jax.experiments.saved.open import read_run
 from rvllm_jax.models.lora import merged
 from rvllm_jax.training.workdir import is_bound, read_config, with_kept_decoder
@@ -34,7 +35,7 @@ class Parts:
     arrays: dict[str, Any]
     description: dict[str, Any]  # what model.json holds
     tokenizer: Path | None  # the folder that may hold a tokenizer
-    told: list[str]
+    notes: list[str]
     trained_on: dict[str, Any] | None = None  # of training_videos.json; None: not known
 
     @property
@@ -86,8 +87,8 @@ def convert(
                 shutil.copyfile(parts.tokenizer / name, Path(out) / name)
         if (generation := parts.tokenizer / GENERATION).is_file():
             copied = Path(out) / GENERATION
-            special_ids.write_generation(generation, copied, parts.ids, parts.told)
-    return [*parts.told, f"written: {out}"]
+            special_ids.write_generation(generation, copied, parts.ids, parts.notes)
+    return [*parts.notes, f"written: {out}"]
 
 
 def _add_tokenizer(parts: Parts, vocab_size: int) -> None:
@@ -103,17 +104,17 @@ def _add_tokenizer(parts: Parts, vocab_size: int) -> None:
     if not tokenizer.holds_tokenizer(where):
         return
     try:
-        found = tokenizer.load(where)
+        loaded = tokenizer.load(where)
     except TokenizerError as error:  # the weights are whole all the same
-        parts.told.append(f"the tokenizer is copied and cannot be used: {error}")
+        parts.notes.append(f"the tokenizer is copied and cannot be used: {error}")
         return
-    if found.vocab_size > size:
+    if loaded.vocab_size > size:
         raise WeightsError(
-            f"{where}: its tokenizer has {found.vocab_size} tokens, and the decoder {size}: give "
-            f"the decoder's own tokenizer, or make room by --vocab_size={found.vocab_size}"
+            f"{where}: its tokenizer has {loaded.vocab_size} tokens, and the decoder {size}: give "
+            f"the decoder's decoder tokenizer, or make room by --vocab_size={loaded.vocab_size}"
         )
-    parts.told.append(f"tokenizer: {found.vocab_size} of the decoder's {size} tokens")
-    parts.description["decoder"] = decoder | special_ids.agree(decoder, found, parts.told)
+    parts.notes.append(f"tokenizer: {loaded.vocab_size} of the decoder's {size} tokens")
+    parts.description["decoder"] = decoder | special_ids.agree(decoder, loaded, parts.notes)
 
 
 def _of_run(workdir: Path, best: str) -> Parts:
@@ -121,50 +122,52 @@ def _of_run(workdir: Path, best: str) -> Parts:
     recipe = resolve(with_kept_decoder(config, workdir))
     model = build_model(recipe)
     params, stats, _, line = read_run(workdir, best, model)
-    told = [line]
+    notes = [line]
     if recipe.lora is not None:
         params = merged(params, recipe.lora)
-        told.append(f"  merged into the decoder: {recipe.lora}")
+        notes.append(f"  merged into the decoder: {recipe.lora}")
         for stage in config["stages"].values():  # what is written has no adapters any more
             stage.pop("lora", None)
     description = describe(
         recipe.resnet, recipe.llama, recipe.model.projector, recipe.layout, config
     )
     trained_on = training_videos.read(workdir)
-    return Parts(params | stats, description, workdir / "tokenizer", told, trained_on)
+    return Parts(params | stats, description, workdir / "tokenizer", notes, trained_on)
 
 
 def _of_folders(sources: list[str], vocab_size: int) -> Parts:
     opened = [open_weights(source) for source in sources]
-    entries, description, told, folder = load.combine(opened), {}, [], None
+    entries, description, notes, folder = load.combine(opened), {}, [], None
     for weights in opened:
-        own = describe_weights(weights)
-        load.check(weights.entries, expected(own, weights.path), where=str(weights.path))
-        rooms = sorted({path.partition("/")[0] for path in weights.entries})
-        told.append(f"{weights.path}: {len(weights.entries)} arrays of {', '.join(rooms)}")
-        if "decoder" in own and weights.path.is_dir():
+        part = describe_weights(weights)
+        load.check(weights.entries, expected(part, weights.path), where=str(weights.path))
+        names_of_parts = sorted({path.partition("/")[0] for path in weights.entries})
+        notes.append(
+            f"{weights.path}: {len(weights.entries)} arrays of {', '.join(names_of_parts)}"
+        )
+        if "decoder" in part and weights.path.is_dir():
             folder = weights.path  # the tokenizer is the decoder's
-            size = max(own["decoder"]["vocab_size"], vocab_size)
+            size = max(part["decoder"]["vocab_size"], vocab_size)
             if weights.ours:
-                special_ids.read(own["decoder"], size, folder / OURS)
+                special_ids.read(part["decoder"], size, folder / OURS)
             else:
-                own["decoder"] |= special_ids.read(weights.config, size, folder / "config.json")
-        description |= own
+                part["decoder"] |= special_ids.read(weights.config, size, folder / "config.json")
+        description |= part
         if weights.ignored:
-            told.append(f"  left out: {', '.join(weights.ignored)}")
-    return Parts(dict(entries), description, folder, told, _trained_on(sources))
+            notes.append(f"  left out: {', '.join(weights.ignored)}")
+    return Parts(dict(entries), description, folder, notes, _trained_on(sources))
 
 
 def _leave_out(parts: Parts, regex: str) -> None:
-    gone = left_out(parts.arrays, regex)
+    gone = select_paths(parts.arrays, regex)
     for path in gone:
         del parts.arrays[path]
     if not parts.arrays:
         raise WeightsError(f"--leave_out={regex!r} leaves nothing")
     if "decoder" not in {path.partition("/")[0] for path in parts.arrays}:
         parts.tokenizer = None  # it is the decoder's
-    parts.description = without(parts.description, parts.arrays)
-    parts.told.append(f"left out: {', '.join(gone)}")
+    parts.description = describe_rest(parts.description, parts.arrays)
+    parts.notes.append(f"left out: {', '.join(gone)}")
 
 
 def _check_features(parts: Parts) -> None:
@@ -181,12 +184,12 @@ def _check_features(parts: Parts) -> None:
 
 def _trained_on(sources: list[str]) -> dict[str, Any] | None:
     """What the sources were trained on together; None where none of them says so."""
-    found = {source: training_videos.read(source) for source in sources}
-    if not any(found.values()):
+    known = {source: training_videos.read(source) for source in sources}
+    if not any(known.values()):
         return None
-    videos = {video for own in found.values() if own for video in own["videos"]}
-    unknown = {name for own in found.values() if own for name in own["unknown"]}
-    unknown |= {source for source, own in found.items() if own is None}
+    videos = {video for each in known.values() if each for video in each["videos"]}
+    unknown = {name for each in known.values() if each for name in each["unknown"]}
+    unknown |= {source for source, each in known.items() if each is None}
     return {"videos": sorted(videos), "unknown": sorted(unknown)}
 
 
@@ -199,22 +202,68 @@ def _grow(parts: Parts, size: int) -> None:
         array = array.read() if isinstance(array, Entry) else np.asarray(array)
         parts.arrays[path] = grow(path, array, size)
     parts.description["decoder"] |= {"vocab_size": size}
-    parts.told.append(f"vocabulary: {old} -> {size} tokens; the new ones are the mean of the old")
+    parts.notes.append(f"vocabulary: {old} -> {size} tokens; the new ones are the mean of the old")
 
 
 def _save_decoder(parts: Parts, out: str) -> None:
     """The decoder in one dtype, the widest of its arrays: transformers has one for all."""
-    own = {path: x for path, x in parts.arrays.items() if path.startswith("decoder/")}
-    if not own:
+    decoder = {path: x for path, x in parts.arrays.items() if path.startswith("decoder/")}
+    if not decoder:
         raise WeightsError("--form=transformers writes the decoder, and there is none here")
-    dtype = np.dtype(jnp.result_type(*(x.dtype for x in own.values())))
+    dtype = np.dtype(jnp.result_type(*(x.dtype for x in decoder.values())))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    entries = {path: x for path, x in own.items() if isinstance(x, Entry)}
+    entries = {path: x for path, x in decoder.items() if isinstance(x, Entry)}
     targets = {path: jax.ShapeDtypeStruct(x.shape, dtype) for path, x in entries.items()}
     loaded = load.load(entries, targets, dict.fromkeys(entries, place))
-    arrays = {path: loaded[path] if path in loaded else own[path].astype(dtype) for path in own}
+    arrays = {
+        path: loaded[path] if path in loaded else decoder[path].astype(dtype) for path in decoder
+    }
     values = parts.description["decoder"] | {"dtype": dtype.name, "torch_dtype": dtype.name}
     save_published(out, arrays, names.LLAMA, values)
-    left = sorted({path.partition("/")[0] for path in parts.arrays.keys() - own.keys()})
+    left = sorted({path.partition("/")[0] for path in parts.arrays.keys() - decoder.keys()})
     if left:
-        parts.told.append(f"left out: {', '.join(left)}, which transformers has no place for")
+        parts.notes.append(f"left out: {', '.join(left)}, which transformers has no place for")
+
+
+def select_paths(paths: Iterable[str], regex: str) -> list[str]:
+    """The paths that the whole of `regex` matches; [] for "".
+
+    Raises WeightsError for a broken regex, one that matches nothing, and one that matches a part
+    of what only works as a whole: encoder, projector or decoder.
+    """
+    if not regex:
+        return []
+    try:
+        chosen = sorted(path for path in paths if re.fullmatch(regex, path))
+    except re.error as error:
+        raise WeightsError(f"--leave_out={regex!r} is no regex: {error}") from error
+    if not chosen:
+        parts = ", ".join(sorted({_part_of(path) for path in paths}))
+        raise WeightsError(
+            f"--leave_out={regex!r} matches no path; there are those of {parts}: 'projector/.*'"
+        )
+    kept = {_part_of(path): path for path in set(paths) - set(chosen)}
+    if split := sorted({_part_of(path) for path in chosen} & kept.keys()):
+        raise WeightsError(
+            f"--leave_out={regex!r} leaves {kept[split[0]]} there; leave out all of the "
+            f"{split[0]} ('{split[0]}/.*') or nothing of it"
+        )
+    return chosen
+
+
+def describe_rest(description: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The model.json of what is left of a model, when whole parts of it are gone: `arrays`.
+
+    It is no whole video model any more, so the recipe goes too.
+    """
+    parts = {_part_of(path) for path in arrays}
+    kept = {key: value for key, value in description.items() if key in parts}
+    if "projector" in parts:
+        kept["features"], kept["width"] = arrays[PROJECTOR].shape
+        if "layout" in description:  # ours has places of the visual tokens
+            kept["layout"] = description["layout"]
+    return kept
+
+
+def _part_of(path: str) -> str:
+    return path.partition("/")[0]

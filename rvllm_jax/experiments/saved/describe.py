@@ -81,17 +81,17 @@ def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.Shape
         if "recipe" in description:
             model = build_model(resolve(config_of_export(description["recipe"], folder)))
             return model.params | model.stats
-        found = {}
+        arrays = {}
         for name, make in _parts(description, str(folder / OURS)).items():
             model = FunctionalModel.of(make)
-            found |= {f"{name}/{path}": x for path, x in (model.params | model.stats).items()}
+            arrays |= {f"{name}/{path}": x for path, x in (model.params | model.stats).items()}
     except (ConfigError, WeightsError):  # which say what is wrong
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{folder / OURS}: does not describe a model ({error}); restore it, or convert again"
         ) from error
-    return found
+    return arrays
 
 
 def _parts(description: Mapping[str, Any], where: str) -> dict[str, Callable]:

@@ -17,7 +17,7 @@ from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.template import Template
 from rvllm_jax.experiments.saved.describe import config_of_export
-from rvllm_jax.experiments.tokenizer import check_tokenizer
+from rvllm_jax.experiments.saved.tokenizer import check_tokenizer
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
@@ -35,7 +35,7 @@ COMPUTED = ("kernel", "embedding", "lora_a", "lora_b")
 
 
 @dataclasses.dataclass(frozen=True)
-class Described:
+class ModelDescription:
     """A model on disk, of which no array was read yet."""
 
     path: Path
@@ -55,10 +55,10 @@ class Described:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class LoadedModel:
     """A model whose arrays are on the devices, with all that asking it takes.
 
-    `told` says in words where it came from, `step` is the checkpoint's (0: an exported folder).
+    `source` says in words where it came from, `step` is the checkpoint's (0: an exported folder).
     """
 
     path: Path
@@ -69,7 +69,7 @@ class Opened:
     tokenizer: tokenizers.Tokenizer
     layout: JitLayout
     step: int
-    told: str
+    source: str
 
     @functools.cached_property
     def template(self) -> Template:
@@ -82,7 +82,7 @@ class Opened:
 
 def open_model(
     path: str | Path, *, best: str = "", mesh: Mapping[str, int] = ALL_DEVICES
-) -> Opened:
+) -> LoadedModel:
     """`describe_model` and `read_arrays` in one."""
     return read_arrays(describe_model(path, best=best, mesh=mesh))
 
@@ -93,7 +93,7 @@ def describe_model(
     best: str = "",
     mesh: Mapping[str, int] = ALL_DEVICES,
     template: str = "",
-) -> Described:
+) -> ModelDescription:
     """The model of a working directory (its newest checkpoint, or the best of stage `best`), or of
     a folder that `convert` wrote of one.
 
@@ -111,29 +111,31 @@ def describe_model(
     folder = path / "tokenizer" if is_run else path
     tokenizer = tokenizers.load(folder)
     check_tokenizer(recipe, tokenizer, str(folder))
-    described = Described(path, is_run, best, recipe, tokenizer)
-    _ = described.template, described.identity  # refused where they are not there
-    return described
+    description = ModelDescription(path, is_run, best, recipe, tokenizer)
+    _ = description.template, description.identity  # refused where they are not there
+    return description
 
 
-def read_arrays(described: Described) -> Opened:
+def read_arrays(description: ModelDescription) -> LoadedModel:
     """The model with its arrays: over the recipe's mesh as in training, matrices in the dtype of
     the computation.
 
     Raises WeightsError or CheckpointError before an array is allocated, except CheckpointError
     where the checkpoint's own files are damaged.
     """
-    path, best, recipe = described.path, described.best, described.recipe
+    path, best, recipe = description.path, description.best, description.recipe
     model, layout = build_model(recipe), layouts.make("jit", recipe.mesh)
-    places = layout.array_shardings(model.params, model.stats)
-    if described.is_run:
-        params, stats, step, told = read_run(path, best, model, places[0] | places[1])
+    shardings = layout.array_shardings(model.params, model.stats)
+    if description.is_run:
+        params, stats, step, source = read_run(path, best, model, shardings[0] | shardings[1])
     else:
-        arrays = _read_export(path, recipe, model, places[0] | places[1])
+        arrays = _read_export(path, recipe, model, shardings[0] | shardings[1])
         params, stats = ({p: arrays[p] for p in part} for part in (model.params, model.stats))
-        told, step = f"{path}: an exported model", 0
+        source, step = f"{path}: an exported model", 0
     params = {p: x.astype(_dtype(p, x, recipe)) for p, x in params.items()}
-    return Opened(path, recipe, model, params, stats, described.tokenizer, layout, step, told)
+    return LoadedModel(
+        path, recipe, model, params, stats, description.tokenizer, layout, step, source
+    )
 
 
 def _config_of_run(workdir: Path) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def _dtype(path: str, leaf: Any, recipe: Recipe) -> np.dtype:
     return np.dtype(recipe.model.dtype if computed else leaf.dtype)
 
 
-def _read_export(path: Path, recipe: Recipe, model: FunctionalModel, places: Mapping) -> Arrays:
+def _read_export(path: Path, recipe: Recipe, model: FunctionalModel, shardings: Mapping) -> Arrays:
     entries = open_weights(path).entries
     targets = model.params | model.stats
     load.check(entries, targets, where=str(path))
@@ -170,23 +172,23 @@ def _read_export(path: Path, recipe: Recipe, model: FunctionalModel, places: Map
         )
         for p, x in targets.items()
     }
-    return load.load(entries, targets, places)
+    return load.load(entries, targets, shardings)
 
 
 def read_run(
     workdir: Path,
     best: str,
     model: FunctionalModel,
-    places: Mapping[str, Any] = MappingProxyType({}),
+    shardings: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Arrays, Arrays, int, str]:
     """(params, stats, step, where they came from in words) of a run of `model`; see `read_model`.
 
     Raises CheckpointError, and WeightsError where the arrays are not those of the model.
     """
-    params, stats, step = read_model(workdir, best, places)
+    params, stats, step = read_model(workdir, best, shardings)
     _check_same(params | stats, model.params | model.stats, workdir)
-    told = f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"
-    return params, stats, step, told
+    source = f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"
+    return params, stats, step, source
 
 
 def _check_same(arrays: Mapping[str, Any], targets: Mapping[str, Any], where: Path) -> None:

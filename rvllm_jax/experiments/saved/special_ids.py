@@ -25,17 +25,17 @@ def read(config: Mapping[str, Any], size: int, file: Path) -> dict[str, Any]:
     Raises WeightsError for what is no id, and for one that a vocabulary of `size` tokens does not
     hold. Llama's old files have pad_token_id=-1 for none, which counts as null.
     """
-    found = {}
+    ids = {}
     try:
         values = decoder_values(config, file)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = values.get(key)
             if value is not None and (key, value) != ("pad_token_id", -1):
                 token_ids(values, key, file, size)
-                found[key] = value
+                ids[key] = value
     except TokenizerError as error:
         raise WeightsError(str(error)) from error
-    return found
+    return ids
 
 
 def check_generation(folder: Path, size: int) -> None:
@@ -48,24 +48,24 @@ def check_generation(folder: Path, size: int) -> None:
 
 
 def agree(
-    decoder: Mapping[str, Any], tokenizer: Tokenizer, told: list[str]
+    decoder: Mapping[str, Any], tokenizer: Tokenizer, notes: list[str]
 ) -> dict[str, int | list[int] | None]:
     """The ids to write beside `tokenizer`: those of `decoder` (a config.json's) where it has them
     and the tokenizer's own is among them, else the tokenizer's, by which answers here end."""
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    for key, own in ids.items():
+    for key, number in ids.items():
         theirs = decoder.get(key)
-        if own is None or own in _listed(theirs):
+        if number is None or number in _listed(theirs):
             ids[key] = theirs
         elif theirs is not None:
-            told.append(
-                f"warning: the tokenizer {DOES[key]} by id {own}, config.json says {theirs}: "
-                f"{own} is written"
+            notes.append(
+                f"warning: the tokenizer {DOES[key]} by id {number}, config.json says {theirs}: "
+                f"{number} is written"
             )
     return ids
 
 
-def write_generation(source: Path, out: Path, ids: Mapping[str, Any], told: list[str]) -> None:
+def write_generation(source: Path, out: Path, ids: Mapping[str, Any], notes: list[str]) -> None:
     """Copies the generation_config.json of folder `source`, with `ids` where it says otherwise.
 
     Byte for byte where it agrees. `ids` may be {}: nothing is known of a tokenizer.
@@ -74,13 +74,13 @@ def write_generation(source: Path, out: Path, ids: Mapping[str, Any], told: list
     content = source.read_bytes()
     values = json.loads(content)
     wrong = {
-        key: own
-        for key, own in ids.items()
-        if own is not None and values.get(key) is not None
-        if not set(_listed(own)) & set(_listed(values[key]))
+        key: number
+        for key, number in ids.items()
+        if number is not None and values.get(key) is not None
+        if not set(_listed(number)) & set(_listed(values[key]))
     }
     if wrong:
-        told.append(f"{GENERATION}: {', '.join(f'{k}={v}' for k, v in wrong.items())} is written")
+        notes.append(f"{GENERATION}: {', '.join(f'{k}={v}' for k, v in wrong.items())} is written")
         content = dump_json(values | wrong).encode()
     write_bytes(out, content)
 

@@ -44,12 +44,12 @@ def record(workdir: Path, videos: Iterable[str], weights: str) -> None:
         before = read(source)
         seen |= set(before["videos"]) if before else set()
         unknown |= set(before["unknown"]) if before else {source}
-    held = read(workdir) or {"videos": [], "unknown": []}
+    earlier = read(workdir) or {"videos": [], "unknown": []}
     content = {
-        "videos": sorted(seen | set(held["videos"])),
-        "unknown": sorted(unknown | set(held["unknown"])),
+        "videos": sorted(seen | set(earlier["videos"])),
+        "unknown": sorted(unknown | set(earlier["unknown"])),
     }
-    if content != held and jax.process_index() == 0:
+    if content != earlier and jax.process_index() == 0:
         write(workdir, content)
 
 

@@ -70,7 +70,7 @@ def same(a, b):
 @pytest.mark.parametrize("mesh", [dict(data=-1, fsdp=1, tensor=1), dict(data=1, fsdp=4, tensor=2)])
 def test_an_export_opens_as_the_run_it_is_of(run, tmp_path, mesh):
     of_run = open_model(run, mesh=mesh)
-    assert of_run.step == 3 and "step 3" in of_run.told
+    assert of_run.step == 3 and "step 3" in of_run.source
     convert([str(run)], tmp_path / "out")
     of_export = open_model(tmp_path / "out", mesh=mesh)
     same(of_run.params, of_export.params)

@@ -6,7 +6,7 @@ import pytest
 
 from rvllm_jax.config.check import ConfigError, resolve
 from rvllm_jax.data.text import tokenizer
-from rvllm_jax.experiments.tokenizer import check_tokenizer, find_tokenizer
+from rvllm_jax.experiments.saved.tokenizer import check_tokenizer, find_tokenizer
 
 TEXTS = ["the red circle goes left " + chr(n) for n in range(32, 999)]
 
