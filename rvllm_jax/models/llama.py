@@ -15,7 +15,7 @@ from rvllm_jax.models import kv_cache
 from rvllm_jax.models.attention import SharedPrefix, TokenPositions, attend, make_mask
 from rvllm_jax.models.kv_cache import KVCache
 from rvllm_jax.models.llama_config import LlamaConfig, rope_frequencies
-from rvllm_jax.models.lora import Linear, LoRA, adapt
+from rvllm_jax.models.lora import Linear, LoRA, adapt, stack
 from rvllm_jax.sharding.constrain import constrain, constrain_layer
 from rvllm_jax.sharding.rules import BATCH_AXES
 from rvllm_jax.types import PREFIX
@@ -196,13 +196,7 @@ class Llama(nnx.Module):
             embedding_init=nnx.initializers.normal(config.embedding_std),
             **kinds,
         )
-
-        @nnx.split_rngs(splits=config.layers)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stack(rngs: nnx.Rngs) -> DecoderLayer:
-            return DecoderLayer(config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-
-        self.layers = stack(rngs)
+        self.layers = stack(DecoderLayer, config.layers, config, **kinds)
         self.norm = RMSNorm(config.width, config.norm_eps, param_dtype=param_dtype)
         if not config.tied:
             self.head = dense(config.width, config.vocab_size, config.init_std, **kinds)

@@ -114,6 +114,17 @@ class Linear(nnx.Linear):
         return y if self.lora is None else y + self.lora(x)
 
 
+def stack(cls: type[nnx.Module], count: int, *arguments, rngs: nnx.Rngs, **kinds) -> nnx.Module:
+    """`count` modules as one, `cls(*arguments, rngs=rngs, **kinds)`, each of its arrays stacked."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return cls(*arguments, rngs=rngs, **kinds)
+
+    return make(rngs)
+
+
 def adapt(layers: nnx.Module, lora: LoRA, count: int, *, rngs: nnx.Rngs, **kinds) -> None:
     """Lays adapters beside the chosen matrices of `layers`, a stack of `count`.
 
@@ -122,16 +133,8 @@ def adapt(layers: nnx.Module, lora: LoRA, count: int, *, rngs: nnx.Rngs, **kinds
     for name in lora.chosen:
         room, part = name.split("/")
         linear = getattr(getattr(layers, room), part)
-        linear.lora = _stack(linear.in_features, linear.out_features, lora, count, rngs, kinds)
-
-
-def _stack(features: int, out: int, lora: LoRA, count: int, rngs: nnx.Rngs, kinds) -> Adapter:
-    @nnx.split_rngs(splits=count)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def stack(rngs: nnx.Rngs) -> Adapter:
-        return Adapter(features, out, lora, rngs=rngs, **kinds)
-
-    return stack(rngs)
+        sizes = linear.in_features, linear.out_features
+        linear.lora = stack(Adapter, count, *sizes, lora, rngs=rngs, **kinds)
 
 
 def is_adapter(path: str) -> bool:

@@ -174,3 +174,14 @@ RESNET_HF = NameTable(_transformers_resnet(""), COUNTS)
 RESNET_HF_CLASSIFIER = NameTable(
     _transformers_resnet("resnet."), rf"{COUNTS}|classifier\.1\.(weight|bias)"
 )
+
+# What the files of an architecture may be named like; the first whose rules have the names is it.
+ARCHITECTURES = {
+    "LlamaForCausalLM": (LLAMA,),
+    "LLaMAForCausalLM": (LLAMA,),
+    "LlavaForConditionalGeneration": (LLAVA_HF, LLAVA_HF_NESTED),
+    "LlavaLlamaForCausalLM": (LLAVA,),
+    "ResNetModel": (RESNET_HF,),
+    "ResNetForImageClassification": (RESNET_HF_CLASSIFIER,),
+}
+TIMM = re.compile(r"resnet(18|34|50|101|152)")

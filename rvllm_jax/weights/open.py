@@ -11,17 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rvllm_jax.system.atomic import read_json
-from rvllm_jax.weights.names import (
-    LLAMA,
-    LLAVA,
-    LLAVA_HF,
-    LLAVA_HF_NESTED,
-    RESNET_HF,
-    RESNET_HF_CLASSIFIER,
-    TORCHVISION,
-    NameTable,
-    Rule,
-)
+from rvllm_jax.weights.names import ARCHITECTURES, TIMM, TORCHVISION, NameTable, Rule
 from rvllm_jax.weights.safetensors import FileTensor, WeightsError, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -36,17 +26,6 @@ TO_SAFETENSORS = (
     "s.save_file({k: v.clone().contiguous() for k, v in t.items()}, "
     "f.with_name(f.stem.replace('pytorch_model', 'model') + '.safetensors'))\""
 )
-
-# What the files of an architecture may be named like; the first whose rules have the names is it.
-ARCHITECTURES = {
-    "LlamaForCausalLM": (LLAMA,),
-    "LLaMAForCausalLM": (LLAMA,),
-    "LlavaForConditionalGeneration": (LLAVA_HF, LLAVA_HF_NESTED),
-    "LlavaLlamaForCausalLM": (LLAVA,),
-    "ResNetModel": (RESNET_HF,),
-    "ResNetForImageClassification": (RESNET_HF_CLASSIFIER,),
-}
-TIMM = re.compile(r"resnet(18|34|50|101|152)")
 
 
 @dataclasses.dataclass(frozen=True)
