@@ -1,7 +1,7 @@
 """Worker processes: watched, one job at a time each, and what they ask of the system.
 
 A job may hang a process or crash it, as a broken video does to a decoder, whatever is checked
-before. `WatchedPool` ends such a process and says which job it was; the other jobs go on.
+before. `WatchedPool` ends such a process and names its job; the other jobs go on.
 `concurrent.futures` cannot: it has no time limit on a job in work, and a process that dies breaks
 the pool with all of its jobs.
 """
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from rvllm_jax.system.errors import RvllmError
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-_POLL = 0.5  # seconds between two looks at the workers
+_POLL = 0.5  # seconds between two checks of the workers
 _START = 600.0  # seconds that a process may take to start, on a busy machine and a slow disk
 _MEMORY = 4 << 30  # bytes that a worker may take: a file's header must not bring down the machine
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes with which no job ends its process
@@ -56,7 +56,7 @@ class WatchedPool:
     end of its process.
 
     Scripts that use it need `if __name__ == "__main__":`. As a context manager it ends its
-    processes. on_look: called some times a second with the marks of all jobs in work.
+    processes. on_check: called some times a second with the marks of all jobs in work.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class WatchedPool:
         workers: int,
         *,
         time_limit: float,
-        on_look: Callable[[list[int]], None] = lambda marks: None,
+        on_check: Callable[[list[int]], None] = lambda marks: None,
     ):
-        self._work, self._workers, self._on_look = work, workers, on_look
+        self._work, self._workers, self._on_check = work, workers, on_check
         self._time_limit = time_limit  # seconds without a sign of life
         self._poll = min(_POLL, time_limit / 10)
         self._waiting: collections.deque = collections.deque()
@@ -91,7 +91,7 @@ class WatchedPool:
         while busy := [worker for worker in self._team if worker.job is not None]:
             multiprocessing.connection.wait([worker.pipe for worker in busy], self._poll)
             for worker in busy:
-                outcome = worker.look(self._time_limit, self._poll)
+                outcome = worker.check(self._time_limit, self._poll)
                 if outcome is None:
                     continue
                 if outcome.failure:
@@ -99,7 +99,7 @@ class WatchedPool:
                 self._give()  # before the caller is at work, or fails
                 yield outcome
             self._give()  # what it has put back
-            self._on_look([worker.mark for worker in self._team if worker.job is not None])
+            self._on_check([worker.mark for worker in self._team if worker.job is not None])
 
     def _give(self) -> None:
         for worker in self._team:
@@ -129,15 +129,15 @@ class _Worker:
     def give(self, job: Any) -> None:
         self.job = job
         self._beats, self._idle, self._looked = self._state[1], 0.0, time.monotonic()
-        with contextlib.suppress(OSError):  # it has ended: `look` will find out
+        with contextlib.suppress(OSError):  # it has ended: `check` will find out
             self.pipe.send(job)
 
     @property
     def mark(self) -> int:
         return self._state[0]
 
-    def look(self, time_limit: float, poll: float) -> Outcome | None:
-        """How its job ended, None while it is in work; looks should be `poll` seconds apart."""
+    def check(self, time_limit: float, poll: float) -> Outcome | None:
+        """How its job ended, None while it is in work; checks should be `poll` seconds apart."""
         if answer := self._receive():
             result, error = answer
             if error is not None:

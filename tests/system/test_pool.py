@@ -58,7 +58,7 @@ def test_each_job_ends_with_its_result_or_with_what_became_of_its_process(worker
 
 def test_a_job_that_is_put_back_is_done_again_and_marks_are_shown():
     marks = []
-    with WatchedPool(work, 2, time_limit=30.0, on_look=marks.append) as pool:
+    with WatchedPool(work, 2, time_limit=30.0, on_check=marks.append) as pool:
         done = []
         for outcome in pool.results(["SIGKILL", "slow", "a"]):
             done.append(outcome.job)

@@ -1,7 +1,7 @@
 """A first look at every video before any is stored: what it is, and what its frames will take.
 
 Looking at a file whose container does not declare its frames reads all of its packets; of a large
-folder that takes as long as any other part of the work, so that a journal keeps what was seen.
+folder that takes as long as any other part of the work, so that a journal keeps what is known.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ class Thumbnail(NamedTuple):
     stored_bytes: int  # of it as a JPEG of the store
 
 
-class Job(NamedTuple):
-    """A video to be looked at; with a `short_side` a thumbnail of it is wanted."""
+class SurveyJob(NamedTuple):
+    """A video to be inspected; with a `short_side` a thumbnail of it is wanted."""
 
     name: str
     path: Path
@@ -44,12 +44,12 @@ class Job(NamedTuple):
 
     @property
     def decisive(self) -> list:
-        """What decides the outcome of a look."""
+        """What decides the outcome of an inspection."""
         return [*stamp(self.path), self.short_side, av.__version__]
 
 
-class Look(NamedTuple):
-    """What was seen of a video: `info`, or why there is none, and its thumbnail, if wanted."""
+class Inspection(NamedTuple):
+    """What is known of a video: `info`, or why there is none, and its thumbnail, if wanted."""
 
     name: str
     info: VideoInfo | None
@@ -106,7 +106,7 @@ def survey(
         files: name -> path.
         thumbnails: of how many videos, spread evenly over the sorted names.
         short_side: pixels of the store's frames.
-        workers: processes that look; 0 looks in this one, where a video that hangs or crashes the
+        workers: processes that inspect; 0: this one alone, where a video that hangs or crashes the
             decoder hangs or crashes the caller.
         time_limit: seconds without a sign of life (a packet read, a frame decoded) after which a
             worker is ended, and its video bad.
@@ -117,34 +117,32 @@ def survey(
     names = sorted(files)
     chosen = set(np.linspace(0, len(names) - 1, min(thumbnails, len(names))).round().astype(int))
     jobs = {
-        name: Job(name, files[name], short_side if number in chosen else None)
+        name: SurveyJob(name, files[name], short_side if number in chosen else None)
         for number, name in enumerate(names)
     }
     with contextlib.ExitStack() as stack:
         kept = journal and stack.enter_context(contextlib.closing(SurveyJournal(journal, jobs)))
-        looks: dict[str, Look] = dict(kept.looks) if kept else {}
-        left = [job for name, job in jobs.items() if name not in looks]
-        if looks and progress is not None:
-            progress(len(looks), len(names))
-        looking = _watched(left, workers, time_limit) if workers else map(_look, left)
-        if workers:
-            stack.enter_context(contextlib.closing(looking))
-        for look in looking:
-            looks[look.name] = look
-            if kept and look.info:
-                kept.add(look)
+        results: dict[str, Inspection] = dict(kept.inspections) if kept else {}
+        left = [job for name, job in jobs.items() if name not in results]
+        if results and progress is not None:
+            progress(len(results), len(names))
+        inspections = _inspect_all(left, workers, time_limit)
+        for result in stack.enter_context(contextlib.closing(inspections)):
+            results[result.name] = result
+            if kept and result.info:
+                kept.add(result)
             if progress is not None:
-                progress(len(looks), len(names))
-    ordered = [looks[name] for name in names]
+                progress(len(results), len(names))
+    ordered = [results[name] for name in names]
     return Survey(
-        info={look.name: look.info for look in ordered if look.info},
-        bad={look.name: look.bad for look in ordered if look.bad},
-        thumbnails={look.name: look.thumbnail for look in ordered if look.thumbnail},
+        info={result.name: result.info for result in ordered if result.info},
+        bad={result.name: result.bad for result in ordered if result.bad},
+        thumbnails={result.name: result.thumbnail for result in ordered if result.thumbnail},
     )
 
 
-def _look(job: Job, beat: Callable[[int], None] = lambda mark: None) -> Look:
-    """Looks at a video. beat: called with 0 at each sign of life.
+def _inspect(job: SurveyJob, beat: Callable[[int], None] = lambda mark: None) -> Inspection:
+    """Inspects a video. beat: called with 0 at each sign of life.
 
     Of mkv, webm, ts and flv all packets are read for their times, which takes minutes of a large
     file on a slow disk.
@@ -155,13 +153,13 @@ def _look(job: Job, beat: Callable[[int], None] = lambda mark: None) -> Look:
         with contextlib.closing(decoding):
             frame, _ = next(decoding)
             if job.short_side is None:
-                return Look(job.name, decoding.info)
+                return Inspection(job.name, decoding.info)
             wanted = min(decoding.info.frames // 2, _LATEST)
             for later, _ in itertools.islice(decoding, wanted):
                 frame = later  # the header may promise more
-            return Look(job.name, decoding.info, _thumbnail(np.ascontiguousarray(frame)))
+            return Inspection(job.name, decoding.info, _thumbnail(np.ascontiguousarray(frame)))
     except VideoError as error:
-        return Look(job.name, None, bad=str(error))
+        return Inspection(job.name, None, bad=str(error))
 
 
 def _thumbnail(frame: np.ndarray) -> Thumbnail:
@@ -174,27 +172,32 @@ def _thumbnail(frame: np.ndarray) -> Thumbnail:
     return Thumbnail(jpeg, frame.shape[0] * frame.shape[1], len(record.encode_jpeg(frame)))
 
 
-def _watched(jobs: Sequence[Job], workers: int, time_limit: float) -> Iterator[Look]:
-    """Looks at each video in another process; one that hangs or crashes it is bad."""
-    with WatchedPool(_look, workers, time_limit=time_limit) as pool:
+def _inspect_all(
+    jobs: Sequence[SurveyJob], workers: int, time_limit: float
+) -> Iterator[Inspection]:
+    """Inspects each video in a worker process; one that hangs or crashes it is bad."""
+    if not workers:
+        yield from map(_inspect, jobs)
+        return
+    with WatchedPool(_inspect, workers, time_limit=time_limit) as pool:
         for outcome in pool.results(jobs):
             if outcome.failure:
                 name, path, _ = outcome.job
-                yield Look(name, None, bad=worker_failure(outcome, path, time_limit))
+                yield Inspection(name, None, bad=worker_failure(outcome, path, time_limit))
             else:
                 yield outcome.result
 
 
 class SurveyJournal:
-    """A file of what was seen of videos that are readable; the others are looked at again.
+    """A file of what is known of videos that are readable; the others are inspected again.
 
-    looks: name -> an earlier look at the same file, for the same thumbnail.
+    inspections: name -> an earlier one of the same file, for the same thumbnail.
     Raises `StoreWriteError` where the file cannot be written.
     """
 
-    def __init__(self, path: Path, jobs: Mapping[str, Job]):
+    def __init__(self, path: Path, jobs: Mapping[str, SurveyJob]):
         self._path, self._jobs = path, jobs
-        self.looks: dict[str, Look] = {}
+        self.inspections: dict[str, Inspection] = {}
         with naming(path):
             self._journal = Journal(path)
             for entry in self._journal.entries:
@@ -202,15 +205,17 @@ class SurveyJournal:
                 job = jobs.get(facts["name"])
                 if job is not None and facts["of"] == job.decisive:
                     thumbnail = Thumbnail(images[0], *facts["thumbnail"]) if images else None
-                    self.looks[job.name] = Look(job.name, VideoInfo(*facts["info"]), thumbnail)
+                    self.inspections[job.name] = Inspection(
+                        job.name, VideoInfo(*facts["info"]), thumbnail
+                    )
 
-    def add(self, look: Look) -> None:
-        """Keeps a look at a readable video."""
-        facts = {"name": look.name, "of": self._jobs[look.name].decisive, "info": look.info}
+    def add(self, result: Inspection) -> None:
+        """Keeps what is known of a readable video."""
+        facts = {"name": result.name, "of": self._jobs[result.name].decisive, "info": result.info}
         with naming(self._path):
-            if look.thumbnail:
-                self._journal.write(look.thumbnail.jpeg)
-                facts["thumbnail"] = look.thumbnail[1:]
+            if result.thumbnail:
+                self._journal.write(result.thumbnail.jpeg)
+                facts["thumbnail"] = result.thumbnail[1:]
             self._journal.end(facts)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ and is removed when the shard is whole.
 """
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -59,11 +60,12 @@ class Journal:
 def _scan(file: BinaryIO) -> tuple[list[JournalEntry], int]:
     """The videos that a journal holds whole, and where the last of them ends."""
     entries, records, crc, end = [], [], 0, 0
+    total = file.seek(0, os.SEEK_END)
     file.seek(0)
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
         kind, size = _HEAD.unpack(head)
         offset = file.tell()
-        if kind not in (_RECORD, _VIDEO) or size > _remaining(file):
+        if kind not in (_RECORD, _VIDEO) or size > total - offset:
             break
         content = file.read(size)
         if kind == _RECORD:
@@ -79,10 +81,3 @@ def _scan(file: BinaryIO) -> tuple[list[JournalEntry], int]:
         entries.append(JournalEntry(records, line["facts"]))
         records, crc, end = [], 0, file.tell()
     return entries, end
-
-
-def _remaining(file: BinaryIO) -> int:
-    here = file.tell()
-    size = file.seek(0, 2)
-    file.seek(here)
-    return size - here

@@ -69,7 +69,7 @@ def write_shards(
         write_shard,
         workers,
         time_limit=tasks[0].time_limit,
-        on_look=lambda positions: in_work(sum(max(0, position) for position in positions)),
+        on_check=lambda positions: in_work(sum(max(0, position) for position in positions)),
     )
     try:
         with pool:

@@ -44,7 +44,7 @@ class VideoError(RvllmError):
 class DeclaredLength(NamedTuple):
     """The length that a header declares: 0 for what it leaves open or what cannot be believed.
 
-    `of_picture` is False where `seconds` may be those of the sound. `doubt` says what was not
+    `of_picture` is False where `seconds` may be those of the sound. `doubt` names what was not
     believed, if anything.
     """
 
@@ -210,5 +210,5 @@ def _clock(text: str) -> float:
 
 
 def error_reason(error: Exception) -> str:
-    """What an error of FFmpeg or of the system says, in words."""
+    """What an error of FFmpeg or of the system is, in words."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

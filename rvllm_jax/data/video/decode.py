@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class VideoInfo(NamedTuple):
-    """What a file says of itself.
+    """What a file declares of itself.
 
     Width and height are pixels as shown: after rotation, and with square pixels. Frames and
     seconds are what the header declares: 0 where it leaves them open or cannot be believed; `fps`

@@ -99,7 +99,7 @@ def _packet_times(
     while True:
         try:
             packet = next(packets, None)
-        except av.FFmpegError:  # decoding says so
+        except av.FFmpegError:  # decoding reports it
             return
         if packet is None:
             return

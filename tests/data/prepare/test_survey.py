@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from rvllm_jax.data.prepare.survey import Job, Survey, Thumbnail, _look, survey
+from rvllm_jax.data.prepare.survey import Survey, SurveyJob, Thumbnail, _inspect, survey
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import encode
@@ -78,7 +78,7 @@ def look(job, beat):
         time.sleep(600)
     if "crash" in job[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-    return video_survey.Look(job[0], VideoInfo("h264", 2, 2, 1.0, 1, 1.0, 1))
+    return video_survey.Inspection(job[0], VideoInfo("h264", 2, 2, 1.0, 1, 1.0, 1))
 
 def survey(names, progress=None, time_limit=0.5):
     files = {name: Path(name) for name in names}
@@ -86,7 +86,7 @@ def survey(names, progress=None, time_limit=0.5):
     return video_survey.survey(files, workers=2, **how)
 
 if __name__ == "__main__":
-    video_survey._look = look
+    video_survey._inspect = look
     if len(sys.argv) > 1:
         survey(sys.argv[1:], time_limit=600)
     found = survey(["a", "b crash", "c", "d hang", "e crash", "f slow", "g hang", "h"])
@@ -137,8 +137,8 @@ def test_workers_that_hang_end_with_a_parent_that_was_killed(tmp_path, session_e
 def test_every_packet_that_is_read_is_a_sign_of_life(thumbnails, tmp_path, write_with):
     path = write_with(tmp_path / "a.mkv", np.zeros((9, 32, 64, 3), np.uint8))
     calls = []
-    job = Job("a", path, 32 if thumbnails else None)
-    _, info, thumbnail, _ = _look(job, calls.append)
+    job = SurveyJob("a", path, 32 if thumbnails else None)
+    _, info, thumbnail, _ = _inspect(job, calls.append)
     assert info.fps == 8 and bool(thumbnail) == bool(thumbnails)
     assert len(calls) > 9  # its packets are read for their times, before its first frame
 

@@ -141,16 +141,16 @@ def test_time_in_which_the_parent_did_not_look_is_not_the_workers(videos, tmp_pa
         worker.give(task)
         deadline = time.monotonic() + 60
         while worker.mark < 0:
-            assert worker.look(limit, poll) is None and time.monotonic() < deadline
+            assert worker.check(limit, poll) is None and time.monotonic() < deadline
         os.kill(worker.process.pid, signal.SIGSTOP)
-        assert worker.look(limit, poll) is None
+        assert worker.check(limit, poll) is None
         time.sleep(1.5 * limit)
-        assert worker.look(limit, poll) is None
+        assert worker.check(limit, poll) is None
         for _ in range(2):
             time.sleep(poll)
-            assert worker.look(limit, poll) is None  # and is given its whole limit
+            assert worker.check(limit, poll) is None  # and is given its whole limit
         until = time.monotonic() + 20
-        while (outcome := worker.look(limit, poll)) is None and time.monotonic() < until:
+        while (outcome := worker.check(limit, poll)) is None and time.monotonic() < until:
             time.sleep(poll)
         assert outcome[:4] == (task, None, "hung", "no sign of life for 1 s") and outcome.mark == 0
         assert decode.worker_failure(outcome, "a.mp4", limit).startswith(
