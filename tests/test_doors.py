@@ -16,11 +16,12 @@ from rvllm_jax.evaluation.benchmarks import open_benchmark
 from rvllm_jax.evaluation.judge.local import LocalJudge
 from rvllm_jax.experiments import questions_file
 from rvllm_jax.experiments.answerer import Answerer
+from rvllm_jax.experiments.ask import predict
 from rvllm_jax.experiments.benchmark_run import EvaluationOptions
 from rvllm_jax.experiments.evaluate import evaluate
+from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.questions_file import answer_file
 from rvllm_jax.experiments.saved.open import describe_model, open_model
-from rvllm_jax.experiments.train import Experiment, _predict
 from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.grouping import Grouping
 from rvllm_jax.generation.sampling import GenerationConfig
@@ -69,7 +70,7 @@ def in_a_run(opened, prepared, clips, fusion, *, probe=False):
     experiment = Experiment(recipe, opened.path, *parts)
     dataset = experiment.dataset(benchmark.examples)
     engine = experiment.engine().with_model(opened.module)
-    return [p.ids for p in _predict(engine, experiment.grouping(dataset, centred=probe))]
+    return [p.ids for p in predict(engine, experiment.grouping(dataset, centred=probe))]
 
 
 def by_evaluate(talker, prepared, out, clips, fusion):

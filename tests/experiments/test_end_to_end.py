@@ -18,9 +18,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from rvllm_jax.config.check import resolve
+from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.open import open_model
-from rvllm_jax.experiments.train import Experiment
+from rvllm_jax.experiments.train import train
 from rvllm_jax.generation.engine import Engine
 from rvllm_jax.training.workdir import claim
 from rvllm_jax.types import PREFIX
@@ -140,7 +141,7 @@ def test_weights_go_in_are_trained_on_real_videos_answer_and_go_out(
     )
     claim(run, config.to_dict())
     experiment = Experiment.open(resolve(config), run)
-    experiment.train()
+    train(experiment)
     convert([str(run)], tmp_path / "whole")
     assert_trained(tmp_path / "whole", start)
     clip = experiment.dataset(experiment.source.splits["train"]).load(0, (), None)

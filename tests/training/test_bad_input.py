@@ -14,7 +14,8 @@ from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.batches.source import SourceError
 from rvllm_jax.data.store.shards import FrameStoreError
-from rvllm_jax.experiments.train import Experiment, run
+from rvllm_jax.experiments.experiment import Experiment
+from rvllm_jax.experiments.train import run, train
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.checkpoint_folder import CheckpointError
@@ -106,7 +107,7 @@ def test_damaged_frames_empty_their_rows_up_to_a_budget_then_end_the_run_with_th
     where, path = damaged
     with pytest.raises(TrainingError) as error:
         changes = {"data__store": str(where), "evaluation__every": NEVER, "checkpoint__every": 2}
-        Experiment.open(recipe(**changes, max_unreadable=4), tmp_path).train()
+        train(Experiment.open(recipe(**changes, max_unreadable=4), tmp_path))
     message = str(error.value)
     assert (
         "5 sequences of stage visual could not be read, more than config.max_unreadable=4"
@@ -114,8 +115,8 @@ def test_damaged_frames_empty_their_rows_up_to_a_budget_then_end_the_run_with_th
     )
     assert f"The videos are 2.mp4, in the files {path}. Delete these files" in message
     assert "of a prepared folder, rvllm_jax.prepare before" in message
-    train = [r for r in metrics.read(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
-    assert [r["bad_rows"] for r in train][:4] == [1, 2, 3, 4]  # one an epoch
+    records = [r for r in metrics.read(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    assert [r["bad_rows"] for r in records][:4] == [1, 2, 3, 4]  # one an epoch
     checkpoints = Checkpoints(tmp_path)
     position = checkpoints.read_meta(4)["position"]
     checkpoints.close()
@@ -131,7 +132,7 @@ def test_damaged_frames_are_counted_in_the_validation_loss_and_refused_above_the
     (tmp_path / "held.json").write_text(json.dumps(held))
     changes = {"data__store": str(where), "data__validation": str(tmp_path / "held.json")}
     changes |= {"stages.visual.steps": 2, "stages.visual.warmup": 1, "evaluation__every": NEVER}
-    Experiment.open(recipe(**changes, max_unreadable=2), tmp_path / "a").train()
+    train(Experiment.open(recipe(**changes, max_unreadable=2), tmp_path / "a"))
     held = [r for r in metrics.read(tmp_path / "a" / "metrics.jsonl") if r["kind"] == "validation"]
     assert [r["bad_rows"] for r in held] == [2] and np.isfinite(held[0]["loss"])
     told = "validation sequences of stage visual: 2 could not be read, of the videos 2.mp4"

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rvllm_jax.experiments.train import Experiment
+from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.sharding.rules import param_sharding
 from rvllm_jax.training import metrics

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rvllm_jax.experiments.train import Experiment
+from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.lora import LoRA, is_adapter
 from rvllm_jax.training.checkpoint import read_model

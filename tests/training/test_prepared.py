@@ -8,7 +8,8 @@ import pytest
 
 from rvllm_jax.data.prepare.options import PrepareOptions
 from rvllm_jax.data.prepare.run import prepare
-from rvllm_jax.experiments.train import Experiment, run
+from rvllm_jax.experiments.experiment import Experiment
+from rvllm_jax.experiments.train import run
 from rvllm_jax.training import metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from rvllm_jax.experiments.train import Experiment, run
+from rvllm_jax.experiments.experiment import Experiment
+from rvllm_jax.experiments.train import run
 from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.training import metrics
 from rvllm_jax.training.checkpoint import read_model

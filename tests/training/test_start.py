@@ -11,9 +11,11 @@ from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.packing import PackingError, Sequences
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.tokenizer_config import TokenizerError
+from rvllm_jax.experiments import experiment as opening
 from rvllm_jax.experiments import train as running
+from rvllm_jax.experiments.ask import asked_datasets
+from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.saved.tokenizer import open_tokenizer
-from rvllm_jax.experiments.train import Experiment, asked_datasets
 from rvllm_jax.sharding.mesh import MeshError
 from rvllm_jax.training.stages import StageError
 from rvllm_jax.training.workdir import claim
@@ -40,7 +42,7 @@ def test_what_does_not_fit_is_refused_before_the_data_is_touched(
     def decode(*_, **__):
         raise AssertionError("the data was touched")
 
-    monkeypatch.setattr(running, "open_data", decode)
+    monkeypatch.setattr(opening, "open_data", decode)
     with pytest.raises(error, match=message):
         Experiment.open(recipe(**changes), tmp_path)
 
@@ -54,7 +56,7 @@ def test_a_start_says_whose_statistics_batchnorm_takes(recipe, tmp_path, caplog)
 
     caplog.set_level("INFO")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Opened):
-        patch.setattr(running, "open_data", stop)
+        patch.setattr(opening, "open_data", stop)
         cut = {"stages__visual__accumulate": 2, "stages__visual__batch": 16}
         Experiment.open(recipe(**JOINT | cut), tmp_path)
     assert (
@@ -137,10 +139,10 @@ def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch,
     result = SimpleNamespace(position=SimpleNamespace(done=7))
     table = {"accuracy": {}, "controls": {}, "counts": {}, "seconds": {}, "steps": 7}
     evaluated = []
-    experiment = SimpleNamespace(train=lambda: result)
-    monkeypatch.setattr(running.Experiment, "open", lambda *_: experiment)
+    monkeypatch.setattr(running.Experiment, "open", lambda *_: None)
+    monkeypatch.setattr(running, "train", lambda _: result)
     monkeypatch.setattr(running, "asked_datasets", lambda _: {"test": asked})
-    monkeypatch.setattr(running, "evaluate", lambda *_: evaluated.append(1) or (dict(table), []))
+    monkeypatch.setattr(running, "ask_all", lambda *_: evaluated.append(1) or (dict(table), []))
     first = running.run(recipe(), tmp_path)
     assert running.run(recipe(), tmp_path) == first and len(evaluated) == 1
     asked.examples = source("green").splits["train"]

@@ -13,14 +13,9 @@ import pytest
 from rvllm_jax.config.check import resolve
 from rvllm_jax.data.shapes import build as shapes
 from rvllm_jax.data.store.reader import FrameStore
+from rvllm_jax.experiments.ask import _unreadable, _warn_of_long, ask_all, asked_datasets
+from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.report import run_report
-from rvllm_jax.experiments.train import (
-    Experiment,
-    _unreadable,
-    _warn_of_long,
-    asked_datasets,
-    evaluate,
-)
 from rvllm_jax.generation.engine import Prediction
 from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.training.diagnostics import TrainingError
@@ -72,7 +67,7 @@ def result(experiment, quick_compilation):
 
 @pytest.fixture(scope="module")
 def evaluated(experiment, result):
-    return evaluate(experiment, result, asked_datasets(experiment))
+    return ask_all(experiment, result, asked_datasets(experiment))
 
 
 def written(experiment, split: str, clips: int) -> list[tuple[str, str, str]]:
@@ -134,7 +129,7 @@ def test_the_report_holds_what_was_found(evaluated, tmp_path):
 
 def test_of_one_training_video_nothing_is_swapped(experiment, result):
     dataset = experiment.dataset(experiment.source.splits["train"][:1])
-    results, _ = evaluate(experiment, result, {"train": dataset})
+    results, _ = ask_all(experiment, result, {"train": dataset})
     assert results["control_split"] == "train" and list(results["controls"]) == [
         "blind",
         "shuffled",
@@ -168,7 +163,7 @@ def test_questions_about_a_damaged_first_clip_are_wrong_counted_and_not_shown(
     damaged, result, tmp_path, caplog
 ):
     own, datasets, questions, _ = damaged
-    results, samples = evaluate(own, result, datasets)
+    results, samples = ask_all(own, result, datasets)
     assert results["unreadable_questions"] == {"test": questions}
     assert results["counts"]["test"]["all"] == len(datasets["test"].questions) > questions
     assert len(samples) == 1 and samples[0].question in {t.question for t in datasets["test"].turns}
