@@ -8,7 +8,7 @@ from typing import Any
 
 from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations.example import Example
-from rvllm_jax.data.annotations.llava import read_llava
+from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.batches.source import EMBEDDED, open_data
 from rvllm_jax.data.prepare.folder import FRAMES, INFO, UNUSABLE
 from rvllm_jax.data.store.reader import FrameStore

@@ -148,7 +148,7 @@ class Talk:
         ))  # fmt: skip
 
     def _save(self, file: str) -> None:
-        """Writes what `data.llava.read_llava` reads as this conversation."""
+        """Writes what `annotations.read.read_llava` reads as this conversation."""
         decode = self._session.engine.tokenizer.decode
         asked = [(turn.question, text_of(decode, turn.ids)) for turn in self._session.turns]
         turns = tuple(Turn(q.strip(), a.strip()) for q, a in asked if a.strip())

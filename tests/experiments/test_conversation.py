@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.llava import read_llava
+from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.conversation import Talk, lines_of
 from rvllm_jax.generation.prompts import PromptError

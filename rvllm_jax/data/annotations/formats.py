@@ -20,7 +20,7 @@ from rvllm_jax.data.annotations.llava import MARKS, llava_example
 from rvllm_jax.data.annotations.video_names import readable
 
 
-class Record(NamedTuple):
+class AnnotationRecord(NamedTuple):
     """One row of a file; its methods raise `AnnotationError`, which begins with `place`.
 
     kind: what its questions ask for, where the row itself does not say (identify.kind_of).
@@ -78,17 +78,17 @@ class Format:
         )
 
 
-def _llava(record: Record) -> Example:
+def _llava(record: AnnotationRecord) -> Example:
     return llava_example(record.fields, record.place)
 
 
-def _video_instruct(record: Record) -> Example:
+def _video_instruct(record: AnnotationRecord) -> Example:
     turn = Turn(record.question("q"), record.text("a"))
     video = record.video("video_id")
     return _example(f"{readable(video)}:{record.position}", video, [turn])
 
 
-def _generative(record: Record) -> Example:
+def _generative(record: AnnotationRecord) -> Example:
     answer, kind, asked = record.text("A"), record.kind, ["Q"]
     if "Q" not in record.fields:
         asked, kind = ["Q1", "Q2"], "consistency"
@@ -96,13 +96,13 @@ def _generative(record: Record) -> Example:
     return _example(f"{kind}:{record.position}", record.video("video_name"), turns)
 
 
-def _pair(question: Record, answer: Record) -> Example:
+def _pair(question: AnnotationRecord, answer: AnnotationRecord) -> Example:
     turn = Turn(question.question("question"), answer.text("answer"), answer.type("type"))
     video = question.video("video_name")
     return _example(question.identity("question_id"), video, [turn])
 
 
-def _original(record: Record) -> Example:
+def _original(record: AnnotationRecord) -> Example:
     """MSVD-QA counts its videos from vid1, MSRVTT-QA, which has categories, from video0."""
     turn = Turn(record.question("question"), record.text("answer"), record.type("category_id"))
     number = record.identity("video_id")
@@ -111,7 +111,7 @@ def _original(record: Record) -> Example:
     return _example(record.identity("id"), checked_video(video, record.place), [turn])
 
 
-def _tgif(record: Record) -> Example:
+def _tgif(record: AnnotationRecord) -> Example:
     row, place = record.fields, record.place
     values = [value for key, value in row.items() if key is not None]
     fields = sum(value is not None for value in values) + len(row.get(None, ()))

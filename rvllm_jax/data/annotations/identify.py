@@ -33,7 +33,7 @@ def benchmark_of(file: AnnotationFile, examples: Sequence[Example]) -> str:
         return "msrvtt_qa" if examples[0].video.startswith("video") else "msvd_qa"
 
     def named(videos: str, ids: str = ".*") -> bool:
-        fits = (_named(videos, c.video) and re.fullmatch(ids, c.id) for c in examples)
+        fits = (_named(videos, e.video) and re.fullmatch(ids, e.id) for e in examples)
         return most(map(bool, fits))
 
     if file.format == "zero_shot":

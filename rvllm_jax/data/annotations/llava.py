@@ -1,4 +1,4 @@
-"""LLaVA's JSON of examples about videos, checked where it is read.
+"""LLaVA's JSON of examples about videos: one record, checked, and a file to write.
 
 A file is a list of records such as
 
@@ -13,20 +13,14 @@ Two keys are ours and optional: "caption" of a record (text that says what the v
 import difflib
 import json
 from collections.abc import Iterable
-from pathlib import Path
-
-from absl import logging
 
 from rvllm_jax.data.annotations.example import (
     AnnotationError,
     Example,
     Turn,
-    add_unique,
     checked_id,
     checked_text,
     checked_video,
-    describe_place,
-    load_records,
 )
 
 VIDEO_MARK = "<video>"  # where LLaVA's prompts put the video
@@ -35,41 +29,8 @@ SENDERS = (("human", "user"), ("gpt", "assistant"))  # of a question, of an answ
 _ALL = "all"  # what results call the questions of all types
 
 
-def read_llava(path: str | Path) -> list[Example]:
-    """Reads a LLaVA or Video-LLaVA file.
-
-    The mark `<video>` (or `<image>`, as some files have it) may stand once in the first human
-    turn, from where the video is moved first, or be absent; "video" may be a string or a list of
-    one. Surrounding white space of questions and answers is dropped. An id that several records
-    have, as a video's that stands for its own, is numbered. Records without a video, as mixed files
-    have them, and those that repeat another one whole are left out, and a warning counts them.
-
-    Raises:
-        AnnotationError: not UTF-8 or not JSON; a record with a missing key, an empty question
-            or answer, turns that do not alternate human and gpt, or a video outside the folder; no
-            record with a video. It names file, record and id.
-    """
-    records = load_records(path)
-    known: dict[str, Example] = {}
-    bare = repeated = 0
-    for position, record in enumerate(records):
-        if lacks_video(record):
-            bare += 1
-            continue
-        example = llava_example(record, describe_place(path, position, record))
-        repeated += add_unique(example, known) is None
-    if not known:
-        raise AnnotationError(f"{path}: none of its {len(records)} records has a 'video'; add it")
-    for count, what in ((bare, "have no video"), (repeated, "repeat another one whole")):
-        if count:
-            logging.warning(
-                "%s: %d of %d records %s and are left out", path, count, len(records), what
-            )
-    return list(known.values())
-
-
 def write_llava(examples: Iterable[Example]) -> bytes:
-    """The bytes of a file that `read_llava` reads as these examples."""
+    """The bytes of a file that `read.read_llava` reads as these examples."""
     records = []
     for example in examples:
         messages = []
@@ -111,10 +72,8 @@ def _misspelt(record: dict) -> str:
     return keys[alike[0]] if alike else ""
 
 
-def llava_example(record: object, where: str) -> Example:
+def llava_example(record: dict, where: str) -> Example:
     """One record of a LLaVA file; raises `AnnotationError` that begins with `where`."""
-    if not isinstance(record, dict):
-        raise AnnotationError(f"{where}: expected an object, got {type(record).__name__}")
     absent = [key for key in ("id", "video", "conversations") if key not in record]
     if absent:
         meant = _misspelt(record) if "video" in absent else ""

@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from absl import logging
+
 from rvllm_jax.data.annotations.example import (
     AnnotationError,
     Example,
@@ -12,7 +14,7 @@ from rvllm_jax.data.annotations.example import (
     checked_id,
     describe_place,
 )
-from rvllm_jax.data.annotations.formats import FORMATS, GENERATIVE, Record
+from rvllm_jax.data.annotations.formats import FORMATS, GENERATIVE, AnnotationRecord
 from rvllm_jax.data.annotations.identify import benchmark_of, kind_of
 from rvllm_jax.data.annotations.llava import lacks_video
 from rvllm_jax.data.annotations.recognise import AnnotationFile, load, name_of
@@ -24,7 +26,7 @@ Row = tuple[str, Example | AnnotationError | str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class AnnotationPart:
     """One file, or one pair of files, of the annotations."""
 
     paths: tuple[str, ...]
@@ -53,7 +55,7 @@ class Annotations:
     """
 
     format: str
-    parts: tuple[Part, ...]
+    parts: tuple[AnnotationPart, ...]
     set_aside: dict[str, str]
     without_video: dict[str, str]
     renamed: dict[str, str]
@@ -64,7 +66,9 @@ class Annotations:
         return [example for part in self.parts for example in part.examples]
 
 
-def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotations:
+def read(
+    paths: Sequence[str | Path], *, format: str | None = None, strict: bool = False
+) -> Annotations:
     """Reads annotation files of one or several formats, recognised by what they hold.
 
     A benchmark's row becomes an example whose id is the question's and whose turns' kind is
@@ -75,6 +79,7 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
     Args:
         paths: the files; a pair (test_q.json and test_a.json) in either order.
         format: what they must be, one of `FORMATS`; None: what they are.
+        strict: a row that cannot be used is an error, unless it repeats another one.
 
     Returns:
         All rows, used or not: a row that cannot be used is set aside with the reason; a LLaVA
@@ -85,7 +90,7 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
             together; a question id or a file that comes twice; no row that can be used.
     """
     files, aliases = load(paths, format)
-    account = _Account()
+    account = _Account(strict)
     parts = []
     for number, file in enumerate(files):
         rows = list(_rows(file))
@@ -93,14 +98,15 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
             rows = account.with_new_ids(rows, file, files[:number])
         examples = account.take(rows, file.format)
         if not examples:
-            first = next(iter(account.set_aside.items()), ("", "none is about a video"))
+            reasons = [f"the first: {place} {why}" for place, why in account.set_aside.items()]
+            reasons.append("none has a 'video'; add it")
             raise AnnotationError(
                 f"{', '.join(map(str, file.paths))}: none of its {len(file.records[0])} rows "
-                f"can be used; the first: {' '.join(first)}"
+                f"can be used; {reasons[0]}"
             )
         names = tuple(map(str, file.paths))
         benchmark = benchmark_of(file, examples)
-        parts.append(Part(names, file.format, benchmark, len(file.records[0]), examples))
+        parts.append(AnnotationPart(names, file.format, benchmark, len(file.records[0]), examples))
     return Annotations(
         name_of(files),
         tuple(parts),
@@ -111,10 +117,30 @@ def read(paths: Sequence[str | Path], *, format: str | None = None) -> Annotatio
     )
 
 
+def read_llava(path: str | Path) -> list[Example]:
+    """Reads a LLaVA or Video-LLaVA file, of which every record must be right.
+
+    Records without a video, as mixed files have them, and those that repeat another one whole are
+    left out, and a warning counts them. Raises AnnotationError, which names file, record and id.
+    """
+    annotations = read([path], format="llava", strict=True)
+    (part,) = annotations.parts
+    for rows, what in (
+        (annotations.without_video, "have no video"),
+        (annotations.set_aside, "repeat another one whole"),
+    ):
+        if rows:
+            logging.warning(
+                "%s: %d of %d records %s and are left out", path, len(rows), part.rows, what
+            )
+    return annotations.examples
+
+
 class _Account:
     """What became of every row, file after file, and which ids are taken."""
 
-    def __init__(self):
+    def __init__(self, strict: bool):
+        self._strict = strict
         self.set_aside: dict[str, str] = {}
         self.without_video: dict[str, str] = {}
         self.renamed: dict[str, str] = {}
@@ -128,6 +154,8 @@ class _Account:
             if isinstance(row, str):
                 self.without_video[place] = row
             elif isinstance(row, AnnotationError):
+                if self._strict:
+                    raise row
                 self.set_aside[place] = str(row).removeprefix(f"{place}: ")
             elif example := self._add(place, row, format):
                 examples.append(example)
@@ -188,7 +216,7 @@ def _rows(file: AnnotationFile) -> Iterator[Row]:
         try:
             if not isinstance(fields, dict):
                 raise AnnotationError(f"{place}: expected an object, got {fields!r:.50}")
-            yield place, format.make(Record(fields, place, position, kind))
+            yield place, format.make(AnnotationRecord(fields, place, position, kind))
         except AnnotationError as error:
             yield place, error
 
@@ -210,8 +238,8 @@ def _rows_of_pair(file: AnnotationFile) -> Iterator[Row]:
             yield question.place, error
 
 
-def _by_question_id(path: Path, records: list) -> dict[str, Record]:
-    by_id: dict[str, Record] = {}
+def _by_question_id(path: Path, records: list) -> dict[str, AnnotationRecord]:
+    by_id: dict[str, AnnotationRecord] = {}
     for position, fields in enumerate(records):
         place = f"{path}: record {position}"
         if not isinstance(fields, dict) or "question_id" not in fields:
@@ -223,5 +251,5 @@ def _by_question_id(path: Path, records: list) -> dict[str, Record]:
                 f"{place}: question_id {identity!r} is that of {earlier} too; every question has "
                 "its own"
             )
-        by_id[identity] = Record(fields, f"{place} (question_id {identity!r})", position)
+        by_id[identity] = AnnotationRecord(fields, f"{place} (question_id {identity!r})", position)
     return by_id

@@ -16,7 +16,7 @@ from rvllm_jax.data.annotations.published import (
     numbered_split,
     other_split,
 )
-from rvllm_jax.data.annotations.read import Part
+from rvllm_jax.data.annotations.read import AnnotationPart
 from rvllm_jax.data.annotations.recognise import most
 
 _NAMES = {
@@ -29,7 +29,7 @@ _NUMBERED_FORMATS = ("zero_shot", "msvd_msrvtt_original")  # the first keeps the
 NUMBERS, ROWS, NAME, ONLY, NOTHING = "numbers", "rows", "file name", "only split", ""
 
 
-def evidence(part: Part) -> str:
+def evidence(part: AnnotationPart) -> str:
     """What tells the split of these rows: one of NUMBERS, ROWS, NAME, ONLY and NOTHING."""
     if _numbered(part):
         return NUMBERS
@@ -40,7 +40,7 @@ def evidence(part: Part) -> str:
     return NAME if part.benchmark and _named(part) else NOTHING
 
 
-def contradiction(part: Part, split: str) -> str:
+def contradiction(part: AnnotationPart, split: str) -> str:
     """What says, in words, that these are not rows of their benchmark's `split`; else "".
 
     Rows of no known benchmark are of whatever split their owner says.
@@ -71,7 +71,7 @@ def contradiction(part: Part, split: str) -> str:
     return ""
 
 
-def _numbered(part: Part) -> bool:
+def _numbered(part: AnnotationPart) -> bool:
     """Whether most questions' ids end in the numbers that run through the benchmark's splits.
 
     What Video-ChatGPT calls test_q.json of MSVD-QA and MSRVTT-QA is their validation split: there
@@ -84,7 +84,7 @@ def _numbered(part: Part) -> bool:
     )
 
 
-def _named(part: Part) -> set[str]:
+def _named(part: AnnotationPart) -> set[str]:
     """The splits that the files' names begin with: val_q.json, Test_frameqa_question.csv."""
     first = (re.match("[a-z]*", Path(path).stem.lower())[0] for path in part.paths)
     return {_NAMES[word] for word in first if word in _NAMES}

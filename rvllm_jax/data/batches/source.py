@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import logging
 
 from rvllm_jax.data.annotations.example import Example, check_videos
-from rvllm_jax.data.annotations.llava import read_llava
+from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.prepare.folder import FRAMES, INFO
 from rvllm_jax.data.shapes import build
 from rvllm_jax.data.store.reader import FrameStore, check_share

@@ -10,7 +10,7 @@ from pathlib import Path
 from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations import split as splits
 from rvllm_jax.data.annotations.llava import write_llava
-from rvllm_jax.data.annotations.read import Annotations, Part
+from rvllm_jax.data.annotations.read import AnnotationPart, Annotations
 from rvllm_jax.data.annotations.recognise import MAPPING
 from rvllm_jax.data.prepare.find import VideoFiles
 from rvllm_jax.data.prepare.options import PrepareOptions
@@ -195,7 +195,9 @@ class Findings:
         return [part["lacks"] for part in self._parts(bad) if part["lacks"]]
 
 
-def benchmark_parts(parts: Sequence[Part], split: str, present: Mapping[str, str]) -> list[dict]:
+def benchmark_parts(
+    parts: Sequence[AnnotationPart], split: str, present: Mapping[str, str]
+) -> list[dict]:
     """One entry a file of annotations, with its counts beside the published ones.
 
     present: what the annotations call the videos that can be used -> the names of these, of which

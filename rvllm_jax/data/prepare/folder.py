@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rvllm_jax.data.annotations import split as splits
-from rvllm_jax.data.annotations.llava import read_llava
-from rvllm_jax.data.annotations.read import Annotations
+from rvllm_jax.data.annotations.read import Annotations, read_llava
 from rvllm_jax.data.annotations.split import INFO
 from rvllm_jax.data.annotations.video_names import readable
 from rvllm_jax.data.prepare.find import VideoFiles

@@ -164,7 +164,7 @@ def _builder_of(dataset: TfdsDataset) -> type[FilesBuilder]:
             "name": dataset.name,
             "ABOUT": dataset.about,
             "HOMEPAGE": dataset.homepage,
-            "MANUAL_DOWNLOAD_INSTRUCTIONS": dataset.manual_download_instructions,
+            "MANUAL_DOWNLOAD_INSTRUCTIONS": dataset.instructions,
             "DATASET": dataset,
         },
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rvllm_jax.data.annotations.example import AnnotationError, Example
 from rvllm_jax.data.annotations.published import numbered_split, shortfall
-from rvllm_jax.data.annotations.read import Annotations, Part, read
+from rvllm_jax.data.annotations.read import AnnotationPart, Annotations, read
 from rvllm_jax.data.annotations.split import INFO, NUMBERS, contradiction, evidence
 from rvllm_jax.data.annotations.video_names import VideoFilesError, describe_ambiguous, match
 from rvllm_jax.data.store.reader import FrameStore
@@ -112,7 +112,7 @@ def _check_dataset(where: str, dataset: TfdsDataset, annotations: Annotations) -
         )
 
 
-def _split_of(dataset: TfdsDataset, part: Part, named: str) -> str:
+def _split_of(dataset: TfdsDataset, part: AnnotationPart, named: str) -> str:
     """The split of a pair by its questions' numbers: Video-ChatGPT's names are known to be wrong.
 
     Other files are of the split that they are `named` as, or are refused.

@@ -11,7 +11,7 @@ from typing import Any
 
 from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations.example import load_records
-from rvllm_jax.data.annotations.read import Part, read
+from rvllm_jax.data.annotations.read import AnnotationPart, read
 from rvllm_jax.evaluation.answers.answer_file import ANSWERS, INFO, AnswersError
 from rvllm_jax.evaluation.answers.exact_match import FREE, official, type_name
 from rvllm_jax.evaluation.answers.questions import (
@@ -82,7 +82,7 @@ def import_predictions(
     return _write(Path(out) / benchmark, content, info)
 
 
-def _numbered_questions(part: Part) -> Iterator[tuple[int, Question]]:
+def _numbered_questions(part: AnnotationPart) -> Iterator[tuple[int, Question]]:
     """The questions of a file, each with the number of its turn."""
     for example in part.examples:
         generation = part.format in ("generative", "consistency")
@@ -99,7 +99,7 @@ def _write(folder: Path, content: bytes, info: dict[str, Any]) -> Path:
     return folder
 
 
-def _benchmark(parts: Sequence[Part], split: str) -> tuple[str, str]:
+def _benchmark(parts: Sequence[AnnotationPart], split: str) -> tuple[str, str]:
     names = {part.benchmark.partition("/")[0] for part in parts}
     if len(names) > 1:
         raise AnswersError(f"the annotations are of several benchmarks: {', '.join(sorted(names))}")

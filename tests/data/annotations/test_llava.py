@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn, check_videos
-from rvllm_jax.data.annotations.llava import read_llava, write_llava
+from rvllm_jax.data.annotations.llava import write_llava
+from rvllm_jax.data.annotations.read import read_llava
 
 REAL = Path(__file__).parents[3].parent / "shared/data/real_videos"
 
@@ -74,7 +75,7 @@ def test_records_without_a_video_are_left_out_and_counted(tmp_path, caplog):
     (one,) = read(tmp_path, mixed)
     assert one.id == "a"
     assert "file.json: 3 of 4 records have no video" in caplog.text
-    with pytest.raises(AnnotationError, match="none of its 2 records has a 'video'"):
+    with pytest.raises(AnnotationError, match="none of its 2 rows can be used; none has a 'video'"):
         read(tmp_path, mixed[:1] * 2)
     with pytest.raises(AnnotationError, match="has no 'video'; add it .'vidoe' may be meant"):
         read(tmp_path, [record(), text | {"vidoe": "b.mp4"}])
@@ -121,7 +122,7 @@ REFUSED = {
     "caption no text": (record(caption=["x"]), "'caption' must be a text"),
     "half surrogate": (record(conversations=pair("Why?", "\ud83d")), "surrogate"),
     "bad id": (record(id=True), "'id' must be"),
-    "no object": ("x", "expected an object, got str"),
+    "no object": ("x", "expected an object, got 'x'"),
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 from rvllm_jax.data.annotations import split as splits
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.annotations.published import PUBLISHED
-from rvllm_jax.data.annotations.read import Part
+from rvllm_jax.data.annotations.read import AnnotationPart
 
 FORMATS = {
     "activitynet_qa": "activitynet", "msvd_qa": "zero_shot", "msrvtt_qa": "zero_shot",
@@ -17,7 +17,7 @@ def part(benchmark, *ids, name="own.json", rows=None, format=None, videos=1):
     turn = (Turn("Who?", "He."),)
     examples = [Example(id, f"v{n % videos}", turn, "") for n, id in enumerate(ids)]
     format = format or FORMATS.get(benchmark, "llava")
-    return Part((f"/data/test/{name}",), format, benchmark, rows or len(ids), examples)
+    return AnnotationPart((f"/data/test/{name}",), format, benchmark, rows or len(ids), examples)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from rvllm_jax.data.annotations.llava import read_llava
+from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.prepare import run
 from rvllm_jax.data.prepare.findings import DONE, TOO_MANY_BAD
 from rvllm_jax.data.prepare.options import PreparationError, PrepareOptions

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.llava import read_llava
+from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.prepare.findings import DONE, PARTIAL, TOO_MANY_BAD
 from rvllm_jax.data.prepare.options import PreparationError, PrepareOptions
 from rvllm_jax.data.prepare.run import prepare

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from rvllm_jax.data.annotations.llava import read_llava
+from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.prepare.findings import DONE
 from rvllm_jax.data.prepare.options import PreparationError, PrepareOptions
 from rvllm_jax.data.prepare.run import prepare

@@ -138,7 +138,7 @@ def test_an_empty_folder_says_what_belongs_there(dataset, tmp_path):
 
 @pytest.mark.parametrize("dataset", SOURCES)
 def test_the_instructions_name_every_file(dataset):
-    instructions = SOURCES[dataset].manual_download_instructions
+    instructions = SOURCES[dataset].instructions
     names = [n for several in SOURCES[dataset].files.values() for names in several for n in names]
     assert all(name in instructions and name[-4:] in ("json", ".csv") for name in names)
 
