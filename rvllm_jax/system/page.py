@@ -20,11 +20,6 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def style() -> str:
-    """The style sheet of all pages."""
-    return (_PACKAGE / "system/templates/style.css").read_text()
-
-
 def clock(seconds: float) -> str:
     """A duration as a person says it: 9.7 s, 4:05, 2:03:09."""
     if seconds < 60:
@@ -54,7 +49,7 @@ def _environment() -> "jinja2.Environment":
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PACKAGE),
-        autoescape=True,
+        autoescape=lambda template: ".html" in template,  # text of .md is no markup
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,6 +1,5 @@
 """Curves of a run over its global steps, the stages marked."""
 
-import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+from rvllm_jax.experiments.report import plots
 
 _BANDS = ("#eef2f7", "#ffffff")  # behind the stages, in turn
 _TRAIN, _VALIDATION = "#4878a8", "#d1603d"
@@ -29,18 +29,15 @@ def draw(records: Sequence[Record]) -> bytes:
     shares = sorted({name for record in records for name in record if "accuracy" in name})
     panels = 2 if shares else 1
     figure = Figure(figsize=(10, 1.2 + 3.4 * panels), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     _losses(axes[0], records)
     if shares:
         _shares(axes[1], records, shares)
-    for place, axis in enumerate(axes):
-        _style(axis)
-        _mark_stages(axis, records, named=place == 0)
+    for number, axis in enumerate(axes):
+        plots.style(axis, grid="y")
+        _mark_stages(axis, records, named=number == 0)
     axes[-1].set_xlabel("global step (updates)")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return plots.png(figure)
 
 
 def _losses(axis: Axes, records: Sequence[Record]) -> None:
@@ -93,27 +90,13 @@ def _mark_stages(axis: Axes, records: Sequence[Record], *, named: bool) -> None:
         axis.axvline(end, color="#9aa5b1", linewidth=0.8, linestyle="--", zorder=1)
         if named:
             # Beside a narrow stage names take turns at two heights, so as not to touch.
-            place = ((start + end) / 2, 1.02 + (0.06 * (number % 2) if narrow else 0))
-            axis.text(
-                *place,
-                stage,
-                transform=axis.get_xaxis_transform(),
-                ha="center",
-                va="bottom",
-                fontweight="bold",
-                color="#3d4852",
-                parse_math=False,
-            )
+            x, y = (start + end) / 2, 1.02 + (0.06 * (number % 2) if narrow else 0)
+            look = {"fontweight": "bold", "color": plots.INK, "parse_math": False}
+            frame = axis.get_xaxis_transform()
+            axis.text(x, y, stage, transform=frame, ha="center", va="bottom", **look)
         start = end
     if start:
         axis.set_xlim(0, start)
-
-
-def _style(axis: Axes) -> None:
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.grid(axis="y", color="#d5dbe1", linewidth=0.6)
-    axis.set_axisbelow(True)
 
 
 def _stages(records: Sequence[Record]) -> list[str]:
@@ -137,6 +120,6 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     """A centred running mean over about a twentieth of the points, one-sided at the ends."""
     half = len(values) // 40
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    points = np.arange(len(values))
+    first, last = np.maximum(points - half, 0), np.minimum(points + half + 1, len(values))
     return (sums[last] - sums[first]) / (last - first)

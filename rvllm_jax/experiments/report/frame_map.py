@@ -1,11 +1,11 @@
 """A map of numbers under the frames that they are of."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from rvllm_jax.experiments.report import plots
 
 _WIDTH = 8.4  # inches of all frames
 _ROW = 0.32  # inches, the least of one row
@@ -38,7 +38,6 @@ def draw(
         )
     heights = [_WIDTH / T * frames.shape[1] / frames.shape[2], max(R * _ROW, 0.6)]
     figure = Figure(figsize=(_WIDTH + 2.6, sum(heights) + 1.0), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     above.imshow(np.concatenate(list(frames), axis=1), extent=(-0.5, T - 0.5, 0, 1), aspect="auto")
     above.set_axis_off()
@@ -49,9 +48,7 @@ def draw(
     below.set_xticks(range(T))
     below.set_xlabel("frame of the clip")
     figure.colorbar(drawn, ax=[above, below], label=unit, shrink=0.9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()
+    return plots.png(figure)
 
 
 def _shown(label: str) -> str:

@@ -1,12 +1,10 @@
 """A picture of the frames that a model sees of a video, each with its time."""
 
-import io
-
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rvllm_jax.data.batches.loose_videos import VideoClips
+from rvllm_jax.experiments.report import plots
 
 _ACROSS = 10  # frames of a line
 _INCH = 1.1  # of a frame's side
@@ -20,7 +18,6 @@ def draw(seen: VideoClips, title: str) -> bytes:
     lines = _lines(seen)
     height = len(lines) * (_INCH + _LABEL) + 0.4
     figure = Figure(figsize=(_ACROSS * _INCH + 0.9, height), dpi=100)
-    FigureCanvasAgg(figure)
     printable = "".join(c if c.isprintable() else "?" for c in title)
     figure.text(0.01, 1 - 0.12 / height, printable, va="top", fontsize=10, parse_math=False)
     for number, (clip, frames) in enumerate(lines):
@@ -37,9 +34,7 @@ def draw(seen: VideoClips, title: str) -> bytes:
             axis.set_axis_off()
             time = f"{seen.times[clip, frame]:.2f} s"
             axis.text(0.5, -0.04, time, transform=axis.transAxes, ha="center", va="top", fontsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()
+    return plots.png(figure)
 
 
 def _lines(seen: VideoClips) -> list[tuple[int, np.ndarray]]:

@@ -1,6 +1,6 @@
 """report.html and report.md: our numbers beside the published ones, and where the model fails."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.report import document, plots, tables
 from rvllm_jax.experiments.report.document import Heading, Part, Picture, Table, Text
 from rvllm_jax.experiments.report.results import Scored, failures, read_results
-from rvllm_jax.system.atomic import write_text
 
-TITLE = "Evaluation"
 _FRAMES, _HEIGHT = 6, 96  # of a failure's strip; pixels
+_DENOMINATORS = (
+    "Every question is in every denominator: one that was not answered, since its video is missing "
+    "or unreadable, or not judged, is wrong and scores 0; where facts are counted it is among the "
+    "hallucinated. Intervals are 95 %, by drawing videos."
+)
 
 
 def report(folders: Sequence[str | Path], *, most_failures: int = 12) -> tuple[Path, list[str]]:
@@ -24,85 +27,65 @@ def report(folders: Sequence[str | Path], *, most_failures: int = 12) -> tuple[P
 
     Raises EvaluationError, or LinesError for files of lines that are broken.
     """
-    found, notes = read_results(folders)
-    if not found:
+    results, notes = read_results(folders)
+    if not results:
         raise EvaluationError("; ".join(notes))
-    parts: list[Part] = [Text(note, warning=True) for note in notes]
-    parts += _explained()
-    for benchmark in dict.fromkeys(scored.benchmark for scored in found):
-        own = [scored for scored in found if scored.benchmark == benchmark]
-        parts += [Heading(f"{benchmark}"), *tables.comparison(benchmark, own)]
-        parts += _chart(benchmark, own)
+    parts: list[Part] = [*(Text(note, warning=True) for note in notes), Text(_DENOMINATORS)]
+    for benchmark in dict.fromkeys(scored.benchmark for scored in results):
+        group = [scored for scored in results if scored.benchmark == benchmark]
+        parts += [Heading(benchmark), *tables.comparison(benchmark, group)]
+        parts += _charts(benchmark, group)
         parts += [Heading(f"{benchmark}: without videos of the training")]
-        parts += tables.without_overlap(own)
-        for scored in own:
+        parts.append(tables.without_overlap(group))
+        for scored in group:
             parts += _details(scored, most_failures)
-    parts += [Heading("How it was made"), _made(found)]
-    folder = Path(folders[0])
-    for name, text in (
-        ("report.md", document.markdown(TITLE, parts)),
-        ("report.html", document.html(TITLE, parts)),
-    ):
-        write_text(folder / name, text, errors="replace")
-    return folder, notes
+    parts += [Heading("How it was made"), tables.made(results)]
+    document.write(Path(folders[0]), "Evaluation", parts)
+    return Path(folders[0]), notes
 
 
-def _explained() -> list[Part]:
-    return [
-        Text(
-            "Every question is in every denominator: one that was not answered, since its video is "
-            "missing or unreadable, or not judged, is wrong and scores 0; where facts are counted "
-            "it is among the hallucinated. Intervals are 95 %, by drawing videos."
-        )
-    ]
-
-
-def _details(scored: Scored, most: int) -> list[Part]:
+def _details(scored: Scored, most: int) -> Iterator[Part]:
     name = f"{scored.benchmark}, {scored.model}, judged by {scored.judge}, split {scored.split}"
-    parts: list[Part] = [Heading(f"{name}: controls"), *tables.controls(scored)]
-    types = tables.by_type(scored)
-    if types:
-        parts += [Heading(f"{name}: by type"), *types, *_types_chart(scored)]
-    wrong = failures(scored, most)
-    if wrong:
-        parts += [Heading(f"{name}: {len(wrong)} failures"), *_failures(scored, wrong)]
-    return parts
+    yield Heading(f"{name}: controls")
+    yield from tables.controls(scored)
+    if types := tables.by_type(scored):
+        yield Heading(f"{name}: by type")
+        yield types
+        yield from _types_chart(scored)
+    if wrong := failures(scored, most):
+        yield Heading(f"{name}: {len(wrong)} failures")
+        yield from _failures(scored, wrong)
 
 
-def _failures(scored: Scored, wrong) -> list[Part]:
-    parts: list[Part] = []
+def _failures(scored: Scored, wrong: Sequence[tuple[dict, dict]]) -> Iterator[Part]:
     store = None
     if "frames" not in scored.info:  # predictions of another program
-        parts.append(Text("The answers come without frames: no pictures."))
+        yield Text("The answers come without frames: no pictures.")
     else:
         try:
             store = FrameStore(scored.info["frames"])
         except FrameStoreError:
-            parts.append(Text("The stored frames are no longer there: no pictures.", warning=True))
+            yield Text("The stored frames are no longer there: no pictures.", warning=True)
     for answer, verdict in wrong:
         if store and not answer["failed"] and (strip := _strip(store, answer["video"])):
-            parts.append(Picture(f"frames of {answer['video']}", strip))
-        said = answer["answer"] or f"(nothing: {answer['failed'] or 'an empty answer'})"
-        score, overlap = verdict.get("score"), verdict.get("overlap")
+            yield Picture(f"frames of {answer['video']}", strip)
+        text = answer["answer"] or f"(nothing: {answer['failed'] or 'an empty answer'})"
         rows = [
-            ("video", answer["video"]),
-            ("question", answer["question"]),
-            ("truth", answer["truth"]),
-            ("answer", said),
+            *((name, answer[name]) for name in ("video", "question", "truth")),
+            ("answer", text),
         ]
-        rows += [("score", f"{score:g}")] if score is not None else []
-        if overlap is not None:
-            rows.append(("facts in the reference", f"{100 * overlap:.0f} %"))
-        parts.append(Table(("", answer["question_id"]), rows))
-    return parts
+        if verdict.get("score") is not None:
+            rows.append(("score", f"{verdict['score']:g}"))
+        if verdict.get("overlap") is not None:
+            rows.append(("facts in the reference", f"{100 * verdict['overlap']:.0f} %"))
+        yield Table(("", answer["question_id"]), rows)
 
 
 def _strip(store: FrameStore, video: str) -> bytes:
     """A JPEG of some frames of a video beside each other; b"" where they cannot be read."""
     try:
         count = store.entry(video).num_frames
-        places = np.unique(np.linspace(0, count - 1, _FRAMES).astype(int))
-        frames = store.read(video, places)
+        frames = store.read(video, np.unique(np.linspace(0, count - 1, _FRAMES).astype(int)))
     except FrameStoreError:
         return b""
     every = max(1, frames.shape[1] // _HEIGHT)
@@ -110,31 +93,30 @@ def _strip(store: FrameStore, video: str) -> bytes:
     return encode_jpeg(np.ascontiguousarray(joined))
 
 
-def _chart(benchmark: str, own: Sequence[Scored]) -> list[Part]:
+def _charts(benchmark: str, group: Sequence[Scored]) -> Iterator[Picture]:
     """A chart a judge: bars of different judges are never beside each other."""
-    parts: list[Part] = []
-    for judge, split in dict.fromkeys((scored.judge, scored.split) for scored in own):
-        rows = []
-        for scored in own:
+    for judge, split in dict.fromkeys((scored.judge, scored.split) for scored in group):
+        bars: list[plots.Bar] = []
+        for scored in group:
             if (scored.judge, scored.split) != (judge, split) or not _known(scored.scores):
                 continue
-            rows.append((scored.model, scored.scores["accuracy"], False))
+            bars.append((scored.model, _percent(scored.scores), False))
             for name, values in (scored.scores.get("controls") or {}).items():
                 if _known(values):
-                    rows.append((f"{scored.model}, {name}", values["accuracy"], True))
-        if rows:
+                    bars.append((f"{scored.model}, {name}", _percent(values), True))
+        if bars:
             title = f"{benchmark} {split}, judged by {judge}"
-            parts.append(Picture(title, _percent_bars(title, rows)))
-    return parts
+            yield Picture(title, plots.bars(title, bars))
 
 
-def _types_chart(scored: Scored) -> list[Part]:
+def _types_chart(scored: Scored) -> Iterator[Picture]:
     types = scored.scores["by_type"].items()
-    rows = [(name, v["accuracy"], False) for name, v in types if _known(v)]
-    if len(rows) < 2:
-        return []
-    title = f"{scored.benchmark} {scored.split} by type, {scored.model}, judged by {scored.judge}"
-    return [Picture(title, _percent_bars(title, rows))]
+    bars = [(name, _percent(values), False) for name, values in types if _known(values)]
+    if len(bars) > 1:
+        title = (
+            f"{scored.benchmark} {scored.split} by type, {scored.model}, judged by {scored.judge}"
+        )
+        yield Picture(title, plots.bars(title, bars))
 
 
 def _known(values: dict[str, Any]) -> bool:
@@ -142,26 +124,7 @@ def _known(values: dict[str, Any]) -> bool:
     return (values.get("accuracy") or {}).get("value") is not None
 
 
-def _percent_bars(title: str, rows) -> bytes:
-    scaled = [(name, _times(estimate, 100), control) for name, estimate, control in rows]
-    return plots.bars(title, scaled, largest=100, unit="accuracy, %, with 95 % interval")
-
-
-def _times(estimate: dict[str, Any], factor: float) -> dict[str, Any]:
+def _percent(values: dict[str, Any]) -> dict[str, float | None]:
+    estimate = values["accuracy"]
     keys = ("value", "low", "high")
-    return {k: None if estimate.get(k) is None else factor * estimate[k] for k in keys}
-
-
-def _made(found: Sequence[Scored]) -> Table:
-    heads = ("results", "model", "clips", "tokens an answer", "answered", "judge", "judged")
-    rows = []
-    for scored in found:
-        info, judge = scored.info, scored.scores["judge"]
-        told = (info.get("checkpoint") or {}).get("told") or info.get("model") or "-"
-        clips = f"{info.get('clips', '-')} {info.get('fusion', '')}".strip()
-        dates = " to ".join(dict.fromkeys(judge.get("dates") or [judge.get("date") or "-"]))
-        rows.append(
-            (str(scored.folder), str(told), clips, str(info.get("max_new", "-")),
-             info.get("date", "-"), f"{judge['backend']}: {scored.judge}", dates)
-        )  # fmt: skip
-    return Table(heads, rows)
+    return {key: None if estimate.get(key) is None else 100 * estimate[key] for key in keys}

@@ -10,12 +10,13 @@ _GPT = "gpt-3.5-turbo, version not stated"
 _CHATGPT = "Maaz et al. 2023, arXiv 2306.05424"
 _LLAVA = "Lin et al. 2023, arXiv 2311.10122"
 _RESNETVLLM = "Khalil et al. 2025, arXiv 2504.14432"
+_SILENT = "not stated"
 # Video-ChatGPT's authors, in their repository (issue 65): validation of MSVD and MSRVTT, test of
 # TGIF. Who followed its protocol does not say which files were used.
 _LIKE_CHATGPT = "not stated; Video-ChatGPT's protocol"
 
 
-class Row(NamedTuple):
+class PublishedAccuracy(NamedTuple):
     """accuracy: %. score: 0 to 5; None where none is published."""
 
     model: str
@@ -27,23 +28,7 @@ class Row(NamedTuple):
     source: str
 
 
-QA = (
-    Row("Video-ChatGPT", "msvd_qa", 64.9, 3.3, _GPT, "validation", _CHATGPT),
-    Row("Video-ChatGPT", "msrvtt_qa", 49.3, 2.8, _GPT, "validation", _CHATGPT),
-    Row("Video-ChatGPT", "tgif_frameqa", 51.4, 3.0, _GPT, "test", _CHATGPT),
-    Row("Video-ChatGPT", "activitynet_qa", 35.2, 2.7, _GPT, "test", _CHATGPT),
-    Row("Video-LLaVA", "msvd_qa", 70.7, 3.9, _GPT, _LIKE_CHATGPT, _LLAVA),
-    Row("Video-LLaVA", "msrvtt_qa", 59.2, 3.5, _GPT, _LIKE_CHATGPT, _LLAVA),
-    Row("Video-LLaVA", "tgif_frameqa", 70.0, 4.0, _GPT, _LIKE_CHATGPT, _LLAVA),
-    Row("Video-LLaVA", "activitynet_qa", 45.3, 3.3, _GPT, _LIKE_CHATGPT, _LLAVA),
-    Row("ResNetVLLM", "msvd_qa", 78.3, None, "not stated", "not stated", _RESNETVLLM),
-    Row("ResNetVLLM", "msrvtt_qa", 63.5, None, "not stated", "not stated", _RESNETVLLM),
-    Row("ResNetVLLM", "tgif_frameqa", 59.9, None, "not stated", "not stated", _RESNETVLLM),
-    Row("ResNetVLLM", "activitynet_qa", 54.8, None, "not stated", "not stated", _RESNETVLLM),
-)
-
-
-class Generation(NamedTuple):
+class PublishedCriteria(NamedTuple):
     """Text generation, 0 to 5 each: CI, DO, CU, TU, C; none where only the mean is published."""
 
     model: str
@@ -54,11 +39,24 @@ class Generation(NamedTuple):
     source: str
 
 
-TEXT_GENERATION = (
-    Generation("Video-ChatGPT", (2.40, 2.52, 2.62, 1.98, 2.37), 2.38, _GPT, "test", _CHATGPT),
-    Generation(
-        "Video-LLaVA", (2.87, 2.94, 3.44, 2.45, 2.51), 2.84, _GPT, "test",
-        "as reported by LLaVA-Mini, arXiv 2501.03895",
-    ),
-    Generation("ResNetVLLM", (), 3.55, "not stated", "not stated", _RESNETVLLM),
-)  # fmt: skip
+QA = tuple(PublishedAccuracy(*row) for row in (
+    ("Video-ChatGPT", "msvd_qa", 64.9, 3.3, _GPT, "validation", _CHATGPT),
+    ("Video-ChatGPT", "msrvtt_qa", 49.3, 2.8, _GPT, "validation", _CHATGPT),
+    ("Video-ChatGPT", "tgif_frameqa", 51.4, 3.0, _GPT, "test", _CHATGPT),
+    ("Video-ChatGPT", "activitynet_qa", 35.2, 2.7, _GPT, "test", _CHATGPT),
+    ("Video-LLaVA", "msvd_qa", 70.7, 3.9, _GPT, _LIKE_CHATGPT, _LLAVA),
+    ("Video-LLaVA", "msrvtt_qa", 59.2, 3.5, _GPT, _LIKE_CHATGPT, _LLAVA),
+    ("Video-LLaVA", "tgif_frameqa", 70.0, 4.0, _GPT, _LIKE_CHATGPT, _LLAVA),
+    ("Video-LLaVA", "activitynet_qa", 45.3, 3.3, _GPT, _LIKE_CHATGPT, _LLAVA),
+    ("ResNetVLLM", "msvd_qa", 78.3, None, _SILENT, _SILENT, _RESNETVLLM),
+    ("ResNetVLLM", "msrvtt_qa", 63.5, None, _SILENT, _SILENT, _RESNETVLLM),
+    ("ResNetVLLM", "tgif_frameqa", 59.9, None, _SILENT, _SILENT, _RESNETVLLM),
+    ("ResNetVLLM", "activitynet_qa", 54.8, None, _SILENT, _SILENT, _RESNETVLLM),
+))  # fmt: skip
+
+TEXT_GENERATION = tuple(PublishedCriteria(*row) for row in (
+    ("Video-ChatGPT", (2.40, 2.52, 2.62, 1.98, 2.37), 2.38, _GPT, "test", _CHATGPT),
+    ("Video-LLaVA", (2.87, 2.94, 3.44, 2.45, 2.51), 2.84, _GPT, "test",
+     "as reported by LLaVA-Mini, arXiv 2501.03895"),
+    ("ResNetVLLM", (), 3.55, _SILENT, _SILENT, _RESNETVLLM),
+))  # fmt: skip

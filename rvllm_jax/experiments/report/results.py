@@ -62,32 +62,36 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
     Raises EvaluationError for a folder without answers, and for scores that are broken, of another
     benchmark or split than the answers beside them, or hold what is no number.
     """
-    found, notes = [], []
-    for place, folder in enumerate(map(Path, folders)):
+    results, notes = [], []
+    for number, folder in enumerate(map(Path, folders), 1):
         benchmarks = sorted(path.parent for path in folder.glob(f"*/{INFO}"))
         if not benchmarks:
             raise EvaluationError(
                 f"{folder}: holds no BENCHMARK/{INFO}; give the --out of `python -m "
                 "rvllm_jax.evaluate`"
             )
-        for own in benchmarks:
-            info = read_info_if_any(own)
+        for benchmark in benchmarks:
+            info = read_info_if_any(benchmark)
             lacking = [key for key in ("benchmark", "split") if not info.get(key)]
             if lacking:
-                raise EvaluationError(f"{own / INFO}: has no {', '.join(lacking)}; restore it")
+                raise EvaluationError(
+                    f"{benchmark / INFO}: has no {', '.join(lacking)}; restore it"
+                )
             name = Path(str(info.get("model") or folder)).name
-            model = name if len(folders) == 1 else f"{name} ({place + 1}: {folder.name})"
-            paths = sorted(own.glob("scores.*.json"))
+            model = name if len(folders) == 1 else f"{name} ({number}: {folder.name})"
+            paths = sorted(benchmark.glob("scores.*.json"))
             for path in paths:
                 scores = read_json(path, advice=_JUDGE_AGAIN, error=EvaluationError)
                 _check(path, scores, info)
                 judge = path.name.removeprefix("scores.").removesuffix(".json")
-                found.append(Scored(model, own, judge, info, scores))
+                results.append(Scored(model, benchmark, judge, info, scores))
             if not paths:
-                notes.append(f"{own}: not judged yet; python -m rvllm_jax.judge --results={folder}")
+                notes.append(
+                    f"{benchmark}: not judged yet; python -m rvllm_jax.judge --results={folder}"
+                )
             if info.get("complete") is False:
-                notes.append(f"{own}: not all its questions are answered yet")
-    return found, notes
+                notes.append(f"{benchmark}: not all its questions are answered yet")
+    return results, notes
 
 
 def failures(scored: Scored, most: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -16,8 +16,6 @@ from rvllm_jax.experiments.report.samples import Sample
 from rvllm_jax.system.atomic import dump_json, write_bytes, write_text
 from rvllm_jax.training import metrics
 
-__all__ = ["Sample", "format_table", "write"]
-
 _ALL = "all"
 
 

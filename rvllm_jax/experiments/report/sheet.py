@@ -1,15 +1,14 @@
 """A sheet of clips with question, truth and answer."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rvllm_jax.evaluation.answers.exact_match import exact
+from rvllm_jax.experiments.report import plots
 from rvllm_jax.experiments.report.samples import Sample
 
 _RIGHT, _WRONG, _TEXT, _PALE = "#2e7d46", "#c0392b", "#22292f", "#6c757d"
@@ -37,7 +36,6 @@ def draw(samples: Sequence[Sample]) -> bytes:
         text = max(sum(t.count("\n") + 1 for t, _ in texts[i]) for i in places) * _LINE + 0.4
         heights += [pictures, text]
     figure = Figure(figsize=(columns * (_WIDTH + 0.4), sum(heights) + 0.1), dpi=100)
-    FigureCanvasAgg(figure)
     margins = {"left": 0.015, "right": 0.985, "bottom": 0.0, "top": 1 - 0.1 / sum(heights)}
     grid = figure.add_gridspec(
         2 * lines, columns, height_ratios=heights, hspace=0, wspace=0.03, **margins
@@ -49,9 +47,7 @@ def draw(samples: Sequence[Sample]) -> bytes:
         axis.set_anchor("SW")
         axis.set_axis_off()
         _write(figure.add_subplot(grid[2 * line + 1, column]), text, heights[2 * line + 1])
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()
+    return plots.png(figure)
 
 
 def _strip(frames: np.ndarray) -> np.ndarray:

@@ -1,17 +1,14 @@
 """The tables of the results page; every row says by which judge and on which split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION
+from rvllm_jax.evaluation.answers.questions import CRITERIA, TEXT_GENERATION
 from rvllm_jax.evaluation.score.scores import unjudged_note
+from rvllm_jax.experiments.report import published_scores
 from rvllm_jax.experiments.report.document import Part, Table, Text
-from rvllm_jax.experiments.report.published_scores import QA
-from rvllm_jax.experiments.report.published_scores import TEXT_GENERATION as GENERATION
 from rvllm_jax.experiments.report.results import Scored
 
-CRITERIA = {"CI": "correctness", "DO": "detail", "CU": "context", "TU": "temporal",
-            "C": "consistency"}  # fmt: skip
 Estimate = Mapping[str, Any]
 
 
@@ -34,156 +31,142 @@ def _with_interval(estimate: Estimate | None, times: float, digits: int) -> str:
     return f"{text} [{times * estimate['low']:.{digits}f}, {times * estimate['high']:.{digits}f}]"
 
 
-def comparison(benchmark: str, own: Sequence[Scored]) -> list[Part]:
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def comparison(benchmark: str, group: Sequence[Scored]) -> Iterator[Part]:
     """Our rows and the published ones of a benchmark, and what keeps them from being compared."""
-    scored_ones = [scored for scored in own if _is_scored(scored.scores)]
-    make = _generation if benchmark == TEXT_GENERATION else _answers
-    table = make(benchmark, scored_ones)
-    judges, splits = ({row[at] for row in table.rows} for at in (-3, -2))
-    parts: list[Part] = [table] if scored_ones else []
-    for values, what in ((judges, "judges"), (splits, "splits")):
-        if scored_ones and len(values) > 1:
-            parts.append(
-                Text(
+    # One of faithfulness alone has neither.
+    judged = [s for s in group if "accuracy" in s.scores or s.scores.get("criteria")]
+    if judged:
+        table = (_generation if benchmark == TEXT_GENERATION else _answers)(benchmark, judged)
+        yield table
+        for column, what in (("judge", "judges"), ("split", "splits")):
+            values = {row[table.heads.index(column)] for row in table.rows}
+            if len(values) > 1:
+                yield Text(
                     f"This table has rows of {len(values)} different {what} "
                     f"({'; '.join(sorted(values))}): numbers of different {what} cannot be "
                     "compared.",
                     warning=True,
                 )
-            )
-    parts += _faithfulness(own)
-    warnings = dict.fromkeys(text for scored in own for text in _warnings(scored))
-    return [*parts, *(Text(text, warning=True) for text in warnings)]
+    yield from _faithfulness(group)
+    for text in dict.fromkeys(text for scored in group for text in _warnings(scored)):
+        yield Text(text, warning=True)
 
 
-def _is_scored(values: Mapping[str, Any]) -> bool:
-    """Whether a judge gave accuracy or criteria; one of faithfulness alone does not."""
-    return "accuracy" in values or bool(values.get("criteria"))
-
-
-def _faithfulness(own: Sequence[Scored]) -> list[Part]:
+def _faithfulness(group: Sequence[Scored]) -> Iterator[Table]:
     rows = []
-    for scored in own:
-        if found := scored.scores.get("faithfulness"):
-            facts, none = percent(found["overlap"]), f"{found['without_facts']:,}"
-            invented = f"{percent(found['hallucinated'])} (below {100 * found['below']:.0f} %)"
+    for scored in group:
+        if faithful := scored.scores.get("faithfulness"):
+            facts, none = percent(faithful["overlap"]), f"{faithful['without_facts']:,}"
+            below = f"(below {100 * faithful['below']:.0f} %)"
+            invented = f"{percent(faithful['hallucinated'])} {below}"
             rows.append((scored.model, facts, invented, none, scored.judge, scored.split))
-    heads = ("model", "facts in the reference, % [95 %]", "hallucinated answers, % [95 %]",
-             "answers without facts", "judge", "split")  # fmt: skip
-    return [Table(heads, rows)] if rows else []
+    if rows:
+        heads = ("model", "facts in the reference, % [95 %]", "hallucinated answers, % [95 %]",
+                 "answers without facts", "judge", "split")  # fmt: skip
+        yield Table(heads, rows)
 
 
-def _answers(benchmark: str, own: Sequence[Scored]) -> Table:
-    heads = ("model", "accuracy, % [95 %]", "score, 0-5", "questions", "not answered", "not judged",
-             "judge", "split", "source")  # fmt: skip
+_COUNTS = ("questions", "not answered", "not judged")
+_ORIGIN = ("judge", "split", "source")
+
+
+def _answers(benchmark: str, group: Sequence[Scored]) -> Table:
     rows = [
         (
             scored.model,
             percent(scored.scores.get("accuracy")),
             points(scored.scores.get("score")),
-            *_counts(scored),
-            scored.judge,
-            scored.split,
-            "this evaluation",
+            *_counts_and_origin(scored),
         )
-        for scored in own
+        for scored in group
     ]
     rows += [
         (row.model, _number(row.accuracy, 1), _number(row.score, 1), "-", "-", "-", row.judge,
          row.split, row.source)
-        for row in QA
+        for row in published_scores.QA
         if row.benchmark == benchmark
     ]  # fmt: skip
-    return Table(heads, rows)
+    return Table(("model", "accuracy, % [95 %]", "score, 0-5", *_COUNTS, *_ORIGIN), rows)
 
 
-def _generation(_: str, own: Sequence[Scored]) -> Table:
-    heads = ("model", *(f"{name} ({key})" for key, name in CRITERIA.items()), "mean",
-             "questions", "not answered", "not judged", "judge", "split", "source")  # fmt: skip
-    rows = []
-    for scored in own:
-        criteria = scored.scores.get("criteria", {})
-        rows.append(
-            (
-                scored.model,
-                *(points(criteria.get(key)) for key in CRITERIA),
-                _number(scored.scores.get("mean_of_criteria"), 2),
-                *_counts(scored),
-                scored.judge,
-                scored.split,
-                "this evaluation",
-            )
+def _generation(_: str, group: Sequence[Scored]) -> Table:
+    names = (f"{criterion.name} ({key})" for key, criterion in CRITERIA.items())
+    rows = [
+        (
+            scored.model,
+            *(points(scored.scores.get("criteria", {}).get(key)) for key in CRITERIA),
+            _number(scored.scores.get("mean_of_criteria"), 2),
+            *_counts_and_origin(scored),
         )
-    for row in GENERATION:
+        for scored in group
+    ]
+    for row in published_scores.TEXT_GENERATION:
         criteria = [_number(value, 2) for value in row.criteria] or ["-"] * len(CRITERIA)
         rows.append(
             (row.model, *criteria, _number(row.mean, 2), "-", "-", "-", row.judge, row.split,
              row.source)
         )  # fmt: skip
-    return Table(heads, rows)
+    return Table(("model", *names, "mean", *_COUNTS, *_ORIGIN), rows)
 
 
-def _counts(scored: Scored) -> tuple[str, str, str]:
+def _counts_and_origin(scored: Scored) -> tuple[str, ...]:
     failed = scored.scores.get("failed", {})
     counts = scored.scores["n"], failed.get("unanswered", 0), failed.get("unjudged", 0)
-    return tuple(f"{count:,}" for count in counts)
+    return *(f"{count:,}" for count in counts), scored.judge, scored.split, "this evaluation"
 
 
-def _warnings(scored: Scored) -> list[str]:
-    info, found = scored.info, []
-    if told := unjudged_note(scored.scores):
-        found.append(f"{scored.model}, judged by {scored.judge}: {told}.")
+def _warnings(scored: Scored) -> Iterator[str]:
+    info = scored.info
+    if note := unjudged_note(scored.scores):
+        yield f"{scored.model}, judged by {scored.judge}: {note}."
     if info.get("partial"):
         lacks = "; ".join(info.get("lacks") or ()) or "fewer questions than are published"
-        found.append(f"{scored.model}: partial ({lacks}): not comparable with published numbers.")
+        yield f"{scored.model}: partial ({lacks}): not comparable with published numbers."
     if info.get("complete") is False:
-        found.append(f"{scored.model}: not all questions are answered yet.")
+        yield f"{scored.model}: not all questions are answered yet."
     overlap = info.get("overlap") or {}
     if not overlap.get("known") or not overlap.get("complete") or overlap.get("videos"):
-        told = overlap.get("told") or "the training videos of this model are not known"
-        found.append(f"{scored.model}: {told}. This is not a zero-shot score.")
-    return found
+        note = overlap.get("told") or "the training videos of this model are not known"
+        yield f"{scored.model}: {note}. This is not a zero-shot score."
 
 
-def without_overlap(own: Sequence[Scored]) -> list[Part]:
+def without_overlap(group: Sequence[Scored]) -> Table:
     """What the scores are without the videos that the model was trained on."""
     rows = []
-    for scored in own:
+    for scored in group:
         rest = scored.scores.get("without_training_videos")
         if rest is None:
             rows.append((scored.model, "training videos not known", "-", "-", scored.judge))
             continue
-        same = not rest.get("videos_left_out")
-        values = scored.scores if same else rest
+        left_out = rest.get("videos_left_out", 0)
+        values = rest if left_out else scored.scores
         mean = values.get("mean_of_criteria")
         value = _number(mean, 2) if "criteria" in values else _main(values)
-        left = f"{rest.get('videos_left_out', 0):,}"
-        rows.append((scored.model, left, f"{rest.get('n', 0):,}", value, scored.judge))
-    heads = (
-        "model",
-        "training videos left out",
-        "questions left",
-        "accuracy, mean or facts",
-        "judge",
-    )
-    return [Table(heads, rows)]
+        rows.append((scored.model, f"{left_out:,}", f"{rest.get('n', 0):,}", value, scored.judge))
+    heads = ("model", "training videos left out", "questions left", "accuracy, mean or facts",
+             "judge")  # fmt: skip
+    return Table(heads, rows)
 
 
-def by_type(scored: Scored) -> list[Part]:
+def by_type(scored: Scored) -> Table | None:
+    """The scores of each type of question; None where there are no types."""
     types = scored.scores.get("by_type") or {}
-    own = scored.info.get("prior", {}).get("accuracy", {})
+    accuracy = scored.info.get("prior", {}).get("accuracy", {})
     rows = []
     for name, values in types.items():
         main = values.get("accuracy")
-        prior = _prior(own, types, name)
-        given = "-" if prior is None or not main else f"{100 * prior:.1f}"
+        prior = _prior(accuracy, types, name)
+        commonest = "-" if prior is None or not main else f"{100 * prior:.1f}"
         estimates = [main, values.get("faithfulness", {}).get("overlap")]
         estimates += values.get("criteria", {}).values()
         count = max((estimate["n"] for estimate in estimates if estimate), default=0)
-        rows.append((name, f"{count:,}", _main(values), given))
-    if not rows:
-        return []
-    return [Table(("type", "questions", "accuracy, % [95 %], or scores", "commonest answer"), rows)]
+        rows.append((name, f"{count:,}", _main(values), commonest))
+    heads = ("type", "questions", "accuracy, % [95 %], or scores", "commonest answer")
+    return Table(heads, rows) if rows else None
 
 
 def _prior(
@@ -194,56 +177,47 @@ def _prior(
     prior: by the annotations' own types, which may be numbers. types: by name.
     """
     counts = {
-        own: values["accuracy"]["n"]
+        type: values["accuracy"]["n"]
         for values in types.values()
         if "accuracy" in values and len(values.get("types", ())) == 1
-        for own in values["types"]
+        for type in values["types"]
     }
-    of = types[name].get("types", [name])
-    if len(of) == 1:
-        return prior.get(of[0])
-    if not set(of) <= prior.keys() & counts.keys():
+    parts = types[name].get("types", [name])
+    if len(parts) == 1:
+        return prior.get(parts[0])
+    if not set(parts) <= prior.keys() & counts.keys():
         return None
-    return sum(prior[own] * counts[own] for own in of) / sum(counts[own] for own in of)
+    return sum(prior[type] * counts[type] for type in parts) / sum(counts[type] for type in parts)
 
 
-def controls(scored: Scored) -> list[Part]:
+def controls(scored: Scored) -> Iterator[Part]:
     """The controls beside the model's own answers to the same questions."""
-    found = scored.scores.get("controls") or {}
-    if not found:
-        return [Text("No controls were asked: nothing shows that the model looks.", warning=True)]
-    rows, parts = [], []
-    for name, values in found.items():
-        own = values.get("own", {})
-        rows.append((name, f"{values['n']:,}", _main(values), _main(own)))
+    by_control = scored.scores.get("controls") or {}
+    if not by_control:
+        yield Text("No controls were asked: nothing shows that the model looks.", warning=True)
+        return
     heads = ("control", "questions", "under the control", "the model, same questions")
-    parts.append(Table(heads, rows))
-    if "blind" in found and nothing_right(found["blind"]):
-        parts.append(
-            Text(
-                "With the video none of these questions is answered right: the controls show "
-                "nothing.",
-                warning=True,
-            )
+    yield Table(heads, [
+        (name, f"{values['n']:,}", _main(values), _main(values.get("own", {})))
+        for name, values in by_control.items()
+    ])  # fmt: skip
+    if "blind" in by_control and nothing_right(by_control["blind"]):
+        yield Text(
+            "With the video none of these questions is answered right: the controls show nothing.",
+            warning=True,
         )
-    elif "blind" in found and solved_blind(found["blind"]):
-        parts.append(
-            Text(
-                f"Solved as well by a blind model: {_main(found['blind'])} without the video, "
-                f"within the interval of {_main(found['blind'].get('own', {}))} with it, on the "
-                "same questions. Scores on it do not show that the video is seen.",
-                warning=True,
-            )
+    elif "blind" in by_control and solved_blind(by_control["blind"]):
+        blind = by_control["blind"]
+        yield Text(
+            f"Solved as well by a blind model: {_main(blind)} without the video, within the "
+            f"interval of {_main(blind.get('own', {}))} with it, on the same questions. Scores on "
+            "it do not show that the video is seen.",
+            warning=True,
         )
     prior = scored.info.get("prior")
     if prior and "accuracy" in scored.scores:
-        parts.append(
-            Text(
-                f"Without a model, by {prior['how']}: {100 * prior['accuracy']['all']:.1f} % "
-                f"({prior['rule']})."
-            )
-        )
-    return parts
+        share = f"{100 * prior['accuracy']['all']:.1f} %"
+        yield Text(f"Without a model, by {prior['how']}: {share} ({prior['rule']}).")
 
 
 def nothing_right(blind: Mapping[str, Any]) -> bool:
@@ -256,8 +230,8 @@ def nothing_right(blind: Mapping[str, Any]) -> bool:
 def solved_blind(blind: Mapping[str, Any]) -> bool:
     """Whether the blind score is within the interval of the full one on the same questions."""
     for name in ("accuracy", *CRITERIA):
-        value, own = (_estimate(part, name) for part in (blind, blind.get("own", {})))
-        if value and own and own.get("low") is not None and value["value"] >= own["low"]:
+        value, full = (_estimate(part, name) for part in (blind, blind.get("own", {})))
+        if value and full and full.get("low") is not None and value["value"] >= full["low"]:
             return True
     return False
 
@@ -270,11 +244,23 @@ def _main(values: Mapping[str, Any]) -> str:
     if "accuracy" in values:
         return percent(values["accuracy"])
     words = [f"{key} {points(value)}" for key, value in values.get("criteria", {}).items()]
-    if not words and (found := values.get("faithfulness")):
-        words = [f"facts {percent(found['overlap'])}",
-                 f"hallucinated {percent(found['hallucinated'])}"]  # fmt: skip
+    if not words and (faithful := values.get("faithfulness")):
+        words = [f"facts {percent(faithful['overlap'])}",
+                 f"hallucinated {percent(faithful['hallucinated'])}"]  # fmt: skip
     return "; ".join(words) or "-"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def made(results: Sequence[Scored]) -> Table:
+    """By which checkpoints, clips and judges, and when."""
+    heads = ("results", "model", "clips", "tokens an answer", "answered", "judge", "judged")
+    rows = []
+    for scored in results:
+        info, judge = scored.info, scored.scores["judge"]
+        model = (info.get("checkpoint") or {}).get("told") or info.get("model") or "-"
+        clips = f"{info.get('clips', '-')} {info.get('fusion', '')}".strip()
+        dates = " to ".join(dict.fromkeys(judge.get("dates") or [judge.get("date") or "-"]))
+        rows.append(
+            (str(scored.folder), str(model), clips, str(info.get("max_new", "-")),
+             info.get("date", "-"), f"{judge['backend']}: {scored.judge}", dates)
+        )  # fmt: skip
+    return Table(heads, rows)

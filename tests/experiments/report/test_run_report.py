@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from rvllm_jax.experiments.report.run_report import Sample, format_table, write
+from rvllm_jax.experiments.report.run_report import format_table, write
+from rvllm_jax.experiments.report.samples import Sample
 from rvllm_jax.system.atomic import WriteError
 from rvllm_jax.training.metrics import Metrics
 
