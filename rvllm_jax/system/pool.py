@@ -37,7 +37,7 @@ class WorkerError(RvllmError):
     """A worker process that ended, or never started, while no job was to blame."""
 
 
-class Outcome(NamedTuple):
+class JobOutcome(NamedTuple):
     """How a job ended: with a result, or with the end of its process."""
 
     job: Any
@@ -84,7 +84,7 @@ class WatchedPool:
         """Has a job done next, also while `results` is iterated, as one that is to be repeated."""
         self._waiting.appendleft(job)
 
-    def results(self, jobs: Iterable[Any]) -> Iterator[Outcome]:
+    def results(self, jobs: Iterable[Any]) -> Iterator[JobOutcome]:
         """Yields how each job ended, in any order. Raises `WorkerError`, or an error of `work`."""
         self._waiting.extend(jobs)
         self._give()
@@ -136,14 +136,14 @@ class _Worker:
     def mark(self) -> int:
         return self._state[0]
 
-    def check(self, time_limit: float, poll: float) -> Outcome | None:
+    def check(self, time_limit: float, poll: float) -> JobOutcome | None:
         """How its job ended, None while it is in work; checks should be `poll` seconds apart."""
         if answer := self._receive():
             result, error = answer
             if error is not None:
                 raise error
             job, self.job = self.job, None
-            return Outcome(job, result)
+            return JobOutcome(job, result)
         now = time.monotonic()
         mark, beats = self._state
         # Waking from the machine's sleep, the parent must not take it for the worker's.
@@ -166,7 +166,7 @@ class _Worker:
                 'is above). A script that starts one needs `if __name__ == "__main__":`'
             )
         failure = HUNG if hangs else KILLED if code in _FROM_OUTSIDE else CRASHED
-        return Outcome(self.job, None, failure, reason, mark)
+        return JobOutcome(self.job, None, failure, reason, mark)
 
     def _receive(self) -> tuple[Any, RvllmError | None] | None:
         """(result, error) of its job; None where there is nothing, or the process has ended."""

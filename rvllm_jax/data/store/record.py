@@ -46,7 +46,7 @@ class RecordError(RvllmError, ValueError):
     """Bytes that are not a record of this layout."""
 
 
-class Record(NamedTuple):
+class FrameRecord(NamedTuple):
     """A parsed record; `frames` are views into its bytes."""
 
     video: str
@@ -76,7 +76,7 @@ def pack(
     return b"".join(_field(1, parts))
 
 
-def unpack(data: bytes) -> Record:
+def unpack(data: bytes) -> FrameRecord:
     """Parses a record; raises `RecordError` where `pack` could not have written `data`."""
     try:
         features = _features(data)
@@ -89,7 +89,7 @@ def unpack(data: bytes) -> Record:
         n, height, width, channels = features["frames/shape"]
         encoding = "raw" if "frames/value" in features else "jpeg"
         frames = features["frames/value" if encoding == "raw" else "frames"]
-        record = Record(
+        record = FrameRecord(
             str(video, "utf-8", "surrogateescape"),
             first_frame,
             (n, height, width),

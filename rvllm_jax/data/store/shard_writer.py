@@ -35,7 +35,7 @@ from rvllm_jax.data.store.shards import (
 from rvllm_jax.data.video import decode
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.system.atomic import TEMPORARY, move
-from rvllm_jax.system.pool import KILLED, Outcome, WatchedPool, WorkerError
+from rvllm_jax.system.pool import KILLED, JobOutcome, WatchedPool, WorkerError
 
 # One record a chunk, so that a record is read without its neighbours. Neither noise-like raw
 # frames nor JPEG gain from compression what it costs at each read.
@@ -92,7 +92,7 @@ def write_shards(
             remove_temporaries(task)
 
 
-def _set_aside(outcome: Outcome) -> None:
+def _set_aside(outcome: JobOutcome) -> None:
     """Records on disk that the video in work is not to be tried again."""
     task = outcome.job
     name, path = task.videos[outcome.mark]

@@ -28,7 +28,7 @@ from rvllm_jax.data.video.container import (
 )
 from rvllm_jax.data.video.orientation import Orientation, RgbConverter, shown_size, target_size
 from rvllm_jax.data.video.timing import Clock, EvenTimes, frame_rate
-from rvllm_jax.system.pool import HUNG, Outcome
+from rvllm_jax.system.pool import HUNG, JobOutcome
 
 ONE_FRAME = "one frame only"  # of a video that has no more
 
@@ -52,7 +52,7 @@ class VideoInfo(NamedTuple):
     bytes: int
 
 
-def worker_failure(outcome: Outcome, path: str | os.PathLike, time_limit: float) -> str:
+def worker_failure(outcome: JobOutcome, path: str | os.PathLike, time_limit: float) -> str:
     """Why a video is set aside that hung or crashed the worker process that decodes it."""
     why = f"the process that decodes it ends ({outcome.reason})"
     if outcome.failure == HUNG:
