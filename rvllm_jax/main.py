@@ -38,7 +38,7 @@ CACHE = flags.DEFINE_string(
 SHOW_PROMPT = flags.DEFINE_integer(
     "show_prompt",
     0,
-    "Prints the first N training rows of each kind of stage as the model sees them, with the "
+    "Prints the first N training sequences of each kind of stage as the model sees them, with the "
     "tokens that are not learned marked, and exits.",
     lower_bound=0,
 )

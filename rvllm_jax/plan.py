@@ -26,7 +26,7 @@ TOPOLOGY = flags.DEFINE_list(
 )
 STAGES = flags.DEFINE_list("stages", [], "Stages to plan; all of the schedule by default.")
 CLIPS = flags.DEFINE_integer(
-    "clips_a_device", 0, "Rows a device instead of the stages' batch.", lower_bound=0
+    "clips_a_device", 0, "Clips a device instead of the stages' batch.", lower_bound=0
 )
 PAIRS = flags.DEFINE_integer("pairs", 100_000, "Question-answer pairs of an epoch.", lower_bound=1)
 EFFICIENCY = flags.DEFINE_float(

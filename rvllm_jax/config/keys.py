@@ -7,6 +7,7 @@ plain values, and the table of keys that `--help` and KEYS.md show.
 import copy
 import dataclasses
 import math
+import textwrap
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -163,9 +164,12 @@ def markdown_table(schema: type) -> str:
 
 
 def help_text(schema: type) -> str:
-    """The keys as `--help` prints them, two lines a key."""
+    """The keys as `--help` prints them: each with its meaning, type, unit, values and default."""
     lines = []
     for each in walk(schema):
         kind = ", ".join(filter(None, [each.kind, each.unit, each.values]))
-        lines.append(f"  --config.{each.path}: {each.help}\n    ({kind})")
+        default = "" if each.required else f"; {each.default!r}"
+        text = f"  --config.{each.path}: {each.help}"
+        lines += textwrap.wrap(text, 100, subsequent_indent="    ")
+        lines.append(f"    ({kind}{default})")
     return "\n".join(lines)
