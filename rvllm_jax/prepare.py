@@ -2,7 +2,7 @@
 
     python -m rvllm_jax.prepare --videos=FOLDER --annotations=FILE[,FILE] --out=OUT --split=train
 
-OUT/report.html says what was found. Afterwards train with --config.data.videos=OUT
+OUT/report.html shows what was found. Afterwards train with --config.data.videos=OUT
 --config.data.conversations=OUT/train.json. A preparation that was stopped continues.
 
 Exit codes: 0 done; 1 refused, nothing was stored; 3 more than --max_bad is unusable; 4 fewer than

@@ -79,7 +79,7 @@ def numbered_split(benchmark: str, ids: Iterable[str]) -> str:
     """The split of questions of MSVD-QA or MSRVTT-QA, by the numbers that their ids end in.
 
     Video-ChatGPT's pairs keep the numbers of the original, in which they run through train,
-    validation and test. Ids without a number tell nothing. Returns "a to b" of the numbers where
+    validation and test. Ids without a number show nothing. Returns "a to b" of the numbers where
     they are of no one split; at least one id has one.
     """
     numbers = [int(number) for number in map(number_of, ids) if number.isdecimal()]

@@ -1,8 +1,8 @@
-"""Which split of its benchmark a file of annotations holds, as far as anything tells.
+"""Which split of its benchmark a file of annotations holds, as far as anything shows.
 
 The numbers of the questions do, where a benchmark numbers them through its splits; so does the
 number of rows where it is a published one, and the file's name where it is the one that its authors
-gave it. ActivityNet-QA's questions are called after their videos, and nothing in these tells their
+gave it. ActivityNet-QA's questions are called after their videos, and nothing in these shows their
 split: of a part of one, only the file's name does.
 """
 
@@ -30,7 +30,7 @@ NUMBERS, ROWS, NAME, ONLY, NOTHING = "numbers", "rows", "file name", "only split
 
 
 def evidence(part: AnnotationPart) -> str:
-    """What tells the split of these rows: one of NUMBERS, ROWS, NAME, ONLY and NOTHING."""
+    """What shows the split of these rows: one of NUMBERS, ROWS, NAME, ONLY and NOTHING."""
     if _numbered(part):
         return NUMBERS
     if other_split(part.benchmark, "", part.rows):
@@ -41,7 +41,7 @@ def evidence(part: AnnotationPart) -> str:
 
 
 def contradiction(part: AnnotationPart, split: str) -> str:
-    """What says, in words, that these are not rows of their benchmark's `split`; else "".
+    """In words, what shows that these are not rows of their benchmark's `split`; else "".
 
     Rows of no known benchmark are of whatever split their owner says.
     """

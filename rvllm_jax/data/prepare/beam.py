@@ -97,7 +97,7 @@ class _Pipeline(threading.Thread):
     """A pipeline in work: some runners return at once, others only when all is done."""
 
     def __init__(self, arguments: Sequence[str], tasks: Sequence[Task], work: Path):
-        super().__init__(daemon=True)
+        super().__init__(daemon=True)  # Ctrl-C does not wait for it
         self.ended, self._arguments = threading.Event(), arguments
         self._tasks, self._work = tasks, work
         self._error: BaseException | None = None
@@ -128,7 +128,7 @@ class _Pipeline(threading.Thread):
 
 
 def _options(arguments: Sequence[str]):
-    """Beam's options of the arguments; what it does not know is refused, or said."""
+    """Beam's options of the arguments; what it does not know is refused, or warned of."""
     from apache_beam.options.pipeline_options import PipelineOptions
 
     options = PipelineOptions(list(arguments))

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rvllm_jax.data.annotations import published
@@ -82,7 +82,7 @@ class Findings:
         return code, "; ".join(words or ["ready to train from", *allowed, *self._unproven()])
 
     def _unproven(self) -> Iterator[str]:
-        """Of which files nothing tells the split."""
+        """Of which files nothing shows the split."""
         for part in self.annotations.parts:
             if part.benchmark and not splits.evidence(part):
                 yield (
@@ -188,41 +188,33 @@ class Findings:
         """What the annotations call the videos that are there and not `bad` -> their names."""
         return {video: name for video, name in self.videos.name_of.items() if name not in bad}
 
-    def _parts(self, bad: Mapping[str, str]) -> list[dict]:
-        return benchmark_parts(self.annotations.parts, self.split, self._usable(bad))
-
     def _lacks(self, bad: Mapping[str, str]) -> list[str]:
         return [part["lacks"] for part in self._parts(bad) if part["lacks"]]
 
+    def _parts(self, bad: Mapping[str, str]) -> list[dict]:
+        """One entry a file of annotations, with its counts beside the published ones.
 
-def benchmark_parts(
-    parts: Sequence[AnnotationPart], split: str, present: Mapping[str, str]
-) -> list[dict]:
-    """One entry a file of annotations, with its counts beside the published ones.
+        "lacks" is in words what the usable rows lack of the published counts, "" where nothing
+        does or none is known; a video that is called in several ways counts once. "split_told_by"
+        is what shows that they are of this split (annotations/split.py).
+        """
+        usable = self._usable(bad)
+        return [self._part(part, usable) for part in self.annotations.parts]
 
-    present: what the annotations call the videos that can be used -> the names of these, of which
-    one may be called in several ways and counts once. "lacks" says in words what the
-    usable rows lack of the published counts, and is "" where nothing does or none is known;
-    "split_told_by" what tells that they are of `split` (annotations/split.py).
-    """
-    entries = []
-    for part in parts:
-        usable = [example for example in part.examples if example.video in present]
-        videos = len({present[example.video] for example in usable})
-        known = published.PUBLISHED.get(part.benchmark, {}).get(split)
-        entries.append(
-            {
-                "paths": list(part.paths),
-                "format": part.format,
-                "benchmark": part.benchmark,
-                "split_told_by": splits.evidence(part),
-                "rows": part.rows,
-                "read": len(part.examples),
-                "videos": part.videos,
-                "usable_rows": len(usable),
-                "usable_videos": videos,
-                "published": known._asdict() if known else None,
-                "lacks": published.shortfall(part.benchmark, split, len(usable), videos),
-            }
-        )
-    return entries
+    def _part(self, part: AnnotationPart, usable: Mapping[str, str]) -> dict:
+        names = [usable[example.video] for example in part.examples if example.video in usable]
+        rows, videos = len(names), len(set(names))
+        known = published.PUBLISHED.get(part.benchmark, {}).get(self.split)
+        return {
+            "paths": list(part.paths),
+            "format": part.format,
+            "benchmark": part.benchmark,
+            "split_told_by": splits.evidence(part),
+            "rows": part.rows,
+            "read": len(part.examples),
+            "videos": part.videos,
+            "usable_rows": rows,
+            "usable_videos": videos,
+            "published": known._asdict() if known else None,
+            "lacks": published.shortfall(part.benchmark, self.split, rows, videos),
+        }

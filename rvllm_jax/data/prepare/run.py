@@ -90,7 +90,7 @@ def prepare(
         split: "train", "validation", "test" or another name; recorded with the result.
         run_tasks: as that of `write_store`.
         progress: progress(title) returns the callback (done, total) of one part of the work.
-        say: takes the line that tells what will be stored.
+        say: takes the line about what will be stored.
 
     Raises:
         PreparationError, AnnotationError, VideoFilesError: what is refused before any work.
