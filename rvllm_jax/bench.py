@@ -27,12 +27,12 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m rvllm_jax.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
-        own = commands.add_parser(
+        subparser = commands.add_parser(
             name,
             help=command.DESCRIPTION,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        command.add_arguments(own)
+        command.add_arguments(subparser)
     arguments = parser.parse_args(argv)
     if arguments.command in _AS_USED:
         keep_all_freed_memory_on_cpu()

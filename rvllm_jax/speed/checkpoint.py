@@ -67,7 +67,7 @@ def measure(
     number = len(recipe.stages) - 1
     placed = place_stage(recipe, model, number)
     arrays = jax.block_until_ready(placed.placement.collect(placed.arrays, placed.key))
-    like, found = placed.placement.shapes(number, placed.setup), []
+    shapes, measured = placed.placement.shapes(number, placed.setup), []
     checkpoints = Checkpoints(folder, keep=1)
     for step in range(1, rounds + 1):
         times = [time.perf_counter()]
@@ -75,8 +75,8 @@ def measure(
         times.append(time.perf_counter())
         checkpoints.wait()
         times.append(time.perf_counter())
-        jax.block_until_ready(checkpoints.restore(step, like)[0])
+        jax.block_until_ready(checkpoints.restore(step, shapes)[0])
         times.append(time.perf_counter())
-        found.append(Rates(times[1] - times[0], times[2] - times[0], times[3] - times[2]))
+        measured.append(Rates(times[1] - times[0], times[2] - times[0], times[3] - times[2]))
     checkpoints.close()
-    return sum(x.nbytes for x in jax.tree.leaves(arrays)), found
+    return sum(x.nbytes for x in jax.tree.leaves(arrays)), measured

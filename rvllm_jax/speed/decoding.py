@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> str:
     """The report, as text."""
     with tempfile.TemporaryDirectory() as folder:
-        own = Path(arguments.videos) if arguments.videos else _render(Path(folder) / "videos")
-        files = sorted(path for path in own.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        videos = Path(arguments.videos) if arguments.videos else _render(Path(folder) / "videos")
+        files = sorted(path for path in videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
         if not files:
-            raise FrameStoreError(f"{own}: holds no video; name another folder by --videos")
+            raise FrameStoreError(f"{videos}: holds no video; name another folder by --videos")
         timed = _steps(files, arguments.stride, arguments.short_side, Path(folder) / "store")
         rounds = [
             {name: _seconds(step) for name, step in timed.items()} for _ in range(arguments.rounds)
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> str:
     lines = [f"{len(files)} files, every {arguments.stride}-th frame, {arguments.rounds} rounds"]
     lines.append(f"{'':24}{'CPU s':>8}  of {SCALED}")
     for name in timed:
-        share = statistics.median(own[SCALED] / own[name] for own in rounds)
-        lines.append(f"{name:24}{min(own[name] for own in rounds):8.3f}  {share:.2f}")
+        share = statistics.median(each[SCALED] / each[name] for each in rounds)
+        lines.append(f"{name:24}{min(each[name] for each in rounds):8.3f}  {share:.2f}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The figures of a benchmark as JSON, beside its table."""
+"""The figures of a benchmark as JSON, next to its table."""
 
 import argparse
 from pathlib import Path
@@ -20,8 +20,8 @@ def check(file: str) -> None:
         raise ConfigError(f"--json={file}: name a file in a folder that is there")
 
 
-def write(file: str, **found: Any) -> None:
-    """`found`, and on what it was measured; "" writes nothing."""
+def write(file: str, **values: Any) -> None:
+    """`values`, and on what it was measured; "" writes nothing."""
     if file:
         facts = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}
-        write_json(file, facts | found)
+        write_json(file, facts | values)

@@ -62,12 +62,12 @@ def run(arguments: argparse.Namespace) -> str:
         f"prompt {arguments.prompt}, {arguments.new} new tokens; best of {arguments.rounds}",
         f"{'':34}{'ms':>9}{'tokens/s':>10}  ratio",
     ]
-    found = {}  # seconds by what was done and how
+    seconds = {}  # seconds by what was done and how
     for batch in arguments.batches:
-        lines += _beside(arguments, model, theirs, torch, batch, found)
-    lines += _first_token(arguments, model, found) + _ten_questions(arguments, model, found)
+        lines += _compare(arguments, model, theirs, torch, batch, seconds)
+    lines += _first_token(arguments, model, seconds) + _ten_questions(arguments, model, seconds)
     sizes = {key: value for key, value in vars(arguments).items() if key in SIZES}
-    figures.write(arguments.json, sizes=sizes, seconds=found)
+    figures.write(arguments.json, sizes=sizes, seconds=seconds)
     return "\n".join(lines)
 
 
@@ -148,9 +148,9 @@ def times_of(rounds: int, **ways) -> dict[str, list[float]]:
         for name, way in ways.items():
             start = time.perf_counter()
             way()
-            seconds = time.perf_counter() - start
+            spent = time.perf_counter() - start
             if number:
-                times[name].append(seconds)
+                times[name].append(spent)
     return times
 
 
@@ -171,7 +171,7 @@ def _ours(model: VideoLLM, new: int):
     return lambda questions: np.asarray(generate(arrays, questions))
 
 
-def _beside(arguments, model, theirs, torch, batch: int, found: dict) -> list[str]:
+def _compare(arguments, model, theirs, torch, batch: int, seconds: dict) -> list[str]:
     rng = np.random.default_rng(batch)
     prompts = rng.integers(3, arguments.vocab, (batch, arguments.prompt)).astype(np.int32)
     generate, questions, new = _ours(model, arguments.new), _questions(prompts), arguments.new
@@ -191,7 +191,7 @@ def _beside(arguments, model, theirs, torch, batch: int, found: dict) -> list[st
 
     same = (generate(questions)[:, 0] == reference()).mean()
     best = best_of(arguments.rounds, ours=lambda: generate(questions), theirs=reference)
-    found[f"batch {batch}"] = best
+    seconds[f"batch {batch}"] = best
     rows = {"ours": best["ours"] / best["theirs"], "theirs": 1.0}
     return [
         f"{f'batch {batch}, {name}':34}{1e3 * best[name]:9.1f}{batch * new / best[name]:10.0f}"
@@ -210,7 +210,7 @@ def _video_session(arguments, model):
     return engine, (frames, np.ones(arguments.frames, bool)), words.split()[:10]
 
 
-def _first_token(arguments, model, found: dict) -> list[str]:
+def _first_token(arguments, model, seconds: dict) -> list[str]:
     """A video encoded, its prompt read, and one token shown, beside the same as one program."""
     engine, video, (question, *_) = _video_session(arguments, model)
     session = engine.session(*video)
@@ -226,7 +226,7 @@ def _first_token(arguments, model, found: dict) -> list[str]:
         prefill=prefill,
         first=lambda: next(engine.session(*video).stream(question, max_new=1), None),
     )
-    found["first token"] = best
+    seconds["first token"] = best
     ratio = best["first"] / best["prefill"]
     return [
         f"{'one prefill, a single program':34}{1e3 * best['prefill']:9.1f}",
@@ -234,7 +234,7 @@ def _first_token(arguments, model, found: dict) -> list[str]:
     ]
 
 
-def _ten_questions(arguments, model, found: dict) -> list[str]:
+def _ten_questions(arguments, model, seconds: dict) -> list[str]:
     engine, video, questions = _video_session(arguments, model)
 
     def together():
@@ -244,7 +244,7 @@ def _ten_questions(arguments, model, found: dict) -> list[str]:
         return [engine.session(*video).ask(q, max_new=arguments.new) for q in questions]
 
     best = best_of(max(1, arguments.rounds // 2), together=together, apart=apart)
-    found["ten questions"] = best
+    seconds["ten questions"] = best
     ratio = best["together"] / best["apart"]
     return [
         f"{'ten questions, ten calls':34}{1e3 * best['apart']:9.1f}",

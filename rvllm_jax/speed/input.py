@@ -43,15 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """The lines of the report, each as soon as it is known. Raises ConfigError."""
     figures.check(arguments.json)
-    found = {}
+    measured = {}
     with tempfile.TemporaryDirectory() as folder:
         stores = [arguments.store] if arguments.store else render(Path(folder), arguments)
         for number, store in enumerate(stores):
             yield from [""] * (number > 0)
             opened = FrameStore(store)
-            found[opened.options.encoding] = own = []
-            yield from measure(opened, arguments, own)
-    figures.write(arguments.json, seconds_a_clip=found)
+            measured[opened.options.encoding] = rounds = []
+            yield from measure(opened, arguments, rounds)
+    figures.write(arguments.json, seconds_a_clip=measured)
 
 
 def render(folder: Path, arguments: argparse.Namespace) -> Iterator[Path]:
@@ -96,14 +96,14 @@ def report(rounds: Sequence[Mapping[str, float]], size: Mapping[str, int]) -> It
     added = _added(rounds)
     yield f"{'':34}{'clips/s':>9}{'MB/s':>8}  ms a clip"
     for name in rounds[0]:
-        best = min(own[name] for own in rounds)
+        best = min(seconds[name] for seconds in rounds)
         line = f"{name:34}{1 / best:9.1f}{size[name] / best / _MB:8.0f}{1e3 * best:8.2f}"
         if name in added[0]:
-            line += f"  (added: {1e3 * statistics.median(own[name] for own in added):.2f})"
+            line += f"  (added: {1e3 * statistics.median(seconds[name] for seconds in added):.2f})"
         yield line
     for limit in ("hand-written loop", "simplejpeg alone"):
         if limit in rounds[0]:
-            ratio = statistics.median(own[limit] / own["to device"] for own in rounds)
+            ratio = statistics.median(seconds[limit] / seconds["to device"] for seconds in rounds)
             yield f"one process / {limit}: {ratio:.2f}"
     yield _binding(added)
     unlike = sum(map(_is_noisy, rounds))
@@ -115,8 +115,8 @@ def report(rounds: Sequence[Mapping[str, float]], size: Mapping[str, int]) -> It
         )
 
 
-def _of_one_process(own: Mapping[str, float]) -> list[str]:
-    return [name for name in PIPELINE[:-1] if name in own]
+def _of_one_process(seconds: Mapping[str, float]) -> list[str]:
+    return [name for name in PIPELINE[:-1] if name in seconds]
 
 
 def _added(rounds: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
@@ -124,23 +124,24 @@ def _added(rounds: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     names = _of_one_process(rounds[0])
     return [
         {
-            name: max(own[name] - (own[before] if before else 0.0), 0.0)
+            name: max(seconds[name] - (seconds[before] if before else 0.0), 0.0)
             for before, name in zip(["", *names], names, strict=False)
         }
-        for own in rounds
+        for seconds in rounds
     ]
 
 
 def _binding(added: Sequence[Mapping[str, float]]) -> str:
     """Which step takes most of a clip's time in one process, by the median of its shares."""
     share = {
-        name: statistics.median(own[name] / sum(own.values()) for own in added) for name in added[0]
+        name: statistics.median(seconds[name] / sum(seconds.values()) for seconds in added)
+        for name in added[0]
     }
     slowest = max(share, key=share.get)
     return f"{slowest!r} binds: {share[slowest]:.0%} of a clip's time in one process"
 
 
-def _is_noisy(own: Mapping[str, float]) -> bool:
+def _is_noisy(seconds: Mapping[str, float]) -> bool:
     """Whether in this round a step took much less time than one that is part of it."""
-    names = _of_one_process(own)
-    return any(own[b] < _NOISE * own[a] for a, b in zip(names, names[1:], strict=False))
+    names = _of_one_process(seconds)
+    return any(seconds[b] < _NOISE * seconds[a] for a, b in zip(names, names[1:], strict=False))

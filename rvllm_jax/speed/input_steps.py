@@ -1,4 +1,4 @@
-"""The steps that `benchmarks.input` times, and the limits of the machine beside them."""
+"""The steps that speed/input.py times, and the limits of the machine next to them."""
 
 import functools
 import itertools

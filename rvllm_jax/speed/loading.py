@@ -57,15 +57,15 @@ def run(arguments: argparse.Namespace) -> str:
              for name, (step, cold) in steps.items()}
             for _ in range(arguments.rounds)
         ]  # fmt: skip
-    held = ", ".join(sorted({tensor.dtype.name for tensor in tensors}))
+    dtypes = ", ".join(sorted({tensor.dtype.name for tensor in tensors}))
     lines = [
-        f"{size / 1e9:.2f} GB of {held} to {dtype.name} on {device.platform}, "
+        f"{size / 1e9:.2f} GB of {dtypes} to {dtype.name} on {device.platform}, "
         f"{arguments.rounds} rounds",
         f"{'':16}{'MB/s':>8}  of {DISK}",
     ]
     for name in steps:
-        share = statistics.median(own[name] / own[DISK] for own in rounds)
-        lines.append(f"{name:16}{max(own[name] for own in rounds):8.0f}  {share:.2f}")
+        share = statistics.median(each[name] / each[DISK] for each in rounds)
+        lines.append(f"{name:16}{max(each[name] for each in rounds):8.0f}  {share:.2f}")
     most = "not measured" if beyond is None else f"{beyond / 1e6:.0f} MB"
     return "\n".join([*lines, f"host memory beyond the device's arrays, at most: {most}"])
 

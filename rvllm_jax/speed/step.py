@@ -55,11 +55,11 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     yield describe(recipe)
     heads = f"{'ms':>9}{'clips/s':>9}{'TFLOP/s':>9}{'MFU':>6}{'MB':>8}"
     yield f"{'':18}{heads}{'compile s':>11}{'first s':>9}"
-    found = []
+    parts = []
     for part in parts_of(recipe):
-        found.append(measure(part, arguments.rounds, recipe.model.dtype))
-        yield line(found[-1])
-    figures.write(arguments.json, config=recipe.name, parts=found)
+        parts.append(measure(part, arguments.rounds, recipe.model.dtype))
+        yield line(parts[-1])
+    figures.write(arguments.json, config=recipe.name, parts=parts)
 
 
 def parts_of(recipe: Recipe) -> list[Part]:
@@ -82,18 +82,18 @@ def read_recipe(config: str, changes: list[str]) -> Recipe:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
-        found = module.get_config(*[argument] * bool(argument))
+        values = module.get_config(*[argument] * bool(argument))
     except ValueError as error:
         raise ConfigError(f"--config={config}: {error}") from error
     if wrong := [change for change in changes if "=" not in change]:
         raise ConfigError(f"--set {' '.join(wrong)}: expected KEY=VALUE, as data.frames=8")
     pairs = [change.split("=", 1) for change in changes]
-    refuse_unknown(found, [key for key, _ in pairs])
+    refuse_unknown(values, [key for key, _ in pairs])
     try:
-        found.update_from_flattened_dict({key: _value(text) for key, text in pairs})
+        values.update_from_flattened_dict({key: _value(text) for key, text in pairs})
     except TypeError as error:
         raise ConfigError(f"--set {' '.join(changes)}: {error}") from error
-    return resolve(found)
+    return resolve(values)
 
 
 def _value(text: str) -> Any:
@@ -139,11 +139,11 @@ def peak_flops(chip: Chip | None, dtype: str) -> float | None:
     return None if chip is None else chip.flops_in(dtype)
 
 
-def line(found: dict[str, Any]) -> str:
+def line(part: dict[str, Any]) -> str:
     """One row of the table."""
-    share = "-" if found["mfu"] is None else f"{found['mfu']:.0%}"
+    share = "-" if part["mfu"] is None else f"{part['mfu']:.0%}"
     return (
-        f"{found['name']:18}{1e3 * found['seconds']:9.1f}{found['clips_per_second']:9.2f}"
-        f"{found['flops_per_second'] / 1e12:9.3f}{share:>6}{found['memory'] / 1e6:8.0f}"
-        f"{found['compile_seconds']:11.1f}{found['first_seconds']:9.1f}"
+        f"{part['name']:18}{1e3 * part['seconds']:9.1f}{part['clips_per_second']:9.2f}"
+        f"{part['flops_per_second'] / 1e12:9.3f}{share:>6}{part['memory'] / 1e6:8.0f}"
+        f"{part['compile_seconds']:11.1f}{part['first_seconds']:9.1f}"
     )

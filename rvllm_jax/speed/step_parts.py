@@ -99,7 +99,7 @@ def make_parts(recipe: Recipe) -> list[Part]:
     ValueError where the rows are too short for their questions, or as `config.build.build_layout`.
     """
     question_length(recipe)  # before anything is compiled
-    model, found = build_model(recipe), []
+    model, parts = build_model(recipe), []
     build_layout(recipe, model)
     for number, stage in enumerate(recipe.stages):
         work = step_costs(recipe, stage, model.params).step().values()
@@ -108,14 +108,14 @@ def make_parts(recipe: Recipe) -> list[Part]:
         def start(number=number):
             return _start_stage(recipe, model, number)
 
-        found.append(Part(f"stage {stage.name}", stage.batch, count, start))
+        parts.append(Part(f"stage {stage.name}", stage.batch, count, start))
     if stage.input != "video":
-        return found
+        return parts
     once, clips = step_costs(recipe, stage, model.params).forward(), stage.batch
     # Three times: the forward pass, the gradients of the weights, those of the inputs.
     decoder = 3 * clips * sum(once[name] for name in ("decoder", "attention", "head"))
     return [
-        *found,
+        *parts,
         Part(ENCODER, clips, 3 * clips * once["encoder"], lambda: _start_encoder(recipe)),
         Part(DECODER, clips, decoder, lambda: _start_decoder(recipe)),
         Part(EVALUATION, clips, clips * sum(once.values()), lambda: _start_loss(recipe, model)),
