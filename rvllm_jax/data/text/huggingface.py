@@ -91,11 +91,7 @@ def read(path: Path, added: Mapping[str, AddedToken]) -> FastModel:
 
 def _with_added(rules: dict, lacking: Mapping[str, AddedToken]) -> str:
     """The text of a tokenizer.json with further tokens, as the library writes them."""
-    entries = [
-        {"id": entry.id, "content": token, "single_word": False, "lstrip": entry.lstrip}
-        | {"rstrip": entry.rstrip, "normalized": False, "special": entry.special}
-        for token, entry in lacking.items()
-    ]
+    entries = [{"id": entry.id} | entry.described(token) for token, entry in lacking.items()]
     entries = sorted((rules.get("added_tokens") or []) + entries, key=lambda entry: entry["id"])
     return json.dumps(rules | {"added_tokens": entries})
 

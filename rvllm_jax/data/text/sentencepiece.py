@@ -104,9 +104,7 @@ class SentencePieceModel:
 
     def config(self) -> dict:
         """Its part of tokenizer_config.json."""
-        added = {
-            str(entry.id): _as_transformers(token, entry) for token, entry in self.added.items()
-        }
+        added = {str(entry.id): entry.described(token) for token, entry in self.added.items()}
         config = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
         return config | ({"added_tokens_decoder": added} if added else {})
 
@@ -148,9 +146,3 @@ def _pattern(tokens: Mapping[str, AddedToken]) -> re.Pattern | None:
         for token, entry in sorted(tokens.items(), key=lambda item: -len(item[0]))
     ]
     return re.compile("|".join(alternatives)) if alternatives else None
-
-
-def _as_transformers(token: str, entry: AddedToken) -> dict:
-    """An added token as transformers writes it."""
-    flags = {"lstrip": entry.lstrip, "rstrip": entry.rstrip, "special": entry.special}
-    return {"content": token, "normalized": False, "single_word": False, **flags}

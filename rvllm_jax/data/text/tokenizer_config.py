@@ -37,6 +37,12 @@ class AddedToken:
     lstrip: bool = False  # takes the whitespace before it along, in a text
     rstrip: bool = False
 
+    def described(self, text: str) -> dict[str, Any]:
+        """The token of this text as the library and transformers write it, in the library's order:
+        a tokenizer.json is known by its bytes."""
+        flags = {"single_word": False, "lstrip": self.lstrip, "rstrip": self.rstrip}
+        return {"content": text, **flags, "normalized": False, "special": self.special}
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerDescription:
