@@ -14,11 +14,11 @@ A record is a serialized `tf.train.Example`, one chunk of an ArrayRecord file:
     | frames       | bytes, n times   jpeg: one JPEG file a frame                 |  the two
     +--------------+--------------------------------------------------------------+
 
-Written and parsed here by hand, so that `tfds` can read the shards too while reading a clip costs
-neither a protobuf message nor a copy of the frames: TFDS's own writer and reader of arrays need
-TensorFlow or seconds of imports, which a decode worker has not, store arrays of uint8 as varints
-(610 ms for a clip of 25 x 256 x 256, 1 ms to read as bytes), and protobuf promises no order in a
-map, where the bytes of a shard must not change.
+Written and parsed here by hand, without TensorFlow, so that `tfds` can read the shards too while
+a decode worker does not import it, which takes seconds, and reading a clip costs neither a protobuf
+message nor a copy of the frames. A record of 25 frames of 256 x 256 pixels, raw, takes 0.15 ms to
+write and 0.02 to parse (one core); TFDS's serializer and parser take 6.7 and 0.42, and protobuf
+promises no order of a map, where the bytes of a shard must not change.
 
 There is no checksum of ours: ArrayRecord keeps a 64-bit hash of every chunk and checks it at each
 read, and a CRC-32 on top would cost a third of the read's speed. What the hash cannot know, that
