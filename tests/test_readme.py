@@ -62,3 +62,29 @@ def test_a_shown_command_exists_with_its_flags(line, joint):
                 config = config[part]
         else:
             assert name in known or name.removeprefix("no") in known, f"{line}: no flag --{name}"
+
+
+def tree() -> set[Path]:
+    """The files and folders that the README's tree names."""
+    text = (ROOT / "README.md").read_text()
+    lines = re.search(r"^ {4}configs/joint\.py.*?(?=\n\n)", text, re.M | re.S)[0].splitlines()
+    paths, above = set(), [(0, ROOT)]
+    for line in lines:
+        depth, first = len(line) - len(line.lstrip()), line.split()[0]
+        if depth < 20:  # else a line goes on
+            above = [(inner, folder) for inner, folder in above if inner < depth]
+        if first.endswith("/"):
+            above.append((depth, above[-1][1] / first))
+            paths.add(above[-1][1])
+        paths |= {above[-1][1] / name for name in re.findall(r"[\w/]+\.(?:py|md)\b", line)}
+    return paths
+
+
+def test_the_tree_shows_every_folder_and_names_files_that_are_there():
+    shown = tree()
+    assert PACKAGE / "training" / "step.py" in shown
+    assert not sorted(str(path) for path in shown if not path.exists())
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert folders - {PACKAGE / "data"} <= shown | {PACKAGE / "data"}
+    commands = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    assert commands <= {path.name for path in shown if path.parent == PACKAGE}
