@@ -12,6 +12,7 @@ from rvllm_jax.config.schema import (
     CheckpointKeys,
     DataKeys,
     EvaluationKeys,
+    LoRAKeys,
     ModelKeys,
     OptimizerSpec,
     Recipe,
@@ -109,11 +110,11 @@ def _make_recipe(values: dict[str, Any]) -> Recipe:
 
 def _make_stage(name: str, values: Mapping[str, Any]) -> Stage:
     optimizers = {key: OptimizerSpec(**spec) for key, spec in values["optimizers"].items()}
-    lora = values.get("lora") or {}
+    lora = LoRAKeys(**values.get("lora") or {})
     made = {
         "table": tuple(tuple(row) for row in values["table"]),
         "optimizers": optimizers,
-        "lora": LoRA(**lora) if lora.get("rank") is not None else None,
+        "lora": LoRA(**vars(lora)) if lora.rank is not None else None,
     }
     return Stage(name=name, **{**values, **made})
 

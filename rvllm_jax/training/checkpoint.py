@@ -95,49 +95,27 @@ class Checkpoints:
         self._frozen.wait()
         self._stage(stage).save(step, arrays, meta)
 
-    def best(self, stage: str) -> int | None:
-        """The step of the best checkpoint of `stage`, or None."""
-        return self._stage(stage).latest() if self._has_best(stage) else None
-
-    def read_best_meta(self, stage: str) -> dict:
-        """The `meta` saved with the best of `stage`."""
-        step = self._best_step(stage)
-        return self._stage(stage).read_meta(step)
-
-    def restore_best(self, stage: str, like: Any) -> tuple[Any, dict]:
-        """As `restore`, of the best checkpoint of `stage`."""
-        step = self._best_step(stage)
-        return self._stage(stage).restore(step, like)
+    def best_of(self, stage: str) -> CheckpointFolder | None:
+        """The folder of the best checkpoint of `stage`; None before the first validation."""
+        return self._best.get(stage)
 
     def wait(self) -> None:
         """Waits for the saves under way; raises CheckpointError when one of them failed."""
-        for series in self._all():
-            series.wait()
+        for folder in self._all():
+            folder.wait()
 
     def close(self) -> None:
         """Waits, then lets go of Orbax's threads; raises CheckpointError as `wait` does."""
         try:
             self.wait()
         finally:
-            for series in self._all():
-                series.close()
+            for folder in self._all():
+                folder.close()
 
     def _all(self) -> tuple[CheckpointFolder, ...]:
         return (self._frozen, self._training, *self._best.values())
 
-    def _has_best(self, stage: str) -> bool:
-        return stage in self._best or (self._best_folder / stage).exists()
-
-    def _best_step(self, stage: str) -> int:
-        step = self.best(stage)
-        if step is None:
-            raise CheckpointError(
-                f"{self._best_folder}: no best checkpoint of stage {stage!r}. It is saved at the "
-                "stage's first validation; let the stage run that far, or restore a checkpoint."
-            )
-        return step
-
-    def _stage(self, stage: str) -> "CheckpointFolder":
+    def _stage(self, stage: str) -> CheckpointFolder:
         if not stage or stage.startswith(".") or Path(stage).name != stage:
             raise ValueError(f"stage {stage!r}: expected a plain name, it becomes a folder")
         if stage not in self._best:
@@ -150,11 +128,11 @@ def newest(workdir: str | Path, stage: str = "") -> Path:
 
     Raises CheckpointError: there is none.
     """
-    series = Path(workdir).absolute() / (f"best/{stage}" if stage else "checkpoints")
-    steps = sorted(int(p.name) for p in series.glob("*") if p.name.isdigit())
+    folder = Path(workdir).absolute() / (f"best/{stage}" if stage else "checkpoints")
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
     if not steps:
-        raise CheckpointError(f"{series}: no complete checkpoint; train first, or name another run")
-    return series / str(steps[-1])
+        raise CheckpointError(f"{folder}: no complete checkpoint; train first, or name another run")
+    return folder / str(steps[-1])
 
 
 def read_model(

@@ -1,7 +1,4 @@
-"""What nothing is learned from: sequences whose frames cannot be read, updates that are not finite.
-
-They are counted, and refused when they are too many.
-"""
+"""Sequences and questions whose frames cannot be read: counted, and refused when they are many."""
 
 from collections.abc import Sequence
 
@@ -42,22 +39,3 @@ def warn_of_unreadable(counts: dict[str, int], what: str) -> None:
     if counts:
         count, names = sum(counts.values()), ", ".join(sorted(counts))
         logging.warning("%s: %d could not be read, of the videos %s", what, count, names)
-
-
-def too_many_skipped(
-    count: int, done: int, where: str, names: Sequence[str], *, key: str, latest: int | None
-) -> TrainingError:
-    """What ends a run after `count` updates in a row that were not finite.
-
-    done: the last one's step; names: its clips; latest: the last checkpoint's step.
-    """
-    return TrainingError(
-        f"{count} updates in a row were not finite, the last at step {done} ({where}) with the "
-        f"clips {', '.join(names)}. Look at these clips, or lower {key} and name a new --workdir: "
-        "what is trained belongs to its configuration. "
-        + (
-            f"The last checkpoint is that of step {latest}."
-            if latest
-            else "No checkpoint has been written yet."
-        )
-    )

@@ -19,7 +19,7 @@ from rvllm_jax.hosts.sync import HERE, compiled_together
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.training import resume
 from rvllm_jax.training.checkpoint import Checkpoints
-from rvllm_jax.training.diagnostics import count_unreadable, too_many_skipped
+from rvllm_jax.training.diagnostics import TrainingError, count_unreadable
 from rvllm_jax.training.host_flags import BatchFlags, FlagExchange
 from rvllm_jax.training.metrics import Metrics
 from rvllm_jax.training.progress import Progress
@@ -231,10 +231,14 @@ class Trainer:
         names = sorted({dataset.examples[number].video for number in examples if number >= 0})
         logging.warning("step %d: loss or gradient not finite, update skipped: %s", done, names)
         if position.skipped >= self.recipe.max_skipped:
-            raise too_many_skipped(
-                position.skipped, done, f"stage {stage.name}, update {k}", names,
-                key=f"config.stages.{stage.name}.optimizers.*.lr",
-                latest=self.checkpoints.latest(),
+            latest = self.checkpoints.latest()
+            raise TrainingError(
+                f"{position.skipped} updates in a row were not finite, the last at step {done} "
+                f"(stage {stage.name}, update {k}) with the clips {', '.join(names)}. Look at "
+                f"these clips, or lower config.stages.{stage.name}.optimizers.*.lr and name a new "
+                "--workdir: what is trained belongs to its configuration. "
+                + (f"The last checkpoint is that of step {latest}." if latest
+                   else "No checkpoint has been written yet.")
             )  # fmt: skip
 
     def _validate(self, setup: StageSetup, arrays: StageArrays, position: Position) -> None:

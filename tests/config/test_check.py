@@ -261,7 +261,10 @@ def test_adapters_are_a_choice_of_a_stage():
     recipe = resolve(changed(stages__joint__lora__rank=4))
     assert recipe.lora == recipe.stages[2].lora == LoRA(4, 16.0, "attention/(q|v)")
     assert recipe.stages[0].lora is None
-    assert resolve(changed(**{"stages__joint__lora__rank": 4}).to_dict()) == recipe
+    stored = changed(**{"stages__joint__lora__rank": 4}).to_dict()
+    assert resolve(stored) == recipe
+    stored["stages"]["joint"]["lora"] = {"rank": 4}
+    assert resolve(stored) == recipe  # what is left out has its default
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.training.checkpoint import Checkpoints
+from rvllm_jax.training.checkpoint import Checkpoints, newest
 from rvllm_jax.training.checkpoint_folder import CheckpointError
 
 
@@ -58,7 +58,7 @@ def test_round_trip_in_another_manager_is_bit_exact(tmp_path, asynchronous):
 
 def test_best_keeps_one_a_stage_also_when_a_continued_run_is_behind_it(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.best("sgd") is None
+    assert checkpoints.best_of("sgd") is None
     checkpoints.save_best("sgd", 10, state(1), {"val_loss": 2.0})
     checkpoints.save_best("sgd", 30, state(2), {"val_loss": 1.0})
     checkpoints.save_best("adamw", 40, state(3), {"val_loss": 0.5})
@@ -67,13 +67,14 @@ def test_best_keeps_one_a_stage_also_when_a_continued_run_is_behind_it(tmp_path)
     again.save_best("sgd", 20, state(4), {"val_loss": 1.5})
     again.wait()
     assert os.listdir(tmp_path / "best" / "sgd") == ["20"]
-    assert again.best("sgd") == 20
-    assert again.best("adamw") == 40
-    assert again.read_best_meta("adamw") == {"val_loss": 0.5}
-    arrays, meta = again.restore_best("sgd", like(state()))
+    assert again.best_of("sgd").latest() == 20
+    assert again.best_of("adamw").latest() == 40
+    assert again.best_of("adamw").read_meta(40) == {"val_loss": 0.5}
+    arrays, meta = again.best_of("sgd").restore(20, like(state()))
     assert_same(arrays, state(4))
-    with pytest.raises(CheckpointError, match="no best checkpoint of stage 'language'"):
-        again.restore_best("language", like(state()))
+    assert again.best_of("language") is None
+    with pytest.raises(CheckpointError, match="best/language: no complete checkpoint"):
+        newest(tmp_path, "language")
     with pytest.raises(ValueError, match="plain name"):
         again.save_best("a/b", 1, state(), {})
     again.close()

@@ -132,8 +132,8 @@ def test_the_best_of_each_stage_is_kept(whole):
         own = {r["step"]: r["loss"] for r in records if r["stage"] == stage}
         assert len(own) == STEPS / 2
         best = min(own, key=own.get)
-        assert checkpoints.best(stage) == best
-        assert checkpoints.read_best_meta(stage) == {"loss": own[best]}
+        assert checkpoints.best_of(stage).latest() == best
+        assert checkpoints.best_of(stage).read_meta(best) == {"loss": own[best]}
         assert position(whole)["best"][stage] == own[best]
     checkpoints.close()
 
