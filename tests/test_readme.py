@@ -28,7 +28,7 @@ def commands() -> dict[str, set[str]]:
 
 def flags_of(command: str) -> set[str]:
     """Names in the files where a command's flags are defined."""
-    files = [PACKAGE / f"{command}.py", *PACKAGE.glob("hosts/*.py")]
+    files = [PACKAGE / f"{command.replace('.', '/')}.py", *PACKAGE.glob("hosts/*.py")]
     files += PACKAGE.glob("speed/*.py") if command == "bench" else []
     named = {
         node.value.lstrip("-")
