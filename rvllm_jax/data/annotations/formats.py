@@ -54,7 +54,8 @@ class AnnotationRecord(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """
+    """How records of a format are recognised, and made examples of.
+
     Attributes:
         keys: those of its records, by which a file is recognised.
         answers: keys of the records of a second file, where questions and answers stand apart.

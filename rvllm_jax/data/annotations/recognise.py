@@ -13,7 +13,7 @@ from rvllm_jax.data.annotations.video_names import stem_of
 
 MAPPING = "youtube_mapping.txt"  # MSVD's: a line "-4wsuPCjDBc_5_15 vid1" for each video
 _QUESTIONS, _ANSWERS = "questions", "answers"  # of a pair
-_ORIGINAL, _TABLE = "msvd_msrvtt_original", "tgif"
+_ORIGINAL = "msvd_msrvtt_original"
 _EXPECTED = f"expected {', '.join(format.shown for format in FORMATS.values())}, or {MAPPING}"
 _LOOKED_AT = 100  # records; the first ones may be broken
 
@@ -77,11 +77,11 @@ def _load(path: Path, format: str | None) -> tuple[str, list | dict[str, str]]:
     text = decode_text(path)
     if text.lstrip()[:1] not in ("[", "{"):
         header = text.partition("\n")[0].rstrip("\r").split("\t")
-        if FORMATS[_TABLE].keys <= set(header):
+        if table_is := _fitting(header, table=True):
             # TGIF-QA writes quotation marks as they are, so that none may open a quoted field.
             table = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
             try:
-                return _TABLE, list(table)
+                return table_is, list(table)
             except csv.Error as error:
                 raise AnnotationError(f"{path}: line {table.line_num}: {error}") from error
         mapping = _mapping(path, text)
@@ -91,21 +91,23 @@ def _load(path: Path, format: str | None) -> tuple[str, list | dict[str, str]]:
             raise AnnotationError(f"{path}: neither JSON nor a known table; {_EXPECTED}")
     records = load_records(path)
     for record in records[:_LOOKED_AT]:
-        if isinstance(record, dict) and (fitting := _fitting(record)):
+        if isinstance(record, dict) and (fitting := _fitting(record, table=False)):
             return fitting, records
-    if format is not None and format not in (*PAIRED, _TABLE):
+    if format is not None and format not in PAIRED and not FORMATS[format].table:
         return format, records  # as the caller says; the reader names what lacks
     keys = sorted(records[0]) if isinstance(records[0], dict) else type(records[0]).__name__
     raise AnnotationError(f"{path}: of no known format, its first record has {keys}; {_EXPECTED}")
 
 
-def _fitting(record: dict) -> str:
-    """The format whose keys a record has, or the half of a pair; "" where there is none."""
-    for name, format in FORMATS.items():
-        if name != _TABLE and format.keys <= record.keys():
+def _fitting(keys: Iterable[str], *, table: bool) -> str:
+    """The format of records with these keys, or the half of a pair; "" where there is none."""
+    keys = set(keys)
+    formats = {name: format for name, format in FORMATS.items() if format.table == table}
+    for name, format in formats.items():
+        if format.keys <= keys:
             return _QUESTIONS if format.answers else name
-    answers = (FORMATS[name].answers for name in PAIRED)
-    return _ANSWERS if any(keys <= record.keys() for keys in answers) else ""
+    paired = (format.answers for format in formats.values() if format.answers)
+    return _ANSWERS if any(answers <= keys for answers in paired) else ""
 
 
 def _mapping_of_questions(files: Sequence[AnnotationFile]) -> dict[str, str]:

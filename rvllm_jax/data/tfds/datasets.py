@@ -59,14 +59,14 @@ class TfdsDataset:
         return PUBLISHED.get(benchmark, {}).get(its_split)
 
 
-def _xu_2017(name: str, about: str, beside: str = "") -> TfdsDataset:
+def _xu_2017(name: str, about: str, mapping: str = "") -> TfdsDataset:
     """MSVD-QA or MSRVTT-QA, which are published alike: original files, or Video-ChatGPT's pairs."""
     return TfdsDataset(
         name=name,
         about=about,
         homepage=_XU_2017,
         source="either the original file or\nVideo-ChatGPT's pair of files",
-        notes=f"""The original ones are published at {_XU_2017}{beside};
+        notes=f"""The original ones are published at {_XU_2017}{mapping};
 the pairs with Video-ChatGPT's quantitative evaluation. A pair's split is read from the numbers of
 its questions: the one that Video-ChatGPT calls test holds the validation split.
 """,
@@ -110,7 +110,7 @@ DATASETS = (
         "msvd_qa",
         "MSVD-QA: questions made from the captions of MSVD's clips, answered by a word (Xu et al., "
         "2017).",
-        beside=", with\nyoutube_mapping.txt, which belongs beside them",
+        mapping=", with\nyoutube_mapping.txt, which belongs beside them",
     ),
     TfdsDataset(
         name="tgif_frameqa",
