@@ -100,6 +100,8 @@ def read_ids(
     tokenizer: Tokenizer, ids: Sequence[int], stop: Sequence[str] = ()
 ) -> tuple[str, list[int]]:
     """The text of an answer's ids up to the first of the texts `stop`, and the ids of that text."""
+    if not stop and _BROKEN not in (text := tokenizer.decode(ids)):
+        return text, list(ids)  # as a stream would give it, in one call
     stream = TextStream(tokenizer.decode, stop)
     for token in ids:
         stream.add(token)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rvllm_jax.data.text.tokenizer import train
-from rvllm_jax.generation.streaming import TextStream, ids_of_text
+from rvllm_jax.generation.streaming import TextStream, ids_of_text, read_ids, text_of
 
 TOKENIZER = train(["the red circle moves to the left and then up"] * 3, 300)  # of ASCII letters
 
@@ -80,3 +80,12 @@ def test_ids_of_text_leaves_out_what_goes_beyond():
         count = ids_of_text(TOKENIZER.decode, ids, text)
         assert text.startswith(TOKENIZER.decode(ids[:count]))
         assert count == len(ids) or not text.startswith(TOKENIZER.decode(ids[: count + 1]))
+
+
+def test_an_answer_read_at_once_is_the_text_of_its_stream():
+    """Also where the model writes half a character, and where a stop text ends it."""
+    ids = TOKENIZER.encode("the red é 赤")
+    for part in (ids, ids[:-1], [*ids[:-1], *ids]):
+        assert read_ids(TOKENIZER, part) == (text_of(TOKENIZER.decode, part), part)
+    text, cut = read_ids(TOKENIZER, ids, stop=["d é"])
+    assert text == "the re" == text_of(TOKENIZER.decode, cut)
