@@ -3,6 +3,11 @@
 POST BASE_URL/chat/completions with `model` and `messages`, as
 https://platform.openai.com/docs/api-reference/chat describes it; vLLM, SGLang, llama.cpp, Ollama
 and many services speak it too.
+
+By hand over http.client, since most of it decides what is tried again, after how long, and what is
+refused at once, which is no client's to know. Over httpx2 2.16, passing the same tests but for the
+names of errors, it had 259 lines in place of 273, an event loop in a thread (httpx2 limits the time
+of a read, not of a whole request), and 0.2 s more to import.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Judging what has not been judged yet: many items at a time, each verdict on disk as it comes."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from rvllm_jax.evaluation.judge.chat import JudgeError, NoReply, Stopped
@@ -45,9 +46,9 @@ def judge_items(
     Raises JudgeError where the judge cannot be used, or stopped replying; what was judged is on
     the disk. `stop`, once set, ends the work after what is being asked.
     """
-    return _Work(judge, lines, before, give_up, stop or threading.Event(), progress).run(
-        iter(items), concurrency
-    )
+    stop = stop or threading.Event()
+    most = _IN_A_ROW * concurrency
+    return _Work(iter(items), judge, lines, before, give_up, stop, progress, most).run(concurrency)
 
 
 def check_before(items: Iterable[Item], before: dict[Key, str], where: str) -> None:
@@ -64,50 +65,45 @@ def check_before(items: Iterable[Item], before: dict[Key, str], where: str) -> N
         )
 
 
+@dataclass
 class _Work:
-    def __init__(self, judge, lines, before, give_up, stop, progress):
-        self.judge, self.lines, self.before, self.give_up = judge, lines, before, give_up
-        self.stop, self.progress = stop, progress
-        self.outcome, self.lock, self.in_a_row = Outcome(), threading.Lock(), 0
-        self.error: BaseException | None = None
+    items: Iterator[Item]
+    judge: Judge
+    lines: JsonLines
+    before: dict[Key, str]
+    give_up: bool
+    stop: threading.Event
+    progress: Callable[[int], None]
+    most_in_a_row: int
+    outcome: Outcome = field(default_factory=Outcome)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    in_a_row: int = 0  # questions without a reply
 
-    def run(self, items, concurrency: int) -> Outcome:
-        self.items, self.largest_row = items, _IN_A_ROW * concurrency
+    def run(self, concurrency: int) -> Outcome:
         try:
             if (first := self._next(asked=True)) is not None:
-                self._one(first, alone=True)
+                self._judge(first, alone=True)
         except Stopped:
             return self.outcome
-        threads = [threading.Thread(target=self._loop, daemon=True) for _ in range(concurrency)]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():  # a join without a limit is deaf to Ctrl-C
-                    thread.join(1)
-        except BaseException:
-            self.stop.set()  # what is being asked is still written; nothing new is
-            for thread in threads:
-                if thread.ident:
-                    thread.join()
-            raise
-        if self.error is not None:
-            raise self.error
+        with ThreadPoolExecutor(concurrency) as pool:
+            loops = [pool.submit(self._loop) for _ in range(concurrency)]
+            try:
+                for loop in as_completed(loops):
+                    loop.result()
+            except BaseException:
+                self.stop.set()  # what is being asked is still written; nothing new is
+                raise
         return self.outcome
 
     def _loop(self) -> None:
         try:
             while not self.stop.is_set() and (item := self._next()) is not None:
-                self._one(item)
+                self._judge(item)
         except Stopped:
             pass
-        except BaseException as error:
-            with self.lock:
-                self.error = self.error or error
-            self.stop.set()
 
     def _next(self, asked: bool = False) -> Item | None:
-        """The next item to judge; with `asked`, all before it that need no judge are done."""
+        """The next item to judge; with `asked`, all before it that need no judge are written."""
         while True:
             with self.lock:
                 item = next(self.items, None)
@@ -116,9 +112,9 @@ class _Work:
                     continue
             if item is None or not asked or not item.failed:
                 return item
-            self._one(item)
+            self._judge(item)
 
-    def _one(self, item: Item, alone: bool = False) -> None:
+    def _judge(self, item: Item, alone: bool = False) -> None:
         try:
             if item.failed:
                 verdict = Verdict(failed=f"not answered: {item.failed}")
@@ -140,7 +136,7 @@ class _Work:
     def _without_reply(self, item: Item, error: NoReply) -> Verdict | None:
         with self.lock:
             self.in_a_row += 1
-            if self.in_a_row >= self.largest_row:
+            if self.in_a_row >= self.most_in_a_row:
                 raise JudgeError(
                     f"{self.in_a_row} questions in a row got no reply, the last: {error}; what was "
                     "judged is kept: repeat the command when the judge replies again"
