@@ -16,20 +16,22 @@ OUT/BENCHMARK/scores.NAME.json follows when every question has its verdict. Exit
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
-from tqdm import tqdm
 
 from rvllm_jax.evaluation.answers.exact_match import RULES
 from rvllm_jax.evaluation.answers.predictions import import_predictions
-from rvllm_jax.evaluation.judge import judges
+from rvllm_jax.evaluation.judge.chat import ChatJudge
 from rvllm_jax.evaluation.judge.endpoint import Patience
+from rvllm_jax.evaluation.judge.facts import FactJudge
+from rvllm_jax.evaluation.judge.judges import ExactJudge, endpoint_judge, request_parameters
 from rvllm_jax.evaluation.judge.prompts import Prompts, load_prompts
+from rvllm_jax.evaluation.judge.verdicts import Judge
 from rvllm_jax.evaluation.judging import Scoring, benchmark_folders, judge_benchmark
 from rvllm_jax.evaluation.score import compare
 from rvllm_jax.evaluation.score.text import comparison_lines, score_lines
+from rvllm_jax.system import progress
 from rvllm_jax.system.errors import report_errors
 
 RESULTS = flags.DEFINE_string("results", None, "Folder of answers; verdicts go beside them.")
@@ -65,7 +67,7 @@ COMPARE = flags.DEFINE_list("compare", [], "Files judged.NAME.jsonl: models, jud
 UNFINISHED = 3
 
 
-def local_judging(prompts: Prompts, **options) -> judges.Judging:
+def local_judge(prompts: Prompts, **options) -> ChatJudge:
     from rvllm_jax.evaluation.judge.local import LocalJudge  # the other judges need no JAX
     from rvllm_jax.experiments.saved.open import open_model
     from rvllm_jax.generation.engine import Engine
@@ -76,51 +78,39 @@ def local_judging(prompts: Prompts, **options) -> judges.Judging:
     engine = Engine(model, loaded.tokenizer, loaded.template, devices=loaded.layout)
     ask = LocalJudge(engine, loaded.source, MAX_TOKENS.value)
     parameters = {"temperature": 0.0, "max_tokens": MAX_TOKENS.value, "step": loaded.step}
-    return judges.chat(
-        ask, str(loaded.path), prompts, backend="local", parameters=parameters, **options
-    )
+    return ChatJudge(ask, str(loaded.path), prompts, "local", parameters, **options)
 
 
-def judging(stop: threading.Event) -> judges.Judging:
-    if BACKEND.value in ("exact", "facts"):
-        by_rule = (RULE.value,) if BACKEND.value == "exact" else ()
-        return getattr(judges, BACKEND.value)(*by_rule, name=NAME.value)
+def make_judge(stop: threading.Event) -> Judge:
+    if BACKEND.value == "exact":
+        return ExactJudge(RULE.value, NAME.value)
+    if BACKEND.value == "facts":
+        return FactJudge(NAME.value)
     common = dict(tries=TRIES.value, faithfulness=FAITHFULNESS.value, name=NAME.value)
     prompts = load_prompts(PROMPTS.value)
     if BACKEND.value == "local":
-        return local_judging(prompts, **common)
-    parameters = judges.request_parameters(
-        TEMPERATURE.value, MAX_TOKENS.value, SEED.value, EXTRA.value
-    )
+        return local_judge(prompts, **common)
+    parameters = request_parameters(TEMPERATURE.value, MAX_TOKENS.value, SEED.value, EXTRA.value)
     patience = Patience(TIMEOUT.value, ATTEMPTS.value, BACKOFF.value, LONGEST_WAIT.value)
-    return judges.endpoint(
+    return endpoint_judge(
         BASE_URL.value, MODEL.value, prompts, key_env=KEY_ENV.value, parameters=parameters,
         patience=patience, stop=stop, concurrency=CONCURRENCY.value, **common,
     )  # fmt: skip
 
 
-def shown(title: str) -> Callable[[int, int], None]:
-    bar = tqdm(desc=title, unit=" verdicts", leave=False, disable=None)  # on a terminal alone
-
-    def update(judged: int, total: int) -> None:
-        bar.total = total
-        bar.update(judged - bar.n)
-
-    return update
-
-
-def judge(stop: threading.Event) -> int:
+def judge_all(stop: threading.Event) -> int:
     names, code = list(BENCHMARKS.value), 0
     if PREDICTIONS.value:
         names = [import_predictions(
             PREDICTIONS.value, ANNOTATIONS.value, RESULTS.value, split=SPLIT.value,
             duplicates=DUPLICATES.value,
         ).name]  # fmt: skip
-    by = judging(stop)
+    judge = make_judge(stop)
     scoring = Scoring(INTEGER.value, RESAMPLES.value, 0, PRICE_IN.value, PRICE_OUT.value)
     for folder in benchmark_folders(Path(RESULTS.value), names):
+        bar = progress.bar(folder.name, "verdicts", piped=False)
         result, outcome = judge_benchmark(
-            folder, by, scoring, give_up=GIVE_UP.value, stop=stop, progress=shown(folder.name)
+            folder, judge, scoring, give_up=GIVE_UP.value, stop=stop, progress=bar
         )
         if result is not None:
             print("\n".join(score_lines(result)))
@@ -150,7 +140,7 @@ def main(argv: list[str]) -> None:
     if COMPARE.value:
         compared = compare.compare(COMPARE.value, resamples=RESAMPLES.value)
         sys.exit(print("\n".join(comparison_lines(compared))))
-    sys.exit(judge(stop))
+    sys.exit(judge_all(stop))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One benchmark's folder judged from end to end: answers.jsonl -> judged.NAME.jsonl, scores."""
 
 import dataclasses
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,9 +17,8 @@ from rvllm_jax.evaluation.answers.answer_file import (
     read_info,
 )
 from rvllm_jax.evaluation.judge import verdicts
-from rvllm_jax.evaluation.judge.judges import Judging
 from rvllm_jax.evaluation.judge.run import Outcome, check_before, judge_items
-from rvllm_jax.evaluation.judge.verdicts import QA, Item, VerdictsError, items
+from rvllm_jax.evaluation.judge.verdicts import QA, Item, Judge, VerdictsError, items
 from rvllm_jax.evaluation.score import intervals
 from rvllm_jax.evaluation.score.scores import scores
 from rvllm_jax.system.atomic import write_json
@@ -54,7 +54,7 @@ def benchmark_folders(results: Path, names: list[str]) -> list[Path]:
 
 def judge_benchmark(
     folder: Path,
-    judging: Judging,
+    judge: Judge,
     scoring: Scoring,
     *,
     give_up: bool = False,
@@ -71,18 +71,18 @@ def judge_benchmark(
     _check_whole(folder / ANSWERS, info)
 
     def chosen() -> Iterator[Item]:
-        every = items(read_answers(folder / ANSWERS), faithfulness=judging.faithfulness)
-        return filter(judging.chosen, every)
+        every = items(read_answers(folder / ANSWERS), faithfulness=judge.faithfulness)
+        return filter(judge.chosen, every)
 
     total = 0
     for total, item in enumerate(chosen(), 1):  # noqa: B007
-        judging.check(item)
+        judge.check(item)
     if not total:
         return None, Outcome()
-    made_with = judging.made_with(info["benchmark"])
+    made_with = judge.made_with(info["benchmark"])
     made_with |= {k: info[k] for k in ("benchmark", "split")}
-    path, made_with_path = verdicts.paths(folder, judging.name)
-    lines, before = verdicts.open_verdicts(folder, judging.name, made_with)
+    path, made_with_path = verdicts.paths(folder, judge.name)
+    lines, before = verdicts.open_verdicts(folder, judge.name, made_with)
     with lines:
         if lines.cut:
             print(f"{path}: {lines.cut} bytes of a half-written last line cut off", file=sys.stderr)
@@ -90,10 +90,10 @@ def judge_benchmark(
         check_before(items(read_answers(folder / ANSWERS), faithfulness=True), before, str(path))
         outcome = judge_items(
             chosen(),
-            judging.judge(info["benchmark"]),
+            functools.partial(judge.judge, benchmark=info["benchmark"]),
             lines,
             before,
-            concurrency=judging.concurrency,
+            concurrency=judge.concurrency,
             give_up=give_up,
             stop=stop,
             progress=lambda judged: progress(judged, total),
@@ -102,7 +102,7 @@ def judge_benchmark(
         if outcome.left or outcome.judged + outcome.before < total:
             return None, outcome
         result = _scored(path, made_with_path, info, scoring)
-    write_json(folder / f"scores.{judging.name}.json", result, allow_nan=False)
+    write_json(folder / f"scores.{judge.name}.json", result, allow_nan=False)
     return result, outcome
 
 

@@ -5,14 +5,18 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 
-def bar(title: str) -> Callable[[int, int], None]:
-    """A bar with rate and time left, called with (videos done, all videos); none before that."""
+def bar(title: str, unit: str = "videos", *, piped: bool = True) -> Callable[[int, int], None]:
+    """A bar with rate and time left, called with (videos done, all videos); none before that.
+
+    unit: what it counts. piped: whether it also shows where no terminal is.
+    """
     shown = None  # none where nothing is left to do
 
     def update(done: int, total: int) -> None:
         nonlocal shown
         if shown is None:
-            shown = tqdm(total=total, desc=title, unit=" videos", leave=False)
+            disable = False if piped else None
+            shown = tqdm(total=total, desc=title, unit=f" {unit}", leave=False, disable=disable)
         shown.update(done - shown.n)
         if done >= total:
             shown.close()

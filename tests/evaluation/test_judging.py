@@ -5,7 +5,9 @@ import pytest
 
 from rvllm_jax.evaluation.answers.answer_file import AnswersError
 from rvllm_jax.evaluation.judge import judges
+from rvllm_jax.evaluation.judge.chat import ChatJudge
 from rvllm_jax.evaluation.judge.endpoint import Patience
+from rvllm_jax.evaluation.judge.facts import FactJudge
 from rvllm_jax.evaluation.judge.prompts import PromptsError, load_prompts
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError
 from rvllm_jax.evaluation.judging import Scoring, benchmark_folders, judge_benchmark
@@ -16,7 +18,7 @@ PRIOR = {"how": "the commonest", "accuracy": {"all": 0.5}}
 
 
 def chat(server, **options):
-    return judges.endpoint(
+    return judges.endpoint_judge(
         server.url, "judge", load_prompts(None), key_env="", parameters={},
         patience=Patience(5.0, 3, 0.001, 0.01), stop=threading.Event(), **options,
     )  # fmt: skip
@@ -58,7 +60,7 @@ def test_faithfulness_by_a_judge_and_by_rules(generation, serve):
     result, _ = judge_benchmark(generation, chat(serve(), faithfulness=True), SCORING)
     assert result["faithfulness"]["overlap"]["value"] == pytest.approx(3 * 0.25 / 4)
     assert result["faithfulness"]["hallucinated"]["value"] == 1.0
-    by_rules, _ = judge_benchmark(generation, judges.facts(), SCORING)
+    by_rules, _ = judge_benchmark(generation, FactJudge(), SCORING)
     assert by_rules["faithfulness"]["overlap"]["value"] == pytest.approx(0.5 / 4)
     (dog,) = [row for row in lines(generation, "facts") if row["question_id"] == "g"]
     assert dog["overlap"] == 0.5 and dog["facts"]["unsupported"]["colours"] == ["red"]
@@ -66,7 +68,7 @@ def test_faithfulness_by_a_judge_and_by_rules(generation, serve):
 
 
 def test_exact_has_nothing_to_judge_of_text_generation(generation):
-    result, done = judge_benchmark(generation, judges.exact(), SCORING)
+    result, done = judge_benchmark(generation, judges.ExactJudge(), SCORING)
     assert result is None and (done.judged, done.before, done.left) == (0, 0, [])
     assert not list(generation.glob("judged.*"))
 
@@ -80,14 +82,14 @@ def test_exact_end_to_end(folder):
         dict(question_id="a", type="3", truth="yes", answer="no", control="blind"),
     ]
     place = folder(rows, "activitynet_qa", questions=4, prior=PRIOR)
-    result, _ = judge_benchmark(place, judges.exact(), SCORING)
+    result, _ = judge_benchmark(place, judges.ExactJudge(), SCORING)
     assert result["accuracy"]["value"] == 1 / 4 and result["judge"]["parameters"] == {
         "rule": "official"
     }
     assert result["rules"]["normalised"]["value"] == 3 / 4
     assert result["prior"] == PRIOR and result["by_type"]["number"]["types"] == ["7"]
     assert result["controls"]["blind"]["own"]["rules"]["normalised"]["value"] == 1.0
-    by_other, _ = judge_benchmark(place, judges.exact("normalised"), SCORING)
+    by_other, _ = judge_benchmark(place, judges.ExactJudge("normalised"), SCORING)
     assert by_other["accuracy"]["value"] == 3 / 4
     assert json.loads((place / "scores.exact.json").read_text()) == result
     assert (place / "scores.exact.normalised.json").is_file()
@@ -122,7 +124,7 @@ def test_an_answers_file_that_is_wrong_is_refused_before_anything_is_judged(many
 def test_prompts_that_lack_one_are_refused_before_anything_is_judged(generation, tmp_path):
     path = tmp_path / "prompts.json"
     path.write_text('{"CI": {"user": "Item: {id} {answer} {prediction}"}}')
-    by = judges.chat(None, "judge", load_prompts(path), backend="openai", parameters={})
+    by = ChatJudge(None, "judge", load_prompts(path), backend="openai", parameters={})
     with pytest.raises(PromptsError, match="none called 'DO'"):
         judge_benchmark(generation, by, SCORING)
     assert not list(generation.glob("judged.*"))
@@ -145,14 +147,14 @@ def test_an_unfinished_evaluation_is_not_judged(many):
     info = json.loads((folder / "info.json").read_text()) | {"questions": 8}
     (folder / "info.json").write_text(json.dumps(info))
     with pytest.raises(AnswersError, match="has 5 answers.*8 questions"):
-        judge_benchmark(folder, judges.exact(), SCORING)
+        judge_benchmark(folder, judges.ExactJudge(), SCORING)
 
 
 def test_controls_that_were_not_finished_are_not_judged_in_silence(many):
     whole = many(20, complete=True)
-    judge_benchmark(whole, judges.exact(), SCORING)
+    judge_benchmark(whole, judges.ExactJudge(), SCORING)
     with pytest.raises(AnswersError, match="controls are missing. Continue it"):
-        judge_benchmark(many(20, out="other", complete=False), judges.exact(), SCORING)
+        judge_benchmark(many(20, out="other", complete=False), judges.ExactJudge(), SCORING)
 
 
 def test_a_half_written_answer_is_not_left_out_in_silence(many):
@@ -160,4 +162,4 @@ def test_a_half_written_answer_is_not_left_out_in_silence(many):
     path = folder / "answers.jsonl"
     path.write_bytes(path.read_bytes() + b'{"question_id": "q5", "control": "bli')
     with pytest.raises(AnswersError, match="last line is not written to its end"):
-        judge_benchmark(folder, judges.exact(), SCORING)
+        judge_benchmark(folder, judges.ExactJudge(), SCORING)

@@ -14,8 +14,7 @@ import pytest
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
-from rvllm_jax.evaluation.judge import judges
-from rvllm_jax.evaluation.judge.chat import NoReply
+from rvllm_jax.evaluation.judge.chat import ChatJudge, NoReply
 from rvllm_jax.evaluation.judge.local import LocalJudge
 from rvllm_jax.evaluation.judge.prompts import Prompts
 from rvllm_jax.evaluation.judging import Scoring, judge_benchmark
@@ -95,7 +94,7 @@ def answered(tmp_path):
 
 def test_a_judge_of_nonsense_fails_every_item_and_keeps_what_it_said(parts, answered):
     prompts = Prompts({"QA": {"user": "{answer} {prediction}?"}})
-    by = judges.chat(parts[2], "run", prompts, backend="local", parameters={}, tries=1)
+    by = ChatJudge(parts[2], "run", prompts, backend="local", parameters={}, tries=1)
     result, done = judge_benchmark(answered, by, Scoring())
     assert done.judged == 2 and result["failed"]["unjudged"] == 2
     assert result["accuracy"]["value"] is None  # what nobody could read says nothing

@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rvllm_jax.evaluation.judge.prompts import Prompts
-from rvllm_jax.evaluation.judge.verdicts import FAITHFULNESS, LARGEST, QA, Item, Verdict
+from rvllm_jax.evaluation.judge.prompts import OURS, Prompts
+from rvllm_jax.evaluation.judge.verdicts import FAITHFULNESS, LARGEST, QA, Item, Judge, Verdict
 from rvllm_jax.system.errors import RvllmError
 
 _QUOTED = 2_000  # characters of an unreadable reply that are shown to the judge again
@@ -56,18 +56,43 @@ Ask = Callable[[Sequence[Mapping[str, str]]], Completion]
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatJudge:
+class ChatJudge(Judge):
     """Judges items by asking; a reply that cannot be read is asked for again, `tries` in all.
 
     Asked again, the judge sees its reply and what was wrong with it: at temperature 0 the same
-    question would get the same reply.
+    question would get the same reply. Without a `name` its files are called by the model, and by
+    what is not as usual.
     """
 
     ask: Ask
+    model: str
     prompts: Prompts
+    backend: str
+    parameters: Mapping[str, Any]
     tries: int = 3
+    faithfulness: bool = False
+    concurrency: int = 1
+    name: str = ""
+    base_url: str = ""
 
-    def __call__(self, item: Item) -> Verdict:
+    def __post_init__(self):
+        if not self.name:
+            object.__setattr__(self, "name", _name(self.model, self.prompts, self.parameters))
+
+    def made_with(self, benchmark: str) -> dict[str, Any]:
+        return {
+            "backend": self.backend,
+            "base_url": self.base_url,
+            "model": self.model,
+            "prompts_sha256": self.prompts.sha256,
+            "prompts": self.prompts.texts,
+            "parameters": dict(self.parameters) | {"tries": self.tries},
+        }
+
+    def check(self, item: Item) -> None:
+        self.prompts.messages(item)
+
+    def judge(self, item: Item, benchmark: str) -> Verdict:
         """The verdict about an item; one that failed where no reply could be read."""
         messages = self.prompts.messages(item)
         id = self.prompts.echoed(item)
@@ -89,6 +114,26 @@ class ChatJudge:
             asked = [*messages, {"role": "assistant", "content": quoted},
                      {"role": "user", "content": again}]  # fmt: skip
         return Verdict(failed=f"unreadable: {wrong}", **made)
+
+
+def _name(model: str, prompts: Prompts, parameters: Mapping[str, Any]) -> str:
+    parts = [file_name(model)]
+    if parameters.get("temperature"):
+        parts.append(f"t{parameters['temperature']:g}")
+    if parameters.get("seed") is not None:
+        parts.append(f"seed{parameters['seed']}")
+    if prompts.texts != OURS:
+        parts.append(f"prompts-{prompts.sha256[:8]}")
+    return ".".join(parts)
+
+
+def file_name(text: str) -> str:
+    """`text` with what file systems dislike replaced.
+
+    >>> file_name("org/judge:7b v1")
+    'org-judge-7b-v1'
+    """
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "judge"
 
 
 def read_reply(text: str, criterion: str = QA, id: str = "") -> Verdict:

@@ -11,8 +11,9 @@ judge, not believed.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rvllm_jax.evaluation.judge.verdicts import Item, Verdict
+from rvllm_jax.evaluation.judge.verdicts import FAITHFULNESS, Item, Judge, Verdict
 
 KINDS = ("things", "colours", "counts", "relations")
 UNSUPPORTED = 0.5  # a caption with less of its facts in the reference counts as hallucinated
@@ -95,13 +96,24 @@ def overlap(caption: str, reference: str) -> dict[str, Mapping[str, Sequence[str
     }
 
 
-class FactJudge:
-    """Judges by `overlap`: the share of an answer's facts that its truth has.
+class FactJudge(Judge):
+    """Judges by `overlap`, every answer: the share of its facts that its truth has.
 
     Verdicts have no `correct` and no `score`; of an answer without any fact the overlap is None.
     """
 
-    def __call__(self, item: Item) -> Verdict:
+    faithfulness = True
+
+    def __init__(self, name: str = ""):
+        self.name = name or "facts"
+
+    def made_with(self, benchmark: str) -> dict[str, Any]:
+        return {"backend": "facts", "model": "facts", "parameters": {}}
+
+    def chosen(self, item: Item) -> bool:
+        return item.criterion == FAITHFULNESS
+
+    def judge(self, item: Item, benchmark: str) -> Verdict:
         compared = overlap(item.answers[0], item.truth)
         supported, unsupported, missing = (
             sum(map(len, compared[name].values()))

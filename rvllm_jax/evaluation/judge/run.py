@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from rvllm_jax.evaluation.judge.chat import JudgeError, NoReply, Stopped
-from rvllm_jax.evaluation.judge.verdicts import Item, Judge, Key, Verdict, VerdictsError, line
+from rvllm_jax.evaluation.judge.verdicts import Item, Key, Verdict, VerdictsError, line
 from rvllm_jax.system.lines import JsonLines
 
 _IN_A_ROW = 10  # questions without a reply, of each thread, after which the endpoint is down
@@ -27,7 +27,7 @@ class Outcome:
 
 def judge_items(
     items: Iterable[Item],
-    judge: Judge,
+    judge: Callable[[Item], Verdict],
     lines: JsonLines,
     before: dict[Key, str],
     *,
@@ -68,7 +68,7 @@ def check_before(items: Iterable[Item], before: dict[Key, str], where: str) -> N
 @dataclass
 class _Work:
     items: Iterator[Item]
-    judge: Judge
+    judge: Callable[[Item], Verdict]
     lines: JsonLines
     before: dict[Key, str]
     give_up: bool

@@ -1,4 +1,4 @@
-"""What is judged, and what judges say of it: the lines of judged.NAME.jsonl.
+"""What is judged, by whom, and the verdicts: the lines of judged.NAME.jsonl.
 
 An item is one answer, one answer by one criterion, or two answers together. What the verdicts were
 made with stands beside them, in judged.NAME.json.
@@ -6,8 +6,7 @@ made with stands beside them, in judged.NAME.json.
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,30 @@ class Verdict:
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-Judge = Callable[[Item], Verdict]
+class Judge:
+    """What gives verdicts on items.
+
+    name: of its files. faithfulness: whether it compares answers with their truths fact by fact.
+    concurrency: how many items it is given at a time.
+    """
+
+    name: str
+    faithfulness: bool = False
+    concurrency: int = 1
+
+    def made_with(self, benchmark: str) -> dict[str, Any]:
+        """All that verdicts on a benchmark depend on: backend, model as asked for, parameters."""
+        raise NotImplementedError
+
+    def judge(self, item: Item, benchmark: str) -> Verdict:
+        raise NotImplementedError
+
+    def chosen(self, item: Item) -> bool:
+        """Whether an item is for it."""
+        return True
+
+    def check(self, item: Item) -> None:
+        """Raises for an item that it cannot judge; called before any is judged."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,15 +171,6 @@ class Judged:
 def paths(folder: Path, name: str) -> tuple[Path, Path]:
     """The files of verdicts of a judge called `name`, and of what they were made with."""
     return folder / f"judged.{name}.jsonl", folder / f"judged.{name}.json"
-
-
-def file_name(text: str) -> str:
-    """`text` with what file systems dislike replaced.
-
-    >>> file_name("org/judge:7b v1")
-    'org-judge-7b-v1'
-    """
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "judge"
 
 
 def line(item: Item, verdict: Verdict) -> dict[str, Any]:

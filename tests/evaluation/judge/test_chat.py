@@ -1,6 +1,6 @@
 import pytest
 
-from rvllm_jax.evaluation.judge.chat import ReplyError, read_reply
+from rvllm_jax.evaluation.judge.chat import ReplyError, file_name, read_reply
 from rvllm_jax.evaluation.judge.verdicts import FAITHFULNESS
 
 
@@ -89,3 +89,8 @@ def test_claims():
                  "{'claims': 3, 'supported': -1}"):  # fmt: skip
         with pytest.raises(ReplyError):
             read_reply(text, FAITHFULNESS)
+
+
+def test_names_of_files():
+    assert file_name("gpt-4o-2024-08-06") == "gpt-4o-2024-08-06"
+    assert file_name("../../x y") == "x-y" and file_name("///") == "judge"

@@ -236,7 +236,7 @@ def test_a_key_that_cannot_be_one_is_not_shown(key):
 
 def test_keys_come_from_the_environment(monkeypatch, serve):
     def make(key_env="MY_KEY", model="m", url="http://host/v1"):
-        return judges.endpoint(
+        return judges.endpoint_judge(
             url, model, load_prompts(None), key_env=key_env, parameters={}, patience=QUICK,
             stop=threading.Event(),
         )  # fmt: skip

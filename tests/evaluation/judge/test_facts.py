@@ -48,7 +48,7 @@ def test_what_overlaps(answer):
     assert found["supported"]["relations"] == ["dog on mat"]
     assert found["unsupported"]["colours"] == ["red"] and found["missing"]["colours"] == ["black"]
     (item,) = items([answer(answer="A red dog on a mat", truth="A black dog on a mat barks")])
-    verdict = FactJudge()(item)
+    verdict = FactJudge().judge(item, "own")
     assert verdict.overlap == 3 / 4 and verdict.correct is None and verdict.score is None
     assert verdict.more["recall"] == 3 / 5
 
@@ -56,8 +56,15 @@ def test_what_overlaps(answer):
 def test_order_and_length_of_the_truth_do_not_matter(answer):
     truth = "Two men in red shirts stand on a bridge near a river with a dog."
     (own,) = items([answer(answer="Two men stand near a river.", truth=truth)])
-    assert FactJudge()(own).overlap == pytest.approx(4 / 5)  # "stand near river" is not said there
+    assert FactJudge().judge(own, "own").overlap == pytest.approx(
+        4 / 5
+    )  # "stand near river" is not said there
     (same,) = items([answer(answer=truth, truth=truth)])
-    assert FactJudge()(same).overlap == 1 == FactJudge()(same).more["recall"]
+    assert (
+        FactJudge().judge(same, "own").overlap == 1 == FactJudge().judge(same, "own").more["recall"]
+    )
     (none,) = items([answer(answer="It is.", truth=truth)])
-    assert FactJudge()(none).overlap is None and FactJudge()(none).more["recall"] == 0
+    assert (
+        FactJudge().judge(none, "own").overlap is None
+        and FactJudge().judge(none, "own").more["recall"] == 0
+    )

@@ -26,7 +26,7 @@ HOLDS_NO_REPLIES = 20 << 20  # bytes that memory may differ by
 
 def judging(url, concurrency=16, patience=QUICK, prompts=None, stop=None, **options):
     given = dict(key_env="", parameters={"temperature": 0.0}, tries=3) | options
-    return judges.endpoint(
+    return judges.endpoint_judge(
         url, "judge", load_prompts(prompts), patience=patience, concurrency=concurrency,
         stop=stop or threading.Event(), **given,
     )  # fmt: skip

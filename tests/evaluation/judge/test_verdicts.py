@@ -6,7 +6,6 @@ from rvllm_jax.evaluation.judge.run import check_before
 from rvllm_jax.evaluation.judge.verdicts import (
     Verdict,
     VerdictsError,
-    file_name,
     items,
     line,
     open_verdicts,
@@ -96,8 +95,3 @@ def test_answers_that_changed_or_went(some, answer):
         check_before(changed, held, "f")
     with pytest.raises(VerdictsError, match=r"2 of 4 .*\(2 are of .*q2"):
         check_before(some[:2], held, "f")
-
-
-def test_names_of_files():
-    assert file_name("gpt-4o-2024-08-06") == "gpt-4o-2024-08-06"
-    assert file_name("../../x y") == "x-y" and file_name("///") == "judge"
