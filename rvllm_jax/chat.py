@@ -16,6 +16,7 @@ import sys
 
 from absl import app, flags, logging
 
+from rvllm_jax.config import cli
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.data.text.prompt import TEMPLATE_NAMES
 from rvllm_jax.experiments.answerer import Answerer
@@ -24,8 +25,6 @@ from rvllm_jax.experiments.questions_file import QuestionsError, answer_file
 from rvllm_jax.experiments.saved.open import describe_model
 from rvllm_jax.generation.clip_fusion import FUSIONS, LOCK_STEP, VOTE
 from rvllm_jax.generation.sampling import GenerationConfig, Sampling
-from rvllm_jax.system.errors import report_errors
-from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 
 MODEL = flags.DEFINE_string("model", None, "A working directory, or an exported folder.")
 BEST = flags.DEFINE_string("best", "", "Of a run: the best of this stage; none: the newest.")
@@ -52,16 +51,10 @@ def say(line: str) -> None:
     print(dimmed, file=sys.stderr, flush=True)
 
 
-@report_errors(interrupted="stopped")
-def main(argv: list[str]) -> None:
-    if len(argv) != (1 if QUESTIONS.value else 2) or bool(QUESTIONS.value) != bool(OUT.value):
+def main(video: str = "") -> int:
+    if bool(video) == bool(QUESTIONS.value) or bool(QUESTIONS.value) != bool(OUT.value):
         raise app.UsageError("give either one VIDEO, or --questions and --out")
-    keep_all_freed_memory_on_cpu()
     logging.set_verbosity(logging.WARNING)
-    sys.exit(chat(*argv[1:]))
-
-
-def chat(video: str = "") -> int:
     sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value)
     config = GenerationConfig(sampling, MAX_NEW.value, tuple(STOP.value), SEED.value)
     if FUSION.value == VOTE and CLIPS.value != "1x1" and not (QUESTION.value or QUESTIONS.value):
@@ -95,5 +88,4 @@ def chat(video: str = "") -> int:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["model"])
-    app.run(main)
+    cli.run(main, required=["model"], interrupted="stopped", positional=1, keep_memory=True)

@@ -11,10 +11,10 @@ model.json, which --config.model.weights takes; --form=transformers is a folder 
 loads. Exit codes: 0 done; 1 refused, nothing was written.
 """
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from rvllm_jax.config import cli
 from rvllm_jax.experiments.saved.convert import convert
-from rvllm_jax.system.errors import report_errors
 
 SOURCE = flags.DEFINE_list("source", None, "Folders, .safetensors files, or one run.")
 OUT = flags.DEFINE_string("out", None, "A new folder.")
@@ -27,11 +27,8 @@ LEAVE_OUT = flags.DEFINE_string(
 )
 
 
-@report_errors("refused: ", OSError)
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file that it reads
+def main() -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every file that it reads
     report = convert(
         SOURCE.value,
         OUT.value,
@@ -44,5 +41,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["source", "out"])
-    app.run(main)
+    cli.run(main, OSError, required=["source", "out"])

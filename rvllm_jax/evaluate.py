@@ -16,8 +16,9 @@ Exit codes: 0 done; 1 refused.
 
 import dataclasses
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from rvllm_jax.config import cli
 from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.experiments.benchmark_run import EvaluationOptions
 from rvllm_jax.experiments.evaluate import evaluate
@@ -25,7 +26,6 @@ from rvllm_jax.generation.clip_fusion import FUSIONS
 from rvllm_jax.hosts import join
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.system.errors import report_errors
-from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.system.progress import bar
 
 _OPTIONS = EvaluationOptions()
@@ -49,12 +49,8 @@ TENSOR = flags.DEFINE_integer("tensor", 1, "by the other dimension, for models t
 flags.adopt_module_key_flags(join)
 
 
-@report_errors()
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    keep_all_freed_memory_on_cpu()
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of reading a checkpoint
+def main() -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every step of reading a checkpoint
     options = EvaluationOptions(
         SPLIT.value, CLIPS.value, FUSION.value, MAX_NEW.value, VIDEOS.value, TOGETHER.value,
         CONTROLS.value, SEED.value, ALLOW_PARTIAL.value, FSDP.value, TENSOR.value,
@@ -66,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 @report_errors()  # here too: a host that exits with a text gives it to the others
 def answer(options: EvaluationOptions) -> None:
-    """On each of the hosts; one that refuses ends all, and tells the others why."""
+    """On each of the hosts; one that refuses ends all, and the others print why."""
     progress = bar if HERE.is_first else None
     lines = evaluate(
         BENCHMARKS.value, DATA.value, MODEL.value, OUT.value, options, progress=progress
@@ -76,5 +72,4 @@ def answer(options: EvaluationOptions) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["benchmarks", "model", "out"])
-    app.run(main)
+    cli.run(main, required=["benchmarks", "model", "out"], keep_memory=True)

@@ -14,12 +14,12 @@ OUT/BENCHMARK/scores.NAME.json follows when every question has its verdict. Exit
 """
 
 import signal
-import sys
 import threading
 from pathlib import Path
 
 from absl import app, flags, logging
 
+from rvllm_jax.config import cli
 from rvllm_jax.evaluation.answers.exact_match import RULES
 from rvllm_jax.evaluation.answers.predictions import import_predictions
 from rvllm_jax.evaluation.judge.chat import ChatJudge
@@ -32,7 +32,6 @@ from rvllm_jax.evaluation.judging import Scoring, benchmark_folders, judge_bench
 from rvllm_jax.evaluation.score import compare
 from rvllm_jax.evaluation.score.text import comparison_lines, score_lines
 from rvllm_jax.system import progress
-from rvllm_jax.system.errors import report_errors
 
 RESULTS = flags.DEFINE_string("results", None, "Folder of answers; verdicts go beside them.")
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Which folders below it; none: all.")
@@ -125,10 +124,7 @@ def judge_all(stop: threading.Event) -> int:
     return code
 
 
-@report_errors()
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
+def main() -> int:
     if bool(RESULTS.value) == bool(COMPARE.value):
         raise app.UsageError("name either --results=OUT or --compare=FILE,FILE")
     if bool(PREDICTIONS.value) != bool(ANNOTATIONS.value):
@@ -139,9 +135,10 @@ def main(argv: list[str]) -> None:
         signal.signal(number, lambda *_: stop.set())
     if COMPARE.value:
         compared = compare.compare(COMPARE.value, resamples=RESAMPLES.value)
-        sys.exit(print("\n".join(comparison_lines(compared))))
-    sys.exit(judge_all(stop))
+        print("\n".join(comparison_lines(compared)))
+        return 0
+    return judge_all(stop)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -7,17 +7,15 @@ slice and in a Slurm job, elsewhere with --coordinator=HOST:PORT --hosts=N --hos
 import logging as python_logging
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
+from rvllm_jax.config import cli
 from rvllm_jax.config.check import resolve
-from rvllm_jax.config.cli import parse
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.train import run, show_prompt
 from rvllm_jax.hosts import join
 from rvllm_jax.hosts.sync import HERE
-from rvllm_jax.system.errors import report_errors
-from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.system.paths import refuse_urls
 from rvllm_jax.training.sigterm import end_on_sigterm
 from rvllm_jax.training.step import keep_programs
@@ -59,11 +57,7 @@ def _worth_showing(record: python_logging.LogRecord) -> bool:
     return record.levelno >= python_logging.WARNING or "orbax" not in record.pathname
 
 
-@report_errors(None)
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
-    keep_all_freed_memory_on_cpu()
+def main() -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_worth_showing)
     config = flat(CONFIG.value.to_dict())
@@ -94,5 +88,4 @@ def start() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=report_errors(None)(parse))
+    cli.run(main, required=["config"], before=None, keep_memory=True)

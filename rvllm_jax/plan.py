@@ -7,16 +7,15 @@ where --tpu_python names a Python with libtpu. Ends with 1 where a stage does no
 import sys
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
+from rvllm_jax.config import cli
 from rvllm_jax.config.check import resolve
-from rvllm_jax.config.cli import parse
 from rvllm_jax.costs import chips
 from rvllm_jax.planning import rates, text
 from rvllm_jax.planning.compile import EFFORTS
 from rvllm_jax.planning.plan import make_plans
-from rvllm_jax.system.errors import report_errors
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe, such as configs/joint.py:paper.", lock_config=True
@@ -50,10 +49,7 @@ TPU_PYTHON = flags.DEFINE_string(
 )
 
 
-@report_errors("error: ")
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}; overrides are --config.KEY=VALUE")
+def main() -> int:
     jax.config.update("jax_platforms", "cpu")
     plans = make_plans(
         resolve(CONFIG.value),
@@ -66,9 +62,8 @@ def main(argv: list[str]) -> None:
         effort=EFFORT.value,
     )
     print(text.show(plans, PAIRS.value))
-    sys.exit(0 if all(plan.fits for plan in plans) else 1)
+    return 0 if all(plan.fits for plan in plans) else 1
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main, flags_parser=report_errors(None)(parse))
+    cli.run(main, required=["config", "topology"], before="error: ")

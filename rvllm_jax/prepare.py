@@ -19,11 +19,11 @@ import sys
 
 from absl import app, flags
 
+from rvllm_jax.config import cli
 from rvllm_jax.data.annotations.formats import FORMATS
 from rvllm_jax.data.prepare import beam
 from rvllm_jax.data.prepare.options import PrepareOptions
 from rvllm_jax.data.prepare.run import prepare
-from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.progress import bar
 
 _DEFAULTS = PrepareOptions()
@@ -51,13 +51,12 @@ THUMBNAILS = flags.DEFINE_integer("thumbnails", _DEFAULTS.thumbnails, "Videos sh
 RUNNER = flags.DEFINE_string("runner", None, "Apache Beam's, such as DirectRunner; none: local.")
 
 
-@report_errors(interrupted="\ninterrupted; start the same command again, it continues")
-def main(argv: list[str]) -> None:
-    if len(argv) > 1 and RUNNER.value is None:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
+def main(*arguments: str) -> int:
+    if arguments and RUNNER.value is None:
+        raise app.UsageError(f"unknown arguments {list(arguments)}")
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
     beam.check_folder(OUT.value)
-    pipeline = RUNNER.value and beam.runner([f"--runner={RUNNER.value}", *argv[1:]])
+    pipeline = RUNNER.value and beam.runner([f"--runner={RUNNER.value}", *arguments])
     options = PrepareOptions(
         stride=STRIDE.value,
         short_side=SHORT_SIDE.value,
@@ -83,9 +82,13 @@ def main(argv: list[str]) -> None:
         say=functools.partial(print, flush=True),  # also where it goes to a file
     )
     print(f"{prepared.verdict}\nreport: {prepared.page}")
-    sys.exit(prepared.code)
+    return prepared.code
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["videos", "annotations", "out", "split"])
-    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))
+    cli.run(
+        main,
+        required=["videos", "annotations", "out", "split"],
+        interrupted="\ninterrupted; start the same command again, it continues",
+        positional=None,
+    )

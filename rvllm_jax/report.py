@@ -9,23 +9,19 @@ videos of the training, and failures with frames. Several folders are compared.
 Exit codes: 0 done; 1 refused.
 """
 
-from absl import app, flags
+from absl import flags
 
+from rvllm_jax.config import cli
 from rvllm_jax.experiments.report.page import report
-from rvllm_jax.system.errors import report_errors
 
 RESULTS = flags.DEFINE_list("results", None, "Folders that evaluate and judge wrote.")
 FAILURES = flags.DEFINE_integer("failures", 12, "Wrong answers shown of each, with frames.")
 
 
-@report_errors()
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
+def main() -> None:
     folder, notes = report(RESULTS.value, most_failures=FAILURES.value)
     print("\n".join([*notes, f"report: {folder / 'report.html'}"]))
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("results")
-    app.run(main)
+    cli.run(main, required=["results"])

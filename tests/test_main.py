@@ -13,6 +13,7 @@ import pytest
 from absl.testing import flagsaver
 
 from rvllm_jax import main
+from rvllm_jax.config import cli
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.data.video import encode
 from rvllm_jax.training.sigterm import INTERRUPTED
@@ -26,7 +27,7 @@ def parsed(monkeypatch, *overrides: str):
     argv = ["main", f"--config={JOINT}", *overrides]
     monkeypatch.setattr(sys, "argv", argv)  # config_flags looks for overrides there
     with flagsaver.flagsaver():
-        main.parse(argv)
+        cli.parse(argv)
         return main.CONFIG.value
 
 

@@ -1,0 +1,68 @@
+"""What the commands share; that each ends as its docstring says is tested with the command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rvllm_jax.config.cli import RENAMED, FlagError, refuse_renamed
+
+ROOT = Path(__file__).parents[2]
+# A command in a process of its own: flags are one table of a process.
+COMMAND = """
+import sys
+from absl import flags
+from rvllm_jax.config import cli
+from rvllm_jax.system.errors import RvllmError
+
+cli.RENAMED["old"] = "what"
+WHAT = flags.DEFINE_enum("what", None, ["code", "error", "other", "fault", "interrupt"], "Ends so.")
+
+def main(*arguments):
+    print(*arguments)
+    if WHAT.value == "code":
+        return 3
+    raise {
+        "error": RvllmError("in words"), "other": OSError("no room"), "fault": ValueError("bug"),
+        "interrupt": KeyboardInterrupt(),
+    }[WHAT.value]
+
+cli.run(main, OSError, required=["what"], interrupted="stopped", positional=1)
+"""
+
+
+def ended(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output, and the last line of the error output."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ("Traceback" in done.stderr) == ("--what=fault" in arguments)
+    return done.returncode, done.stdout, (done.stderr.splitlines() or [""])[-1]
+
+
+def test_a_command_ends_with_its_code_or_with_what_went_wrong():
+    assert ended("--what=code", "video") == (3, "video\n", "")
+    assert ended("--what=error") == (1, "\n", "refused: in words")
+    assert ended("--what=other") == (1, "\n", "refused: no room")
+    assert ended("--what=interrupt") == (130, "\n", "stopped")
+    assert ended("--what=fault")[0::2] == (1, "ValueError: bug")
+    assert ended("--old=code") == (1, "", "FlagError: --old: is called --what now")
+    assert ended("--what=code", "a", "b")[0] == 1 and ended()[0] == 1
+
+
+def test_what_is_called_otherwise_now_is_refused_by_its_new_name():
+    renamed = {"config.data.fps": "config.data.rate", "config.a": "config.b.a", "batch": "size"}
+    for given, now in (
+        ("--config.data.fps=4", "config.data.rate"),
+        ("-noconfig.a.x", "config.b.a.x"),
+        ("--batch", "size"),
+    ):
+        with pytest.raises(FlagError, match=rf"is called --{now} now$"):
+            refuse_renamed(["main", "--config=x.py", given, "8"], renamed)
+    refuse_renamed(["batch", "batch", "--batches=1", "--config.data.fps2=1", "-", "--"], renamed)
+
+
+def test_no_new_name_is_an_old_one():
+    assert not set(RENAMED) & set(RENAMED.values())
