@@ -1,4 +1,4 @@
-"""What becomes of memory that a process frees: glibc's malloc, told to keep it.
+"""What becomes of memory that a process frees: glibc's malloc, made to keep it.
 
 By itself it gives large blocks back to the system at once, and whoever takes the next one pays a
 page fault for every 4 KB of it: 3 to 4 microseconds on a virtual machine.
@@ -36,8 +36,8 @@ def keep_all_freed_memory_on_cpu() -> None:
     variable of malloc's in the environment (MALLOC_ARENA_MAX, ...) leaves all as it says.
     """
     global _all_is_kept
-    told = any(name.startswith("MALLOC_") for name in os.environ)
-    if not _all_is_kept and not told and not _accelerated():
+    chosen = any(name.startswith("MALLOC_") for name in os.environ)
+    if not _all_is_kept and not chosen and not _accelerated():
         _mallopt((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
         _all_is_kept = True
 
