@@ -41,7 +41,7 @@ def test_an_override_of_an_unknown_key_is_refused_by_its_whole_name(monkeypatch)
 def test_help_lists_the_flags_and_every_key_of_a_configuration(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["main", "--help"])
     with flagsaver.flagsaver(), pytest.raises(SystemExit):
-        main.parse(["main", "--help"])
+        cli.parse(["main", "--help"])
     shown = capsys.readouterr().out
     assert "  --config.data.frames: T, frames a clip\n    (int, frames, >= 1)\n" in shown
     assert "  --config.stages.STAGE.warmup: " in shown and "(int, updates, >= 0; 0)" in shown
