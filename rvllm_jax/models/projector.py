@@ -15,8 +15,8 @@ PROJECTOR_KINDS = ("linear", "mlp2x_gelu")
 class SpatialEmbedding(nnx.Module):
     """A learned embedding of each place of the grid, added to the projected tokens of that place.
 
-    The decoder's own positions say where a token stands in the row and not where in the frame, and
-    of that a ResNet tells little. ResNetVLLM's `global` tokens have no place and need none.
+    The decoder's own positions say where a token stands in the sequence and not where in the frame,
+    of which a ResNet's features hold little. ResNetVLLM's `global` tokens have no place.
     """
 
     def __init__(

@@ -96,7 +96,7 @@ def draw_batch(recipe: Recipe, stage: Stage, seed: int = 0) -> Batch:
 def make_parts(recipe: Recipe) -> list[Part]:
     """All parts, in the order in which they are measured; nothing is allocated yet.
 
-    ValueError where the rows are too short for their questions, or as `config.build.build_layout`.
+    ValueError where the rows are too short for their questions, or as `build_layout`.
     """
     question_length(recipe)  # before anything is compiled
     model, parts = build_model(recipe), []
