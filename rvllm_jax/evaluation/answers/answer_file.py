@@ -29,7 +29,7 @@ class AnswersError(RvllmError, ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One question and what a model said.
+    """One question and what a model answered; `truth`: the reference, by its key in the file.
 
     `criteria`: of text generation, some of CRITERIA; none: right or wrong. `pair`: shared by the
     two questions of a consistency item. `control`: one of CONTROLS. `failed`: why nothing was

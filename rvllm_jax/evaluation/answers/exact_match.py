@@ -1,7 +1,7 @@
 """When an answer counts as right, without a judge.
 
 `exact` is the measure of training's own evaluation. Published benchmarks have two rules. `official`
-is that of ActivityNet-QA's evaluator (Yu et al. 2019): an answer is right if it is the truth,
+is that of ActivityNet-QA's evaluator (Yu et al. 2019): an answer is right if it is the reference,
 character by character; every question of the annotations is in the denominator, answered or not; an
 answer to a question that comes twice among the predictions counts twice. `normalised` compares what
 remains of both when case, punctuation, articles and outer white space are taken off, and by the
@@ -55,13 +55,13 @@ def default_rule(benchmark: str) -> str:
     return "official" if benchmark == "activitynet_qa" else "normalised"
 
 
-def exact(prediction: str, truth: str) -> bool:
-    """Whether `prediction` is `truth`, character by character, but for white space around them.
+def exact(prediction: str, reference: str) -> bool:
+    """Whether `prediction` is `reference`, character by character, but for white space around them.
 
     >>> exact(" red ", "red"), exact("Red", "red"), exact("red.", "red")
     (True, False, False)
     """
-    return prediction.strip() == truth.strip()
+    return prediction.strip() == reference.strip()
 
 
 def normalise(text: str) -> str:
@@ -75,44 +75,45 @@ def normalise(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(_TRAILING).rstrip()
 
 
-def same(answer: str, truth: str, type: str = "") -> dict[str, bool]:
-    """What each rule says of an answer. `type`: a name of TYPES, or any other.
+def same(answer: str, reference: str, type: str = "") -> dict[str, bool]:
+    """Whether an answer is right by each rule. `type`: a name of TYPES, or any other.
 
     >>> same("Yes, he is.", "yes", "yes/no")
     {'official': False, 'normalised': True}
     """
     return {
-        "official": answer == truth,
-        "normalised": _plain(answer, type) == _plain(truth, type) != "",
+        "official": answer == reference,
+        "normalised": _plain(answer, type) == _plain(reference, type) != "",
     }
 
 
 def official(
     predictions: Sequence[tuple[str, str]],
-    truths: Mapping[str, tuple[str, str]],
+    references: Mapping[str, tuple[str, str]],
     free: Collection[str] = (),
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Accuracy of predictions (question id, answer) by ActivityNet-QA's evaluator, and questions.
 
-    truths: question id -> (type, answer), of every question. Returns `{"all": share, TYPE: share}`
-    and counts likewise; duplicated predictions count as often as they come, missing ones as wrong.
+    references: question id -> (type, answer), of every question. Returns `{"all": share, TYPE:
+    share}` and counts likewise; duplicated predictions count as often as they come, missing ones as
+    wrong.
     free: types that are counted together too, as "free". The evaluator's own "Free" has the right
     ones of these over the questions of whichever types stand behind the first three in the
     annotations (its dictionary was ordered by type before Python 3.6): 62.7 % in place of 45.0 %,
     for instance. Here it is over their own questions.
-    Raises KeyError, as the evaluator does, for a prediction about no question of `truths`.
+    Raises KeyError, as the evaluator does, for a prediction about no question of `references`.
     """
-    counts = Counter(type for type, _ in truths.values())
+    counts = Counter(type for type, _ in references.values())
     right: Counter[str] = Counter()
     for id, answer in predictions:
-        type, truth = truths[id]
-        right[type] += answer == truth
+        type, reference = references[id]
+        right[type] += answer == reference
     shares = {type: right[type] / counts[type] for type in sorted(counts)}
     if types := counts.keys() & set(free):
         counted = sum(counts[type] for type in types)
         shares["free"] = sum(right[type] for type in types) / counted
         counts["free"] = counted
-    total = len(truths)
+    total = len(references)
     return {"all": right.total() / total} | shares, {"all": total} | dict(counts)
 
 

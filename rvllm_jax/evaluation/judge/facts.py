@@ -97,7 +97,7 @@ def overlap(caption: str, reference: str) -> dict[str, Mapping[str, Sequence[str
 
 
 class FactJudge(Judge):
-    """Judges by `overlap`, every answer: the share of its facts that its truth has.
+    """Judges by `overlap`, every answer: the share of its facts that the reference has.
 
     Verdicts have no `correct` and no `score`; of an answer without any fact the overlap is None.
     """
@@ -114,7 +114,7 @@ class FactJudge(Judge):
         return item.criterion == FAITHFULNESS
 
     def judge(self, item: Item, benchmark: str) -> Verdict:
-        compared = overlap(item.answers[0], item.truth)
+        compared = overlap(item.answers[0], item.reference)
         supported, unsupported, missing = (
             sum(map(len, compared[name].values()))
             for name in ("supported", "unsupported", "missing")

@@ -14,7 +14,7 @@ from rvllm_jax.evaluation.judge.verdicts import QA, Item, Judge, Verdict
 
 
 class ExactJudge(Judge):
-    """Judges questions by comparison: `correct` by `rule`, and what every rule says beside it.
+    """Judges questions by comparison: `correct` by `rule`, and what every rule gives.
 
     rule: one of exact_match.RULES; "" for the benchmark's own.
     """
@@ -30,7 +30,7 @@ class ExactJudge(Judge):
         return item.criterion == QA
 
     def judge(self, item: Item, benchmark: str) -> Verdict:
-        by_rule = same(item.answers[0], item.truth, type_name(benchmark, item.type))
+        by_rule = same(item.answers[0], item.reference, type_name(benchmark, item.type))
         correct = by_rule[self.rule or default_rule(benchmark)]
         return Verdict(correct=correct, model="exact", more=by_rule)
 

@@ -104,7 +104,7 @@ class Prompts:
                 f"the prompts have none called {name!r}, which {item.question_id!r} needs; they "
                 f"have {', '.join(self.texts)}"
             )
-        values = {"id": item_id(item), "answer": item.truth}
+        values = {"id": item_id(item), "answer": item.reference}
         for number, (question, answer) in enumerate(
             zip(item.questions, item.answers, strict=True), 1
         ):

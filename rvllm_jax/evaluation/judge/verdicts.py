@@ -37,7 +37,7 @@ class Item:
     video: str
     type: str
     questions: tuple[str, ...]
-    truth: str
+    reference: str
     answers: tuple[str, ...]
     failed: str  # why a question was not asked: then there is nothing to judge
 
@@ -51,7 +51,7 @@ class Item:
     def asked(self) -> str:
         """The same for everybody's answers to the same questions, whatever the videos' files are
         called."""
-        return digest(*self.questions, self.truth)
+        return digest(*self.questions, self.reference)
 
     @property
     def of(self) -> str:
@@ -89,7 +89,7 @@ def _item(criterion: str, *answers: Answer) -> Item:
         video=first.video,
         type=first.type,
         questions=tuple(answer.question for answer in answers),
-        truth=first.truth,
+        reference=first.truth,
         answers=tuple(answer.answer for answer in answers),
         failed="; ".join(dict.fromkeys(filter(None, map(_failed, answers)))),
     )
@@ -106,7 +106,7 @@ class Verdict:
     `correct`: yes or no; None where the criterion has none. `score`: 0 to 5, or None. `overlap`:
     share of an answer's facts that the truth has, or None. `failed`: why there is no verdict: the
     question was not answered, or the judge's replies could not be read. `raw`: all its replies.
-    `tokens`: those of all replies together. `more`: what else this kind of judge says.
+    `tokens`: those of all replies together. `more`: what else this kind of judge gives.
     """
 
     correct: bool | None = None

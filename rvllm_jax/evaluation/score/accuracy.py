@@ -9,7 +9,7 @@ ALL = "all"
 
 
 def accuracy_by_type(
-    kinds: Sequence[str], predictions: Sequence[str | None], truths: Sequence[str]
+    kinds: Sequence[str], predictions: Sequence[str | None], references: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, int]]:
     """The share of questions answered exactly, over all and by question type.
 
@@ -19,7 +19,7 @@ def accuracy_by_type(
     Args:
       kinds: type of each question; "" for none, which counts under "all" only.
       predictions: the model's answer to each, or None.
-      truths: the right answer to each.
+      references: the right answer to each.
 
     Returns:
       (accuracy, counts): `{"all": share, TYPE: share, ...}` and the number of questions likewise,
@@ -31,10 +31,10 @@ def accuracy_by_type(
     >>> accuracy_by_type(["colour", "form", ""], ["red", None, "yes"], ["red", "disc", "no"])
     ({'all': 0.3333333333333333, 'colour': 1.0, 'form': 0.0}, {'all': 3, 'colour': 1, 'form': 1})
     """
-    if not len(kinds) == len(predictions) == len(truths):
+    if not len(kinds) == len(predictions) == len(references):
         raise ValueError(
-            f"got {len(kinds)} types, {len(predictions)} predictions and {len(truths)} truths; "
-            "expected one of each for every question"
+            f"got {len(kinds)} types, {len(predictions)} predictions and {len(references)} "
+            "references; expected one of each for every question"
         )
     if not kinds:
         raise ValueError("no questions to score: leave out the split that has none")
@@ -42,9 +42,9 @@ def accuracy_by_type(
         raise ValueError(f"question type {ALL!r} is the name of the total: name the type otherwise")
     right: collections.Counter[str] = collections.Counter()
     counts: collections.Counter[str] = collections.Counter()
-    for kind, prediction, truth in zip(kinds, predictions, truths, strict=True):
+    for kind, prediction, reference in zip(kinds, predictions, references, strict=True):
         for name in {ALL, kind or ALL}:
             counts[name] += 1
-            right[name] += prediction is not None and exact(prediction, truth)
+            right[name] += prediction is not None and exact(prediction, reference)
     names = [ALL, *sorted(counts.keys() - {ALL})]
     return {n: right[n] / counts[n] for n in names}, {n: counts[n] for n in names}

@@ -13,12 +13,12 @@ SAMPLES_A_SPLIT = 4  # questions on the sheet of frames
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One clip with one question and what the model said.
+    """One clip with one question and what the model answered.
 
     Attributes:
       frames: uint8[T, H, W, 3], T >= 1.
       question: the question's text.
-      truth: the right answer.
+      reference: the right answer.
       answer: the model's.
       split: "train", "test", ...
       kind: the question type, or "".
@@ -26,7 +26,7 @@ class Sample:
 
     frames: np.ndarray
     question: str
-    truth: str
+    reference: str
     answer: str
     split: str
     kind: str = ""
@@ -60,7 +60,7 @@ def answered_samples(
             Sample(
                 frames=row.frames[row.frame_mask],
                 question=turn.question,
-                truth=turn.answer,
+                reference=turn.answer,
                 answer=prediction.text,
                 split=split,
                 kind=turn.kind,

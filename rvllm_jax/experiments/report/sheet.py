@@ -63,12 +63,12 @@ def _strip(frames: np.ndarray) -> np.ndarray:
 
 def _texts(sample: Sample) -> list[tuple[str, str]]:
     """The lines under a clip, each with its colour."""
-    right = exact(sample.answer, sample.truth)
+    right = exact(sample.answer, sample.reference)
     about = f"{sample.split}, {sample.kind}" if sample.kind else sample.split
     mark, colour = ("right", _RIGHT) if right else ("wrong", _WRONG)
     return [
         (_wrap(f"{sample.question}  ({about})"), _TEXT),
-        (_wrap(f"truth: {sample.truth}"), _PALE),
+        (_wrap(f"truth: {sample.reference}"), _PALE),
         (_wrap(f"answer ({mark}): {sample.answer.strip() or 'nothing'}"), colour),
     ]
 

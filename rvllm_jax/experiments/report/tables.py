@@ -9,20 +9,18 @@ from rvllm_jax.experiments.report import published_scores
 from rvllm_jax.experiments.report.document import Part, Table, Text
 from rvllm_jax.experiments.report.results import Scored
 
-Estimate = Mapping[str, Any]
 
-
-def percent(estimate: Estimate | None) -> str:
+def percent(estimate: Mapping[str, Any] | None) -> str:
     """An accuracy with its interval: "62.1 [58.0, 66.3]"."""
     return _with_interval(estimate, 100.0, 1)
 
 
-def points(estimate: Estimate | None) -> str:
+def points(estimate: Mapping[str, Any] | None) -> str:
     """A score of 0 to 5 with its interval."""
     return _with_interval(estimate, 1.0, 2)
 
 
-def _with_interval(estimate: Estimate | None, times: float, digits: int) -> str:
+def _with_interval(estimate: Mapping[str, Any] | None, times: float, digits: int) -> str:
     if not estimate or estimate.get("value") is None:
         return "-"
     text = f"{times * estimate['value']:.{digits}f}"
@@ -236,7 +234,7 @@ def solved_blind(blind: Mapping[str, Any]) -> bool:
     return False
 
 
-def _estimate(values: Mapping[str, Any], name: str) -> Estimate | None:
+def _estimate(values: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     return values.get(name) or values.get("criteria", {}).get(name)
 
 

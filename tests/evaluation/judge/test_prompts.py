@@ -30,7 +30,7 @@ def test_ours_show_the_judge_all_it_judges(answer):
     for item in all_items(answer):
         system, user = prompts.messages(item)
         assert (system["role"], user["role"]) == ("system", "user")
-        for shown in (*item.questions, *item.answers, item.truth, item_id(item)):
+        for shown in (*item.questions, *item.answers, item.reference, item_id(item)):
             assert shown in user["content"]
         assert "{id}" not in user["content"] and "{prediction" not in user["content"]
         assert prompts.echoed(item) == item_id(item)

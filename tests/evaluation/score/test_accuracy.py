@@ -43,7 +43,7 @@ def test_types_come_after_the_total_in_alphabetical_order():
     "arguments, message",
     [
         (([], [], []), "no questions to score"),
-        ((["", ""], ["a"], ["a"]), "got 2 types, 1 predictions and 1 truths"),
+        ((["", ""], ["a"], ["a"]), "got 2 types, 1 predictions and 1 references"),
         (([""], ["a", "b"], ["a"]), "got 1 types, 2 predictions"),
         ((["all"], ["a"], ["a"]), "the name of the total"),
     ],
