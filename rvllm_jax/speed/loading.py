@@ -9,7 +9,6 @@ import argparse
 import ctypes
 import functools
 import gc
-import json
 import os
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rvllm_jax.system.atomic import write_json
 from rvllm_jax.weights import load as merge
 from rvllm_jax.weights.open import Weights, open_weights
 from rvllm_jax.weights.safetensors import WeightsError, write
@@ -139,5 +139,5 @@ def make(
         yield np.resize(some, shapes[name])
 
     write(folder / "model.safetensors", {n: (half, shape) for n, shape in shapes.items()}, parts)
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    write_json(folder / "config.json", {"architectures": ["LlamaForCausalLM"]})
     return folder

@@ -38,14 +38,14 @@ def recorded(value: Any, renamed: Mapping[str, str]) -> str:
     renamed: name of today -> name in files, of a class ("Example") or of a field ("Example.id").
     """
     if dataclasses.is_dataclass(value):
-        own = type(value).__name__
+        name = type(value).__name__
         parts = (
-            f"{renamed.get(f'{own}.{field.name}', field.name)}="
+            f"{renamed.get(f'{name}.{field.name}', field.name)}="
             f"{recorded(getattr(value, field.name), renamed)}"
             for field in dataclasses.fields(value)
             if field.repr
         )
-        return f"{renamed.get(own, own)}({', '.join(parts)})"
+        return f"{renamed.get(name, name)}({', '.join(parts)})"
     if type(value) is tuple:
         parts = [recorded(part, renamed) for part in value]
         return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
