@@ -3,8 +3,9 @@
     python -m rvllm_jax.main --config=configs/joint.py          # tiny: two CPU cores, ten minutes
     python -m rvllm_jax.main --config=configs/joint.py:paper    # ResNet-50 + Vicuna-7B, 100 frames
 
-Every key is overridden on the command line: --config.stages.joint.batch=16. In `paper`, "our
-choice" marks what the paper leaves open.
+Every key is overridden on the command line: --config.stages.joint.batch=16; --help and
+rvllm_jax/config/KEYS.md have them all, with units and ranges. In `paper`, "our choice" marks what
+the paper leaves open.
 """
 
 from ml_collections import ConfigDict
