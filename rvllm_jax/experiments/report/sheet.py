@@ -31,17 +31,17 @@ def draw(samples: Sequence[Sample]) -> bytes:
     texts = [_texts(sample) for sample in samples]
     heights = []
     for line in range(lines):
-        places = range(line * columns, min((line + 1) * columns, len(samples)))
-        pictures = max(_WIDTH * strips[i].shape[0] / strips[i].shape[1] for i in places)
-        text = max(sum(t.count("\n") + 1 for t, _ in texts[i]) for i in places) * _LINE + 0.4
+        indices = range(line * columns, min((line + 1) * columns, len(samples)))
+        pictures = max(_WIDTH * strips[i].shape[0] / strips[i].shape[1] for i in indices)
+        text = max(sum(t.count("\n") + 1 for t, _ in texts[i]) for i in indices) * _LINE + 0.4
         heights += [pictures, text]
     figure = Figure(figsize=(columns * (_WIDTH + 0.4), sum(heights) + 0.1), dpi=100)
     margins = {"left": 0.015, "right": 0.985, "bottom": 0.0, "top": 1 - 0.1 / sum(heights)}
     grid = figure.add_gridspec(
         2 * lines, columns, height_ratios=heights, hspace=0, wspace=0.03, **margins
     )
-    for place, (strip, text) in enumerate(zip(strips, texts, strict=True)):
-        line, column = divmod(place, columns)
+    for index, (strip, text) in enumerate(zip(strips, texts, strict=True)):
+        line, column = divmod(index, columns)
         axis = figure.add_subplot(grid[2 * line, column])
         axis.imshow(strip, interpolation="nearest", aspect="equal", rasterized=True)
         axis.set_anchor("SW")
@@ -56,8 +56,8 @@ def _strip(frames: np.ndarray) -> np.ndarray:
     _, height, width, _ = chosen.shape
     gap = max(1, width // 24)
     strip = np.full((height, _SHOWN * (width + gap) - gap, 3), 255, np.uint8)
-    for place, frame in enumerate(chosen):
-        strip[:, place * (width + gap) :][:, :width] = frame
+    for index, frame in enumerate(chosen):
+        strip[:, index * (width + gap) :][:, :width] = frame
     return strip
 
 
