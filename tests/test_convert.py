@@ -84,11 +84,23 @@ def test_transformers_loads_the_decoder_of_a_run(run, llama, tmp_path):
 
     told = convert([str(run[0])], tmp_path / "decoder", form="transformers")
     assert "left out: encoder, projector" in told[-2]
+    assert "opens it: llama, 2 layers of width 32" in "\n".join(told)
     theirs = transformers.LlamaForCausalLM.from_pretrained(llama).float().state_dict()
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "decoder").state_dict()
     assert theirs.keys() == again.keys()
     for name, tensor in theirs.items():
         assert (again[name] == tensor).all(), name
+
+
+def test_sizes_that_transformers_refuses_do_not_leave_unnoticed(run, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+
+    def refuse(folder):
+        raise ValueError("hidden_size is no multiple of the heads")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(WeightsError, match="does not open what was written: hidden_size"):
+        convert([str(run[0])], tmp_path / "decoder", form="transformers")
 
 
 def test_the_vocabulary_grows_when_asked(llama, tmp_path):

@@ -220,9 +220,25 @@ def _save_decoder(parts: Parts, out: str) -> None:
     }
     values = parts.description["decoder"] | {"dtype": dtype.name, "torch_dtype": dtype.name}
     save_published(out, arrays, names.LLAMA, values)
+    parts.notes.append(_open_by_transformers(out))
     left = sorted({path.partition("/")[0] for path in parts.arrays.keys() - decoder.keys()})
     if left:
         parts.notes.append(f"left out: {', '.join(left)}, which transformers has no place for")
+
+
+def _open_by_transformers(folder: str) -> str:
+    """That the library that `folder` is for reads its config.json as the decoder that was meant."""
+    import transformers  # takes seconds: only where something leaves for it
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{folder}: transformers {transformers.__version__} does not open what was written: "
+            f"{error}; correct the sizes that the source's config.json gives"
+        ) from error
+    sizes = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+    return f"transformers {transformers.__version__} opens it: {config.model_type}, {sizes}"
 
 
 def select_paths(paths: Iterable[str], regex: str) -> list[str]:
