@@ -17,6 +17,7 @@ from rvllm_jax.experiments.report import frame_map, frame_picture
 from rvllm_jax.generation.answer_attention import answer_attention
 from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.generation.streaming import text_of
+from rvllm_jax.system.atomic import write_bytes
 from rvllm_jax.system.errors import RvllmError
 
 HELP = """/frames [FILE.png]     a picture of the frames that the model sees, with their times
@@ -171,7 +172,7 @@ class Talk:
         if path.exists() and path not in self._written:
             self._say(f"{path}: is there already; remove it or give another name")
             return
-        path.write_bytes(content)
+        write_bytes(path, content, advice="Give another name")
         self._written.add(path)
         self._say(f"{path}: written")
 
