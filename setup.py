@@ -29,7 +29,7 @@ setup(
         "jinja2>=3.1.6",
         "ml-collections>=1.1.0",
         "absl-py>=2.5.1",
-        "av>=18.1.0",
+        "av>=18.1.0,<19",  # 19 takes no `metadata_errors`
         "simplejpeg>=1.9.0",
         "numpy>=2.4",
         "matplotlib>=3.11",

@@ -187,7 +187,7 @@ def test_what_is_installed_is_imported():
     setup = (ROOT / "setup.py").read_text()
     listed = re.search(r"install_requires=\[(.*?)\]", setup, re.S)[1]
     names = {n.lower().replace("-", "_") for n in re.findall(r'"([\w-]+)>=', listed)}
-    modules = {"orbax_checkpoint": "orbax", "sentencepiece": "sentencepiece"}
+    modules = {"orbax_checkpoint": "orbax", "absl_py": "absl"}
     used = {name.split(".")[0].lower() for tree in TREES.values() for name in imports(tree)}
     assert {"jax", "flax"} <= names
     assert not {name for name in names if modules.get(name, name) not in used}
@@ -210,7 +210,7 @@ def test_configdict_stops_at_the_commands_and_the_config():
 
 
 def errors() -> dict[str, tuple[str, list[str]]]:
-    """Name of every exception class of the package -> its module, and the names it derives from."""
+    """Every public class XError of the package -> its module, and the names it derives from."""
     classes = {}
     for path, tree in TREES.items():
         for node in ast.walk(tree):
