@@ -230,6 +230,28 @@ def test_every_refusal_has_one_base():
     assert not {name: place for name, (place, _) in known.items() if not derives(name)}
 
 
+ARRAY = re.compile(r"^(jax\.Array|np\.ndarray)\b")
+
+
+def says_no_shape(function: ast.FunctionDef) -> bool:
+    """Whether it takes arrays whose shapes neither their names nor its docstring state."""
+    arguments = [a for a in [*function.args.args, *function.args.kwonlyargs] if a.annotation]
+    arrays = {a.arg for a in arguments if ARRAY.search(ast.unparse(a.annotation))} - {"key"}
+    unnamed = {name for name in arrays if not re.search(r"_[A-Z]\w*$", name)}
+    text = ast.get_docstring(function) or ""
+    return bool(unnamed) and "[" not in text and "shape" not in text
+
+
+@pytest.mark.parametrize("folder", ["models", "training", "generation"])
+def test_array_functions_state_their_shapes(folder):
+    trees = [TREES[path] for path in FILES if path.parent == PACKAGE / folder]
+    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    functions = [node for part in [*trees, *classes] for node in part.body]
+    functions = [f for f in functions if isinstance(f, FUNCTIONS) and f.name[0] != "_"]
+    assert len(functions) > 20
+    assert not [function.name for function in functions if says_no_shape(function)]
+
+
 def run(program: str, *arguments: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],

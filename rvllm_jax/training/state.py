@@ -73,7 +73,7 @@ class HostShards(NamedTuple):
 
 
 def to_host(x: jax.Array) -> np.ndarray | HostShards:
-    """A copy in host memory: whole where one host has it all, else of this host's shards."""
+    """A copy in host memory, of any shape: the whole array, or this host's shards of it."""
     if x.is_fully_addressable:
         return np.array(x)  # a copy: on CPU a view would keep `x` alive
     # Copies of one shard, on several devices, are kept once.
@@ -83,7 +83,7 @@ def to_host(x: jax.Array) -> np.ndarray | HostShards:
 
 
 def to_devices(x: np.ndarray | HostShards) -> np.ndarray | jax.Array:
-    """As a checkpoint takes it: an array of all hosts has to be on their devices for that."""
+    """As a checkpoint takes it, of any shape: an array of all hosts has to be on their devices."""
     return x.put() if isinstance(x, HostShards) else x
 
 
