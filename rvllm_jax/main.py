@@ -46,7 +46,7 @@ flags.adopt_module_key_flags(join)
 # and what other test questions make of it is asked anew.
 MAY_CHANGE = (
     *("data.workers", "data.store", "data.test", "mesh", "parallel", "checkpoint", "log_every"),
-    *("max_skipped", "max_unreadable"),
+    *("max_skipped", "max_unreadable", "evaluation.fusion"),
 )
 # Keys that may differ between the hosts of a run: what each has for itself.
 OF_A_HOST = ("data.workers", "data.store")

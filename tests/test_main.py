@@ -99,6 +99,7 @@ def test_a_working_directory_keeps_all_that_changes_its_results(tmp_path, joint)
         ("model", "tokens", False),
         ("stages", "joint", False),
         ("evaluation", "max_new", False),
+        ("evaluation", "fusion", True),
         ("mesh", "fsdp", True),
     ):
         changed = json.loads(json.dumps(config))

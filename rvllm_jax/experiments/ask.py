@@ -2,6 +2,7 @@
 
 from absl import logging
 
+from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.evaluation import controls
 from rvllm_jax.experiments.experiment import Experiment
@@ -20,6 +21,11 @@ def asked_datasets(experiment: Experiment) -> dict[str, Dataset]:
     chosen = {"train": splits["train"][: experiment.recipe.evaluation.train_videos]}
     chosen.update({split: splits[split] for split in ("test", "heldout") if split in splits})
     return {split: experiment.dataset(examples) for split, examples in chosen.items()}
+
+
+def fusion(recipe: Recipe) -> str:
+    """How several views of a video give one answer at the end; "" where there is one view."""
+    return "" if recipe.evaluation.test_clips == "1x1" else recipe.evaluation.fusion
 
 
 def ask_all(
@@ -47,7 +53,7 @@ def ask_all(
         grouping = experiment.grouping(datasets[split])
         results |= _controls(engine, grouping, predictions[split])
     results["test_clips"] = recipe.evaluation.test_clips
-    results["fusion"] = "" if results["test_clips"] == "1x1" else recipe.evaluation.fusion
+    results["fusion"] = fusion(recipe)
     results["seconds"] = result.position.seconds
     results["steps"] = result.position.done
     results["skipped_updates"] = result.position.skipped_all

@@ -8,7 +8,7 @@ from absl import logging
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.batches import prompt_view
 from rvllm_jax.evaluation import controls
-from rvllm_jax.experiments.ask import ask_all, asked_datasets, predict, texts
+from rvllm_jax.experiments.ask import ask_all, asked_datasets, fusion, predict, texts
 from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.saved import training_videos
@@ -29,7 +29,7 @@ def run(recipe: Recipe, workdir: Path) -> dict:
     datasets = asked_datasets(experiment)
     asked = {split: fingerprint(dataset) for split, dataset in datasets.items()}
     result = train(experiment)
-    if results := _earlier_results(workdir, result.position.done, asked):
+    if results := _earlier_results(workdir, result.position.done, asked, fusion(recipe)):
         return results
     results, samples = ask_all(experiment, result, datasets)
     if not HERE.is_first:
@@ -41,14 +41,17 @@ def run(recipe: Recipe, workdir: Path) -> dict:
     return results
 
 
-def _earlier_results(workdir: Path, steps: int, asked: dict[str, str]) -> dict | None:
-    """The results of an earlier start, where they are of this checkpoint and these questions."""
+def _earlier_results(workdir: Path, steps: int, asked: dict[str, str], fusion: str) -> dict | None:
+    """The results of an earlier start, where they are of this checkpoint and these questions, and
+    views were fused in this way; results that do not name theirs are of before there was a choice.
+    """
     path = workdir / "report" / "results.json"
     results = read_json(path) if HERE.is_first and path.is_file() else None
     results = HERE.from_first(results, "earlier results")
     if not results:
         return None
     others = differences(results.get("asked", {}), asked)
+    others += differences({"fusion": results.get("fusion", fusion)}, {"fusion": fusion})
     if results.get("steps") == steps and not others:
         logging.info("%s is of this checkpoint: nothing left to do", path)
         return results
