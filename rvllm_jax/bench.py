@@ -6,11 +6,20 @@ python -m rvllm_jax.bench checkpoint|decode|evaluation|generation|input|load|ste
 import argparse
 import sys
 
-from rvllm_jax.speed import checkpoint, decoding, evaluation, generation, input, loading, step
+from rvllm_jax.speed import (
+    checkpoint,
+    decoding,
+    evaluation,
+    generation,
+    input,
+    loading,
+    measure,
+    step,
+)
 from rvllm_jax.system.errors import report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 
-# Each has DESCRIPTION, add_arguments(parser) and run(arguments) -> the report, or its lines.
+# What each of them has is in speed/measure.py.
 COMMANDS = {
     "checkpoint": checkpoint,
     "decode": decoding,
@@ -37,8 +46,7 @@ def main(argv: list[str]) -> None:
     if arguments.command in _AS_USED:
         keep_all_freed_memory_on_cpu()
     with report_errors(""):
-        report = COMMANDS[arguments.command].run(arguments)
-        for line in [report] if isinstance(report, str) else report:
+        for line in measure.report(COMMANDS[arguments.command].run, arguments):
             print(line, flush=True)
 
 

@@ -8,9 +8,7 @@ where it does not.
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
@@ -18,8 +16,8 @@ from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.models.functional import FunctionalModel
-from rvllm_jax.speed import figures
-from rvllm_jax.speed.step import add_recipe, describe, measured_recipe
+from rvllm_jax.speed import measure
+from rvllm_jax.speed.step import add_recipe, describe, read_recipe
 from rvllm_jax.speed.step_parts import place_stage
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.stages import build_layout
@@ -27,56 +25,48 @@ from rvllm_jax.training.stages import build_layout
 DESCRIPTION = "the rate at which checkpoints are saved and restored"
 
 
-class Rates(NamedTuple):
-    """Seconds of one save and one restore."""
-
-    blocked: float  # until the call has returned
-    saved: float  # until the checkpoint is complete
-    restored: float
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, rounds=3)
     where = "where to write; none: the system's temporary folder"
     parser.add_argument("--folder", default="", help=where)
-    figures.add_json(parser)
 
 
-def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """The report's lines, as they are known. Raises ConfigError, MeshError, StageError."""
-    recipe = measured_recipe(arguments)
-    figures.check(arguments.json)
+def run(arguments: argparse.Namespace) -> measure.Report:
+    """The report. Raises ConfigError, MeshError, StageError."""
+    recipe = read_recipe(arguments.config, arguments.set)
     if arguments.folder and not Path(arguments.folder).is_dir():
         raise ConfigError(f"--folder={arguments.folder}: there is no such folder; make it first")
     build_layout(recipe, model := build_model(recipe))
     yield describe(recipe)
     with tempfile.TemporaryDirectory(dir=arguments.folder or None) as folder:
-        size, rounds = measure(recipe, model, Path(folder), arguments.rounds)
-    yield f"{'':10}{'seconds':>10}{'MB/s':>10}   of {size / 1e6:.1f} MB"
-    for name in Rates._fields:
-        best = min(getattr(one, name) for one in rounds)
-        yield f"{name:10}{best:10.4f}{size / 1e6 / best:10.1f}"
-    seconds = [one._asdict() for one in rounds]
-    figures.write(arguments.json, config=recipe.name, bytes=size, rounds=seconds)
+        size, rounds = time_checkpoints(recipe, model, Path(folder), arguments.rounds)
+    table = measure.Columns(10, {"seconds": "10.4f", "MB/s": "10.1f"})
+    yield f"{table.head}   of {size / 1e6:.1f} MB"
+    for name in rounds[0]:
+        best = measure.best(rounds, name)
+        yield table.line(name, best, size / 1e6 / best)
+    return {"config": recipe.name, "bytes": size, "rounds": rounds}
 
 
-def measure(
-    recipe: Recipe, model: FunctionalModel, folder: Path, rounds: int
-) -> tuple[int, list[Rates]]:
-    """Bytes of a checkpoint, and the seconds of each round."""
-    number = len(recipe.stages) - 1
-    placed = place_stage(recipe, model, number)
+def time_checkpoints(
+    recipe: Recipe, model: FunctionalModel, folder: Path, number: int
+) -> tuple[int, list[dict[str, float]]]:
+    """Bytes of a checkpoint, and of each round the seconds until the call of a save has returned
+    ("blocked"), until the checkpoint is complete ("saved"), and of its way back ("restored")."""
+    stage = len(recipe.stages) - 1
+    placed = place_stage(recipe, model, stage)
     arrays = jax.block_until_ready(placed.placement.collect(placed.arrays, placed.key))
-    shapes, measured = placed.placement.shapes(number, placed.setup), []
+    shapes, rounds = placed.placement.shapes(stage, placed.setup), []
     checkpoints = Checkpoints(folder, keep=1)
-    for step in range(1, rounds + 1):
-        times = [time.perf_counter()]
+    for step in range(1, number + 1):
+        start = time.perf_counter()
         checkpoints.save(step, arrays, {})
-        times.append(time.perf_counter())
+        returned = time.perf_counter()
         checkpoints.wait()
-        times.append(time.perf_counter())
+        complete = time.perf_counter()
         jax.block_until_ready(checkpoints.restore(step, shapes)[0])
-        times.append(time.perf_counter())
-        measured.append(Rates(times[1] - times[0], times[2] - times[0], times[3] - times[2]))
+        restored = time.perf_counter() - complete
+        seconds = {"blocked": returned - start, "saved": complete - start, "restored": restored}
+        rounds.append(seconds)
     checkpoints.close()
-    return sum(x.nbytes for x in jax.tree.leaves(arrays)), measured
+    return sum(x.nbytes for x in jax.tree.leaves(arrays)), rounds

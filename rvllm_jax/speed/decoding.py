@@ -1,25 +1,22 @@
 """The rate of a preparation, from files to stored frames, beside bare PyAV on the same files.
 
-One process, in rounds that go through all measurements; printed are processor seconds, the best
-round of each and the medians of the rounds' ratios. Bare PyAV decodes every frame and scales those
-that a stride keeps; it applies no rotation and writes nothing.
+One process, in processor seconds. Bare PyAV decodes every frame and scales those that a stride
+keeps; it applies no rotation and writes nothing.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import av
-import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from rvllm_jax.data.store import record, shard_writer, shards
 from rvllm_jax.data.store.shards import FrameStoreError
-from rvllm_jax.data.video import decode, encode
+from rvllm_jax.data.video import decode
 from rvllm_jax.data.video.container import VIDEO_SUFFIXES
+from rvllm_jax.speed import measure, synthetic
 
 DESCRIPTION = "files to stored frames, beside bare PyAV"
 BARE, SCALED, DECODED = "PyAV: decode", "PyAV: decode, scale", "ours: decode, scale"
@@ -30,32 +27,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--videos", default="", help="a folder; rendered videos if none")
     add("--stride", type=int, default=6, help="every stride-th frame is stored")
     add("--short_side", type=int, default=256, help="pixels, of stored frames")
-    add("--rounds", type=int, default=3, help="measurements of each step")
+    measure.add_arguments(parser, rounds=3)
 
 
-def run(arguments: argparse.Namespace) -> str:
-    """The report, as text."""
+def run(arguments: argparse.Namespace) -> measure.Report:
+    """The report. Raises FrameStoreError where there is no video."""
     with tempfile.TemporaryDirectory() as folder:
-        videos = Path(arguments.videos) if arguments.videos else _render(Path(folder) / "videos")
+        videos = Path(arguments.videos or folder)
+        if not arguments.videos:
+            synthetic.write_videos(videos, 2, length=250, height=360, width=640)
         files = sorted(path for path in videos.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
         if not files:
             raise FrameStoreError(f"{videos}: holds no video; name another folder by --videos")
-        timed = _steps(files, arguments.stride, arguments.short_side, Path(folder) / "store")
-        rounds = [
-            {name: _seconds(step) for name, step in timed.items()} for _ in range(arguments.rounds)
-        ]
-    lines = [f"{len(files)} files, every {arguments.stride}-th frame, {arguments.rounds} rounds"]
-    lines.append(f"{'':24}{'CPU s':>8}  of {SCALED}")
-    for name in timed:
-        share = statistics.median(each[SCALED] / each[name] for each in rounds)
-        lines.append(f"{name:24}{min(each[name] for each in rounds):8.3f}  {share:.2f}")
-    return "\n".join(lines)
-
-
-def _seconds(step: Callable[[], None]) -> float:
-    start = time.process_time()
-    step()
-    return time.process_time() - start
+        yield f"{len(files)} files, every {arguments.stride}-th frame, {arguments.rounds} rounds"
+        steps = _steps(files, arguments.stride, arguments.short_side, Path(folder) / "store")
+        timers = {name: measure.timer(step, processor=True) for name, step in steps.items()}
+        rounds = list(measure.run_rounds(arguments.rounds, timers))
+    table = measure.Columns(24, {"CPU s": "8.3f", f"of {SCALED}": "24.2f"})
+    yield table.head
+    for name in steps:
+        yield table.line(name, measure.best(rounds, name), measure.ratio(rounds, SCALED, name))
+    return {"files": len(files), "rounds": rounds}
 
 
 def _steps(
@@ -92,15 +84,3 @@ def _steps(
         DECODED: decoded,
         **{f"ours: {e} shard": lambda e=e: stored(e) for e in record.ENCODINGS},
     }
-
-
-def _render(folder: Path) -> Path:
-    """Two files of a moving texture, 640 x 360 pixels, ten seconds each."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (45, 80, 3)).repeat(16, 0).repeat(16, 1)
-    scene = (coarse + rng.integers(-16, 16, coarse.shape)).clip(0, 255).astype(np.uint8)
-    for number in range(2):
-        moves = [scene[t % 360 :, 2 * t % 640 :][:360, :640] for t in range(250)]
-        encode.write(folder / f"{number}.mp4", np.stack(moves), fps=25)
-    return folder

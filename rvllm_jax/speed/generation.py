@@ -1,13 +1,13 @@
 """Decoding beside transformers' `generate` with its DynamicCache: the same weights, the same ids.
 
-Both run in this process, in turns, so that what else runs on the machine falls on each alike;
-printed are the best time of each and the ratio of the bests.
+Both run in this process; printed are the best time of each and the ratio of the bests.
 """
 
 import argparse
 import functools
 import importlib
-import time
+import tempfile
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -19,17 +19,25 @@ from rvllm_jax.generation import decode
 from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.sampling import GREEDY
 from rvllm_jax.generation.unrolled import unroll
-from rvllm_jax.models.llama_config import LlamaConfig
-from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.models.video_llm import VideoLLM
-from rvllm_jax.speed import figures
+from rvllm_jax.speed import measure
+from rvllm_jax.speed.synthetic import draw_model
 from rvllm_jax.system.errors import RvllmError
-from rvllm_jax.types import NO_SLOT, PREFIX, Questions, VisualLayout
+from rvllm_jax.types import NO_SLOT, PREFIX, Questions
 from rvllm_jax.weights.hf_config import llama_values
+from rvllm_jax.weights.names import LLAMA
+from rvllm_jax.weights.save import save_published
 
 DESCRIPTION = "tokens a second beside transformers' generate, and a video with ten questions"
-_NEVER = -1  # a stop id that no token has: all answers have their full length
+COLUMNS = measure.Columns(34, {"ms": "9.1f", "tokens/s": "10.0f", "ratio": "7.2f"})
+LABELS = {
+    "prefill": "one prefill, a single program",
+    "first": "first token of a new session",
+    "apart": "ten questions, ten calls",
+    "together": "ten questions, one video",
+}
 SIZES = ("width", "layers", "vocab", "prompt", "new", "frames", "rounds")  # of a measurement
+_NEVER = -1  # a stop id that no token has: all answers have their full length
 _SIDE = 112  # pixels of the video's frames
 
 
@@ -46,29 +54,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--new", type=int, default=64, help="tokens of an answer")
     add("--batches", type=int, nargs="+", default=[1, 8], help="answers at a time")
     add("--frames", type=int, default=16, help="frames of the video")
-    add("--rounds", type=int, default=7, help="measurements of each")
-    figures.add_json(parser)
+    measure.add_arguments(parser, rounds=7)
 
 
-def run(arguments: argparse.Namespace) -> str:
-    """The report, as text. Raises MissingTorch and ConfigError."""
-    figures.check(arguments.json)
+def run(arguments: argparse.Namespace) -> measure.Report:
+    """The report. Raises MissingTorch."""
     torch, transformers = _imported("torch"), _imported("transformers")
     torch.set_num_threads(2)
-    model = _model(arguments)
-    theirs = _theirs(model.decoder, torch, transformers)
-    lines = [
-        f"d={arguments.width}, {arguments.layers} layers, vocabulary {arguments.vocab}, float32, "
-        f"prompt {arguments.prompt}, {arguments.new} new tokens; best of {arguments.rounds}",
-        f"{'':34}{'ms':>9}{'tokens/s':>10}  ratio",
-    ]
-    seconds = {}  # seconds by what was done and how
+    width = arguments.width
+    model, params, stats = draw_model(
+        "resnet18",
+        arguments.frames,
+        vocab=arguments.vocab,
+        width=width,
+        layers=arguments.layers,
+        mlp_width=-(-width * 8 // 3 // 32) * 32,  # Llama's 8/3, to a multiple of 32
+        context=2048,
+    )
+    module = unroll(model.merge(params, stats))
+    with tempfile.TemporaryDirectory() as folder:
+        decoder = {path: x for path, x in params.items() if path.startswith("decoder/")}
+        save_published(folder, decoder, LLAMA, llama_values(module.decoder.config, "float32"))
+        theirs = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+    yield (
+        f"d={width}, {arguments.layers} layers, vocabulary {arguments.vocab}, float32, prompt "
+        f"{arguments.prompt}, {arguments.new} new tokens; best of {arguments.rounds}"
+    )
+    yield COLUMNS.head
+    seconds = {}  # of the best call, by what was done and how
     for batch in arguments.batches:
-        lines += _compare(arguments, model, theirs, torch, batch, seconds)
-    lines += _first_token(arguments, model, seconds) + _ten_questions(arguments, model, seconds)
+        prompts = np.random.default_rng(batch).integers(
+            3, arguments.vocab, (batch, arguments.prompt), np.int32
+        )
+        our_way = functools.partial(_our_way(module, arguments.new), _questions(prompts))
+        their_way = _their_way(theirs, torch, prompts, arguments.new)
+        same = (our_way()[:, 0] == their_way()).mean()
+        ways, tokens = {"ours": our_way, "theirs": their_way}, batch * arguments.new
+        name = f"batch {batch}"
+        seconds[name] = yield from _compare(arguments.rounds, ways, "theirs", f"{name}, ", tokens)
+        yield f"{name}: {same:.1%} of the greedy ids are the same"
+    ways = _first_token(arguments, module)
+    seconds["first token"] = yield from _compare(arguments.rounds, ways, "prefill")
+    ways = _ten_questions(arguments, module)
+    seconds["ten questions"] = yield from _compare(max(1, arguments.rounds // 2), ways, "apart")
     sizes = {key: value for key, value in vars(arguments).items() if key in SIZES}
-    figures.write(arguments.json, sizes=sizes, seconds=seconds)
-    return "\n".join(lines)
+    return {"sizes": sizes, "seconds": seconds}
+
+
+def _compare(
+    number: int, ways: dict[str, Callable], baseline: str, title: str = "", tokens: int = 0
+) -> measure.Report:
+    """A line a way; returns the seconds of the best call of each. tokens: those of a call."""
+    rounds = measure.time_calls(number, **ways)
+    best = {way: measure.best(rounds, way) for way in ways}
+    for way, seconds in best.items():
+        rate = tokens / seconds if tokens else ""
+        label = f"{title}{LABELS.get(way, way)}"
+        yield COLUMNS.line(label, 1e3 * seconds, rate, seconds / best[baseline])
+    return best
 
 
 def _imported(name: str):
@@ -79,49 +122,6 @@ def _imported(name: str):
             f"{name} cannot be imported ({error}); this comparison needs the extra `parity`: "
             "pip install -e .[parity]"
         ) from error
-
-
-def _model(arguments) -> VideoLLM:
-    heads = arguments.width // 64
-    config = LlamaConfig(
-        arguments.vocab,
-        arguments.width,
-        arguments.layers,
-        heads,
-        heads,
-        64,
-        # Llama's 8/3 of the width, to a multiple of 32
-        -(-arguments.width * 8 // 3 // 32) * 32,
-        context=2048,
-    )
-    layout = VisualLayout("global", arguments.frames)
-    return unroll(VideoLLM(RESNETS["resnet18"], config, layout, rngs=nnx.Rngs(0)))
-
-
-def _theirs(decoder, torch, transformers):
-    """transformers' model with the decoder's arrays."""
-    values = llama_values(decoder.config, "float32")
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(values)).eval()
-
-    def tensor(array):
-        return torch.tensor(np.asarray(array))
-
-    arrays = {"model.embed_tokens.weight": tensor(decoder.embed.embedding[...])}
-    arrays["model.norm.weight"] = tensor(decoder.norm.scale[...])
-    arrays["lm_head.weight"] = tensor(decoder.head.kernel[...].T)
-    for number, block in enumerate(decoder.layers):
-        place = f"model.layers.{number}"
-        arrays[f"{place}.input_layernorm.weight"] = tensor(block.norm1.scale[...])
-        arrays[f"{place}.post_attention_layernorm.weight"] = tensor(block.norm2.scale[...])
-        for name in "qkvo":
-            kernel = getattr(block.attention, name).kernel[...]
-            arrays[f"{place}.self_attn.{name}_proj.weight"] = tensor(kernel.T)
-        for name in ("gate", "up", "down"):
-            arrays[f"{place}.mlp.{name}_proj.weight"] = tensor(
-                getattr(block.mlp, name).kernel[...].T
-            )
-    model.load_state_dict(arrays, strict=True)
-    return model
 
 
 def _questions(prompts: np.ndarray) -> Questions:
@@ -141,25 +141,7 @@ def _questions(prompts: np.ndarray) -> Questions:
     )
 
 
-def times_of(rounds: int, **ways) -> dict[str, list[float]]:
-    """Seconds of every call of each function, in turns, without the first, which compiles."""
-    times = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            spent = time.perf_counter() - start
-            if number:
-                times[name].append(spent)
-    return times
-
-
-def best_of(rounds: int, **ways) -> dict[str, float]:
-    """Seconds of the best call of each function; the first calls, which compile, do not count."""
-    return {name: min(times) for name, times in times_of(rounds, **ways).items()}
-
-
-def _ours(model: VideoLLM, new: int):
+def _our_way(model: VideoLLM, new: int) -> Callable[[Questions], np.ndarray]:
     """questions -> ids, compiled; the layers are apart already, as in a session."""
     graph, arrays = nnx.split(model)
 
@@ -171,46 +153,30 @@ def _ours(model: VideoLLM, new: int):
     return lambda questions: np.asarray(generate(arrays, questions))
 
 
-def _compare(arguments, model, theirs, torch, batch: int, seconds: dict) -> list[str]:
-    rng = np.random.default_rng(batch)
-    prompts = rng.integers(3, arguments.vocab, (batch, arguments.prompt)).astype(np.int32)
-    generate, questions, new = _ours(model, arguments.new), _questions(prompts), arguments.new
+def _their_way(model, torch, prompts: np.ndarray, new: int) -> Callable[[], np.ndarray]:
+    """-> ids; transformers' `generate`, which is not stopped before `new` tokens."""
     given = torch.tensor(prompts, dtype=torch.long)
-    options = dict(
-        attention_mask=torch.ones_like(given),
-        max_new_tokens=new,
-        min_new_tokens=new,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=0,
-    )
+    lengths = dict(max_new_tokens=new, min_new_tokens=new)
+    options = dict(do_sample=False, use_cache=True, pad_token_id=0, **lengths)
 
     @torch.inference_mode()
-    def reference():
-        return theirs.generate(given, **options).numpy()[:, prompts.shape[1] :]
+    def generate():
+        ids = model.generate(given, attention_mask=torch.ones_like(given), **options)
+        return ids.numpy()[:, prompts.shape[1] :]
 
-    same = (generate(questions)[:, 0] == reference()).mean()
-    best = best_of(arguments.rounds, ours=lambda: generate(questions), theirs=reference)
-    seconds[f"batch {batch}"] = best
-    rows = {"ours": best["ours"] / best["theirs"], "theirs": 1.0}
-    return [
-        f"{f'batch {batch}, {name}':34}{1e3 * best[name]:9.1f}{batch * new / best[name]:10.0f}"
-        f"  {ratio:.2f}"
-        for name, ratio in rows.items()
-    ] + [f"batch {batch}: {same:.1%} of the greedy ids are the same"]
+    return generate
 
 
 def _video_session(arguments, model):
     """An engine over the model, a video, and its questions."""
     words = "what does the red circle do which way is it going and where does it end"
-    tokenizer = train([words] * 3, 300)
-    engine = Engine(model, tokenizer, TEMPLATES["vicuna_v1"])
+    engine = Engine(model, train([words] * 3, 300), TEMPLATES["vicuna_v1"])
     shape = (arguments.frames, _SIDE, _SIDE, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return engine, (frames, np.ones(arguments.frames, bool)), words.split()[:10]
 
 
-def _first_token(arguments, model, seconds: dict) -> list[str]:
+def _first_token(arguments, model) -> dict[str, Callable]:
     """A video encoded, its prompt read, and one token shown, beside the same as one program."""
     engine, video, (question, *_) = _video_session(arguments, model)
     session = engine.session(*video)
@@ -220,33 +186,17 @@ def _first_token(arguments, model, seconds: dict) -> list[str]:
         question_mask=np.ones(prompt.shape, bool),
         ids=np.zeros((1, 1), np.int32),
     )
-    prefill = functools.partial(_ours(model, 1), questions)
-    best = best_of(
-        arguments.rounds,
-        prefill=prefill,
-        first=lambda: next(engine.session(*video).stream(question, max_new=1), None),
-    )
-    seconds["first token"] = best
-    ratio = best["first"] / best["prefill"]
-    return [
-        f"{'one prefill, a single program':34}{1e3 * best['prefill']:9.1f}",
-        f"{'first token of a new session':34}{1e3 * best['first']:9.1f}{'':10}  {ratio:.2f}",
-    ]
+    return {
+        "prefill": functools.partial(_our_way(model, 1), questions),
+        "first": lambda: next(engine.session(*video).stream(question, max_new=1), None),
+    }
 
 
-def _ten_questions(arguments, model, seconds: dict) -> list[str]:
+def _ten_questions(arguments, model) -> dict[str, Callable]:
+    """Ten questions, each about the video encoded anew, and together about one."""
     engine, video, questions = _video_session(arguments, model)
-
-    def together():
-        return engine.session(*video).answers(questions, max_new=arguments.new)
-
-    def apart():
-        return [engine.session(*video).ask(q, max_new=arguments.new) for q in questions]
-
-    best = best_of(max(1, arguments.rounds // 2), together=together, apart=apart)
-    seconds["ten questions"] = best
-    ratio = best["together"] / best["apart"]
-    return [
-        f"{'ten questions, ten calls':34}{1e3 * best['apart']:9.1f}",
-        f"{'ten questions, one video':34}{1e3 * best['together']:9.1f}{'':10}  {ratio:.2f}",
-    ]
+    new = arguments.new
+    return {
+        "apart": lambda: [engine.session(*video).ask(q, max_new=new) for q in questions],
+        "together": lambda: engine.session(*video).answers(questions, max_new=new),
+    }

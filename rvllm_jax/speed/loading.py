@@ -1,8 +1,7 @@
 """The rate at which a folder's weights come to a device, beside those of its disk and of memory.
 
-Rounds go through all measurements; printed are the best round of each and the medians of the
-rounds' ratios. "disk" reads the files into one buffer after they were dropped from the system's
-cache, "cache" does it again at once. Linux.
+"disk" reads the files into one buffer after they were dropped from the system's cache, "cache" does
+it again at once. Linux.
 """
 
 import argparse
@@ -10,9 +9,7 @@ import ctypes
 import functools
 import gc
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rvllm_jax.speed import measure
 from rvllm_jax.system.atomic import write_json
 from rvllm_jax.weights import load as merge
 from rvllm_jax.weights.open import Weights, open_weights
@@ -35,39 +33,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--folder", default="", help="weights, as training takes them; made if none")
     add("--layers", type=int, default=8, help="of a made one, with Llama-7B's shapes in float16")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="here")
-    add("--rounds", type=int, default=3, help="measurements of each")
+    measure.add_arguments(parser, rounds=3)
 
 
-def run(arguments: argparse.Namespace) -> str:
-    """The report, as text."""
+def run(arguments: argparse.Namespace) -> measure.Report:
+    """The report. Raises WeightsError."""
     with tempfile.TemporaryDirectory() as made:
-        folder = arguments.folder or make(Path(made), arguments.layers)
-        weights = open_weights(folder)
+        weights = open_weights(arguments.folder or make(Path(made), arguments.layers))
         device, dtype = jax.local_devices()[0], jnp.dtype(arguments.dtype)
         tensors = [t for entry in weights.entries.values() for t in entry.tensors]
         size = sum(tensor.size for tensor in tensors)
         files = sorted({tensor.path for tensor in tensors})
+        dtypes = ", ".join(sorted({tensor.dtype.name for tensor in tensors}))
+        yield (
+            f"{size / 1e9:.2f} GB of {dtypes} to {dtype.name} on {device.platform}, "
+            f"{arguments.rounds} rounds"
+        )
         load = functools.partial(_load, weights, dtype, device)
-        steps = {DISK: (_read, True), CACHE: (_read, False)}
-        steps |= {f"ours, {name}": (load, cold) for name, (_, cold) in list(steps.items())}
         load()  # compiles
         beyond = _beyond(load)
-        rounds = [
-            {name: _rate(functools.partial(step, *[files] * (step is _read)), files, size, cold)
-             for name, (step, cold) in steps.items()}
-            for _ in range(arguments.rounds)
-        ]  # fmt: skip
-    dtypes = ", ".join(sorted({tensor.dtype.name for tensor in tensors}))
-    lines = [
-        f"{size / 1e9:.2f} GB of {dtypes} to {dtype.name} on {device.platform}, "
-        f"{arguments.rounds} rounds",
-        f"{'':16}{'MB/s':>8}  of {DISK}",
-    ]
-    for name in steps:
-        share = statistics.median(each[name] / each[DISK] for each in rounds)
-        lines.append(f"{name:16}{max(each[name] for each in rounds):8.0f}  {share:.2f}")
+        timers = {}
+        for name, way in (("", functools.partial(_read, files)), ("ours, ", load)):
+            timers[f"{name}{DISK}"] = _without_cache(measure.timer(way), files)
+            timers[f"{name}{CACHE}"] = measure.timer(way)
+        rounds = list(measure.run_rounds(arguments.rounds, timers))
+    table = measure.Columns(16, {"MB/s": "8.0f", f"of {DISK}": "9.2f"})
+    yield table.head
+    for name in timers:
+        rate = size / measure.best(rounds, name) / 1e6
+        yield table.line(name, rate, measure.ratio(rounds, DISK, name))
     most = "not measured" if beyond is None else f"{beyond / 1e6:.0f} MB"
-    return "\n".join([*lines, f"host memory beyond the device's arrays, at most: {most}"])
+    yield f"host memory beyond the device's arrays, at most: {most}"
+    return {"bytes": size, "rounds": rounds, "bytes_beyond": beyond}
 
 
 def _load(weights: Weights, dtype: np.dtype, device: jax.Device) -> int:
@@ -87,14 +84,16 @@ def _read(files: list[Path]) -> None:
                 pass
 
 
-def _rate(step: Callable[[], object], files: list[Path], size: int, cold: bool) -> float:
-    """Megabytes a second."""
-    for path in files if cold else ():
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    start = time.perf_counter()
-    step()
-    return size / (time.perf_counter() - start) / 1e6
+def _without_cache(timer: measure.Timer, files: list[Path]) -> measure.Timer:
+    """The timer, started when no file is in the system's cache."""
+
+    def seconds() -> float:
+        for path in files:
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return timer()
+
+    return seconds
 
 
 def _beyond(load: Callable[[], int]) -> int | None:

@@ -8,7 +8,6 @@ import argparse
 import ast
 import importlib.util
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,27 @@ import jax
 from rvllm_jax.config.check import ConfigError, refuse_unknown, resolve
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.costs.chips import Chip, of_device
-from rvllm_jax.speed import figures
-from rvllm_jax.speed.generation import best_of
+from rvllm_jax.speed import measure
 from rvllm_jax.speed.step_parts import Part, make_parts
 from rvllm_jax.training.step import keep_programs
 
 DESCRIPTION = "each stage's step, encoder and decoder alone, compilation, share of the peak"
+_FIGURES = {  # column -> its width and form, a part's figure and its unit in the table
+    "ms": ("9.1f", "seconds", 1e-3),
+    "clips/s": ("9.2f", "clips_per_second", 1),
+    "TFLOP/s": ("9.3f", "flops_per_second", 1e12),
+    "MFU": ("6.0%", "mfu", 1),
+    "MB": ("8.0f", "memory", 1e6),
+    "compile s": ("11.1f", "compile_seconds", 1),
+    "first s": ("9.1f", "first_seconds", 1),
+}
+COLUMNS = measure.Columns(18, {head: form for head, (form, *_) in _FIGURES.items()})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
     add_recipe(parser, rounds=5)
+    add = parser.add_argument
     add("--cache", default="", help="folder of compiled programs that stay; none: compile anew")
-    figures.add_json(parser)
 
 
 def add_recipe(parser: argparse.ArgumentParser, *, rounds: int) -> None:
@@ -37,37 +44,20 @@ def add_recipe(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     add = parser.add_argument
     add("--config", default="configs/joint.py:bench", help="a recipe, as training takes it")
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="its keys, as data.frames=8")
-    add("--rounds", type=int, default=rounds, help="measurements of each")
+    measure.add_arguments(parser, rounds=rounds)
 
 
-def measured_recipe(arguments: argparse.Namespace) -> Recipe:
-    """The recipe that `add_recipe`'s arguments name. Raises ConfigError, for no rounds too."""
-    if arguments.rounds < 1:
-        raise ConfigError(f"--rounds={arguments.rounds}: at least one measurement is needed")
-    return read_recipe(arguments.config, arguments.set)
-
-
-def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """The report's lines, as they are known. Raises ConfigError."""
-    recipe = measured_recipe(arguments)
-    figures.check(arguments.json)
+def run(arguments: argparse.Namespace) -> measure.Report:
+    """The report. Raises ConfigError."""
+    recipe = read_recipe(arguments.config, arguments.set)
     keep_programs(arguments.cache)
     yield describe(recipe)
-    heads = f"{'ms':>9}{'clips/s':>9}{'TFLOP/s':>9}{'MFU':>6}{'MB':>8}"
-    yield f"{'':18}{heads}{'compile s':>11}{'first s':>9}"
-    parts = []
-    for part in parts_of(recipe):
-        parts.append(measure(part, arguments.rounds, recipe.model.dtype))
-        yield line(parts[-1])
-    figures.write(arguments.json, config=recipe.name, parts=parts)
-
-
-def parts_of(recipe: Recipe) -> list[Part]:
-    """`make_parts`, its refusals as those of a configuration."""
-    try:
-        return make_parts(recipe)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    yield COLUMNS.head
+    figures = []
+    for part in make_parts(recipe):
+        figures.append(time_part(part, arguments.rounds, recipe.model.dtype))
+        yield line(figures[-1])
+    return {"config": recipe.name, "parts": figures}
 
 
 def read_recipe(config: str, changes: list[str]) -> Recipe:
@@ -114,13 +104,14 @@ def describe(recipe: Recipe) -> str:
     )
 
 
-def measure(part: Part, rounds: int, dtype: str) -> dict[str, Any]:
+def time_part(part: Part, rounds: int, dtype: str) -> dict[str, Any]:
     """Figures of one part by name; the best of `rounds` calls counts. Its arrays are freed."""
     begin = time.perf_counter()
     started = part.start()
     started.call()
-    once = time.perf_counter() - begin
-    seconds = best_of(rounds, best=started.call)["best"]
+    first = time.perf_counter() - begin
+    calls = list(measure.run_rounds(rounds, {"call": measure.timer(started.call)}))
+    seconds = measure.best(calls, "call")
     rate, peak = part.flops / seconds, peak_flops(of_device(jax.devices()[0].device_kind), dtype)
     return {
         "name": part.name,
@@ -130,7 +121,7 @@ def measure(part: Part, rounds: int, dtype: str) -> dict[str, Any]:
         "mfu": None if peak is None else rate / (peak * jax.device_count()),
         "memory": started.memory,
         "compile_seconds": started.compiling,
-        "first_seconds": once,
+        "first_seconds": first,
     }
 
 
@@ -140,10 +131,6 @@ def peak_flops(chip: Chip | None, dtype: str) -> float | None:
 
 
 def line(part: dict[str, Any]) -> str:
-    """One row of the table."""
-    share = "-" if part["mfu"] is None else f"{part['mfu']:.0%}"
-    return (
-        f"{part['name']:18}{1e3 * part['seconds']:9.1f}{part['clips_per_second']:9.2f}"
-        f"{part['flops_per_second'] / 1e12:9.3f}{share:>6}{part['memory'] / 1e6:8.0f}"
-        f"{part['compile_seconds']:11.1f}{part['first_seconds']:9.1f}"
-    )
+    """One line of the table."""
+    figures = [(part[name], unit) for _, name, unit in _FIGURES.values()]
+    return COLUMNS.line(part["name"], *("-" if x is None else x / unit for x, unit in figures))

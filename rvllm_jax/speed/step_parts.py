@@ -1,8 +1,9 @@
 """The programs whose times `bench step` takes: each stage's update, and its parts alone.
 
-Values are random, and change no time; the rows are filled to their end.
+Values are random, and change no time; the sequences are filled to their end.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ import numpy as np
 from flax import nnx
 
 from rvllm_jax.config.build import build_model
+from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.schema import Recipe, Stage
+from rvllm_jax.data.batches.packing import pack_sequence, prefix
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.loss import token_loss_sum
@@ -30,7 +33,7 @@ from rvllm_jax.training.stages import (
 )
 from rvllm_jax.training.state import StageArrays, StatePlacement
 from rvllm_jax.training.step import compile_update, make_loss
-from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Batch
+from rvllm_jax.types import Batch
 
 ENCODER, DECODER, EVALUATION = "encoder alone", "decoder alone", "evaluation"
 
@@ -53,50 +56,51 @@ class Part(NamedTuple):
 
 
 def question_length(recipe: Recipe) -> int:
-    """Tokens of a question in a full row. ValueError where the rows are too short for them."""
+    """Tokens of a question in a full sequence. ConfigError where that is too short for them."""
     V, L, Q = recipe.layout.tokens, recipe.data.context, recipe.data.questions
-    each = (L - V) // Q
-    if each < 2:
-        raise ValueError(
+    length = (L - V) // Q
+    if length < 2:
+        raise ConfigError(
             f"config.data.context={L} leaves {L - V} places behind {V} visual tokens, too few for "
             f"config.data.questions={Q} questions of two tokens or more; raise the one or lower "
             "the other"
         )
-    return each
+    return length
 
 
 def draw_batch(recipe: Recipe, stage: Stage, seed: int = 0) -> Batch:
-    """A full batch: random frames, and config.data.questions segments of equal length a row.
+    """A full batch: random frames, and config.data.questions segments of equal length a sequence.
 
-    The prefix is the video's tokens alone. ValueError where the rows are too short for that.
+    The prefix is the video's tokens alone, or as many of a caption. ConfigError where the sequences
+    are too short for that.
     """
-    V, Q, each = recipe.layout.tokens, recipe.data.questions, question_length(recipe)
-    rng, shapes = np.random.default_rng(seed), abstract.batch(recipe, stage)
-    batch = Batch(*(np.zeros(x.shape, x.dtype) for x in shapes))
-    batch.frames[:] = rng.integers(0, 256, batch.frames.shape, np.uint8)
-    batch.frame_mask[:] = True
-    batch.tokens[:] = rng.integers(3, recipe.llama.vocab_size, batch.tokens.shape)
-    batch.segments[:, :V], batch.segments[:, V:] = PREFIX, PADDING
-    batch.positions[:, :V] = np.arange(V)
-    for question in range(Q):
-        first = V + question * each
-        batch.segments[:, first : first + each] = question + 1
-        batch.positions[:, first : first + each] = np.arange(V, V + each)
-        batch.targets[:, first : first + each - 1] = batch.tokens[:, first + 1 : first + each]
-        batch.weights[:, first : first + each - 1] = 1
-    batch.slots[:] = NO_SLOT
-    if stage.input == "video":
-        batch.slots[:, :V] = np.arange(V)
-        batch.tokens[:, :V] = 0
-    batch.tokens[batch.segments == PADDING] = 0
-    batch.examples[:] = np.arange(len(batch.examples))
-    return batch
+    rng = np.random.default_rng(seed)
+    shapes, length = abstract.batch(recipe, stage), question_length(recipe)
+
+    def draw(count: int) -> np.ndarray:
+        return rng.integers(3, recipe.llama.vocab_size, count, np.int32)
+
+    sequences = []
+    for _ in range(stage.batch):
+        if stage.input == "video":
+            head = prefix((), (), visual=recipe.layout.filled(recipe.data.frames))
+        else:
+            head = prefix((), (), text=draw(recipe.layout.tokens))
+        segments = [(draw(length), np.ones(length)) for _ in range(recipe.data.questions)]
+        sequences.append(pack_sequence(head, segments, recipe.data.context))
+    return Batch(
+        frames=rng.integers(0, 256, shapes.frames.shape, np.uint8),
+        frame_mask=np.ones(shapes.frame_mask.shape, bool),
+        examples=np.arange(stage.batch, dtype=np.int32),
+        errors=np.zeros(stage.batch, np.int32),
+        **{name: np.stack([each[name] for each in sequences]) for name in sequences[0]},
+    )
 
 
 def make_parts(recipe: Recipe) -> list[Part]:
     """All parts, in the order in which they are measured; nothing is allocated yet.
 
-    ValueError where the rows are too short for their questions, or as `build_layout`.
+    ConfigError where the sequences are too short for their questions; MeshError, StageError.
     """
     question_length(recipe)  # before anything is compiled
     model, parts = build_model(recipe), []
@@ -104,10 +108,7 @@ def make_parts(recipe: Recipe) -> list[Part]:
     for number, stage in enumerate(recipe.stages):
         work = step_costs(recipe, stage, model.params).step().values()
         count = stage.batch * sum(once for once, _ in work)
-
-        def start(number=number):
-            return _start_stage(recipe, model, number)
-
+        start = functools.partial(_start_stage, recipe, model, number)
         parts.append(Part(f"stage {stage.name}", stage.batch, count, start))
     if stage.input != "video":
         return parts

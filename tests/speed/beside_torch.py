@@ -1,6 +1,6 @@
 """Training steps beside the same model in torch: one command prints times and ratios.
 
-    python tests/benchmarks/beside_torch.py
+    python tests/speed/beside_torch.py
 
 The peer is transformers' ResNet, a linear projector and transformers' Llama, run eagerly with the
 same weights in the same dtype. It reads a row for each question, and so encodes the video for each.
@@ -9,7 +9,6 @@ Both run in this process, in turns, so that what else runs on the machine falls 
 
 import argparse
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,9 +28,9 @@ from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import IMAGENET_MEAN, IMAGENET_STD
 from rvllm_jax.sharding import layouts
-from rvllm_jax.speed.generation import times_of
-from rvllm_jax.speed.step import parts_of, read_recipe
-from rvllm_jax.speed.step_parts import ENCODER, EVALUATION, draw_arrays, draw_batch
+from rvllm_jax.speed import measure as speed
+from rvllm_jax.speed.step import read_recipe
+from rvllm_jax.speed.step_parts import ENCODER, EVALUATION, draw_arrays, draw_batch, make_parts
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 from rvllm_jax.training.stages import label_parameters
 from rvllm_jax.types import Batch
@@ -44,6 +43,9 @@ PROJECTOR = NameTable(
         Rule("weight", "projector/linear_1/kernel", MATRIX),
         Rule("bias", "projector/linear_1/bias"),
     )
+)
+COLUMNS = speed.Columns(
+    34, {"ours": "10.1f", "torch": "10.1f", "best": "8.2f", "median": "8.2f", "goal": "7.2f"}
 )
 PARTS = {"encoder": RESNET_HF, "projector": PROJECTOR, "decoder": LLAMA}
 
@@ -203,23 +205,25 @@ def measure(row: Row, config: str, changes: list[str], rounds: int) -> str:
     """One line: milliseconds of a question of each, and their ratio, both best and median."""
     ours = read_recipe(config, [*changes, *row.changes])
     same = ours if row.questions == 1 else read_recipe(config, changes)
-    part = next(part for part in parts_of(ours) if part.name == row.part)
-    times = times_of(rounds, ours=part.start().call, theirs=row.theirs(same))
-    count = part.clips * row.questions
-    mine = [seconds / count for seconds in times["ours"]]
-    yours = [seconds / part.clips for seconds in times["theirs"]]
-    ratio = statistics.median(a / b for a, b in zip(mine, yours, strict=True))
-    best = min(mine) / min(yours)
-    return (
-        f"{row.name:34}{1e3 * min(mine):10.1f}{1e3 * min(yours):10.1f}"
-        f"{best:8.2f}{ratio:8.2f}{row.goal:>7}"
+    part = next(part for part in make_parts(ours) if part.name == row.part)
+    times = speed.time_calls(rounds, ours=part.start().call, theirs=row.theirs(same))
+    # A call of theirs is of one question a clip.
+    ours, theirs = (speed.best(times, way) / part.clips for way in ("ours", "theirs"))
+    ratio = speed.ratio(times, "ours", "theirs") / row.questions
+    return COLUMNS.line(
+        row.name,
+        1e3 * ours / row.questions,
+        1e3 * theirs,
+        ours / row.questions / theirs,
+        ratio,
+        row.goal,
     )
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """The report's lines, as they are known."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    yield f"{'ms a question':34}{'ours':>10}{'torch':>10}{'best':>8}{'median':>8}{'goal':>7}"
+    yield COLUMNS.line("ms a question", *COLUMNS.heads)
     rows = rows_of(read_recipe(arguments.config, arguments.set))
     for name in arguments.rows or rows:
         yield measure(rows[name], arguments.config, arguments.set, arguments.rounds)

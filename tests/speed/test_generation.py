@@ -43,12 +43,3 @@ def test_without_torch_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main(["generation", *SMALL])
     assert "pip install -e .[parity]" in str(ended.value.code)  # a text: exit code 1
-
-
-def test_the_best_of_the_rounds_counts_without_the_first():
-    times = iter([0.0, 9.0, 10.0, 13.0, 20.0, 22.0])  # start and end of each call
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation.time, "perf_counter", lambda: next(times))
-        calls = []
-        assert generation.best_of(2, way=lambda: calls.append(0)) == {"way": 2.0}
-    assert len(calls) == 3

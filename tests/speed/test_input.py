@@ -9,7 +9,7 @@ from rvllm_jax.bench import main
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.speed import input
-from rvllm_jax.speed.input_steps import LIMITS, PIPELINE, Clips, Steps
+from rvllm_jax.speed.input_steps import LIMITS, PIPELINE, Steps
 
 SMALL = "--frames=4 --step=2 --crop=32 --batch=2 --batches=2 --rounds=1 --workers=1".split()
 
@@ -67,7 +67,7 @@ def test_lines_come_when_they_are_known(tmp_path):
     input.add_arguments(parser)
     arguments = parser.parse_args([*SMALL, "--rounds=2"])
     raw = next(input.render(tmp_path, arguments))
-    lines = input.measure(FrameStore(raw), arguments, [])
+    lines = input.time_store(FrameStore(raw), arguments)
     assert next(lines).startswith("raw: ") and next(lines).startswith("round 1, ms a clip: read ")
     lines.close()
 
@@ -83,6 +83,6 @@ def test_a_store_of_one_s_own_is_measured(tmp_path):
         list(input.run(parser.parse_args([*SMALL, "--frames=100", f"--store={jpeg}"])))
     with pytest.raises(FrameStoreError, match="none of its frames holds a crop of 999"):
         list(input.run(parser.parse_args([*SMALL, "--crop=999", f"--store={jpeg}"])))
-    # Every row of a batch is a clip, however many videos there are.
-    steps = Steps(FrameStore(jpeg), Clips(4, 2, 32, batch=3), batches=1, workers=0)
+    # Every sequence of a batch has a clip, however many videos there are.
+    steps = Steps(FrameStore(jpeg), parser.parse_args([*SMALL, "--batch=3"]))
     assert len(steps._dataset.sequences) % 3 == 0
