@@ -5,10 +5,11 @@ of each step, and the medians over the rounds of ratios, of what a step adds, an
 """
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
 
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.reader import FrameStore
@@ -81,54 +82,24 @@ def time_store(
 
 def report(rounds: measure.Rounds, size: Mapping[str, int]) -> Iterator[str]:
     """The lines of the table and what follows; rounds: seconds a clip; size: bytes of a clip."""
-    added = _added(rounds)
+    steps = [name for name in PIPELINE[:-1] if name in rounds[0]]  # of one process
+    seconds = np.array([[each[name] for name in steps] for each in rounds])  # [rounds, steps]
+    added = np.diff(seconds, prepend=0.0).clip(0.0)  # by each step to those before
+    extra = dict(zip(steps, np.median(added, axis=0), strict=True))
     yield COLUMNS.head
     for name in rounds[0]:
         best = measure.best(rounds, name)
         line = COLUMNS.line(name, 1 / best, size[name] / best / _MB, 1e3 * best)
-        if name in added[0]:
-            line += f"  (added: {1e3 * statistics.median(seconds[name] for seconds in added):.2f})"
-        yield line
+        yield f"{line}  (added: {1e3 * extra[name]:.2f})" if name in extra else line
     for limit in ("hand-written loop", "simplejpeg alone"):
         if limit in rounds[0]:
             yield f"one process / {limit}: {measure.ratio(rounds, limit, 'to device'):.2f}"
-    yield _binding(added)
-    unlike = sum(map(_is_noisy, rounds))
-    if unlike:
+    shares = np.median(added / added.sum(axis=1, keepdims=True), axis=0)
+    yield f"{steps[shares.argmax()]!r} binds: {shares.max():.0%} of a clip's time in one process"
+    noisy = int((seconds[:, 1:] < _NOISE * seconds[:, :-1]).any(axis=1).sum())
+    if noisy:
         yield (
-            f"noisy: in {unlike} of {len(rounds)} rounds a step took less time than one that is "
+            f"noisy: in {noisy} of {len(rounds)} rounds a step took less time than one that is "
             "part of it: something else ran on this machine; measure again without it, or with "
             "more --rounds"
         )
-
-
-def _of_one_process(seconds: Mapping[str, float]) -> list[str]:
-    return [name for name in PIPELINE[:-1] if name in seconds]
-
-
-def _added(rounds: measure.Rounds) -> list[dict[str, float]]:
-    """What each step of one process adds to those before, in seconds, by round."""
-    names = _of_one_process(rounds[0])
-    return [
-        {
-            name: max(seconds[name] - (seconds[before] if before else 0.0), 0.0)
-            for before, name in zip(["", *names], names, strict=False)
-        }
-        for seconds in rounds
-    ]
-
-
-def _binding(added: measure.Rounds) -> str:
-    """Which step takes most of a clip's time in one process, by the median of its shares."""
-    share = {
-        name: statistics.median(seconds[name] / sum(seconds.values()) for seconds in added)
-        for name in added[0]
-    }
-    slowest = max(share, key=share.get)
-    return f"{slowest!r} binds: {share[slowest]:.0%} of a clip's time in one process"
-
-
-def _is_noisy(seconds: Mapping[str, float]) -> bool:
-    """Whether in this round a step took much less time than one that is part of it."""
-    names = _of_one_process(seconds)
-    return any(seconds[b] < _NOISE * seconds[a] for a, b in zip(names, names[1:], strict=False))

@@ -6,7 +6,7 @@ backward. "first" is what passes until the first call has ended: arrays drawn, p
 
 import argparse
 import ast
-import importlib.util
+import runpy
 import time
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,9 @@ def read_recipe(config: str, changes: list[str]) -> Recipe:
             f"--config={config}: there is no file {path}; start from the repository's root, or "
             "name the recipe by its whole path"
         )
-    spec = importlib.util.spec_from_file_location("recipe_of_bench", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    get_config = runpy.run_path(path)["get_config"]
     try:
-        values = module.get_config(*[argument] * bool(argument))
+        values = get_config(*[argument] * bool(argument))
     except ValueError as error:
         raise ConfigError(f"--config={config}: {error}") from error
     if wrong := [change for change in changes if "=" not in change]:

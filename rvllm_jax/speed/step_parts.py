@@ -26,11 +26,7 @@ from rvllm_jax.planning import abstract
 from rvllm_jax.planning.abstract import step_costs
 from rvllm_jax.sharding import layouts
 from rvllm_jax.sharding.constrain import join_frames
-from rvllm_jax.training.stages import (
-    StageSetup,
-    build_layout,
-    prepare_stage,
-)
+from rvllm_jax.training.stages import StageSetup, build_layout, prepare_stage
 from rvllm_jax.training.state import StageArrays, StatePlacement
 from rvllm_jax.training.step import compile_update, make_loss
 from rvllm_jax.types import Batch
@@ -178,31 +174,27 @@ def _started(layout, function: Callable, *arguments: Any) -> Started:
     return Started(lambda: jax.block_until_ready(program(*arguments)), compiling, _memory(program))
 
 
-class _Only(nnx.Module):
+class _Part(nnx.Module):
     """One part of the model, under its name in the whole one."""
 
-    def __init__(self, **parts: nnx.Module):
-        for name, part in parts.items():
-            setattr(self, name, part)
+    def __init__(self, name: str, part: nnx.Module):
+        setattr(self, name, part)
 
 
 def _alone(recipe: Recipe, name: str, make: Callable) -> tuple[FunctionalModel, dict, dict, Any]:
     """(the model of one part, its parameters, its statistics, their layout)."""
     dtype = jnp.dtype(recipe.model.dtype)
     kinds = dict(dtype=dtype, param_dtype=jnp.promote_types(dtype, jnp.float32))
-    model = FunctionalModel.of(lambda rngs: _Only(**{name: make(rngs=rngs, **kinds)}))
+    model = FunctionalModel.of(lambda rngs: _Part(name, make(rngs=rngs, **kinds)))
     layout = layouts.make("jit", recipe.mesh)
-    where = layout.array_shardings(model.params, model.stats)
-    params, stats = jax.jit(model.init, out_shardings=where)(jax.random.key(recipe.seed))
+    shardings = layout.array_shardings(model.params, model.stats)
+    params, stats = jax.jit(model.init, out_shardings=shardings)(jax.random.key(recipe.seed))
     return model, params, stats, layout
 
 
 def _start_encoder(recipe: Recipe) -> Started:
     """Forward and backward from pixels to feature maps, with the batch's own statistics."""
-
-    def make(**kinds):
-        return ResNet(recipe.resnet, remat=recipe.model.remat != "none", **kinds)
-
+    make = functools.partial(ResNet, recipe.resnet, remat=recipe.model.remat != "none")
     model, params, stats, layout = _alone(recipe, "encoder", make)
     batch = layout.put(draw_batch(recipe, recipe.stages[-1]))
 
@@ -218,10 +210,7 @@ def _start_encoder(recipe: Recipe) -> Started:
 
 def _start_decoder(recipe: Recipe) -> Started:
     """Forward and backward from tokens to the loss, with the gradients of all its parameters."""
-
-    def make(**kinds):
-        return Llama(recipe.llama, remat=recipe.model.remat, **kinds)
-
+    make = functools.partial(Llama, recipe.llama, remat=recipe.model.remat)
     model, params, stats, layout = _alone(recipe, "decoder", make)
     batch = layout.put(draw_batch(recipe, recipe.stages[-1])._replace(frames=np.zeros(0)))
     chunk = recipe.model.loss_chunk
