@@ -96,7 +96,7 @@ def test_another_model_is_refused(beside):
 @pytest.mark.slow
 def test_every_row_has_its_times_and_ratio(beside, capsys):
     config = f"{Path(__file__).parents[2] / 'configs' / 'joint.py'}:bench"
-    small = "model.decoder=tiny data.frames=2 data.crop=32 data.short_side=32 data.context=16"
+    small = "model.decoder=tiny data.frames=2 data.crop=32 data.short_side=32 data.context=18"
     small += " stages.visual.batch=8 stages.joint.batch=8"
     beside.main(["--rounds=1", f"--config={config}", "--set", *small.split()])
     _, *lines = capsys.readouterr().out.splitlines()
