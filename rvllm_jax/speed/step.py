@@ -96,7 +96,7 @@ def describe(recipe: Recipe) -> str:
     return (
         f"{recipe.model.encoder}, {data.frames} frames of {data.crop} pixels; decoder "
         f"d={recipe.llama.width}, {recipe.llama.layers} layers, {recipe.llama.vocab_size} words; "
-        f"rows of {data.context} tokens, {data.questions} questions; batches of "
+        f"sequences of {data.context} tokens, {data.questions} questions; batches of "
         f"{', '.join(str(stage.batch) for stage in recipe.stages)}; {recipe.model.dtype}; "
         f"{jax.device_count()} x {device.device_kind}"
     )

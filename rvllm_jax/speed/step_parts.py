@@ -139,7 +139,7 @@ def place_stage(recipe: Recipe, model: FunctionalModel, number: int) -> PlacedSt
     stage, layout = recipe.stages[number], layouts.make(recipe.parallel, recipe.mesh)
     setup = prepare_stage(stage, model.params, stage.steps or stage.warmup + 1)
     placement = StatePlacement(model, recipe.stages, recipe.model.dtype, layout)
-    arrays = draw_arrays(recipe, model, layout)
+    arrays = placement.draw(jax.random.key(recipe.seed))
     key = arrays["key"]
     return PlacedStage(setup, placement, placement.place(arrays, number, setup), key)
 
