@@ -10,13 +10,12 @@ first appear: each is decoded and encoded once.
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TextIO
+from typing import Any
 
 from rvllm_jax.data.annotations.example import decode_text
 from rvllm_jax.data.annotations.video_names import readable
@@ -28,8 +27,9 @@ from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.generation.clip_fusion import LOCK_STEP
 from rvllm_jax.generation.prompts import PromptError
 from rvllm_jax.generation.sampling import GenerationConfig
-from rvllm_jax.system.atomic import read_json_or_empty, write_text
+from rvllm_jax.system.atomic import read_json_or_empty, write_json
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.lines import JsonLines, LinesError
 
 _OURS = ("answer", "answers", "error")
 _SETTINGS = ".settings.json"  # beside the answers: what they were made with
@@ -149,10 +149,8 @@ def answer_file(
         "fusion": answerer.fusion,
         **json.loads(json.dumps(dataclasses.asdict(config))),
     }
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_claimed(out, settings))
-        done = _continued(out, lines)
-        file = stack.enter_context(open(out, "a", encoding="utf-8"))
+    with contextlib.closing(_claimed(out, settings)) as file:
+        done = _continued(file, lines)
         tally = Tally(before=sum(len(line.questions) for line in lines if id(line) in done))
         tally.answered = tally.before
         work = _Work(answerer, config, batch, file, tally)
@@ -177,7 +175,7 @@ class _Work:
     answerer: Answerer
     config: GenerationConfig
     batch: int
-    file: TextIO
+    file: JsonLines
     tally: Tally
 
     def about(self, video: str, seen: VideoClips | VideoError, lines: list[Line]) -> None:
@@ -223,61 +221,54 @@ class _Work:
             result["error"] = line.error
         self.tally.answered += len(answers)
         self.tally.failed += max(1, count) - len(answers)
-        self.file.write(json.dumps({**line.record, **result}) + "\n")
-        self.file.flush()
+        self.file.append({**line.record, **result})
 
 
-@contextlib.contextmanager
-def _claimed(out: Path, settings: dict) -> Iterator[None]:
-    """Makes `out` the file of answers of these settings, and of this process as long as it lasts.
-
-    The lock is on the settings' file.
-    """
+def _claimed(out: Path, settings: dict) -> JsonLines:
+    """`out` as the file of answers of these settings, and of this process until it is closed."""
     path = out.with_name(out.name + _SETTINGS)
-    if out.exists() and not path.exists():
+    if out.exists() and out.stat().st_size and not path.exists():
         raise QuestionsError(
             f"{out}: is there and was not written by this command; give another --out"
         )
     try:
-        file = open(path, "a+", encoding="utf-8")
-    except OSError as error:
-        raise QuestionsError(f"{path}: {error.strerror}; give another --out") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise QuestionsError(f"{out}: another process is writing it; wait for it") from error
-        before = _OLDER | read_json_or_empty(path) if out.exists() else settings
+        file = JsonLines(out, allow_nan=True)  # a line of the questions may hold one
+    except LinesError as error:
+        raise QuestionsError(str(error)) from error
+    with contextlib.ExitStack() as stack:
+        stack.callback(file.close)
+        if not out.stat().st_size:
+            write_json(path, settings, indent=2)
+        before = _OLDER | read_json_or_empty(path)
         other = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
         if other:
             raise QuestionsError(
                 f"{out}: holds answers made otherwise ({'; '.join(other)}); give another --out, or "
                 "remove it"
             )
-        if not out.exists():
-            file.truncate(0)
-            file.write(json.dumps(settings, indent=2) + "\n")
-            file.flush()
-        yield
+        stack.pop_all()
+    return file
 
 
-def _continued(out: Path, lines: list[Line]) -> set[int]:
+def _continued(file: JsonLines, lines: list[Line]) -> set[int]:
     """The lines (by `id`) that a file of answers holds already; what else it holds is cut off."""
     waiting: dict[str, list[Line]] = collections.defaultdict(list)
     for line in reversed(lines):
         waiting[_key(line.record)].append(line)
     kept, done = [], set()
-    text = out.read_text(encoding="utf-8", errors="replace") if out.exists() else ""
+    text = file.path.read_text(encoding="utf-8", errors="replace")
     for row in text.split("\n"):
         try:
             record = json.loads(row)
         except ValueError:
-            continue  # half a line, or none
-        asked = waiting.get(_key(record)) if "error" not in record else None
+            continue  # the end of the file, or no answer
+        is_answer = isinstance(record, dict) and "error" not in record
+        asked = waiting.get(_key(record)) if is_answer else None
         if asked:
             done.add(id(asked.pop()))
             kept.append(row + "\n")
-    write_text(out, "".join(kept))
+    if "".join(kept) != text:
+        file.replace("".join(kept))
     return done
 
 

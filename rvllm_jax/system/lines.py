@@ -3,15 +3,15 @@
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.system.atomic import naming
+from rvllm_jax.system.atomic import naming, replacing
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.lock import try_lock
 
 _CONTINUES = "Free some space, then start the same command again: it continues"
 
@@ -24,27 +24,37 @@ class JsonLines:
     """A file that one process at a time appends to, each record by one write.
 
     Opening it cuts off a last line that was not written to its end. Raises LinesError where
-    another process has it open.
+    another process has it open. allow_nan: takes numbers that JSON has not, such as NaN.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        with naming(self.path, error=LinesError):
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._file)
-            raise LinesError(
-                f"{self.path}: another process is writing it; wait for its end, or stop it"
-            ) from error
-        except OSError:
-            pass  # not every file system has locks
+    def __init__(self, path: str | Path, *, allow_nan: bool = False):
+        self.path, self._allow_nan = Path(path), allow_nan
+        self._file = self._opened(self.path)
         self.cut = _cut_half_line(self._file)
 
+    def _opened(self, path: Path) -> int:
+        """The file at `path`, made if absent and locked."""
+        with naming(self.path, error=LinesError):
+            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        # A file that was replaced meanwhile is locked in vain: it is nobody's any more.
+        if not try_lock(file) or not os.path.samestat(os.fstat(file), os.stat(path)):
+            os.close(file)
+            raise LinesError(
+                f"{self.path}: another process is writing it; wait for its end, or stop it"
+            )
+        return file
+
+    def replace(self, lines: str) -> None:
+        """`lines`, each with its end, in the place of all that it holds; at once, or not at all."""
+        with replacing(self.path, error=LinesError) as temporary:
+            temporary.write_text(lines, encoding="utf-8")
+            following = self._opened(temporary)  # locked before it is in its place
+        os.close(self._file)
+        self._file = following
+
     def append(self, record: dict) -> None:
-        """Adds one record. Raises ValueError for a number that JSON has not, such as NaN."""
-        content = memoryview(dump(record).encode())
+        """Adds one record. Raises ValueError for a number that JSON has not, unless allowed."""
+        content = memoryview(dump(record, allow_nan=self._allow_nan).encode())
         with naming(self.path, advice=_CONTINUES, error=LinesError):
             while content:  # a full disk writes a part, then raises
                 content = content[os.write(self._file, content) :]
@@ -71,9 +81,9 @@ class JsonLines:
         self.close()
 
 
-def dump(record: dict) -> str:
+def dump(record: dict, *, allow_nan: bool = False) -> str:
     """`record` as one line."""
-    return json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
+    return json.dumps(record, ensure_ascii=True, allow_nan=allow_nan) + "\n"
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[str, dict]]:

@@ -1,13 +1,28 @@
-"""One process at a time in a folder."""
+"""One process at a time: in a folder, at a file."""
 
 import contextlib
 import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from rvllm_jax.system.atomic import WriteError
 
 LOCK = "lock"  # the file that is held
+
+
+def try_lock(file: int | IO) -> bool:
+    """Whether this process has an open file for itself now, until it closes it.
+
+    Also where the file system has no locks: nothing is known of other processes there.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -22,9 +37,7 @@ def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator
     except OSError as error:
         raise WriteError(f"{folder}: cannot be written ({error}); choose another folder") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock):
             waiting()
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

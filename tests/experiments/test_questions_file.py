@@ -1,7 +1,6 @@
 """JSON lines in, JSON lines out: everything has an answer or a reason, once, wherever it stops."""
 
 import dataclasses
-import fcntl
 import json
 import shutil
 
@@ -13,6 +12,7 @@ from rvllm_jax.experiments import questions_file
 from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.questions_file import QuestionsError, Tally, answer_file, read
 from rvllm_jax.generation.sampling import GenerationConfig, Sampling
+from rvllm_jax.system.lines import JsonLines
 
 ASKED = [
     {"video": "a.mp4", "question": "what moves?", "note": "é"},
@@ -189,8 +189,7 @@ def test_a_model_that_ends_its_answers_otherwise_does_not_go_on(ask, answerer, t
 
 def test_two_works_do_not_write_one_file(ask, tmp_path):
     ask(ASKED[:1])
-    with open(tmp_path / "out.jsonl.settings.json", "a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with JsonLines(tmp_path / "out.jsonl"):
         with pytest.raises(QuestionsError, match="another process is writing it"):
             ask(ASKED[:2])
 

@@ -42,6 +42,20 @@ def test_one_writer_at_a_time(tmp_path):
     assert held(path) == [{"n": 1}, {"n": 2}]
 
 
+def test_what_is_replaced_stays_with_its_writer(tmp_path):
+    path = tmp_path / "x.jsonl"
+    with JsonLines(path) as lines:
+        lines.append({"n": 1})
+        lines.append({"n": 2})
+        lines.replace('{"n": 2}\n')
+        assert held(path) == [{"n": 2}]
+        with pytest.raises(LinesError, match="another process is writing"):
+            JsonLines(path)
+        lines.append({"n": 3})
+    assert held(path) == [{"n": 2}, {"n": 3}]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_any_text_comes_back_and_nan_does_not_get_in(tmp_path):
     path = tmp_path / "x.jsonl"
     texts = ["a\nb", "ü", "\ud800", "\u2028", '"']
