@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from absl import app, flags
 
@@ -47,10 +48,21 @@ def run(
     @report_errors(None)
     def parsed(argv: list[str]) -> list[str]:
         refuse_renamed(argv, RENAMED)
+        if "config" in flags.FLAGS:
+            refuse_absent_recipe(argv)
         return parse(argv) if positional is not None else flags.FLAGS(argv, known_only=True)
 
     flags.mark_flags_as_required(required)
     app.run(start, flags_parser=parsed)
+
+
+def refuse_absent_recipe(argv: Sequence[str]) -> None:
+    """Raises FlagError where --config names no file; a part behind ":" is the recipe's."""
+    for given, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        if named := re.fullmatch(r"--?config(?:=(.*))?", given):
+            path = (following if named[1] is None else named[1]).partition(":")[0]
+            if not Path(path).is_file():
+                raise FlagError(f"--config={path}: there is no such file; correct the path")
 
 
 def refuse_renamed(argv: Sequence[str], renamed: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Bytes a device, by formula: what a step holds, and what its activations take at their most.
 
 State, gradients and input are exact sums over the arrays as they are split. Activations are an
-estimate, checked against the compiler's figures (compiled.py); tiles' padding is not counted.
+estimate, checked against the compiler's figures (compile.py); tiles' padding is not counted.
 """
 
 import bisect

@@ -72,6 +72,14 @@ def replacing(
         raise
 
 
+def make_folder(folder: str | Path, **how: Any) -> Path:
+    """`folder`, with those above it, made where it is not there. how: of `naming`."""
+    folder = Path(folder)
+    with naming(folder, **how):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def move(source: str | Path, target: str | Path) -> None:
     """Renames a file, in the place of what was there."""
     os.replace(source, target)

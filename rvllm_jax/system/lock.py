@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from rvllm_jax.system.atomic import WriteError
+from rvllm_jax.system.atomic import make_folder, naming
 
 LOCK = "lock"  # the file that is held
 
@@ -31,11 +31,8 @@ def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator
 
     waiting: called before a wait. Raises WriteError where the folder takes no file.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "w")
-    except OSError as error:
-        raise WriteError(f"{folder}: cannot be written ({error}); choose another folder") from error
+    with naming(folder / LOCK, advice="Name another folder"):
+        lock = open(make_folder(folder) / LOCK, "w")
     with lock:
         if not try_lock(lock):
             waiting()

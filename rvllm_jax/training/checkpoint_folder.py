@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rvllm_jax.system.atomic import make_folder
 from rvllm_jax.system.errors import RvllmError
 
 _OVERHEAD = 256 * 1024  # bytes of metadata files beside the arrays
@@ -115,7 +116,7 @@ class CheckpointFolder:
     def _open(self, *, clear: bool) -> None:
         """Takes up what is there; `clear`: removes what an earlier process left half-written."""
         if _is_primary():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             self._put_back()
         ocp.multihost.sync_global_processes("rvllm_jax:checkpoints_opened")
         # Handlers by name, so that a manager that has not saved yet can read metadata.

@@ -44,7 +44,7 @@ class Metrics:
         if not writes:
             return
         self.path = Path(workdir) / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(self.path.parent)
         records = [record for record in read(self.path) if record["step"] <= start_step]
         self._recorded = {(record["step"], record["kind"]) for record in records}
         with self._writing():
@@ -54,8 +54,7 @@ class Metrics:
             self._open_events(records)
 
     def _open_events(self, records: list[dict[str, Any]]) -> None:
-        folder = self.path.parent / "tensorboard"
-        folder.mkdir(exist_ok=True)
+        folder = atomic.make_folder(self.path.parent / "tensorboard")
         for events in folder.glob("events.out.tfevents.*"):
             events.unlink()
         # It takes in torch where that is installed: seconds, that a data worker need not wait.

@@ -127,7 +127,7 @@ def compile_update(
         axis_name=layout.axis_name,
     )
     compiled = layout.compile(step, setup.tx, state, batch)
-    HERE.gather(None, "compiled")  # as hosts/compiling.py says
+    HERE.gather(None, "compiled")  # as compiled_together says (hosts/sync.py)
     used = compiled.memory_analysis()
     if used is not None:
         logging.info(

@@ -47,8 +47,7 @@ def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] 
       WorkdirError: the directory belongs to another configuration (each differing key is named
         with its old and new value), or its config.json is missing or unreadable.
     """
-    path = Path(workdir) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = atomic.make_folder(workdir) / "config.json"
     config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
     if is_bound(workdir):
         _check_same(path, config, ignore)
@@ -120,6 +119,6 @@ def keep_decoder(recipe: Recipe, workdir: Path) -> None:
     path = workdir / "decoder" / "config.json"
     if not recipe.decoder_folder or (is_bound(workdir) and path.is_file()):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(path.parent)
     # Several hosts may come at once: those after the first find it written.
     atomic.write_json(path, llama_values(recipe.llama, "float32"), only_new=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.config.cli import RENAMED, FlagError, refuse_renamed
+from rvllm_jax.config.cli import RENAMED, FlagError, refuse_absent_recipe, refuse_renamed
 
 ROOT = Path(__file__).parents[2]
 # A command in a process of its own: flags are one table of a process.
@@ -62,6 +62,14 @@ def test_what_is_called_otherwise_now_is_refused_by_its_new_name():
         with pytest.raises(FlagError, match=rf"is called --{now} now$"):
             refuse_renamed(["main", "--config=x.py", given, "8"], renamed)
     refuse_renamed(["batch", "batch", "--batches=1", "--config.data.fps2=1", "-", "--"], renamed)
+
+
+def test_a_recipe_that_is_not_there_is_refused_by_its_path():
+    for given in (["--config=x.py:tiny"], ["-config", "x.py", "--config.seed=3"]):
+        with pytest.raises(FlagError, match=r"^--config=x.py: there is no such file"):
+            refuse_absent_recipe(["main", *given])
+    here = str(Path(__file__))
+    refuse_absent_recipe(["main", f"--config={here}:paper", "--config.seed=3", "--workdir=x"])
 
 
 def test_no_new_name_is_an_old_one():

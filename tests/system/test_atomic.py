@@ -34,6 +34,13 @@ def test_what_fails_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["x.json"]
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    assert atomic.make_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="file/c: cannot be written"):
+        atomic.make_folder(tmp_path / "file" / "c")
+
+
 def test_the_same_content_is_not_written_again_where_only_new_is_asked(tmp_path):
     path = tmp_path / "x"
     write_bytes(path, b"a")

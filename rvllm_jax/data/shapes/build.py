@@ -20,7 +20,7 @@ import numpy as np
 from rvllm_jax.data.shapes import questions, scene
 from rvllm_jax.data.video import encode
 from rvllm_jax.system import random
-from rvllm_jax.system.atomic import read_json_or_empty, write_json
+from rvllm_jax.system.atomic import make_folder, read_json_or_empty, write_json
 from rvllm_jax.system.pool import end_with_parent
 
 SIZES = {"train": 6000, "validation": 200, "test": 600, "heldout": 360}
@@ -119,8 +119,7 @@ def _marker(options: ShapesOptions, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 def _prepare(folder: Path, marker: dict[str, Any]) -> tuple[bool, frozenset[str]]:
     """Whether the folder holds this dataset finished, and which clips of it are there already."""
-    there, videos = read_json_or_empty(folder / MARKER), folder / "videos"
-    videos.mkdir(parents=True, exist_ok=True)
+    there, videos = read_json_or_empty(folder / MARKER), make_folder(folder / "videos")
     finished, digest = there.get("finished", False), str(there.get("fingerprint", ""))
     is_same = {**there, "finished": True} == {**marker, "finished": True}
     if digest[:16] == _DIGESTS.get(marker["made_with"]):

@@ -13,7 +13,7 @@ from array_record.python import array_record_module
 
 from rvllm_jax.data.store.reader import FrameStore, damaged
 from rvllm_jax.data.store.shards import FrameStoreError
-from rvllm_jax.system.atomic import read_json_or_empty
+from rvllm_jax.system.atomic import make_folder, read_json_or_empty
 
 NAME, SPLIT, VERSION = "frames", "videos", "1.0.0"  # the first two as in the shards' names
 
@@ -79,7 +79,7 @@ def _link(place: Path, folder: Path) -> None:
         place.unlink()
     elif place.exists():
         raise FrameStoreError(f"{place}: is there already, and no link; choose another data_dir")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(place.parent)
     place.symlink_to(os.path.relpath(folder.resolve(), place.parent.resolve()))
 
 

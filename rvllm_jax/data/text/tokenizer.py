@@ -31,7 +31,7 @@ from rvllm_jax.data.text.tokenizer_config import (
     TokenizerError,
     read_config,
 )
-from rvllm_jax.system.atomic import dump_json, write_bytes, write_text
+from rvllm_jax.system.atomic import dump_json, make_folder, write_bytes, write_text
 from rvllm_jax.system.fingerprint import SHORT, digest
 
 PAD, BOS, EOS = TRAINED_SPECIALS = "<pad>", "<s>", "</s>"
@@ -135,8 +135,7 @@ class Tokenizer:
         A file of the same content is left alone, another one replaced whole: checkpoints depend on
         these ids, so that a process killed here must not leave half of them.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder)
         config = {f"{name}_token": token for name, token in self._specials.items() if token}
         config |= self.model.config()
         if self.chat_template is not None:

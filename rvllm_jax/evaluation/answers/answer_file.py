@@ -12,7 +12,7 @@ from typing import Any
 
 from rvllm_jax.evaluation.answers.questions import CRITERIA, EvaluationError, Key, some
 from rvllm_jax.system import fingerprint
-from rvllm_jax.system.atomic import read_json, write_json
+from rvllm_jax.system.atomic import make_folder, read_json, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
@@ -148,7 +148,7 @@ class AnswerFile:
         benchmark, or holds an answer twice or to a question that is not among `keys`; LinesError
         for a line that is broken or where another process is writing.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lines = JsonLines(folder / ANSWERS)
         try:
             known = read_info_if_any(folder)

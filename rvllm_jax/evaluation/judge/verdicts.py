@@ -62,7 +62,7 @@ class Item:
 def items(answers: Iterable[Answer], *, faithfulness: bool = False) -> Iterator[Item]:
     """What there is to judge of `answers`, as they come; one of a pair waits for the other.
 
-    faithfulness: whether every answer is compared, fact by fact, with its truth too.
+    faithfulness: whether every answer is compared, fact by fact, with its reference too.
     """
     waiting: dict[tuple[str, str], Answer] = {}
     for answer in answers:
@@ -104,8 +104,8 @@ class Verdict:
     """One item judged.
 
     `correct`: yes or no; None where the criterion has none. `score`: 0 to 5, or None. `overlap`:
-    share of an answer's facts that the truth has, or None. `failed`: why there is no verdict: the
-    question was not answered, or the judge's replies could not be read. `raw`: all its replies.
+    share of an answer's facts that the reference has, or None. `failed`: why there is no verdict:
+    the question was not answered, or the judge's replies could not be read. `raw`: all its replies.
     `tokens`: those of all replies together. `more`: what else this kind of judge gives.
     """
 
@@ -122,8 +122,8 @@ class Verdict:
 class Judge:
     """What gives verdicts on items.
 
-    name: of its files. faithfulness: whether it compares answers with their truths fact by fact.
-    concurrency: how many items it is given at a time.
+    name: of its files. faithfulness: whether it compares answers with their references, fact by
+    fact. concurrency: how many items it is given at a time.
     """
 
     name: str

@@ -235,6 +235,6 @@ def _check_comparable(a: JudgedFile, b: JudgedFile) -> None:
     other = [key for key, j in a.judged.items() if j.asked != b.judged[key].asked]
     if other:
         raise VerdictsError(
-            f"{a.path} and {b.path}: {len(other)} ids stand for other questions or truths in the "
-            f"two, the first: {other[0][0]}; they were made from different annotations"
+            f"{a.path} and {b.path}: {len(other)} ids stand for other questions or references in "
+            f"the two, the first: {other[0][0]}; they were made from different annotations"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.experiments.report.samples import Sample
-from rvllm_jax.system.atomic import dump_json, write_bytes, write_text
+from rvllm_jax.system.atomic import dump_json, make_folder, write_bytes, write_text
 from rvllm_jax.training import metrics
 
 _ALL = "all"
@@ -43,8 +43,7 @@ def write(
     from rvllm_jax.experiments.report import curves, sheet
 
     _check(results)
-    folder = Path(workdir) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(Path(workdir) / "report")
     records = metrics.read(metrics_path or Path(workdir) / "metrics.jsonl")
     write_bytes(folder / "curves.png", curves.draw(records), synced=True)
     if samples:

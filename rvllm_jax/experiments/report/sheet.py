@@ -1,4 +1,4 @@
-"""A sheet of clips with question, truth and answer."""
+"""A sheet of clips with question, reference and answer."""
 
 import textwrap
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _MOST_LINES = 4  # of one text; what is longer is cut, with an ellipsis
 def draw(samples: Sequence[Sample]) -> bytes:
     """A PNG with a row a sample (two rows beside each other from five samples on).
 
-    A row shows up to 8 frames, evenly spaced, and under them question, truth and answer; the
+    A row shows up to 8 frames, evenly spaced, and under them question, reference and answer; the
     answer is green when it counts as right (`exact_match.exact`) and red otherwise.
     """
     columns = 2 if len(samples) > 4 else 1
@@ -68,7 +68,7 @@ def _texts(sample: Sample) -> list[tuple[str, str]]:
     mark, colour = ("right", _RIGHT) if right else ("wrong", _WRONG)
     return [
         (_wrap(f"{sample.question}  ({about})"), _TEXT),
-        (_wrap(f"truth: {sample.reference}"), _PALE),
+        (_wrap(f"reference: {sample.reference}"), _PALE),
         (_wrap(f"answer ({mark}): {sample.answer.strip() or 'nothing'}"), colour),
     ]
 

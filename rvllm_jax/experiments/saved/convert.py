@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rvllm_jax.experiments.saved import special_ids, training_videos
 from rvllm_jax.experiments.saved.describe import describe, describe_weights, expected, resnet_config
 from rvllm_jax.experiments.saved.open import read_run
 from rvllm_jax.models.lora import merged
+from rvllm_jax.system.atomic import write_bytes
 from rvllm_jax.training.workdir import is_bound, read_config, with_kept_decoder
 from rvllm_jax.weights import load, names
 from rvllm_jax.weights.check import PROJECTOR, projector_hint
@@ -84,7 +84,7 @@ def convert(
     if parts.tokenizer is not None:
         for name in TOKENIZER_FILES:
             if (parts.tokenizer / name).is_file():
-                shutil.copyfile(parts.tokenizer / name, Path(out) / name)
+                write_bytes(Path(out) / name, (parts.tokenizer / name).read_bytes())
         if (generation := parts.tokenizer / GENERATION).is_file():
             copied = Path(out) / GENERATION
             special_ids.write_generation(generation, copied, parts.ids, parts.notes)
