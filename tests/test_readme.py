@@ -64,6 +64,17 @@ def test_a_shown_command_exists_with_its_flags(line, joint):
             assert name in known or name.removeprefix("no") in known, f"{line}: no flag --{name}"
 
 
+def test_a_readme_is_short_and_every_folder_has_one():
+    lengths = {path: len(path.read_text().splitlines()) for path in READMES}
+    assert lengths.pop(ROOT / "README.md") <= 170
+    assert not {str(path): n for path, n in lengths.items() if n > 80}
+    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE, PACKAGE / "data"}
+    # Folders of a room are in its page.
+    assert {f for f in folders if f.parent in (PACKAGE, PACKAGE / "data")} <= {
+        path.parent for path in lengths
+    }
+
+
 def tree() -> set[Path]:
     """The files and folders that the README's tree names."""
     text = (ROOT / "README.md").read_text()
