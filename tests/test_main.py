@@ -52,7 +52,7 @@ def test_help_lists_the_flags_and_every_key_of_a_configuration(monkeypatch, caps
     [
         ("--config.data.stride=4", "ConfigError"),
         ("--config.data.strides=4", "ConfigError"),
-        ("--cache=gs://bucket/programs", "PlaceError"),
+        ("--cache=gs://bucket/programs", "PathError"),
     ],
 )
 def test_what_is_refused_is_told_in_words_alone(tmp_path, given, error):

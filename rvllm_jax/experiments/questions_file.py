@@ -21,7 +21,7 @@ from rvllm_jax.data.annotations.example import decode_text
 from rvllm_jax.data.annotations.video_names import readable
 from rvllm_jax.data.batches.loose_videos import VideoClips
 from rvllm_jax.data.text import prompt
-from rvllm_jax.data.text.template import ChatError
+from rvllm_jax.data.text.template import ChatTemplateError
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.generation.clip_fusion import LOCK_STEP
@@ -205,7 +205,7 @@ class _Work:
             for n in line.asked:
                 try:
                     self.answerer.check(seen, line.questions[n])
-                except (PromptError, ChatError) as error:
+                except (PromptError, ChatTemplateError) as error:
                     line.wrong[n] = str(error)
         if not line.asked:
             self._write(line)

@@ -97,6 +97,6 @@ def show_prompt(recipe: Recipe, workdir: Path, count: int) -> str:
     parts = []
     for input in dict.fromkeys(stage.input for stage in recipe.stages):
         dataset = experiment.dataset(experiment.source.splits["train"], input)
-        shown = prompt_view.show_rows(dataset, experiment.tokenizer, count)
+        shown = prompt_view.show_sequences(dataset, experiment.tokenizer, count)
         parts.append(f"stage.input={input!r}. {shown}")
     return "\n\n".join(parts)

@@ -7,12 +7,12 @@ from typing import Any
 from rvllm_jax.system.errors import RvllmError
 
 
-class PlaceError(RvllmError, ValueError):
+class PathError(RvllmError, ValueError):
     """A path to where nothing can be read or written; the message says what to name instead."""
 
 
 def refuse_urls(named: Mapping[str, Any]) -> None:
-    """Raises PlaceError where a value is, or lists, a URL such as "gs://bucket/run"."""
+    """Raises PathError where a value is, or lists, a URL such as "gs://bucket/run"."""
     urls = [
         f"{name}={part.strip()}"
         for name, value in named.items()
@@ -21,7 +21,7 @@ def refuse_urls(named: Mapping[str, Any]) -> None:
         if re.match(r"[a-z][a-z0-9+.-]*://", part.strip())
     ]
     if urls:
-        raise PlaceError(
+        raise PathError(
             f"{', '.join(urls)}: a URL, expected a path: frames are read and checkpoints renamed "
             "as files. Mount the bucket as a folder and name that: launch/tpu_vm.sh --bucket=NAME "
             "does so on every worker of a TPU slice, elsewhere `gcsfuse --implicit-dirs "

@@ -14,7 +14,7 @@ from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
-from rvllm_jax.data.text.template import ChatError
+from rvllm_jax.data.text.template import ChatTemplateError
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.saved.open import describe_model, read_arrays
@@ -138,9 +138,9 @@ def test_what_cannot_be_asked_is_refused_before_the_model_is_read(talker, monkey
     with pytest.raises(VideoError, match="absent.mp4: is not there"):
         waiting.load_video(talker / "absent.mp4")
     assert "engine" not in vars(waiting) and not told
-    with pytest.raises(ChatError, match="needs the special tokens"):
+    with pytest.raises(ChatTemplateError, match="needs the special tokens"):
         describe_model(talker, template="chatml")
-    with pytest.raises(ChatError, match="has no chat_template"):
+    with pytest.raises(ChatTemplateError, match="has no chat_template"):
         describe_model(talker, template="folder")
     with pytest.raises(ConfigError, match="data.template='odd'"):
         describe_model(talker, template="odd")

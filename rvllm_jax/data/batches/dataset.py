@@ -13,7 +13,7 @@ from rvllm_jax.data.batches.clips import FrameSampling, View, evaluation_views, 
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.data.text import prompt
-from rvllm_jax.data.text.template import ChatError, Template
+from rvllm_jax.data.text.template import ChatTemplateError, Template
 from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.types import Batch, VisualLayout
@@ -23,7 +23,7 @@ ERRORS = {UNREADABLE: "the frame store could not read the clip"}
 INPUTS = ("video", "caption_in_slot")
 
 
-class PipelineError(RvllmError, ValueError):
+class DatasetError(RvllmError, ValueError):
     """Data that does not fit together; the message lists what was given and what to do."""
 
 
@@ -39,7 +39,7 @@ class DatasetOptions:
     input: "video", or "caption_in_slot", which puts the caption's text where the visual tokens
         would be and gives clips of no frames.
     views: the test views of a video, a key of clips.VIEWS.
-    Raises PipelineError for an unknown input.
+    Raises DatasetError for an unknown input.
     """
 
     layout: VisualLayout
@@ -54,7 +54,7 @@ class DatasetOptions:
 
     def __post_init__(self):
         if self.input not in INPUTS:
-            raise PipelineError(f"stage.input is {self.input!r}; expected one of {INPUTS}")
+            raise DatasetError(f"stage.input is {self.input!r}; expected one of {INPUTS}")
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -74,7 +74,7 @@ class Dataset:
     prefix_length, question_length: P and Lq, the longest of all.
 
     store: None is allowed where captions stand in the videos' place.
-    Raises PackingError for what does not fit the context, PipelineError for what does not fit
+    Raises PackingError for what does not fit the context, DatasetError for what does not fit
     together, both before anything is read.
     """
 
@@ -87,7 +87,7 @@ class Dataset:
         options: DatasetOptions,
     ):
         if options.input == "video" and store is None:
-            raise PipelineError("stage.input = 'video' needs a frame store; got none")
+            raise DatasetError("stage.input = 'video' needs a frame store; got none")
         self.examples, self.store, self.options = list(examples), store, options
         self.left_out: dict[str, str] = {}
         groups = self._group_by_video()
@@ -124,12 +124,12 @@ class Dataset:
         """The test views of video number `video`, each that differs once, with its count.
 
         [None], the centred clip, where the video's times cannot be read: loading that gives an
-        empty sequence and a warning. Raises PipelineError where captions stand in the videos'
+        empty sequence and a warning. Raises DatasetError where captions stand in the videos'
         place.
         """
         options = self.options
         if options.input != "video":
-            raise PipelineError(
+            raise DatasetError(
                 f"stage.input = {options.input!r} has no test views; expected 'video'"
             )
         entry = self.store.entry(self.video_name(video))
@@ -216,7 +216,7 @@ class Dataset:
                 self._check_video(example)
                 groups.setdefault(example.video, []).append(number)
         if not groups:
-            raise PipelineError(
+            raise DatasetError(
                 f"no example is left of {len(self.examples)} ({len(self.left_out)} with "
                 "unreadable videos); see the frame store's report"
             )
@@ -225,12 +225,12 @@ class Dataset:
     def _check_video(self, example: Example) -> None:
         entry, crop = self.store.entries.get(example.video), self.options.crop
         if entry is None:
-            raise PipelineError(
+            raise DatasetError(
                 f"example {example.id!r}: video {example.video!r} is not in the frame store; "
                 "prepare the videos again with these annotations"
             )
         if min(entry.height, entry.width) < crop:
-            raise PipelineError(
+            raise DatasetError(
                 f"example {example.id!r}: a crop of {crop} pixels does not fit the stored frames "
                 f"of {example.video!r}, {entry.height} x {entry.width}: lower config.data.crop, or "
                 "raise config.data.short_side"
@@ -246,8 +246,8 @@ class Dataset:
                 parts = [(t,) for t in turns] if self.options.independent_turns else [turns]
                 try:
                     segments += [prompt.segment_ids(tokenizer, template, part) for part in parts]
-                except ChatError as error:
-                    raise PipelineError(f"example {self.examples[number].id!r}: {error}") from error
+                except ChatTemplateError as error:
+                    raise DatasetError(f"example {self.examples[number].id!r}: {error}") from error
                 owners += [number] * len(parts)
                 ids = [prompt.question_ids(tokenizer, template, turn.question) for turn in turns]
                 questions += [(each, [0] * len(each)) for each in ids]

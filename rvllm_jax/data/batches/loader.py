@@ -19,7 +19,7 @@ from absl import flags
 
 from rvllm_jax.data.batches import packing
 from rvllm_jax.data.batches.clips import View
-from rvllm_jax.data.batches.dataset import READABLE, Dataset, PipelineError
+from rvllm_jax.data.batches.dataset import READABLE, Dataset, DatasetError
 from rvllm_jax.data.batches.memory import BatchMemory
 from rvllm_jax.system import random
 from rvllm_jax.system.malloc import keep_freed_memory
@@ -51,7 +51,7 @@ def train_batches(
     happens here where a program has not done it, and their `if __name__ == "__main__"` guard.
     """
     if (epochs is None) == (steps is None):
-        raise PipelineError("train_batches: give either epochs or steps")
+        raise DatasetError("train_batches: give either epochs or steps")
     steps = dataset.num_steps(epochs, batch) if steps is None else steps
     positions = _Positions(len(dataset.sequences), batch, steps, seed, host, hosts)
     load = functools.partial(_load_sequence, dataset.reopened(), seed)
@@ -105,7 +105,7 @@ class _Positions:
 
     def __init__(self, count: int, batch: int, steps: int, seed: int | None, host: int, hosts: int):
         if batch < 1 or batch % hosts:
-            raise PipelineError(f"batch {batch}: expected a multiple of the {hosts} hosts")
+            raise DatasetError(f"batch {batch}: expected a multiple of the {hosts} hosts")
         self.count, self.batch, self.steps, self.seed = count, batch, steps, seed
         self.block, self.first = batch // hosts, host * (batch // hosts)
 

@@ -15,13 +15,13 @@ LEGEND = (
 )
 
 
-def show_rows(dataset: Dataset, tokenizer: Tokenizer, rows: int) -> str:
-    """The first `rows` sequences of a dataset, in the order of its examples, as text.
+def show_sequences(dataset: Dataset, tokenizer: Tokenizer, count: int) -> str:
+    """The first `count` sequences of a dataset, in the order of its examples, as text.
 
     One whose frames cannot be read is marked as such.
     """
     parts = [LEGEND]
-    for number, (video, segments) in enumerate(itertools.islice(dataset.sequences, rows)):
+    for number, (video, segments) in enumerate(itertools.islice(dataset.sequences, count)):
         row = dataset.load(video, segments, None)
         used = int((row.segments >= PREFIX).sum())
         parts.append(

@@ -9,7 +9,7 @@ from that: no token spans a question and an answer.
 from collections.abc import Iterator, Sequence
 
 from rvllm_jax.data.annotations.example import Example, Turn
-from rvllm_jax.data.text.template import TEMPLATES, ChatError, Template, read_jinja
+from rvllm_jax.data.text.template import TEMPLATES, ChatTemplateError, Template, read_jinja
 from rvllm_jax.data.text.tokenizer import TRAINED_SPECIALS, Tokenizer
 
 FOLDER = "folder"  # the name of the template that the tokenizer's folder brings
@@ -20,12 +20,13 @@ def find_template(name: str, tokenizer: Tokenizer | None) -> Template:
     """The template of this name, a key of TEMPLATES or "folder": the tokenizer's own, in Jinja.
 
     tokenizer: None stands for one that will be trained on the text.
-    Raises ChatError where the tokenizer brings none, or lacks a token that the template needs.
+    Raises ChatTemplateError where the tokenizer brings none, or lacks a token that the template
+    needs.
     """
     if name != FOLDER:
         template = TEMPLATES[name]
     elif tokenizer is None or tokenizer.chat_template is None:
-        raise ChatError(
+        raise ChatTemplateError(
             f"config.data.template={FOLDER!r}, but the tokenizer's folder has no chat_template in "
             "tokenizer_config.json and no chat_template.jinja; choose one of "
             f"{', '.join(TEMPLATES)}, or name a folder that has by config.tokenizer.folder"
@@ -35,7 +36,7 @@ def find_template(name: str, tokenizer: Tokenizer | None) -> Template:
     known = TRAINED_SPECIALS if tokenizer is None else tokenizer.special_ids
     missing = [token for token in template.specials if token not in known]
     if missing:
-        raise ChatError(
+        raise ChatTemplateError(
             f"config.data.template={name!r} needs the special tokens {', '.join(missing)}, which "
             "the tokenizer lacks: give the folder of a model that was trained with them by "
             "config.tokenizer.folder, or choose another template"
@@ -52,7 +53,7 @@ def end_id(tokenizer: Tokenizer, template: Template) -> int:
     token = tokenizer.special_ids.get(template.ends)
     ids = tokenizer.encode(template.ends) if token is None else [token]
     if len(ids) != 1:
-        raise ChatError(
+        raise ChatTemplateError(
             f"the template ends answers by {template.ends!r}, which the tokenizer makes "
             f"{len(ids)} tokens of; choose another template or another tokenizer"
         )
@@ -74,9 +75,9 @@ def prefix_ids(tokenizer: Tokenizer, template: Template) -> tuple[list[int], lis
 def question_ids(
     tokenizer: Tokenizer, template: Template, question: str, *, first: bool = True
 ) -> list[int]:
-    """One question's ids up to the place where its answer starts; raises ChatError if empty."""
+    """One question's ids up to where its answer starts; raises ChatTemplateError if empty."""
     if not question.strip() and template.shows_question:
-        raise ChatError("the question is empty: write one")
+        raise ChatTemplateError("the question is empty: write one")
     parts = [(template.first if first else template.later, True), (template.asks, True)]
     if template.shows_question:
         parts.insert(1, (question, False))
@@ -95,11 +96,11 @@ def segment_ids(
     """The ids of turns that follow each other behind the video, and their loss weights.
 
     Returns two lists of one length; a weight is 1 for the tokens of an answer and the token that
-    ends it, 0 for those of a question. Raises ChatError for a turn of which not exactly that would
-    be learned, naming its number.
+    ends it, 0 for those of a question. Raises ChatTemplateError for a turn of which not
+    exactly that would be learned, naming its number.
     """
     if len(turns) > 1 and not template.shows_question:
-        raise ChatError(
+        raise ChatTemplateError(
             f"its template shows no questions, so that its {len(turns)} turns cannot follow each "
             "other: set config.data.independent_turns=True or choose another template"
         )
@@ -130,14 +131,16 @@ def _check(turn: Turn, number: int, asked: list[int], answered: list[int], end: 
     """What the loss mask needs to be true of a turn."""
     where = f"turn {number + 1}, {turn.question[:60]!r}"
     if not asked:  # the first token behind the prefix is given, never learned
-        raise ChatError(f"{where}: the question has no token, so that the answer's first is lost")
+        raise ChatTemplateError(
+            f"{where}: the question has no token, so that the answer's first is lost"
+        )
     if not turn.answer.strip() or not answered:
-        raise ChatError(
+        raise ChatTemplateError(
             f"{where}: the answer {turn.answer[:60]!r} has no token, and would teach nothing; "
             "correct or remove it"
         )
     if end in answered:
-        raise ChatError(
+        raise ChatTemplateError(
             f"{where}: the answer holds the token that ends answers (id {end}, at place "
             f"{answered.index(end)} of {len(answered)}), and would be cut there when asked; remove "
             "it (a line break, in the template 'plain'), or choose another template"

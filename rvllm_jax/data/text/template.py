@@ -21,7 +21,7 @@ from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.system.errors import RvllmError
 
 
-class ChatError(RvllmError, ValueError):
+class ChatTemplateError(RvllmError, ValueError):
     """A prompt that cannot be spelled, or that would teach nothing; says what to do."""
 
 
@@ -120,7 +120,7 @@ class _Generation(ext.Extension):
 
 
 def read_jinja(tokenizer: Tokenizer) -> Template:
-    """The tokenizer's `chat_template`; ChatError says why it cannot be used.
+    """The tokenizer's `chat_template`; ChatTemplateError says why it cannot be used.
 
     It is used as transformers does, with no system message given, no tools, and no date, and with
     the video and a line break before the first question.
@@ -136,8 +136,8 @@ def read_jinja(tokenizer: Tokenizer) -> Template:
             return _between(whole, asked, tokenizer)
         failed = None
     if failed is not None:
-        raise ChatError(f"{_NAME} fails: {type(failed).__name__}: {failed}") from failed
-    raise ChatError(
+        raise ChatTemplateError(f"{_NAME} fails: {type(failed).__name__}: {failed}") from failed
+    raise ChatTemplateError(
         f"{_NAME} has no place for the video: it leaves out what the user or the assistant says; "
         "correct it, or choose another template"
     )
@@ -159,7 +159,7 @@ def _renderer(tokenizer: Tokenizer):
     try:
         template = environment.from_string(tokenizer.chat_template)
     except jinja2.TemplateError as error:
-        raise ChatError(f"{_NAME} is no Jinja template: {error}") from error
+        raise ChatTemplateError(f"{_NAME} is no Jinja template: {error}") from error
     return lambda messages, prompt: template.render(
         messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **named
     )
@@ -181,13 +181,15 @@ def _between(whole: str, asked: str, tokenizer: Tokenizer) -> Template:
     for mark in marks:
         text, is_there, rest = rest.partition(mark)
         if not is_there:
-            raise ChatError(f"{_NAME} changes the order of the turns; choose another template")
+            raise ChatTemplateError(
+                f"{_NAME} changes the order of the turns; choose another template"
+            )
         texts.append(text)
     before, after, reply, between, *later = texts
     if "\ue000" in "".join([*texts, rest]):
-        raise ChatError(f"{_NAME} writes a turn twice; choose another template")
+        raise ChatTemplateError(f"{_NAME} writes a turn twice; choose another template")
     if later != [reply, between, reply]:
-        raise ChatError(
+        raise ChatTemplateError(
             f"{_NAME} writes turns differently by their number ({[reply, between]} and "
             f"{later}); choose another template"
         )
@@ -195,14 +197,14 @@ def _between(whole: str, asked: str, tokenizer: Tokenizer) -> Template:
     if asked != whole[: whole.index(_QUESTIONS[0]) + len(_QUESTIONS[0])] + asks or (
         not reply.startswith(asks)
     ):
-        raise ChatError(
+        raise ChatTemplateError(
             f"{_NAME} does not ask ({asked[-80:]!r}) as it writes dialogues ({reply!r} before an "
             "answer): the prompts at training and at test would differ; choose another template"
         )
     special = tuple(tokenizer.special_ids)
     closes, *ending = split_at(special, between)
     if not ending or not rest.startswith(closes + ending[0]):
-        raise ChatError(
+        raise ChatTemplateError(
             f"{_NAME} ends answers by no special token ({between!r} between turns, {rest!r} at "
             "the end), so that none would stop; choose another template"
         )

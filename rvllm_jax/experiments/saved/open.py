@@ -98,7 +98,7 @@ def describe_model(
     a folder that `convert` wrote of one.
 
     template: a name to use in place of the recipe's own. Raises WeightsError, CheckpointError,
-    ConfigError, ChatError or TokenizerError; allocates nothing.
+    ConfigError, ChatTemplateError or TokenizerError; allocates nothing.
     """
     path = Path(path)
     is_run = is_bound(path)

@@ -7,7 +7,7 @@ import pytest
 
 from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches import clips, loader
-from rvllm_jax.data.batches.dataset import UNREADABLE, Dataset, DatasetOptions, PipelineError
+from rvllm_jax.data.batches.dataset import UNREADABLE, Dataset, DatasetError, DatasetOptions
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
@@ -61,13 +61,13 @@ def test_a_prompt_longer_than_the_context_is_refused_before_training(make, examp
 
 def test_what_does_not_fit_together_is_refused_by_name(make, examples):
     stray = Example("stray", "gone.mp4", examples[0].turns, "x")
-    with pytest.raises(PipelineError, match=r"'stray': video 'gone\.mp4' is not in"):
+    with pytest.raises(DatasetError, match=r"'stray': video 'gone\.mp4' is not in"):
         make([*examples, stray])
-    with pytest.raises(PipelineError, match="crop of 40 .*36 x 48.*config.data.crop"):
+    with pytest.raises(DatasetError, match="crop of 40 .*36 x 48.*config.data.crop"):
         make(crop=40)
-    with pytest.raises(PipelineError, match="stage.input is 'audio'"):
+    with pytest.raises(DatasetError, match="stage.input is 'audio'"):
         make(input="audio")
-    with pytest.raises(PipelineError, match="no example is left of 0"):
+    with pytest.raises(DatasetError, match="no example is left of 0"):
         make([])
 
 
@@ -133,7 +133,7 @@ def test_every_test_clip_of_a_video_can_be_loaded(make, lengths, examples):
                 assert (row.frames == expected).all() and (row.frame_mask == mask).all()
                 centred = dataset.load(clip, (), None)
                 assert (row.tokens == centred.tokens).all() and (row.slots == centred.slots).all()
-    with pytest.raises(PipelineError, match="'caption_in_slot' has no test views"):
+    with pytest.raises(DatasetError, match="'caption_in_slot' has no test views"):
         make(input="caption_in_slot").views(0)
 
 

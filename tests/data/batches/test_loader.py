@@ -11,7 +11,7 @@ import pytest
 
 from rvllm_jax.data.batches import loader
 from rvllm_jax.data.batches.clips import FrameSampling, load_clip
-from rvllm_jax.data.batches.dataset import READABLE, UNREADABLE, PipelineError
+from rvllm_jax.data.batches.dataset import READABLE, UNREADABLE, DatasetError
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.text import prompt
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX
@@ -117,7 +117,7 @@ def test_hosts_parts_join_to_the_global_batch(make):
                   for h in range(2)), strict=True)  # fmt: skip
     joined = [type(a)(*(np.concatenate(pair) for pair in zip(a, b, strict=True))) for a, b in parts]
     _equal(whole, joined)
-    with pytest.raises(PipelineError, match="batch 5: expected a multiple of the 2 hosts"):
+    with pytest.raises(DatasetError, match="batch 5: expected a multiple of the 2 hosts"):
         loader.train_batches(make(), seed=3, batch=5, steps=5, hosts=2)
 
 
@@ -248,7 +248,7 @@ def test_a_question_can_be_asked_about_another_video(make, clips_folder, example
 
 def test_the_length_of_a_stream_is_given_in_one_way(make):
     for both in ({}, {"epochs": 1, "steps": 2}):
-        with pytest.raises(PipelineError, match="either epochs or steps"):
+        with pytest.raises(DatasetError, match="either epochs or steps"):
             loader.train_batches(make(), seed=0, batch=1, **both)
 
 

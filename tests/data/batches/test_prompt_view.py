@@ -17,7 +17,7 @@ def runs(shown: str, sign: str) -> list[str]:
 @pytest.mark.parametrize("independent", [True, False])
 def test_questions_are_masked_and_answers_are_learned(make, tk, examples, layout, independent):
     made = make(examples[1:2], independent_turns=independent, context=160)
-    shown = prompt_view.show_rows(made, tk, rows=1)
+    shown = prompt_view.show_sequences(made, tk, count=1)
     turns = examples[1].turns
     assert runs(shown, "=") == [f" {turn.answer}</s>" for turn in turns]
     assert runs(shown, ".") == ["<s>", "\n", *(turn.question for turn in turns)]
@@ -29,8 +29,8 @@ def test_questions_are_masked_and_answers_are_learned(make, tk, examples, layout
 
 def test_as_many_rows_as_there_are(make, tk):
     made = make()
-    assert prompt_view.show_rows(made, tk, 2).count("\nrow ") == 2
-    assert prompt_view.show_rows(made, tk, 999).count("\nrow ") == len(made.sequences) > 2
+    assert prompt_view.show_sequences(made, tk, 2).count("\nrow ") == 2
+    assert prompt_view.show_sequences(made, tk, 999).count("\nrow ") == len(made.sequences) > 2
 
 
 def test_a_row_without_frames_says_so(make, tk, monkeypatch):
@@ -38,4 +38,4 @@ def test_a_row_without_frames_says_so(make, tk, monkeypatch):
         raise FrameStoreError("damaged")
 
     monkeypatch.setattr(dataset, "load_clip", broken)
-    assert "its frames cannot be read" in prompt_view.show_rows(make(), tk, 1)
+    assert "its frames cannot be read" in prompt_view.show_sequences(make(), tk, 1)

@@ -8,9 +8,9 @@ import pytest
 import tokenizers
 
 from rvllm_jax.data.annotations.example import Example, Turn
-from rvllm_jax.data.batches.dataset import PipelineError
+from rvllm_jax.data.batches.dataset import DatasetError
 from rvllm_jax.data.text import prompt, tokenizer
-from rvllm_jax.data.text.template import TEMPLATES, ChatError
+from rvllm_jax.data.text.template import TEMPLATES, ChatTemplateError
 from rvllm_jax.system.fingerprint import SHORT, digest, recorded
 
 TURNS = (Turn("What colour is it?", "Red."), Turn("Why {is} it %s?", "Paint </s>."))
@@ -94,9 +94,9 @@ def test_plain_is_the_video_and_its_caption(tk):
     assert spelled(tk, template, TURNS[:1]) == "<s><video>\nRed.\n"
     ids, weights = prompt.segment_ids(tk, template, TURNS[:1])
     assert weights == [0] + [1] * (len(ids) - 1)
-    with pytest.raises(ChatError, match=r"2 turns cannot follow.*independent_turns"):
+    with pytest.raises(ChatTemplateError, match=r"2 turns cannot follow.*independent_turns"):
         prompt.segment_ids(tk, template, TURNS)
-    with pytest.raises(ChatError, match=r"turn 1.*holds the token that ends.*line break"):
+    with pytest.raises(ChatTemplateError, match=r"turn 1.*holds the token that ends.*line break"):
         prompt.segment_ids(tk, template, [Turn("What?", "Red.\nBlue.")])
 
 
@@ -137,22 +137,24 @@ def test_weights_are_one_on_answers_and_their_end_alone(tk, name):
 )
 def test_a_turn_that_would_teach_nothing_is_refused(tk, turn, says):
     for name in ("vicuna_v1", "short", "chatml"):
-        with pytest.raises(ChatError, match=says):
+        with pytest.raises(ChatTemplateError, match=says):
             prompt.segment_ids(tk, TEMPLATES[name], [turn])
 
 
 def test_a_dataset_names_the_example_that_would_teach_nothing(make, examples):
     lost = Example("lost", "a.mp4", (Turn("What?", "Red."), Turn("Why?", "")), "x")
-    with pytest.raises(PipelineError, match=r"'lost': turn 1, 'Why\?': the answer ''"):
+    with pytest.raises(DatasetError, match=r"'lost': turn 1, 'Why\?': the answer ''"):
         make([*examples, lost])
 
 
 def test_a_template_that_the_tokenizer_cannot_spell_is_refused(tk):
     trained = tokenizer.train(["a b"] * 9, 300)
     for known in (trained, None):
-        with pytest.raises(ChatError, match=r"'chatml' needs.*<\|im_start\|>, <\|im_end\|>"):
+        with pytest.raises(
+            ChatTemplateError, match=r"'chatml' needs.*<\|im_start\|>, <\|im_end\|>"
+        ):
             prompt.find_template("chatml", known)
-        with pytest.raises(ChatError, match=r"'folder', but.*no chat_template"):
+        with pytest.raises(ChatTemplateError, match=r"'folder', but.*no chat_template"):
             prompt.find_template("folder", known)
         assert prompt.find_template("llama-2-chat", known).bos
 

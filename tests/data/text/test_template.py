@@ -7,7 +7,7 @@ from tokenizers import pre_tokenizers
 from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text import prompt as chat
 from rvllm_jax.data.text import tokenizer
-from rvllm_jax.data.text.template import TEMPLATES, ChatError
+from rvllm_jax.data.text.template import TEMPLATES, ChatTemplateError
 
 TURNS = [Turn("What is it?", "A red one."), Turn("Why?", "Paint."), Turn("How?", "So")]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -160,5 +160,5 @@ TURN = "{{ message['role'] + ': ' + message['content'] + eos_token }}"
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused(folder, template, says):
-    with pytest.raises(ChatError, match=says):
+    with pytest.raises(ChatTemplateError, match=says):
         chat.find_template("folder", tokenizer.load(folder(template)))
