@@ -21,10 +21,12 @@ step = jax.jit(lambda x: x + 1)
 x = jnp.ones((4096, 4096))
 for _ in range(30):  # until blocks that lie side by side can serve again
     step(x).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+each = []
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 3)
+    each.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(each)[2])  # on a busy machine threads fault for reasons of their own
 """
 
 
