@@ -130,7 +130,7 @@ def test_kappa(pairs, agree, expected):
         (dict(benchmark="msrvtt_qa"), "benchmark 'msvd_qa'.*of 'msrvtt_qa'"),
         (dict(rights=RIGHT_B[:4]), "2 items are in one of them alone"),
         (dict(prefix="other"), "12 items are in one of them alone"),
-        (dict(truth="no"), "6 ids stand for other questions or truths"),
+        (dict(truth="no"), "6 ids stand for other questions or references"),
         (dict(judge="k", said="b"), "the answers differ, and so do the judges"),
     ],
 )
