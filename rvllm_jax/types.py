@@ -69,6 +69,42 @@ class VisualLayout:
         return np.arange(num_frames * self.tokens // self.frames, dtype=np.int32)
 
 
+class VideoInfo(NamedTuple):
+    """What a video file declares of itself.
+
+    Width and height are pixels as shown: after rotation, and with square pixels. Frames and
+    seconds are what the header declares: 0 where it leaves them open or cannot be believed; `fps`
+    is the average of the file's frames a second, 0 if unknown.
+    """
+
+    codec: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+    seconds: float
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One question about a video, without the video's mark, and its answer."""
+
+    question: str
+    answer: str
+    kind: str = ""  # the question's type, or "" where the file gives none
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """The turns about one video, in the file's order."""
+
+    id: str
+    video: str  # file name, relative to the folder of videos
+    turns: tuple[Turn, ...]
+    caption: str  # as given, else the answers joined by spaces
+
+
 class Batch(NamedTuple):
     """Sequences: one clip each, with one or more question-answer segments behind its prefix."""
 

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.source import TrainingData
 from rvllm_jax.data.prepare.options import PrepareOptions
@@ -26,6 +25,7 @@ from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.grouping import Grouping
 from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.generation.unrolled import unroll
+from rvllm_jax.types import Example, Turn
 
 QUESTIONS = ("what moves?", "and which way does it go? up")
 VIDEOS = ("a.mp4", "b.mp4", "c.mp4")

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.lora import adapt
 from rvllm_jax.models.video_llm import VideoLLM
 
 
@@ -11,7 +12,7 @@ def build_model(recipe: Recipe) -> FunctionalModel:
     """The recipe's model, traced and not allocated."""
 
     def make(rngs):
-        return VideoLLM(
+        model = VideoLLM(
             recipe.resnet,
             recipe.llama,
             recipe.layout,
@@ -20,7 +21,9 @@ def build_model(recipe: Recipe) -> FunctionalModel:
             dtype=jnp.dtype(recipe.model.dtype),
             param_dtype=jnp.float64 if recipe.model.dtype == "float64" else jnp.float32,
             remat=recipe.model.remat,
-            lora=recipe.lora,
         )
+        if recipe.lora is not None:
+            adapt(model.decoder, recipe.lora, rngs=rngs)
+        return model
 
     return FunctionalModel.of(make)

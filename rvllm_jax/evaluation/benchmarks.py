@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.annotations import published
-from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.batches.source import EMBEDDED, open_data
 from rvllm_jax.data.prepare.folder import FRAMES, INFO, UNUSABLE
@@ -15,6 +14,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION, EvaluationError
 from rvllm_jax.system.atomic import read_json_or_empty
+from rvllm_jax.types import Example
 
 PUBLISHED = ("msvd_qa", "msrvtt_qa", "tgif_frameqa", "activitynet_qa", TEXT_GENERATION)
 OWN = "own"

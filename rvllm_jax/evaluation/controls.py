@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.evaluation.answers.exact_match import exact
 from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.score.accuracy import accuracy_by_type
 from rvllm_jax.system import random
+from rvllm_jax.types import Turn
 
 PLAIN = ""  # the control of answers without one
 BLIND, SHUFFLED, SWAPPED = "blind", "shuffled", "swapped"

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.evaluation.answers.exact_match import normalise
 from rvllm_jax.evaluation.answers.questions import Question
+from rvllm_jax.types import Turn
 
 FROM_TRAIN = "the commonest answer of the type in the training split"
 FROM_OTHERS = "the commonest answer of the type to the questions about all other videos"

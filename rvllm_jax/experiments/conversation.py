@@ -10,7 +10,6 @@ from typing import TextIO
 
 from jax.errors import JaxRuntimeError
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.annotations.llava import llava_example, write_llava
 from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.report import frame_map, frame_picture
@@ -19,6 +18,7 @@ from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.generation.streaming import text_of
 from rvllm_jax.system.atomic import write_bytes
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.types import Example, Turn
 
 HELP = """/frames [FILE.png]     a picture of the frames that the model sees, with their times
 /attention [FILE.png]  a picture of which frames the tokens of the last answer look at

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.batches.source import EMBEDDED
@@ -16,6 +15,7 @@ from rvllm_jax.experiments.saved import training_videos
 from rvllm_jax.experiments.saved.open import LoadedModel, describe_model, read_arrays
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import checksum
+from rvllm_jax.types import Turn
 
 
 def evaluate(

@@ -9,7 +9,6 @@ from absl import logging
 
 from rvllm_jax.config.build import build_model
 from rvllm_jax.config.schema import Recipe
-from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.source import TrainingData, open_data
 from rvllm_jax.data.text import prompt
@@ -26,6 +25,7 @@ from rvllm_jax.system import progress
 from rvllm_jax.training.resume import open_start
 from rvllm_jax.training.stages import micro_batch_note, open_layout
 from rvllm_jax.training.workdir import is_bound, keep_decoder
+from rvllm_jax.types import Example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ from rvllm_jax.models import kv_cache
 from rvllm_jax.models.attention import SharedPrefix, TokenPositions, attend, make_mask
 from rvllm_jax.models.kv_cache import KVCache
 from rvllm_jax.models.llama_config import LlamaConfig, rope_frequencies
-from rvllm_jax.models.lora import Linear, LoRA, adapt, stack
 from rvllm_jax.sharding.constrain import constrain, constrain_layer
 from rvllm_jax.sharding.rules import BATCH_AXES
 from rvllm_jax.types import PREFIX
@@ -81,19 +80,33 @@ class RMSNorm(nnx.Module):
         return (wide * self.scale[...]).astype(x.dtype)
 
 
-def dense(
-    features: int, out: int, std: float, bias: bool = False, *, rngs, dtype, param_dtype
-) -> Linear:
-    """A matrix, kernel `[features, out]`, drawn from a normal distribution; a bias starts at 0."""
-    return Linear(
-        features,
-        out,
-        use_bias=bias,
-        rngs=rngs,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        kernel_init=nnx.initializers.normal(std),
-    )
+class Linear(nnx.Linear):
+    """A matrix, kernel `[features, out]`, drawn from a normal distribution; a bias starts at 0.
+
+    `lora`: an adapter beside the kernel, whose output is added (`lora.adapt` lays it there).
+    """
+
+    lora: nnx.Module | None = None
+
+    def __init__(self, features: int, out: int, std: float, bias: bool = False, **kinds):
+        init = nnx.initializers.normal(std)
+        super().__init__(features, out, use_bias=bias, kernel_init=init, **kinds)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., features]` -> `[..., out]`."""
+        y = super().__call__(x)
+        return y if self.lora is None else y + self.lora(x)
+
+
+def stack(cls: type[nnx.Module], count: int, *arguments, rngs: nnx.Rngs, **kinds) -> nnx.Module:
+    """`count` modules as one, `cls(*arguments, rngs=rngs, **kinds)`, each of its arrays stacked."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return cls(*arguments, rngs=rngs, **kinds)
+
+    return make(rngs)
 
 
 class Attention(nnx.Module):
@@ -103,10 +116,10 @@ class Attention(nnx.Module):
         self.head_dim = config.head_dim
         query, key_value = config.heads * config.head_dim, config.kv_heads * config.head_dim
         std, bias = config.init_std, config.attention_bias
-        self.q = dense(config.width, query, std, bias, **kinds)
-        self.k = dense(config.width, key_value, std, bias, **kinds)
-        self.v = dense(config.width, key_value, std, bias, **kinds)
-        self.o = dense(query, config.width, std / math.sqrt(2 * config.layers), bias, **kinds)
+        self.q = Linear(config.width, query, std, bias, **kinds)
+        self.k = Linear(config.width, key_value, std, bias, **kinds)
+        self.v = Linear(config.width, key_value, std, bias, **kinds)
+        self.o = Linear(query, config.width, std / math.sqrt(2 * config.layers), bias, **kinds)
 
     def __call__(self, x_BLD, rope, mask_BLS, past):
         """-> output `[B, L, D]` and the new (k, v), each `[B, L, K, H]`; `past` is one layer's
@@ -133,10 +146,10 @@ class MLP(nnx.Module):
 
     def __init__(self, config: LlamaConfig, **kinds):
         std, bias = config.init_std, config.mlp_bias
-        self.gate = dense(config.width, config.mlp_width, std, bias, **kinds)
-        self.up = dense(config.width, config.mlp_width, std, bias, **kinds)
+        self.gate = Linear(config.width, config.mlp_width, std, bias, **kinds)
+        self.up = Linear(config.width, config.mlp_width, std, bias, **kinds)
         down_std = std / math.sqrt(2 * config.layers)
-        self.down = dense(config.mlp_width, config.width, down_std, bias, **kinds)
+        self.down = Linear(config.mlp_width, config.width, down_std, bias, **kinds)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """`dtype[B, L, D]` -> `dtype[B, L, D]`."""
@@ -169,9 +182,6 @@ class Llama(nnx.Module):
     tied, head/kernel; kernels are `[in, out]`, those of `layers` with the layer in front. With
     `attention_bias` or `mlp_bias` a bias `[layers, out]` stands beside each of their kernels.
 
-    With `lora`, A and B of it stand beside the kernels that it chooses, as lora/lora_a
-    `[layers, in, rank]` and lora/lora_b `[layers, rank, out]`.
-
     `remat` says what the backward pass keeps of each layer: "none" recomputes nothing, "full"
     recomputes all, "dots" keeps the results of the matrix products with parameters.
     """
@@ -184,7 +194,6 @@ class Llama(nnx.Module):
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         remat: str = "none",
-        lora: LoRA | None = None,
     ):
         if remat not in REMAT_POLICIES:
             raise ValueError(f"remat={remat!r} is unknown; choose one of {REMAT_POLICIES}")
@@ -199,9 +208,7 @@ class Llama(nnx.Module):
         self.layers = stack(DecoderLayer, config.layers, config, **kinds)
         self.norm = RMSNorm(config.width, config.norm_eps, param_dtype=param_dtype)
         if not config.tied:
-            self.head = dense(config.width, config.vocab_size, config.init_std, **kinds)
-        if lora is not None:
-            adapt(self.layers, lora, config.layers, **kinds)
+            self.head = Linear(config.width, config.vocab_size, config.init_std, **kinds)
 
     def __call__(
         self,

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rvllm_jax.models.llama import Llama, stack
 from rvllm_jax.models.llama_config import LlamaConfig
 
 # The matrices of a layer that may be adapted, as `targets` is matched with them.
@@ -103,38 +104,19 @@ class Adapter(nnx.LoRA):
         return self.scale * super().__call__(x)
 
 
-class Linear(nnx.Linear):
-    """`nnx.Linear`, beside whose kernel an adapter may stand."""
+def adapt(decoder: Llama, lora: LoRA, *, rngs: nnx.Rngs) -> None:
+    """Lays adapters beside the chosen matrices of every layer, in the dtypes of these.
 
-    lora: Adapter | None = None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., in]` -> `[..., out]`."""
-        y = super().__call__(x)
-        return y if self.lora is None else y + self.lora(x)
-
-
-def stack(cls: type[nnx.Module], count: int, *arguments, rngs: nnx.Rngs, **kinds) -> nnx.Module:
-    """`count` modules as one, `cls(*arguments, rngs=rngs, **kinds)`, each of its arrays stacked."""
-
-    @nnx.split_rngs(splits=count)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def make(rngs: nnx.Rngs) -> nnx.Module:
-        return cls(*arguments, rngs=rngs, **kinds)
-
-    return make(rngs)
-
-
-def adapt(layers: nnx.Module, lora: LoRA, count: int, *, rngs: nnx.Rngs, **kinds) -> None:
-    """Lays adapters beside the chosen matrices of `layers`, a stack of `count`.
-
-    Called when all else is drawn: the same seed draws the same base, adapted or not.
+    Beside layers/attention/q/kernel stand layers/attention/q/lora/lora_a `[layers, in, rank]` and
+    lora/lora_b `[layers, rank, out]`. Called when all else is drawn: the same seed draws the same
+    base, adapted or not.
     """
     for name in lora.chosen:
         room, part = name.split("/")
-        linear = getattr(getattr(layers, room), part)
+        linear = getattr(getattr(decoder.layers, room), part)
+        kinds = {"rngs": rngs, "dtype": linear.dtype, "param_dtype": linear.param_dtype}
         sizes = linear.in_features, linear.out_features
-        linear.lora = stack(Adapter, count, *sizes, lora, rngs=rngs, **kinds)
+        linear.lora = stack(Adapter, decoder.config.layers, *sizes, lora, **kinds)
 
 
 def is_adapter(path: str) -> bool:

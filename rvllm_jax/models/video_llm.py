@@ -10,7 +10,6 @@ from flax import nnx
 
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.llama_config import LlamaConfig
-from rvllm_jax.models.lora import LoRA
 from rvllm_jax.models.projector import Projector
 from rvllm_jax.models.resnet import ResNet, ResNetConfig
 from rvllm_jax.models.visual_tokens import pool
@@ -33,9 +32,9 @@ def normalise(frames_u8: jax.Array, dtype) -> jax.Array:
 class VideoLLM(nnx.Module):
     """Parameters under encoder/, projector/ and decoder/; BatchNorm statistics under encoder/.
 
-    `dtype` is that of the computation, `param_dtype` that of the parameters; `remat` and `lora` are
-    the decoder's (`Llama`), and the encoder recomputes its blocks unless `remat` is "none";
-    `axis_name` names the pmap axis BatchNorm sums over.
+    `dtype` is that of the computation, `param_dtype` that of the parameters; `remat` is the
+    decoder's (`Llama`), and the encoder recomputes its blocks unless it is "none"; `axis_name`
+    names the pmap axis BatchNorm sums over.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class VideoLLM(nnx.Module):
         param_dtype=jnp.float32,
         remat: str = "none",
         axis_name: str | None = None,
-        lora: LoRA | None = None,
     ):
         kinds = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.layout, self.dtype = layout, dtype
@@ -58,7 +56,7 @@ class VideoLLM(nnx.Module):
         self.projector = Projector(
             resnet.features, llama.width, projector, layout, llama.embedding_std, **kinds
         )
-        self.decoder = Llama(llama, remat=remat, lora=lora, **kinds)
+        self.decoder = Llama(llama, remat=remat, **kinds)
 
     def __call__(self, batch: Batch, *, use_running: bool) -> jax.Array:
         """Hidden states `[B, L, D]` of a packed batch; `decoder.logits` turns them into logits."""

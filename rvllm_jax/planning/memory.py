@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 
 from rvllm_jax.config.schema import Recipe, Stage
 from rvllm_jax.costs.flops import Convolution, convolutions
-from rvllm_jax.models import flash
+from rvllm_jax.models import attention
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.planning import abstract
 from rvllm_jax.sharding import mesh as sharding
@@ -128,10 +128,11 @@ def _encoder(recipe: Recipe, frames: float) -> tuple[float, float]:
 def _decoder(recipe: Recipe, clips: float, tensor: int, platform: str) -> tuple[float, float]:
     """(kept for the backward pass, the most that a layer or the loss needs meanwhile)."""
     llama, length = recipe.llama, recipe.data.context
-    size, wide = jnp.dtype(recipe.model.dtype).itemsize, 4
+    dtype, wide = jnp.dtype(recipe.model.dtype), 4
+    size = dtype.itemsize
     query, key_value = llama.heads * llama.head_dim, llama.kv_heads * llama.head_dim
     tokens, square = clips * length, clips * length**2 * llama.heads / tensor
-    if flash.of_shapes(platform, jnp.dtype(recipe.model.dtype), (length, length), llama.head_dim):
+    if attention.of_shapes(platform, dtype, (length, length), llama.head_dim):
         square = 0.0  # neither kernel holds the scores
     heads = tokens * (2 * query + 2 * key_value) / tensor
     hidden = tokens * 3 * llama.mlp_width / tensor

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.batches.clips import VIEWS, FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.batches.loader import question_batches
@@ -31,7 +30,7 @@ from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.speed import measure
 from rvllm_jax.speed.synthetic import draw_model, make_examples, train_tokenizer, write_videos
-from rvllm_jax.types import VisualLayout
+from rvllm_jax.types import Example, VisualLayout
 
 DESCRIPTION = "questions a second beside one question at a time, the video encoded each time"
 COLUMNS = measure.Columns(30, {"questions/s": "12.3f", "ratio": "7.1f"})

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import Template
 from rvllm_jax.data.text.tokenizer import Tokenizer, train
@@ -16,7 +15,7 @@ from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.resnet import RESNETS
 from rvllm_jax.models.video_llm import VideoLLM
-from rvllm_jax.types import VisualLayout
+from rvllm_jax.types import Example, Turn, VisualLayout
 
 
 def write_videos(

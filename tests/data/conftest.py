@@ -12,7 +12,6 @@ import av
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.clips import FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.prepare.options import PrepareOptions
@@ -23,7 +22,7 @@ from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt, tokenizer
 from rvllm_jax.data.text.template import TEMPLATES, Template
 from rvllm_jax.data.video import decode, encode
-from rvllm_jax.types import VisualLayout
+from rvllm_jax.types import Example, Turn, VisualLayout
 
 # The frame store: videos of several sizes, some of them broken.
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.controls import drawn, only_seen, partners, recurring
+from rvllm_jax.types import Turn
 
 # "Where?" and "Who?" recur, the latter with equal answers; clip 1 has two questions.
 PAIRS = [("Where?", "sea"), ("Who?", "cat"), ("Where?", "wood"), ("Who?", "cat"), ("Where?", "sea")]

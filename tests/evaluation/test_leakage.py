@@ -2,9 +2,9 @@
 
 import pytest
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.leakage import overlap, source_of
+from rvllm_jax.types import Turn
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.evaluation.answers.exact_match import normalise
 from rvllm_jax.evaluation.answers.questions import Question
 from rvllm_jax.evaluation.prior import FROM_OTHERS, FROM_TRAIN, prior
+from rvllm_jax.types import Turn
 
 
 def test_a_video_does_not_answer_for_itself():

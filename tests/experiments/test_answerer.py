@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.check import ConfigError
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.writer import write_store
@@ -22,6 +21,7 @@ from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.grouping import Grouping
 from rvllm_jax.generation.prompts import PromptError
 from rvllm_jax.generation.sampling import GenerationConfig, Sampling
+from rvllm_jax.types import Example, Turn
 from tests.experiments.conftest import MESH
 
 QUESTIONS = ["what moves?", "and which way does it go? up"]

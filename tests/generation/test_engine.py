@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.clips import FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.batches.loader import question_batches
@@ -28,7 +27,7 @@ from rvllm_jax.models.llama import LlamaConfig
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
-from rvllm_jax.types import VisualLayout
+from rvllm_jax.types import Example, Turn, VisualLayout
 
 LAYOUT = VisualLayout("global", frames=3)
 TEMPLATE = TEMPLATES["short"]

@@ -5,13 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text.prompt import segment_ids
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.generation import prompts
 from rvllm_jax.generation.prompts import AnsweredTurn, PromptError
-from rvllm_jax.types import VisualLayout
+from rvllm_jax.types import Turn, VisualLayout
 
 TOKENIZER = train(["which way does the red circle go? it goes left and then up"] * 3, 300)
 SHORT = TEMPLATES["short"]

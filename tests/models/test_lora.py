@@ -11,7 +11,15 @@ import pytest
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama import Llama
 from rvllm_jax.models.llama_config import LlamaConfig
-from rvllm_jax.models.lora import MATRICES, LoRA, adapted, is_adapter, merged, without_adapters
+from rvllm_jax.models.lora import (
+    MATRICES,
+    LoRA,
+    adapt,
+    adapted,
+    is_adapter,
+    merged,
+    without_adapters,
+)
 from rvllm_jax.types import PREFIX
 
 CONFIG = LlamaConfig(50, 16, 5, 4, 2, 6, 24, context=32)  # 5 layers: a true loop
@@ -21,10 +29,13 @@ POSITIONS, SEGMENTS = np.arange(7)[None], np.full((1, 7), PREFIX, np.int32)
 
 
 def model_of(lora, dtype=jnp.float64, **kinds) -> FunctionalModel:
-    kinds |= {"dtype": dtype, "lora": lora}
-    return FunctionalModel.of(
-        lambda rngs: Llama(CONFIG, rngs=rngs, **({"param_dtype": dtype} | kinds))
-    )
+    def make(rngs):
+        decoder = Llama(CONFIG, rngs=rngs, **({"dtype": dtype, "param_dtype": dtype} | kinds))
+        if lora is not None:
+            adapt(decoder, lora, rngs=rngs)
+        return decoder
+
+    return FunctionalModel.of(make)
 
 
 def some(model: FunctionalModel, seed=0) -> dict:

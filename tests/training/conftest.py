@@ -17,7 +17,7 @@ from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.video import encode
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama_config import LlamaConfig
-from rvllm_jax.models.lora import LoRA
+from rvllm_jax.models.lora import LoRA, adapt
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import NO_SLOT, PADDING, PREFIX, Batch, VisualLayout
@@ -35,10 +35,13 @@ def _tiny_model(
     param_dtype=None,
     lora: LoRA | None = None,
 ) -> FunctionalModel:
-    kinds = {"dtype": dtype, "param_dtype": param_dtype or dtype, "lora": lora}
+    kinds = {"dtype": dtype, "param_dtype": param_dtype or dtype}
 
     def make(rngs):
-        return VideoLLM(RESNET, llama, layout, rngs=rngs, **kinds)
+        model = VideoLLM(RESNET, llama, layout, rngs=rngs, **kinds)
+        if lora is not None:
+            adapt(model.decoder, lora, rngs=rngs)
+        return model
 
     return FunctionalModel.of(make)
 

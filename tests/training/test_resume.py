@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.clips import FrameSampling
 from rvllm_jax.data.batches.dataset import Dataset, DatasetOptions
 from rvllm_jax.data.store.reader import FrameStore
@@ -13,7 +12,7 @@ from rvllm_jax.data.text import tokenizer
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.video import encode
 from rvllm_jax.training.resume import differences, fingerprint
-from rvllm_jax.types import VisualLayout
+from rvllm_jax.types import Example, Turn, VisualLayout
 
 TEMPLATE = TEMPLATES["short"]
 NAMES = ("a.mp4", "b.mp4")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.check import ConfigError
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.packing import PackingError, Sequences
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.tokenizer_config import TokenizerError
@@ -19,6 +18,7 @@ from rvllm_jax.experiments.saved.tokenizer import open_tokenizer
 from rvllm_jax.sharding.mesh import MeshError
 from rvllm_jax.training.stages import StageError
 from rvllm_jax.training.workdir import claim
+from rvllm_jax.types import Example, Turn
 from rvllm_jax.weights.safetensors import WeightsError
 
 JOINT = {"schedule": "visual,joint", "stages__joint__batch": 8}

@@ -1,4 +1,4 @@
-"""Examples about videos, and the checks that every annotation format shares."""
+"""The checks of examples about videos that every annotation format shares."""
 
 import dataclasses
 import json
@@ -7,31 +7,13 @@ from pathlib import Path
 
 from rvllm_jax.data.annotations.video_names import leaves_folder, readable
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.types import Example
 
 _NAMED = 10  # how many offenders a message names
 
 
 class AnnotationError(RvllmError, ValueError):
     """An annotation file that cannot be used as it is; the message says where and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """One question about a video, without the video's mark, and its answer."""
-
-    question: str
-    answer: str
-    kind: str = ""  # the question's type, or "" where the file gives none
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """The turns about one video, in the file's order."""
-
-    id: str
-    video: str  # file name, relative to the folder of videos
-    turns: tuple[Turn, ...]
-    caption: str  # as given, else the answers joined by spaces
 
 
 def add_unique(example: Example, known: dict[str, Example]) -> Example | None:

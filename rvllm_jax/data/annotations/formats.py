@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 from rvllm_jax.data.annotations.example import (
     AnnotationError,
-    Example,
-    Turn,
     checked_id,
     checked_text,
     checked_video,
 )
 from rvllm_jax.data.annotations.llava import MARKS, llava_example
 from rvllm_jax.data.annotations.video_names import readable
+from rvllm_jax.types import Example, Turn
 
 
 class AnnotationRecord(NamedTuple):

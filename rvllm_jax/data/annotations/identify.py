@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.annotations.formats import GENERATIVE
 from rvllm_jax.data.annotations.recognise import AnnotationFile, most
 from rvllm_jax.data.annotations.video_names import stem_of
+from rvllm_jax.types import Example
 
 _ACTIVITYNET = r"v_.{11}"
 _BY_NAME = ("generic", "temporal")  # whose rows have the same keys

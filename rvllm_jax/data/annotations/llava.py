@@ -16,12 +16,11 @@ from collections.abc import Iterable
 
 from rvllm_jax.data.annotations.example import (
     AnnotationError,
-    Example,
-    Turn,
     checked_id,
     checked_text,
     checked_video,
 )
+from rvllm_jax.types import Example, Turn
 
 VIDEO_MARK = "<video>"  # where LLaVA's prompts put the video
 MARKS = (VIDEO_MARK, "<image>")  # files made for image models put the second before a video too

@@ -9,7 +9,6 @@ from absl import logging
 
 from rvllm_jax.data.annotations.example import (
     AnnotationError,
-    Example,
     add_unique,
     checked_id,
     describe_place,
@@ -18,6 +17,7 @@ from rvllm_jax.data.annotations.formats import FORMATS, GENERATIVE, AnnotationRe
 from rvllm_jax.data.annotations.identify import benchmark_of, kind_of
 from rvllm_jax.data.annotations.llava import lacks_video
 from rvllm_jax.data.annotations.recognise import AnnotationFile, load, name_of
+from rvllm_jax.types import Example
 
 _NAMED = 5  # how many ids a message names
 

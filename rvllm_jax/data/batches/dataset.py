@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches import packing
 from rvllm_jax.data.batches.clips import FrameSampling, View, evaluation_views, load_clip, read_view
 from rvllm_jax.data.store.reader import FrameStore
@@ -16,7 +15,7 @@ from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import ChatTemplateError, Template
 from rvllm_jax.data.text.tokenizer import Tokenizer
 from rvllm_jax.system.errors import RvllmError
-from rvllm_jax.types import Batch, VisualLayout
+from rvllm_jax.types import Batch, Example, Turn, VisualLayout
 
 READABLE, UNREADABLE = 0, 1  # values of Batch.errors
 ERRORS = {UNREADABLE: "the frame store could not read the clip"}

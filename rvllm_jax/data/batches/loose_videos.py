@@ -13,7 +13,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video.container import VideoError
-from rvllm_jax.data.video.decode import VideoInfo
+from rvllm_jax.types import VideoInfo
 
 
 class VideoClips(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import logging
 
-from rvllm_jax.data.annotations.example import Example, check_videos
+from rvllm_jax.data.annotations.example import check_videos
 from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.prepare.folder import FRAMES, INFO
 from rvllm_jax.data.shapes import build
@@ -17,6 +17,7 @@ from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.fingerprint import json_digest
 from rvllm_jax.system.lock import LOCK
+from rvllm_jax.types import Example
 
 EMBEDDED = "shapes"  # the value of config.data.videos that asks for the embedded dataset
 Progress = Callable[[int, int], None]

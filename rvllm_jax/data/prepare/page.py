@@ -3,11 +3,10 @@
 import base64
 from collections.abc import Iterator
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.prepare.findings import DONE, Findings
 from rvllm_jax.data.prepare.tallies import OTHER
-from rvllm_jax.data.video.decode import VideoInfo
 from rvllm_jax.system import page
+from rvllm_jax.types import Turn, VideoInfo
 
 _LISTED = 200  # lines of a list that the page shows; report.json has all
 

@@ -19,8 +19,9 @@ from rvllm_jax.data.store import record
 from rvllm_jax.data.store.journal import Journal
 from rvllm_jax.data.store.shards import StoreOptions, naming, stamp
 from rvllm_jax.data.video.container import VideoError
-from rvllm_jax.data.video.decode import Decoding, VideoInfo, worker_failure
+from rvllm_jax.data.video.decode import Decoding, worker_failure
 from rvllm_jax.system.pool import WatchedPool
+from rvllm_jax.types import VideoInfo
 
 _THUMBNAIL = 144  # pixels of the short side
 _LATEST = 48  # a thumbnail is not looked for behind this frame, so that long videos cost no more

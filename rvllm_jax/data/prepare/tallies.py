@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from rvllm_jax.data.annotations.example import Example
 from rvllm_jax.data.annotations.read import Annotations
-from rvllm_jax.data.video.decode import VideoInfo
+from rvllm_jax.types import Example, VideoInfo
 
 _BINS = 24
 _COUNTED_APART = 12  # values of a tally

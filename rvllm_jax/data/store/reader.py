@@ -17,8 +17,8 @@ from rvllm_jax.data.store.shards import (
     record_file,
     times_file,
 )
-from rvllm_jax.data.video.decode import VideoInfo
 from rvllm_jax.system.atomic import read_json_or_empty
+from rvllm_jax.types import VideoInfo
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 _NAMED = 10  # how many videos a message names

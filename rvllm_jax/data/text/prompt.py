@@ -8,9 +8,9 @@ from that: no token spans a question and an answer.
 
 from collections.abc import Iterator, Sequence
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.text.template import TEMPLATES, ChatTemplateError, Template, read_jinja
 from rvllm_jax.data.text.tokenizer import TRAINED_SPECIALS, Tokenizer
+from rvllm_jax.types import Example, Turn
 
 FOLDER = "folder"  # the name of the template that the tokenizer's folder brings
 TEMPLATE_NAMES = (*TEMPLATES, FOLDER)

@@ -18,11 +18,12 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
-from rvllm_jax.data.annotations.example import AnnotationError, Example
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.annotations.llava import llava_example
 from rvllm_jax.data.shapes import build
 from rvllm_jax.data.tfds.datasets import DATASETS, TfdsDataset
 from rvllm_jax.data.tfds.splits import Split, read_splits
+from rvllm_jax.types import Example
 
 _ABOUT = (
     "Conversations about videos. The frames are not in this dataset: an example names its video, "

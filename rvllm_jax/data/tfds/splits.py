@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rvllm_jax.data.annotations.example import AnnotationError, Example
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.annotations.published import numbered_split, shortfall
 from rvllm_jax.data.annotations.read import AnnotationPart, Annotations, read
 from rvllm_jax.data.annotations.split import INFO, NUMBERS, contradiction, evidence
@@ -16,6 +16,7 @@ from rvllm_jax.data.annotations.video_names import VideoFilesError, describe_amb
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.tfds.datasets import TfdsDataset
 from rvllm_jax.system.atomic import read_json_or_empty
+from rvllm_jax.types import Example
 
 _NAMED = 5  # how many offenders a message names
 

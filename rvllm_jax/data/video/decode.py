@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -29,27 +28,11 @@ from rvllm_jax.data.video.container import (
 from rvllm_jax.data.video.orientation import Orientation, RgbConverter, shown_size, target_size
 from rvllm_jax.data.video.timing import Clock, EvenTimes, frame_rate
 from rvllm_jax.system.pool import HUNG, JobOutcome
+from rvllm_jax.types import VideoInfo
 
 ONE_FRAME = "one frame only"  # of a video that has no more
 
 _log = logging.getLogger(__name__)
-
-
-class VideoInfo(NamedTuple):
-    """What a file declares of itself.
-
-    Width and height are pixels as shown: after rotation, and with square pixels. Frames and
-    seconds are what the header declares: 0 where it leaves them open or cannot be believed; `fps`
-    is the average of the file's frames a second, 0 if unknown.
-    """
-
-    codec: str
-    width: int
-    height: int
-    fps: float
-    frames: int
-    seconds: float
-    bytes: int
 
 
 def worker_failure(outcome: JobOutcome, path: str | os.PathLike, time_limit: float) -> str:

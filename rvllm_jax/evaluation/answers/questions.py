@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.fingerprint import SHORT, digest, recorded
+from rvllm_jax.types import Example, Turn
 
 TEXT_GENERATION = "video_text_generation"
 _NAMED = 5  # how many offenders a message names

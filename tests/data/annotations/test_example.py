@@ -2,7 +2,8 @@
 
 import pytest
 
-from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn, check_videos
+from rvllm_jax.data.annotations.example import AnnotationError, check_videos
+from rvllm_jax.types import Example, Turn
 
 
 def test_missing_videos_are_named_and_counted(tmp_path):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn, check_videos
+from rvllm_jax.data.annotations.example import AnnotationError, check_videos
 from rvllm_jax.data.annotations.llava import write_llava
 from rvllm_jax.data.annotations.read import read_llava
+from rvllm_jax.types import Example, Turn
 
 REAL = Path(__file__).parents[3].parent / "shared/data/real_videos"
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.annotations.formats import FORMATS
 from rvllm_jax.data.annotations.read import read
 from rvllm_jax.data.prepare.tallies import find_duplicates
+from rvllm_jax.types import Example, Turn
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
 

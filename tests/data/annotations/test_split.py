@@ -3,9 +3,9 @@
 import pytest
 
 from rvllm_jax.data.annotations import split as splits
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.annotations.published import PUBLISHED
 from rvllm_jax.data.annotations.read import AnnotationPart
+from rvllm_jax.types import Example, Turn
 
 FORMATS = {
     "activitynet_qa": "activitynet", "msvd_qa": "zero_shot", "msrvtt_qa": "zero_shot",

@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches import clips, loader
 from rvllm_jax.data.batches.dataset import UNREADABLE, Dataset, DatasetError, DatasetOptions
 from rvllm_jax.data.batches.packing import PackingError
@@ -13,7 +12,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.text import prompt
-from rvllm_jax.types import NO_SLOT, PREFIX
+from rvllm_jax.types import NO_SLOT, PREFIX, Example, Turn
 
 
 def test_a_caption_stands_in_the_video_s_place(make, tk, examples, template, answers):

@@ -15,7 +15,7 @@ from rvllm_jax.data.prepare.survey import Survey, SurveyJob, Thumbnail, _inspect
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import encode
-from rvllm_jax.data.video.decode import VideoInfo
+from rvllm_jax.types import VideoInfo
 
 ROOT = Path(__file__).parents[3]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rvllm_jax.data.prepare.tallies import OTHER, describe_videos, spread
-from rvllm_jax.data.video.decode import VideoInfo
+from rvllm_jax.types import VideoInfo
 
 
 @pytest.mark.parametrize(

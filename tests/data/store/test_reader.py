@@ -14,7 +14,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode, encode
-from rvllm_jax.data.video.decode import VideoInfo
+from rvllm_jax.types import VideoInfo
 
 REAL = Path(__file__).parents[4] / "shared/data/real_videos"
 

@@ -7,11 +7,11 @@ import json
 import pytest
 import tokenizers
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.data.batches.dataset import DatasetError
 from rvllm_jax.data.text import prompt, tokenizer
 from rvllm_jax.data.text.template import TEMPLATES, ChatTemplateError
 from rvllm_jax.system.fingerprint import SHORT, digest, recorded
+from rvllm_jax.types import Example, Turn
 
 TURNS = (Turn("What colour is it?", "Red."), Turn("Why {is} it %s?", "Paint </s>."))
 EXAMPLE = Example("c", "c.mp4", TURNS, "A red thing.")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text import prompt, tokenizer
 from rvllm_jax.data.text.tokenizer_config import TokenizerError
+from rvllm_jax.types import Turn
 
 LLAMA = Path(__file__).parents[4] / "shared" / "data" / "tokenizer" / "tokenizer.model"
 # Ranges of characters: ASCII, spaces, controls, Latin, combining, wide, emoji, private, the rest.

@@ -4,10 +4,10 @@ import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from rvllm_jax.data.annotations.example import Turn
 from rvllm_jax.data.text import prompt as chat
 from rvllm_jax.data.text import tokenizer
 from rvllm_jax.data.text.template import TEMPLATES, ChatTemplateError
+from rvllm_jax.types import Turn
 
 TURNS = [Turn("What is it?", "A red one."), Turn("Why?", "Paint."), Turn("How?", "So")]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from rvllm_jax.data.annotations.example import AnnotationError, Example, Turn
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.annotations.read import read
 from rvllm_jax.data.shapes import build as shapes
 from rvllm_jax.data.tfds import builder as builders
 from rvllm_jax.data.tfds.datasets import DATASETS
+from rvllm_jax.types import Example, Turn
 
 SAMPLES = Path(__file__).parents[3].parent / "shared/data/annotations"
 NAMES = [*(dataset.name for dataset in DATASETS), "shapes"]

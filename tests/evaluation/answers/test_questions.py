@@ -1,12 +1,12 @@
 import pytest
 
-from rvllm_jax.data.annotations.example import Example, Turn
 from rvllm_jax.evaluation.answers.questions import (
     EvaluationError,
     Question,
     fingerprint,
     questions_of,
 )
+from rvllm_jax.types import Example, Turn
 
 
 def example(id, *turns, video="v"):

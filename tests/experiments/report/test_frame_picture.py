@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rvllm_jax.data.batches.loose_videos import VideoClips
-from rvllm_jax.data.video.decode import VideoInfo
 from rvllm_jax.experiments.report.frame_picture import draw
+from rvllm_jax.types import VideoInfo
 
 
 def seen(clips: int, frames: int, real: int) -> VideoClips:

@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rvllm_jax.models import flash
+from rvllm_jax.models import attention
 from rvllm_jax.models.attention import TokenPositions, attend, make_mask, products
 from rvllm_jax.sharding import constrain, rules
 from rvllm_jax.types import PADDING, PREFIX
@@ -53,7 +53,7 @@ def gradients(function):
 
 
 def splash(q, k, v, mask):
-    return flash.splash(q, k, v, mask, interpret=True)
+    return attention.splash(q, k, v, mask, interpret=True)
 
 
 def assert_near(ours, theirs, tolerance):
@@ -103,14 +103,14 @@ LLAMA = dict(B=4, T=2048, S=2048, N=32, K=32, H=128)
     ("platform", "changes", "kernel"),
     [
         ("cpu", {}, None),
-        ("tpu", {}, flash.splash),
-        ("tpu", {"T": 128, "S": 1152}, flash.splash),
+        ("tpu", {}, attention.splash),
+        ("tpu", {"T": 128, "S": 1152}, attention.splash),
         ("tpu", {"T": 1, "S": 1152}, None),
         ("tpu", {"T": 144, "S": 144}, None),
         ("tpu", {"H": 80}, None),
         ("tpu", {"dtype": jnp.float64}, None),
-        ("gpu", {}, flash.cudnn),
-        ("gpu", {"T": 144, "S": 144, "H": 80}, flash.cudnn),
+        ("gpu", {}, attention.cudnn),
+        ("gpu", {"T": 144, "S": 144, "H": 80}, attention.cudnn),
         ("gpu", {"T": 1}, None),
         ("gpu", {"H": 256}, None),
         ("gpu", {"dtype": jnp.float32}, None),
@@ -118,38 +118,38 @@ LLAMA = dict(B=4, T=2048, S=2048, N=32, K=32, H=128)
 )
 def test_a_kernel_is_taken_where_it_runs(platform, changes, kernel, monkeypatch):
     monkeypatch.setattr(constrain, "platform", lambda: platform)
-    monkeypatch.setattr(flash, "_has_cudnn", lambda: True)
+    monkeypatch.setattr(attention, "_has_cudnn", lambda: True)
     sizes = LLAMA | changes
     dtype = sizes.pop("dtype", jnp.bfloat16)
     B, T, S, N, K, H = sizes.values()
     with jax.enable_x64(dtype == jnp.float64):
         shapes = ((B, T, N, H), (B, S, K, H), (B, S, K, H))
         q, k, v = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
-        assert flash.choose(q, k, v) is kernel
+        assert attention.choose(q, k, v) is kernel
         cache = jax.ShapeDtypeStruct(k.shape, jnp.float16)
-        assert flash.choose(q, cache, cache) is None  # of another dtype
+        assert attention.choose(q, cache, cache) is None  # of another dtype
 
 
 @pytest.mark.parametrize("changes", [{"B": 3}, {"N": 6, "K": 3}])
 def test_what_does_not_divide_over_the_mesh_is_left_to_xla(changes, monkeypatch):
     monkeypatch.setattr(constrain, "platform", lambda: "tpu")
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
-    for own, kernel in ((LLAMA, flash.splash), (LLAMA | changes, None)):
+    for own, kernel in ((LLAMA, attention.splash), (LLAMA | changes, None)):
         B, T, S, N, K, H = own.values()
         q, k = (jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K))
         with constrain.use_mesh(mesh):
-            assert flash.choose(q, k, k) is kernel
-        assert flash.choose(q, k, k) is flash.splash  # of one device all do
+            assert attention.choose(q, k, k) is kernel
+        assert attention.choose(q, k, k) is attention.splash  # of one device all do
 
 
 def test_without_cudnn_attention_is_xlas_and_that_is_told(monkeypatch, caplog):
     monkeypatch.setattr(constrain, "platform", lambda: "gpu")
-    flash._has_cudnn.cache_clear()
+    attention._has_cudnn.cache_clear()
     q, k, v = drawn(1, 128, 128, 2, 2, 64, jnp.bfloat16)
     mask = packed(1, 128, 128)
     assert_near(attend(q, k, v, mask), products(q, k, v, mask), 0)
     assert "attention by XLA" in caplog.text and "cuDNN" in caplog.text
-    flash._has_cudnn.cache_clear()
+    attention._has_cudnn.cache_clear()
 
 
 def test_what_cudnn_is_asked_for_is_what_the_products_give(monkeypatch):
@@ -162,7 +162,7 @@ def test_what_cudnn_is_asked_for_is_what_the_products_give(monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     given = (*drawn(2, 48, 144, 4, 2, 64), packed(2, 48, 144))
-    assert_near(gradients(flash.cudnn)(*given), gradients(products)(*given), 1e-6)
+    assert_near(gradients(attention.cudnn)(*given), gradients(products)(*given), 1e-6)
 
 
 def test_the_program_for_a_gpu_calls_cudnn_forward_and_backward(monkeypatch):
@@ -170,10 +170,10 @@ def test_the_program_for_a_gpu_calls_cudnn_forward_and_backward(monkeypatch):
     monkeypatch.setattr(constrain, "platform", lambda: "gpu")
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
-    flash._has_cudnn.cache_clear()
+    attention._has_cudnn.cache_clear()
     given = (*drawn(2, 144, 144, 4, 2, 64, jnp.bfloat16), packed(2, 144, 144))
     program = gradients(attend).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
-    flash._has_cudnn.cache_clear()
+    attention._has_cudnn.cache_clear()
     calls = re.findall(r"__cudnn\$(\w+)", program)
     assert {*calls} == {"fmhaScaleBiasSoftmax", "fmhaScaleBiasSoftmaxBackward"}
     assert "144x144xf32" not in program  # the scores are never held
