@@ -191,7 +191,7 @@ class Stage:
     clip: float = key(
         "largest global gradient norm over all that trains; 0: no clipping", least=0, default=0.0
     )
-    freeze_stats: bool = key("BatchNorm uses and keeps its running statistics", default=False)
+    freeze_stats: bool = key("every BatchNorm keeps to its running statistics", default=False)
     lora: LoRA | None = section(LoRAKeys, default=None)  # None: no rank
 
 

@@ -5,6 +5,8 @@ set of (sum x, sum x^2, count), so that padding, sharding and pmap all give the 
 real frames alone, and the running variance is unbiased as torch's.
 """
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -33,19 +35,20 @@ class BatchNorm(nnx.Module):
         axis_name: str | None = None,
     ):
         self.momentum, self.eps = momentum, eps
-        self.dtype, self.axis_name = dtype, axis_name
+        self.dtype, self.axis_name, self.keeps_running = dtype, axis_name, False
         self.scale = nnx.Param(jnp.ones(features, param_dtype))
         self.bias = nnx.Param(jnp.zeros(features, param_dtype))
         self.mean = nnx.BatchStat(jnp.zeros(features, statistics_dtype(param_dtype)))
         self.var = nnx.BatchStat(jnp.ones(features, statistics_dtype(param_dtype)))
 
     def __call__(self, x_NhwC: jax.Array, mask_N: jax.Array, *, use_running: bool) -> jax.Array:
-        """`dtype[N, h, w, C]`; with `use_running` False it also updates the running statistics.
+        """`dtype[N, h, w, C]`; with `use_running` False it also updates the running statistics,
+        unless `keep_running` named this layer.
 
         Only frames with a true `mask_N` (bool) are counted. Where the global batch has none, the
         running statistics normalise and stay as they are.
         """
-        if use_running:
+        if use_running or self.keeps_running:
             mean_C, var_C = self.mean[...], self.var[...]
         else:
             mean_C, var_C = self._batch_statistics(x_NhwC, mask_N)
@@ -83,6 +86,14 @@ class BatchNorm(nnx.Module):
             running[...] = jnp.where(
                 counted, (1 - self.momentum) * old_C + self.momentum * new_C, old_C
             )
+
+
+def keep_running(model: nnx.Module, layers: Collection[str]) -> None:
+    """Has each BatchNorm of `layers` ("encoder/stem/norm") use and keep its running statistics,
+    whatever `use_running` says, and the others follow it."""
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm):
+            module.keeps_running = "/".join(map(str, path)) in layers
 
 
 class GroupNorm(nnx.Module):

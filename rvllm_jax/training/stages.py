@@ -153,16 +153,27 @@ def build_layout(recipe: Recipe, model: FunctionalModel) -> layouts.Layout:
     return layout
 
 
-def uses_running_stats(stage: Stage, labels: dict[str, str]) -> bool:
-    """Whether BatchNorm keeps to its running statistics: by key, or with all of it frozen."""
-    encoder = {label for path, label in labels.items() if path.startswith("encoder/")}
-    return stage.freeze_stats or encoder <= {FROZEN}
+def frozen_norms(stage: Stage, labels: dict[str, str]) -> set[str]:
+    """The encoder's norms ("encoder/stem/norm") that keep to their running statistics: those whose
+    scale and bias are frozen, with `stage.freeze_stats` all."""
+    norms = _labels_by_norm(labels)
+    return {norm for norm, kinds in norms.items() if stage.freeze_stats or kinds == {FROZEN}}
+
+
+def _labels_by_norm(labels: dict[str, str]) -> dict[str, set[str]]:
+    norms: dict[str, set[str]] = {}
+    for path, label in labels.items():
+        norm, _, leaf = path.rpartition("/")
+        if path.startswith("encoder/") and leaf in ("scale", "bias"):
+            norms.setdefault(norm, set()).add(label)
+    return norms
 
 
 def micro_batch_note(stage: Stage, paths: Iterable[str], norm: str) -> str:
     """What gradient accumulation does to BatchNorm; "" where it does nothing to it."""
     learned = norm == "batch" and stage.input == "video" and stage.accumulate > 1
-    if not learned or uses_running_stats(stage, label_parameters(stage, paths)):
+    labels = label_parameters(stage, paths)
+    if not learned or _labels_by_norm(labels).keys() == frozen_norms(stage, labels):
         return ""
     return (
         f"stage {stage.name}: BatchNorm's statistics are those of each micro-batch of "

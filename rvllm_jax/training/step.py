@@ -1,7 +1,7 @@
 """One update as a pure function (state, batch) -> (state, metrics), under jit or pmap alike."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from absl import logging
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.models.loss import token_loss_sum
-from rvllm_jax.models.norms import BatchNorm
+from rvllm_jax.models.norms import BatchNorm, keep_running
 from rvllm_jax.sharding.constrain import constrain_params
 from rvllm_jax.sharding.layouts import Layout
-from rvllm_jax.training.stages import StageSetup, uses_running_stats
+from rvllm_jax.training.stages import StageSetup, frozen_norms
 from rvllm_jax.training.state import TrainState
 from rvllm_jax.types import Batch
 
@@ -38,14 +38,15 @@ def _all_finite(arrays: Arrays) -> jax.Array:
 
 
 def _make_gradient(
-    model: FunctionalModel, use_running: bool, accumulate: int, chunk: int, axis_name
+    model: FunctionalModel, running: Collection[str], accumulate: int, chunk: int, axis_name
 ):
     """(state, batch, tokens) -> (loss, gradients, statistics) of this device's part."""
 
     def loss_of(trainable, frozen, stats, batch, tokens):
         module = model.merge({**trainable, **frozen}, stats)
         module.set_attributes(BatchNorm, axis_name=axis_name, raise_if_not_found=False)
-        hidden = module(batch, use_running=use_running)
+        keep_running(module, running)
+        hidden = module(batch, use_running=False)
         loss = token_loss_sum(module.decoder, hidden, batch.targets, batch.weights, chunk)
         return loss / tokens, model.read_stats(module)
 
@@ -72,7 +73,7 @@ def make_step(
     model: FunctionalModel,
     tx: optax.GradientTransformation,
     *,
-    use_running: bool,
+    running: Collection[str] = (),
     accumulate: int = 1,
     loss_chunk: int = 0,
     axis_name: str | None = None,
@@ -81,13 +82,14 @@ def make_step(
 
     Loss is the sum of token losses over the global batch / the number of its answer tokens. With
     `accumulate` > 1 the gradient is summed over micro-batches; BatchNorm's statistics are then
-    those of each micro-batch. `axis_name` is pmap's axis, None under jit, where sums over a
-    sharded batch are global already. Where loss, gradient or new statistics are not finite nothing
-    of the state changes and metrics["finite"] is 0.
+    those of each micro-batch. The norms named in `running` use and keep their running ones.
+    `axis_name` is pmap's axis, None under jit, where sums over a sharded batch are global already.
+    Where loss, gradient or new statistics are not finite nothing of the state changes and
+    metrics["finite"] is 0.
 
     Metrics: `loss`, `grad_norm` (before clipping), `tokens` (answer tokens), `finite`; float32[].
     """
-    gradient = _make_gradient(model, use_running, accumulate, loss_chunk, axis_name)
+    gradient = _make_gradient(model, running, accumulate, loss_chunk, axis_name)
 
     def total(x):
         return jax.lax.psum(x, axis_name) if axis_name else x
@@ -121,7 +123,7 @@ def compile_update(
     step = make_step(
         model,
         setup.tx,
-        use_running=uses_running_stats(setup.stage, setup.labels),
+        running=frozen_norms(setup.stage, setup.labels),
         accumulate=setup.stage.accumulate,
         loss_chunk=loss_chunk,
         axis_name=layout.axis_name,

@@ -55,7 +55,7 @@ def program(request):
     tx = make_optimizer(STAGE, labels, steps=10)
     state = TrainState(made.params, {}, made.stats, jax.eval_shape(tx.init, made.params))
     layout = JitLayout(sharding.make_mesh(*request.param))
-    step = make_step(made, tx, use_running=False, loss_chunk=8)
+    step = make_step(made, tx, loss_chunk=8)
     return layout.compile(step, tx, state, batch()), state, layout.mesh
 
 

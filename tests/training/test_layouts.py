@@ -9,7 +9,7 @@ from rvllm_jax.config.schema import FROZEN, OptimizerSpec, Stage
 from rvllm_jax.models.lora import LoRA, is_adapter
 from rvllm_jax.sharding.layouts import JitLayout, PmapLayout, make
 from rvllm_jax.sharding.mesh import make_mesh
-from rvllm_jax.training.stages import label_parameters, make_optimizer, uses_running_stats
+from rvllm_jax.training.stages import frozen_norms, label_parameters, make_optimizer
 from rvllm_jax.training.state import TrainState, split
 from rvllm_jax.training.step import make_step
 
@@ -72,8 +72,8 @@ def run(float64, tiny_model, tiny_arrays, tiny_batch):
             parallel.put(tiny_batch(num_frames, with_frames=video, seed=seed))
             for seed, num_frames in enumerate([NUM_FRAMES, NUM_FRAMES[::-1]])
         ]
-        running = uses_running_stats(stage, labels)
-        step = make_step(model, tx, use_running=running, axis_name=parallel.axis_name, **kinds)
+        running = frozen_norms(stage, labels)
+        step = make_step(model, tx, running=running, axis_name=parallel.axis_name, **kinds)
         program = parallel.compile(step, tx, state, batches[0])
         after = []
         for batch in batches:

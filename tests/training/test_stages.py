@@ -7,9 +7,9 @@ from rvllm_jax.models.lora import LoRA
 from rvllm_jax.training.stages import (
     StageError,
     check_stage,
+    frozen_norms,
     label_parameters,
     micro_batch_note,
-    uses_running_stats,
 )
 
 PATHS = ("encoder/stem/kernel", "encoder/norm/bias", "projector/kernel", "decoder/head/kernel")
@@ -83,18 +83,25 @@ def test_all_frozen_is_refused():
         label_parameters(with_table((".*", "frozen")), PATHS)
 
 
+STEM, BLOCK = "encoder/stem/norm", "encoder/stages/0/0/norm1"
+NORMS = [f"{norm}/{leaf}" for norm in (STEM, BLOCK) for leaf in ("scale", "bias")]
+
+
 @pytest.mark.parametrize(
     "table, freeze_stats, expected",
     [
-        ([("projector/.*", "sgd"), (".*", "frozen")], False, True),  # all of the encoder frozen
-        ([("encoder/.*bias", "frozen"), (".*", "sgd")], False, False),  # a part of it frozen
-        ([(".*", "adamw")], False, False),
-        ([(".*", "adamw")], True, True),  # by key
+        ([("projector/.*", "sgd"), (".*", "frozen")], False, {STEM, BLOCK}),
+        ([("encoder/stem/.*", "frozen"), (".*", "sgd")], False, {STEM}),
+        ([("encoder/.*(scale|bias)", "frozen"), (".*", "sgd")], False, {STEM, BLOCK}),
+        ([("encoder/.*bias", "frozen"), (".*", "sgd")], False, set()),  # its scale trains
+        ([(".*", "adamw")], False, set()),
+        ([(".*", "adamw")], True, {STEM, BLOCK}),  # by key
     ],
 )
-def test_statistics_run_where_the_encoder_is_frozen_or_by_key(table, freeze_stats, expected):
+def test_norms_whose_scale_and_bias_are_frozen_keep_their_statistics(table, freeze_stats, expected):
     stage = dataclasses.replace(with_table(*table), freeze_stats=freeze_stats)
-    assert uses_running_stats(stage, label_parameters(stage, PATHS)) is expected
+    labels = label_parameters(stage, [*NORMS, "projector/kernel", "decoder/head/kernel"])
+    assert frozen_norms(stage, labels) == expected
 
 
 ADAPTED = (*PATHS, "decoder/layers/mlp/up/kernel", "decoder/layers/mlp/up/lora/lora_a")
@@ -121,13 +128,16 @@ def test_a_table_that_freezes_the_adapters_is_refused():
 
 def test_micro_batches_are_noted_where_batchnorm_takes_its_statistics_of_them():
     cut = dataclasses.replace(with_table((".*", "sgd")), batch=8, accumulate=4)
-    note = micro_batch_note(cut, PATHS, "batch")
+    note = micro_batch_note(cut, NORMS, "batch")
     assert "each micro-batch of 2 clips" in note and "alignment.accumulate=4" in note
     without = [
         dataclasses.replace(cut, accumulate=1),
         dataclasses.replace(cut, input="caption_in_slot"),
         dataclasses.replace(cut, freeze_stats=True),
         dataclasses.replace(cut, table=(("encoder/.*", "frozen"), (".*", "sgd"))),
+        dataclasses.replace(cut, table=((".*/norm.*", "frozen"), (".*", "sgd"))),
     ]
-    assert not any(micro_batch_note(stage, PATHS, "batch") for stage in without)
-    assert micro_batch_note(cut, PATHS, "group") == ""
+    assert not any(micro_batch_note(stage, [*PATHS, *NORMS], "batch") for stage in without)
+    some = dataclasses.replace(cut, table=(("encoder/stem/.*", "frozen"), (".*", "sgd")))
+    assert micro_batch_note(some, NORMS, "batch")
+    assert micro_batch_note(cut, NORMS, "group") == ""

@@ -1,22 +1,27 @@
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from rvllm_jax.config.schema import FROZEN, OptimizerSpec, Stage
 from rvllm_jax.models.llama_config import LlamaConfig
+from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.sharding.mesh import make_mesh
-from rvllm_jax.training.stages import label_parameters, make_optimizer, uses_running_stats
+from rvllm_jax.training.stages import frozen_norms, label_parameters, make_optimizer
 from rvllm_jax.training.state import TrainState, split
 from rvllm_jax.training.step import make_loss, make_step
 
 PLAIN = OptimizerSpec("sgd", lr=1.0, momentum=0.0)  # parameters before - after = gradient
 JOINT = Stage("joint", "video", 8, ((".*", "sgd"),), {"sgd": PLAIN}, schedule="constant")
 ALIGN = dataclasses.replace(JOINT, table=(("(encoder|projector)/.*", "sgd"), (".*", FROZEN)))
+
+RUNNING = dataclasses.replace(JOINT, freeze_stats=True)
 
 
 @pytest.fixture
@@ -35,8 +40,7 @@ def prepare(quick_compilation, tiny_arrays):
         tx = make_optimizer(stage, labels, steps=10)
         trainable, frozen = split(params, labels)
         state = TrainState(trainable, frozen, stats, tx.init(trainable))
-        kinds.setdefault("use_running", uses_running_stats(stage, labels))
-        pure = make_step(model, tx, **kinds)
+        pure = make_step(model, tx, running=frozen_norms(stage, labels), **kinds)
         step = jax.jit(pure)
         return SimpleNamespace(model=model, tx=tx, params=params, state=state, pure=pure, step=step)
 
@@ -86,9 +90,62 @@ def test_a_step_goes_down_and_statistics_follow(joint, tiny_batch):
 
 
 def test_running_statistics_are_kept(prepare, tiny_model, tiny_batch):
-    part = prepare(tiny_model(), dataclasses.replace(JOINT, freeze_stats=True))
+    part = prepare(tiny_model(), RUNNING)
     state, _ = part.step(part.state, tiny_batch())
     assert_same(state.stats, part.state.stats)
+
+
+class Affine(nnx.Module):
+    """What a BatchNorm is in inference: a scale and a shift by its running statistics."""
+
+    def __init__(self, norm):
+        self.scale, self.bias, self.mean, self.var = norm.scale, norm.bias, norm.mean, norm.var
+
+    def __call__(self, x, mask, *, use_running):
+        shift = self.mean[...] / jnp.sqrt(self.var[...] + 1e-5)
+        return x * self.scale[...] / jnp.sqrt(self.var[...] + 1e-5) + (
+            self.bias[...] - shift * self.scale[...]
+        )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_norms_that_are_frozen_keep_their_statistics_and_the_others_learn(
+    float64, prepare, tiny_model, tiny_batch, accumulate
+):
+    """The stem frozen, and one norm behind a convolution that trains: both are in inference."""
+    frozen = "encoder/(stem/.*|stages/0/0/norm1/(scale|bias))"
+    stage = dataclasses.replace(JOINT, table=((frozen, FROZEN), (".*", "sgd")))
+    model, batch = tiny_model(jnp.float64), tiny_batch()
+    part = prepare(model, stage, accumulate=accumulate)
+    after, _ = part.step(part.state, batch)
+
+    @functools.partial(jax.jit, static_argnames="first")
+    def gradient(trainable, stats, first):
+        def loss_of(trainable):
+            module = model.merge({**trainable, **part.state.frozen}, stats)
+            block = module.encoder.stages[0][0]
+            module.encoder.stem.norm = Affine(module.encoder.stem.norm)
+            block.norm1 = Affine(block.norm1)
+            micro = type(batch)(*(x[first::accumulate] for x in batch))
+            hidden = module(micro, use_running=False)
+            weights = micro.targets, micro.weights, 0
+            return token_loss_sum(module.decoder, hidden, *weights) / batch.weights.sum(), (
+                model.read_stats(module)
+            )
+
+        return jax.grad(loss_of, has_aux=True)(trainable)
+
+    stats, total = part.state.stats, jax.tree.map(jnp.zeros_like, part.state.trainable)
+    for first in range(accumulate):
+        grads, stats = gradient(part.state.trainable, stats, first)
+        total = jax.tree.map(jnp.add, total, grads)
+    moved = jax.tree.map(np.subtract, part.state.trainable, after.trainable)
+    assert_close(moved, total, 1e-9)
+    assert_close(after.stats, stats, 1e-10)
+    kept = {p for p, x in part.state.stats.items() if np.array_equal(after.stats[p], x)}
+    assert kept == {
+        p for p in after.stats if p.startswith(("encoder/stem", "encoder/stages/0/0/norm1"))
+    }
 
 
 def poisoned(state, path, value):
@@ -127,7 +184,7 @@ def test_statistics_that_overflow_are_not_kept(joint, tiny_batch):
 
 
 def test_the_loss_is_a_mean_over_the_tokens_of_the_batch(float64, prepare, tiny_model, tiny_batch):
-    part = prepare(tiny_model(jnp.float64), use_running=True)
+    part = prepare(tiny_model(jnp.float64), RUNNING)
     batch = tiny_batch()
     _, metrics = part.step(part.state, batch)
     loss_of = jax.jit(make_loss(part.model))
@@ -145,10 +202,11 @@ def test_the_loss_is_a_mean_over_the_tokens_of_the_batch(float64, prepare, tiny_
 
 def test_accumulation_is_the_whole_batch(float64, prepare, tiny_model, tiny_batch):
     model, batch = tiny_model(jnp.float64), tiny_batch()
-    whole = prepare(model, ALIGN, use_running=True)
+    stage = dataclasses.replace(ALIGN, freeze_stats=True)
+    whole = prepare(model, stage)
     expected, metrics = whole.step(whole.state, batch)
     for accumulate in (2, 4):
-        part = prepare(model, ALIGN, use_running=True, accumulate=accumulate)
+        part = prepare(model, stage, accumulate=accumulate)
         state, other = part.step(part.state, batch)
         assert_close(other, metrics, 1e-12)
         assert_close(
