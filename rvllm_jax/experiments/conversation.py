@@ -10,6 +10,7 @@ from typing import TextIO
 
 from jax.errors import JaxRuntimeError
 
+from rvllm_jax.data.annotations.example import AnnotationError
 from rvllm_jax.data.annotations.llava import llava_example, write_llava
 from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.report import frame_map, frame_picture
@@ -159,7 +160,10 @@ class Talk:
         caption = " ".join(turn.answer for turn in turns)
         name = self._path.name
         content = write_llava([Example(self._path.stem, name, turns, caption)])
-        llava_example(json.loads(content)[0], f"this conversation, for {file}")
+        try:
+            llava_example(json.loads(content)[0])
+        except AnnotationError as error:
+            raise AnnotationError(f"this conversation, for {file}: {error}") from error
         self._write(file, content)
         left = len(asked) - len(turns)
         self._say(

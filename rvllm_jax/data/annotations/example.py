@@ -1,6 +1,8 @@
-"""The checks of examples about videos that every annotation format shares."""
+"""The checks of examples about videos that every annotation format shares.
 
-import dataclasses
+What is wrong with a record is worded without its place, which its reader adds.
+"""
+
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,27 +16,6 @@ _NAMED = 10  # how many offenders a message names
 
 class AnnotationError(RvllmError, ValueError):
     """An annotation file that cannot be used as it is; the message says where and what to do."""
-
-
-def add_unique(example: Example, known: dict[str, Example]) -> Example | None:
-    """Adds an example to `known`, by its id, or by "ID#2", "ID#3" where others have that.
-
-    Returns it under the id that it got; None, and adds nothing, where it repeats one of `known`.
-    """
-    id, number = example.id, 1
-    while id in known:
-        if dataclasses.replace(known[id], id=example.id) == example:
-            return None
-        number += 1
-        id = f"{example.id}#{number}"
-    known[id] = dataclasses.replace(example, id=id)
-    return known[id]
-
-
-def describe_place(path: str | Path, position: int, record: object) -> str:
-    """How messages name a record of a file."""
-    id = record.get("id") if isinstance(record, dict) else None
-    return f"{path}: record {position} (id {id!r})"
 
 
 def check_videos(examples: Iterable[Example], folder: str | Path) -> None:
@@ -92,42 +73,38 @@ def load_records(path: str | Path) -> list:
     return records
 
 
-def checked_id(value: object, what: str, where: str) -> str:
+def checked_id(value: object, what: str) -> str:
     """An id as a text: files give it as one, or as a whole number."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise AnnotationError(f"{where}: {what} must be a string or a whole number")
-    return checked_text(str(value), what, where)
+        raise AnnotationError(f"{what} must be a string or a whole number")
+    return checked_text(str(value), what)
 
 
-def checked_video(video: object, where: str) -> str:
+def checked_video(video: object) -> str:
     """The name of a video: a string, or a list of one; refused where it leaves the folder."""
     if isinstance(video, list) and len(video) == 1:
         (video,) = video
     if isinstance(video, list):
-        raise AnnotationError(
-            f"{where}: names {len(video)} videos; an example is about exactly one"
-        )
+        raise AnnotationError(f"names {len(video)} videos; an example is about exactly one")
     # Checked, but not stripped: a file's name may hold spaces.
-    checked_text(readable(video) if isinstance(video, str) else video, "'video'", where)
+    checked_text(readable(video) if isinstance(video, str) else video, "'video'")
     if leaves_folder(video):
         raise AnnotationError(
-            f"{where}: video {video!r} is not inside the folder of videos; give a path relative "
-            "to that folder, without '..'"
+            f"video {video!r} is not inside the folder of videos; give a path relative to that "
+            "folder, without '..'"
         )
     return video
 
 
-def checked_text(value: object, what: str, where: str) -> str:
+def checked_text(value: object, what: str) -> str:
     """`value` stripped, where it is a text that is not empty and that UTF-8 can hold."""
     if not isinstance(value, str) or not value.strip():
         got = "an empty one" if isinstance(value, str) else repr(value)
-        raise AnnotationError(
-            f"{where}: {what} must be a text, got {got}; fill it in or remove the record"
-        )
+        raise AnnotationError(f"{what} must be a text, got {got}; fill it in or remove the record")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise AnnotationError(
-            f"{where}: {what} holds half of a surrogate pair; correct the escape \\uD8xx in it"
+            f"{what} holds half of a surrogate pair; correct the escape \\uD8xx in it"
         ) from None
     return value.strip()

@@ -13,7 +13,17 @@ from rvllm_jax.data.annotations.recognise import AnnotationFile, most
 from rvllm_jax.data.annotations.video_names import stem_of
 from rvllm_jax.types import Example
 
-_ACTIVITYNET = r"v_.{11}"
+_ANY, _ACTIVITYNET = r"(?s).*", r"v_.{11}"
+# Format, names of videos, ids of questions -> benchmark; the first that most rows fit.
+_BENCHMARKS = (
+    ("activitynet", _ANY, _ANY, "activitynet_qa"),
+    ("tgif", _ANY, _ANY, "tgif_frameqa"),
+    ("msvd_msrvtt_original", r"video\d+", _ANY, "msrvtt_qa"),
+    ("msvd_msrvtt_original", _ANY, _ANY, "msvd_qa"),
+    ("zero_shot", r"video\d+", r"\d+", "msrvtt_qa"),
+    ("zero_shot", r".{11}_\d+_\d+|vid\d+", r"\d+_\d+", "msvd_qa"),
+    ("zero_shot", r"tumblr_.+", _ANY, "tgif_frameqa"),
+)
 _BY_NAME = ("generic", "temporal")  # whose rows have the same keys
 # Nine of ten questions of temporal_qa.json have one of these, one in five of generic_qa.json's.
 _ORDER = re.compile(
@@ -25,24 +35,11 @@ _ORDER = re.compile(
 
 def benchmark_of(file: AnnotationFile, examples: Sequence[Example]) -> str:
     """The benchmark whose published counts apply (annotations/published.py); "": none known."""
-    if file.format == "activitynet":
-        return "activitynet_qa"
-    if file.format == "tgif":
-        return "tgif_frameqa"
-    if file.format == "msvd_msrvtt_original":
-        return "msrvtt_qa" if examples[0].video.startswith("video") else "msvd_qa"
-
-    def named(videos: str, ids: str = ".*") -> bool:
+    for format, videos, ids, benchmark in _BENCHMARKS:
         fits = (_named(videos, e.video) and re.fullmatch(ids, e.id) for e in examples)
-        return most(map(bool, fits))
-
-    if file.format == "zero_shot":
-        if named(r"video\d+", r"\d+"):
-            return "msrvtt_qa"
-        if named(r".{11}_\d+_\d+|vid\d+", r"\d+_\d+"):
-            return "msvd_qa"
-        return "tgif_frameqa" if named(r"tumblr_.+") else ""
-    if file.format in GENERATIVE and named(_ACTIVITYNET):
+        if format == file.format and most(map(bool, fits)):
+            return benchmark
+    if file.format in GENERATIVE and most(_named(_ACTIVITYNET, e.video) for e in examples):
         return f"video_text_generation/{kind_of(file)}"
     return ""
 
@@ -61,7 +58,7 @@ def kind_of(file: AnnotationFile) -> str:
         return words.pop()
     asked = [
         (row["video_name"], row["Q"])
-        for row in file.records[0]
+        for row in file.records
         if isinstance(row, dict)
         and isinstance(row.get("video_name"), str)
         and isinstance(row.get("Q"), str)

@@ -71,70 +71,61 @@ def _misspelt(record: dict) -> str:
     return keys[alike[0]] if alike else ""
 
 
-def llava_example(record: dict, where: str) -> Example:
-    """One record of a LLaVA file; raises `AnnotationError` that begins with `where`."""
+def llava_example(record: dict) -> Example:
+    """One record of a LLaVA file; raises `AnnotationError`, which does not name the record."""
     absent = [key for key in ("id", "video", "conversations") if key not in record]
     if absent:
         meant = _misspelt(record) if "video" in absent else ""
         hint = f" ({meant!r} may be meant for 'video')" if meant else ""
-        raise AnnotationError(f"{where}: has no {', '.join(map(repr, absent))}; add it{hint}")
-    turns = _turns(record["conversations"], where)
+        raise AnnotationError(f"has no {', '.join(map(repr, absent))}; add it{hint}")
+    turns = _turns(record["conversations"])
     caption = record.get("caption") or " ".join(turn.answer for turn in turns)
     return Example(
-        id=checked_id(record["id"], "'id'", where),
-        video=checked_video(record["video"], where),
+        id=checked_id(record["id"], "'id'"),
+        video=checked_video(record["video"]),
         turns=turns,
-        caption=checked_text(caption, "'caption'", where),
+        caption=checked_text(caption, "'caption'"),
     )
 
 
-def _turns(messages: object, where: str) -> tuple[Turn, ...]:
+def _turns(messages: object) -> tuple[Turn, ...]:
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         count = len(messages) if isinstance(messages, list) else type(messages).__name__
         raise AnnotationError(
-            f"{where}: 'conversations' must be a list of pairs, a human message and gpt's answer; "
-            f"got {count}"
+            "'conversations' must be a list of pairs, a human message and gpt's answer; got "
+            f"{count}"
         )
     for number, message in enumerate(messages):
         expected = SENDERS[number % 2]
         sender = message.get("from") if isinstance(message, dict) else message
         if not isinstance(sender, str) or sender.lower() not in expected:
             raise AnnotationError(
-                f"{where}: message {number} must be from {expected[0]!r}, got {sender!r}; human "
-                "and gpt (or user and assistant) take turns, human first"
+                f"message {number} must be from {expected[0]!r}, got {sender!r}; human and gpt "
+                "(or user and assistant) take turns, human first"
             )
-    return tuple(
-        _turn(messages[number], messages[number + 1], number, where)
-        for number in range(0, len(messages), 2)
-    )
+    pairs = zip(messages[::2], messages[1::2], strict=True)
+    return tuple(_turn(*pair, 2 * number) for number, pair in enumerate(pairs))
 
 
-def _turn(human: dict, gpt: dict, number: int, where: str) -> Turn:
-    question = checked_text(human.get("value"), f"question (message {number})", where)
-    if number == 0:
-        question = _without_mark(question)
-        question = checked_text(question, f"question (message {number}) beside {VIDEO_MARK}", where)
+def _turn(human: dict, gpt: dict, number: int) -> Turn:
+    """A question and its answer; the human's message is the `number`th of its record."""
+    question = checked_text(human.get("value"), f"question (message {number})")
+    mark = next((mark for mark in MARKS if mark in question), "")
+    if mark and number == 0:  # once, the video may stand anywhere: what surrounds it becomes one
+        question = " ".join(part.strip() for part in question.split(mark, 1))
+        question = checked_text(question, f"question (message 0) beside {VIDEO_MARK}")
     for mark in MARKS:
         if mark in question:
             raise AnnotationError(
-                f"{where}: message {number} has {mark} where no video can go; it may stand once, "
-                "in the first human message"
+                f"message {number} has {mark} where no video can go; it may stand once, in the "
+                "first human message"
             )
-    answer = checked_text(gpt.get("value"), f"answer (message {number + 1})", where)
+    answer = checked_text(gpt.get("value"), f"answer (message {number + 1})")
     kind = human.get("type") or ""
-    kind = checked_text(kind, "'type'", where) if kind != "" else ""
+    kind = checked_text(kind, "'type'") if kind != "" else ""
     if kind == _ALL:
         raise AnnotationError(
-            f"{where}: message {number} has the 'type' {kind!r}, which results keep for the "
-            "questions of all types; give it another name"
+            f"message {number} has the 'type' {kind!r}, which results keep for the questions of "
+            "all types; give it another name"
         )
     return Turn(question, answer, kind)
-
-
-def _without_mark(question: str) -> str:
-    """`question` without the first of the marks that it has; what surrounds it becomes one."""
-    for mark in MARKS:
-        if mark in question:
-            before, _, after = question.partition(mark)
-            return f"{before.strip()} {after.strip()}".strip()
-    return question

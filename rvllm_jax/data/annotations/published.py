@@ -66,8 +66,7 @@ def other_split(benchmark: str, split: str, questions: int) -> str:
     return next((name for name, counts in splits.items() if counts.questions == questions), "")
 
 
-_ORDER = ("train", "validation", "test")  # in which MSVD-QA and MSRVTT-QA number their questions
-NUMBERED = ("msvd_qa", "msrvtt_qa")
+NUMBERED = ("msvd_qa", "msrvtt_qa")  # number their questions through train, validation and test
 
 
 def number_of(id: str) -> str:
@@ -84,9 +83,8 @@ def numbered_split(benchmark: str, ids: Iterable[str]) -> str:
     """
     numbers = [int(number) for number in map(number_of, ids) if number.isdecimal()]
     first, last, start = min(numbers), max(numbers), 0
-    for split in _ORDER:
-        end = start + PUBLISHED[benchmark][split].questions
-        if start <= first and last < end:
+    for split, counts in PUBLISHED[benchmark].items():
+        if start <= first and last < start + counts.questions:
             return split
-        start = end
+        start += counts.questions
     return f"{first} to {last}"

@@ -2,24 +2,17 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from absl import logging
 
-from rvllm_jax.data.annotations.example import (
-    AnnotationError,
-    add_unique,
-    checked_id,
-    describe_place,
-)
-from rvllm_jax.data.annotations.formats import FORMATS, GENERATIVE, AnnotationRecord
+from rvllm_jax.data.annotations.example import AnnotationError
+from rvllm_jax.data.annotations.formats import FORMATS, GENERATIVE, make_example
 from rvllm_jax.data.annotations.identify import benchmark_of, kind_of
 from rvllm_jax.data.annotations.llava import lacks_video
 from rvllm_jax.data.annotations.recognise import AnnotationFile, load, name_of
 from rvllm_jax.types import Example
-
-_NAMED = 5  # how many ids a message names
 
 # Where a row stands, and its example, or why it is none; a text: what it is about, if no video.
 Row = tuple[str, Example | AnnotationError | str]
@@ -55,7 +48,7 @@ class Annotations:
     """
 
     format: str
-    parts: tuple[AnnotationPart, ...]
+    parts: list[AnnotationPart]
     set_aside: dict[str, str]
     without_video: dict[str, str]
     renamed: dict[str, str]
@@ -90,31 +83,31 @@ def read(
             together; a question id or a file that comes twice; no row that can be used.
     """
     files, aliases = load(paths, format)
-    account = _Account(strict)
-    parts = []
+    aliases |= {number: name for name, number in aliases.items()}
+    annotations = Annotations(name_of(files), [], {}, {}, {}, aliases)
+    known: dict[str, tuple[str, Example]] = {}  # by id: where it stands, and what
     for number, file in enumerate(files):
-        rows = list(_rows(file))
-        if FORMATS[file.format].makes_ids(file.records[0]):
-            rows = account.with_new_ids(rows, file, files[:number])
-        examples = account.take(rows, file.format)
+        examples = []
+        for place, row in _with_new_ids(list(_rows(file)), file, files[:number], known.keys()):
+            if isinstance(row, str):
+                annotations.without_video[place] = row
+            elif isinstance(row, Example):
+                examples += _under_its_id(place, row, file.format, known, annotations)
+            elif strict:
+                raise AnnotationError(f"{place}: {row}") from row
+            else:
+                annotations.set_aside[place] = str(row)
         if not examples:
-            reasons = [f"the first: {place} {why}" for place, why in account.set_aside.items()]
+            reasons = [f"the first: {place} {why}" for place, why in annotations.set_aside.items()]
             reasons.append("none has a 'video'; add it")
             raise AnnotationError(
-                f"{', '.join(map(str, file.paths))}: none of its {len(file.records[0])} rows "
-                f"can be used; {reasons[0]}"
+                f"{', '.join(map(str, file.paths))}: none of its {len(file.records)} rows can be "
+                f"used; {reasons[0]}"
             )
-        names = tuple(map(str, file.paths))
-        benchmark = benchmark_of(file, examples)
-        parts.append(AnnotationPart(names, file.format, benchmark, len(file.records[0]), examples))
-    return Annotations(
-        name_of(files),
-        tuple(parts),
-        account.set_aside,
-        account.without_video,
-        account.renamed,
-        aliases | {number: name for name, number in aliases.items()},
-    )
+        names, benchmark = tuple(map(str, file.paths)), benchmark_of(file, examples)
+        part = AnnotationPart(names, file.format, benchmark, len(file.records), examples)
+        annotations.parts.append(part)
+    return annotations
 
 
 def read_llava(path: str | Path) -> list[Example]:
@@ -136,120 +129,74 @@ def read_llava(path: str | Path) -> list[Example]:
     return annotations.examples
 
 
-class _Account:
-    """What became of every row, file after file, and which ids are taken."""
+def _under_its_id(
+    place: str,
+    row: Example,
+    format: str,
+    known: dict[str, tuple[str, Example]],
+    annotations: Annotations,
+) -> list[Example]:
+    """The row, under its id, or under "ID#2", "ID#3" where others have that; [] if it repeats one.
 
-    def __init__(self, strict: bool):
-        self._strict = strict
-        self.set_aside: dict[str, str] = {}
-        self.without_video: dict[str, str] = {}
-        self.renamed: dict[str, str] = {}
-        self._known: dict[str, Example] = {}
-        self._first: dict[str, str] = {}  # an id -> where the first row with it stands
-
-    def take(self, rows: Sequence[Row], format: str) -> list[Example]:
-        """The examples among the rows, under ids that no other one has."""
-        examples = []
-        for place, row in rows:
-            if isinstance(row, str):
-                self.without_video[place] = row
-            elif isinstance(row, AnnotationError):
-                if self._strict:
-                    raise row
-                self.set_aside[place] = str(row).removeprefix(f"{place}: ")
-            elif example := self._add(place, row, format):
-                examples.append(example)
-        return examples
-
-    def _add(self, place: str, row: Example, format: str) -> Example | None:
-        earlier = self._first.get(row.id)
-        if earlier is not None and format != "llava":
+    Adds it to `known`. Only LLaVA's files have several records of one id.
+    """
+    id, number = row.id, 1
+    while id in known:
+        earlier, example = known[id]
+        if format != "llava":
             raise AnnotationError(
-                f"{place}: its id is {row.id!r}, as that of {earlier}; every question has its own, "
-                "and a file is given once"
+                f"{place}: its id is {id!r}, as that of {earlier}; every question has its own, and "
+                "a file is given once"
             )
-        self._first.setdefault(row.id, place)
-        example = add_unique(row, self._known)
-        if example is None:
-            self.set_aside[place] = f"repeats {earlier}"
-        elif example.id != row.id:
-            self.renamed[place] = example.id
-        return example
+        if dataclasses.replace(example, id=row.id) == row:
+            annotations.set_aside[place] = f"repeats {earlier}"
+            return []
+        number += 1
+        id = f"{row.id}#{number}"
+    if id != row.id:
+        annotations.renamed[place] = id
+    known[id] = place, dataclasses.replace(row, id=id)
+    return [known[id][1]]
 
-    def with_new_ids(
-        self, rows: list[Row], file: AnnotationFile, earlier: Sequence[AnnotationFile]
-    ) -> list[Row]:
-        """Rows whose ids are made of their positions, under such as no file before has.
 
-        Raises `AnnotationError` where a file before holds the same rows.
-        """
-        for other in earlier:
-            if (other.format, other.records) == (file.format, file.records):
-                raise AnnotationError(
-                    f"{file.paths[0]}: holds the same rows as {other.paths[0]}; a file is given "
-                    "once"
-                )
-        ids = {row.id for _, row in rows if isinstance(row, Example)}
-        if ids.isdisjoint(self._known):
-            return rows
-        marks = (f"#{number}" for number in itertools.count(2))
-        mark = next(mark for mark in marks if self._known.keys().isdisjoint(i + mark for i in ids))
-        return [
-            (place, dataclasses.replace(row, id=row.id + mark) if isinstance(row, Example) else row)
-            for place, row in rows
-        ]
+def _with_new_ids(
+    rows: list[Row], file: AnnotationFile, earlier: Sequence[AnnotationFile], known: Set[str]
+) -> list[Row]:
+    """Rows whose ids are made of their positions, under such as are not `known`.
+
+    Raises `AnnotationError` where an earlier file holds the same rows.
+    """
+    format = FORMATS[file.format]
+    if not format.made_id or any(
+        isinstance(row, dict) and row.get(format.id) not in (None, "") for row in file.records
+    ):
+        return rows
+    for other in earlier:
+        if (other.format, other.records) == (file.format, file.records):
+            raise AnnotationError(
+                f"{file.paths[0]}: holds the same rows as {other.paths[0]}; a file is given once"
+            )
+    ids = {row.id for _, row in rows if isinstance(row, Example)}
+    marks = itertools.chain([""], (f"#{number}" for number in itertools.count(2)))
+    mark = next(mark for mark in marks if known.isdisjoint(id + mark for id in ids))
+    return [
+        (place, dataclasses.replace(row, id=row.id + mark) if isinstance(row, Example) else row)
+        for place, row in rows
+    ]
 
 
 def _rows(file: AnnotationFile) -> Iterator[Row]:
-    """Every row of a file, or of a pair; raises `AnnotationError` where two belong apart."""
-    format = FORMATS[file.format]
-    if format.answers:
-        yield from _rows_of_pair(file)
-        return
-    (path,), (records,) = file.paths, file.records
+    """Every row of a file, or of a pair."""
     kind = kind_of(file) if file.format in GENERATIVE else ""
-    for position, fields in enumerate(records):
-        place = describe_place(path, position, fields)
-        if file.format == "llava" and (instead := lacks_video(fields)):
+    key = "question_id" if FORMATS[file.format].paired else "id"
+    names = " with ".join(map(str, file.paths))
+    for position, record in enumerate(file.records):
+        id = record.get(key) if isinstance(record, dict) else None
+        place = f"{names}: record {position} ({key} {id!r})"
+        if file.format == "llava" and (instead := lacks_video(record)):
             yield place, instead
             continue
         try:
-            if not isinstance(fields, dict):
-                raise AnnotationError(f"{place}: expected an object, got {fields!r:.50}")
-            yield place, format.make(AnnotationRecord(fields, place, position, kind))
+            yield place, make_example(file.format, record, position, kind)
         except AnnotationError as error:
             yield place, error
-
-
-def _rows_of_pair(file: AnnotationFile) -> Iterator[Row]:
-    questions, answers = map(_by_question_id, file.paths, file.records)
-    for here, there, path in ((questions, answers, 1), (answers, questions, 0)):
-        lone = [identity for identity in here if identity not in there]
-        if lone:
-            raise AnnotationError(
-                f"{file.paths[path]}: has no row for {len(lone)} of the {len(here)} question_ids "
-                f"of {file.paths[1 - path]}: {', '.join(lone[:_NAMED])}; give the two files that "
-                "belong together"
-            )
-    for identity, question in questions.items():
-        try:
-            yield question.place, FORMATS[file.format].make(question, answers[identity])
-        except AnnotationError as error:
-            yield question.place, error
-
-
-def _by_question_id(path: Path, records: list) -> dict[str, AnnotationRecord]:
-    by_id: dict[str, AnnotationRecord] = {}
-    for position, fields in enumerate(records):
-        place = f"{path}: record {position}"
-        if not isinstance(fields, dict) or "question_id" not in fields:
-            raise AnnotationError(f"{place}: has no 'question_id'; add it")
-        identity = checked_id(fields["question_id"], "'question_id'", place)
-        if identity in by_id:
-            earlier = f"{path}: record {by_id[identity].position}"
-            raise AnnotationError(
-                f"{place}: question_id {identity!r} is that of {earlier} too; every question has "
-                "its own"
-            )
-        by_id[identity] = AnnotationRecord(fields, f"{place} (question_id {identity!r})", position)
-    return by_id

@@ -3,27 +3,40 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from rvllm_jax.data.annotations.example import AnnotationError, decode_text, load_records
+from rvllm_jax.data.annotations.example import (
+    AnnotationError,
+    checked_id,
+    decode_text,
+    load_records,
+)
 from rvllm_jax.data.annotations.formats import FORMATS, GENERATIVE, PAIRED
 from rvllm_jax.data.annotations.video_names import stem_of
 
 MAPPING = "youtube_mapping.txt"  # MSVD's: a line "-4wsuPCjDBc_5_15 vid1" for each video
 _QUESTIONS, _ANSWERS = "questions", "answers"  # of a pair
+_HALVES = {
+    _QUESTIONS: ("video_name", "question", "question_id"),
+    _ANSWERS: ("answer", "question_id"),
+}
 _ORIGINAL = "msvd_msrvtt_original"
 _EXPECTED = f"expected {', '.join(format.shown for format in FORMATS.values())}, or {MAPPING}"
 _LOOKED_AT = 100  # records; the first ones may be broken
+_NAMED = 5  # how many ids a message names
 
 
 class AnnotationFile(NamedTuple):
-    """What is read together: one file, or the two of a pair (questions, answers)."""
+    """What is read together: one file, or the two of a pair (questions, answers).
+
+    records: those of the file; of a pair, the questions' with what the answers' add.
+    """
 
     format: str
     paths: tuple[Path, ...]
-    records: tuple[list, ...]
+    records: list
 
 
 def load(
@@ -33,22 +46,20 @@ def load(
 
     Raises:
         AnnotationError: a file that cannot be read, is of no known format or not of `format`;
-            a questions' file without its answers', or the reverse.
+            a questions' file without its answers', or the reverse, or those of others.
     """
     if format is not None and format not in FORMATS:
         raise AnnotationError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}")
-    files: list[AnnotationFile] = []
-    halves: dict[str, list[tuple[Path, list]]] = {_QUESTIONS: [], _ANSWERS: []}
+    loaded: list[AnnotationFile] = []
     aliases: dict[str, str] = {}
     for path in map(Path, paths):
         content_is, content = _load(path, format)
         if content_is == MAPPING:
             aliases |= content
-        elif content_is in halves:
-            halves[content_is].append((path, content))
         else:
-            files.append(AnnotationFile(content_is, (path,), (content,)))
-    files += _pairs(halves)
+            loaded.append(AnnotationFile(content_is, (path,), content))
+    files = [file for file in loaded if file.format in FORMATS]
+    files += _pairs(*([file for file in loaded if file.format == half] for half in _HALVES))
     if not files:
         raise AnnotationError(f"no annotations among {_named(paths)}: {_EXPECTED}")
     for file in files:
@@ -84,8 +95,7 @@ def _load(path: Path, format: str | None) -> tuple[str, list | dict[str, str]]:
                 return table_is, list(table)
             except csv.Error as error:
                 raise AnnotationError(f"{path}: line {table.line_num}: {error}") from error
-        mapping = _mapping(path, text)
-        if mapping:
+        if mapping := _mapping(path, text):
             return MAPPING, mapping
         if path.suffix != ".json":
             raise AnnotationError(f"{path}: neither JSON nor a known table; {_EXPECTED}")
@@ -101,13 +111,9 @@ def _load(path: Path, format: str | None) -> tuple[str, list | dict[str, str]]:
 
 def _fitting(keys: Iterable[str], *, table: bool) -> str:
     """The format of records with these keys, or the half of a pair; "" where there is none."""
-    keys = set(keys)
-    formats = {name: format for name, format in FORMATS.items() if format.table == table}
-    for name, format in formats.items():
-        if format.keys <= keys:
-            return _QUESTIONS if format.answers else name
-    paired = (format.answers for format in formats.values() if format.answers)
-    return _ANSWERS if any(answers <= keys for answers in paired) else ""
+    whole = {n: f.keys for n, f in FORMATS.items() if f.table == table and not f.paired}
+    known = whole if table else whole | _HALVES
+    return next((name for name, needed in known.items() if set(needed) <= set(keys)), "")
 
 
 def _mapping_of_questions(files: Sequence[AnnotationFile]) -> dict[str, str]:
@@ -127,13 +133,14 @@ def _mapping_of_questions(files: Sequence[AnnotationFile]) -> dict[str, str]:
 
 def _mapping(path: Path, text: str) -> dict[str, str]:
     """YouTube's name -> "vidN"; nothing where `text` is no such list."""
-    lines = [line.split() for line in text.splitlines()]
-    fits = [len(line) == 2 and bool(re.fullmatch(r"vid\d+", line[1])) for line in lines]
-    if not most(fit for fit, line in zip(fits, lines, strict=True) if line):
+    lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1)]
+    lines = [(number, line) for number, line in lines if line]
+    fits = [len(line) == 2 and bool(re.fullmatch(r"vid\d+", line[1])) for _, line in lines]
+    if not most(fits):
         return {}
     seen: dict[str, int] = {}
-    for number, (line, fit) in enumerate(zip(lines, fits, strict=True), 1):
-        if line and not fit:
+    for (number, line), fit in zip(lines, fits, strict=True):
+        if not fit:
             raise AnnotationError(
                 f"{path}: line {number} is {' '.join(line)[:80]!r}, and no line such as "
                 "'-4wsuPCjDBc_5_15 vid1'; correct it"
@@ -145,28 +152,58 @@ def _mapping(path: Path, text: str) -> dict[str, str]:
                     "each video has one pair of names. Remove the wrong line"
                 )
         seen |= dict.fromkeys(line, number)
-    return dict(line for line in lines if line)
+    return dict(line for _, line in lines)
 
 
-def _pairs(halves: dict[str, list[tuple[Path, list]]]) -> list[AnnotationFile]:
-    """Questions and answers, in the order given; several pairs where there are several."""
-    questions, answers = halves[_QUESTIONS], halves[_ANSWERS]
+def _pairs(
+    questions: list[AnnotationFile], answers: list[AnnotationFile]
+) -> Iterator[AnnotationFile]:
+    """Questions with their answers, in the order given; several pairs where there are several."""
     if len(questions) != len(answers):
-        lone, other = (questions, "answers") if len(questions) > len(answers) else (
-            answers, "questions",
-        )  # fmt: skip
+        more, other = max((questions, _ANSWERS), (answers, _QUESTIONS), key=lambda f: len(f[0]))
         raise AnnotationError(
-            f"{_named(path for path, _ in lone)}: {len(questions)} files of questions and "
-            f"{len(answers)} of answers were given; name the file of {other} too, such as "
-            "test_q.json,test_a.json"
+            f"{_named(path for file in more for path in file.paths)}: {len(questions)} files of "
+            f"questions and {len(answers)} of answers were given; name the file of {other} too, "
+            "such as test_q.json,test_a.json"
         )
-    return [
-        AnnotationFile(_paired_format(q), (q_path, a_path), (q, a))
-        for (q_path, q), (a_path, a) in zip(questions, answers, strict=True)
-    ]
+    for pair in zip(questions, answers, strict=True):
+        paths, by_id = [file.paths[0] for file in pair], [*map(_by_question_id, pair)]
+        for here, there in ((0, 1), (1, 0)):
+            lone = [identity for identity in by_id[here] if identity not in by_id[there]]
+            if lone:
+                raise AnnotationError(
+                    f"{paths[there]}: has no row for {len(lone)} of the {len(by_id[here])} "
+                    f"question_ids of {paths[here]}: {', '.join(lone[:_NAMED])}; give the two "
+                    "files that belong together"
+                )
+        records = [
+            question | {key: by_id[1][identity].get(key) for key in ("answer", "type")}
+            for identity, question in by_id[0].items()
+        ]
+        yield AnnotationFile(_paired_format(records), tuple(paths), records)
 
 
-def _paired_format(questions: list) -> str:
+def _by_question_id(file: AnnotationFile) -> dict[str, dict]:
+    by_id: dict[str, dict] = {}
+    for position, record in enumerate(file.records):
+        place = f"{file.paths[0]}: record {position}"
+        if not isinstance(record, dict) or "question_id" not in record:
+            raise AnnotationError(f"{place}: has no 'question_id'; add it")
+        try:
+            identity = checked_id(record["question_id"], "'question_id'")
+        except AnnotationError as error:
+            raise AnnotationError(f"{place}: {error}") from error
+        if identity in by_id:
+            earlier = f"{file.paths[0]}: record {list(by_id).index(identity)}"
+            raise AnnotationError(
+                f"{place}: question_id {identity!r} is that of {earlier} too; every question has "
+                "its own"
+            )
+        by_id[identity] = record
+    return by_id
+
+
+def _paired_format(records: list[dict]) -> str:
     """ActivityNet-QA's own ids are v_NAME_NUMBER, where its names have no v_."""
 
     def fits(row: dict) -> bool:
@@ -174,8 +211,7 @@ def _paired_format(questions: list) -> str:
         names = "|".join(map(re.escape, {name, name.removeprefix("v_")}))
         return re.fullmatch(rf"v_({names})_\d+", str(row["question_id"])) is not None
 
-    keys = FORMATS["activitynet"].keys
-    rows = [r for r in questions[:_LOOKED_AT] if isinstance(r, dict) and keys <= r.keys()]
+    rows = [record for record in records[:_LOOKED_AT] if "video_name" in record]
     return "activitynet" if most(map(fits, rows)) else "zero_shot"
 
 

@@ -114,8 +114,7 @@ class Shapes(AnnotationsBuilder):
     def _split(self, split: str, size: int) -> Split:
         options = build.ShapesOptions()
         examples = [
-            llava_example(build.draw_clip(options, split, index)[1], f"{split} {index}")
-            for index in range(size)
+            llava_example(build.draw_clip(options, split, index)[1]) for index in range(size)
         ]
         questions = sum(len(example.turns) for example in examples)
         return Split(examples, {"questions": questions, "videos": size, "partial": ""})
