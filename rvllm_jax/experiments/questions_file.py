@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rvllm_jax.data.annotations.example import decode_text
+from rvllm_jax.data.annotations.example import AnnotationError, checked_video, decode_text
 from rvllm_jax.data.annotations.video_names import readable
 from rvllm_jax.data.batches.loose_videos import VideoClips
 from rvllm_jax.data.text import prompt
@@ -75,16 +75,22 @@ class Tally:
     before: int = 0  # of those answered, by an earlier start
 
 
-def read(path: str | Path) -> list[Line]:
+def read(path: str | Path, *, anywhere: bool = True) -> list[Line]:
     """The lines of a file of questions; raises QuestionsError or AnnotationError.
 
-    A line that asks nothing is among them, with its error.
+    A line that asks nothing is among them, with its error. anywhere: False refuses videos that are
+    not inside a folder, as annotations do.
     """
     lines: list[Line] = []
     first = 0
     for number, text in enumerate(decode_text(path).split("\n"), 1):
         if text.strip():
             line = _line(text, number, path)
+            if not anywhere and not line.fault:
+                try:
+                    checked_video(line.video)
+                except AnnotationError as error:
+                    line.fault = str(error)
             line.first, first = first, first + len(line.questions)
             lines.append(line)
     if not lines:
@@ -134,13 +140,14 @@ def answer_file(
     question number n of the file gets seed + n.
 
     Args:
-        videos: the folder that names of videos are relative to.
+        videos: the folder that the videos lie in, and that no name may leave; "": they are paths.
         batch: how many questions about a video are answered together.
 
     Raises:
         QuestionsError, AnnotationError: before anything is computed.
     """
-    lines, out, description = read(questions), Path(out), answerer.description
+    lines = read(questions, anywhere=not str(videos))
+    out, description = Path(out), answerer.description
     settings = {
         "model": description.identity,
         "template": description.recipe.data.template,

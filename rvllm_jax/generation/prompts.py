@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rvllm_jax.data.annotations.llava import MARKS
 from rvllm_jax.data.batches import packing
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.tokenizer import Tokenizer
@@ -63,6 +64,22 @@ def prefix_length(
     return sum(map(len, prompt.prefix_ids(tokenizer, template))) + visual
 
 
+def without_mark(question: str) -> str:
+    """`question` without a leading mark of the video, as training reads it (annotations/llava.py).
+
+    Raises PromptError where a mark stands anywhere else.
+    """
+    mark = next((mark for mark in MARKS if question.lstrip().startswith(mark)), None)
+    plain = question if mark is None else question.lstrip().removeprefix(mark).strip()
+    for mark in MARKS:
+        if mark in plain:
+            raise PromptError(
+                f"the question {question!r} has {mark} where no video can go; it may stand once, "
+                "at the beginning: remove it, the video comes before the question anyway"
+            )
+    return plain
+
+
 def asked(
     tokenizer: Tokenizer,
     template: prompt.Template,
@@ -74,9 +91,11 @@ def asked(
 ) -> list[int]:
     """The ids behind the video, up to where the answer starts.
 
-    prefix: tokens up to the video's end. Raises PromptError where the question is empty, where no
-    token of `context` is left for an answer, and where the template cannot show `turns`.
+    prefix: tokens up to the video's end. Raises PromptError as `without_mark`, where the question
+    is empty, where no token of `context` is left for an answer, and where the template cannot show
+    `turns`.
     """
+    question = without_mark(question)
     if not question.strip():
         raise PromptError(f"the question is empty ({question!r}): ask something")
     if not question.isascii() and question != question.encode(errors="replace").decode():

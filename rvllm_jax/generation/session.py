@@ -56,7 +56,7 @@ class Session:
         """The whole answer to the next turn, without outer white space; otherwise as `stream`."""
         if self._voters == 1:
             return "".join(self.stream(question, stop_ids=stop_ids, **options)).strip()
-        config = self._config(options)
+        config, question = self._config(options), prompts.without_mark(question)
         asked = [self._prompt(question, self.turns)]
         (prediction,) = self._predict(asked, [config.seed], config, stop_ids)
         self.turns.append(AnsweredTurn(question, prediction.ids))
@@ -77,6 +77,7 @@ class Session:
                 f"an answer that {self._voters} views vote on cannot be shown while it is written: "
                 "ask for whole answers, or let the views write one together (lock_step)"
             )
+        question = prompts.without_mark(question)
         prompt = self._prompt(question, self.turns)
         config = dataclasses.replace(config, max_new=min(config.max_new, self._room(prompt)))
         return self._stream(question, prompt, config, self._stop_ids(stop_ids))

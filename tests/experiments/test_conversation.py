@@ -65,11 +65,13 @@ def test_a_conversation_is_saved_as_a_record_that_is_read_again(start, talker, t
     assert (tmp_path / "conversation.json").read_bytes() == before
 
 
-def test_what_no_reader_takes_is_not_saved(start, tmp_path):
-    talk, _, told = start("/save", "what?", "and <image>?", "/save")
-    assert "nothing was said yet" in told[0]
-    assert "<image> where no video can go" in told[-1] and len(talk._session.turns) == 2
-    assert not (tmp_path / "conversation.json").exists()
+def test_a_mark_of_the_video_is_read_as_training_reads_it(start, tmp_path):
+    talk, written, told = start("/save", "<video> what?", "and <image>?", "/save")
+    assert "nothing was said yet" in told[0] and not any("tokens in" in line for line in told[2:-2])
+    assert "<image> where no video can go" in told[-3]
+    (example,) = read_llava(tmp_path / "conversation.json")
+    assert [turn.question for turn in example.turns] == ["what?"]
+    assert start("what?")[1] == written
 
 
 def test_frames_are_a_picture(start, tmp_path):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from rvllm_jax.data.annotations.example import AnnotationError
+from rvllm_jax.data.annotations.example import AnnotationError, checked_video
 from rvllm_jax.data.text import tokenizer
 from rvllm_jax.experiments import questions_file
 from rvllm_jax.experiments.answerer import Answerer
@@ -124,6 +124,27 @@ def test_a_question_that_cannot_be_asked_leaves_its_line_s_others_alone(ask):
     assert last == "question 4: expected text to ask, got None"
     again, lines = ask([part], out="part.jsonl")  # tried again, and not written twice
     assert again == tally and lines == [line]
+
+
+def test_videos_stay_in_their_folder_as_those_of_annotations(ask, talker, tmp_path):
+    folder, absolute = talker / "videos", str(talker / "videos" / "a.mp4")
+    names = [absolute, "../videos/a.mp4", "./a.mp4"]
+    tally, lines = ask([{"video": name, "question": "what?"} for name in names])
+    assert tally == Tally(answered=1, failed=2)
+    with pytest.raises(AnnotationError) as refused:
+        checked_video(absolute)
+    assert lines[0]["error"] == str(refused.value) and str(folder) in lines[0]["video"]
+    assert "video '../videos/a.mp4' is not inside the folder of" in lines[1]["error"]
+    assert ask([{"video": absolute, "question": "what?"}], out="paths.jsonl", videos="")[0].answered
+
+
+def test_a_mark_before_a_question_is_left_out_and_one_in_it_is_refused(ask):
+    asked = ["what moves?", "<video>\nwhat moves?", "what <video> moves?"]
+    same = GenerationConfig(max_new=5)
+    _, lines = ask([{"video": "a.mp4", "question": q} for q in asked], same)
+    by = {line["question"]: line for line in lines}
+    assert by[asked[0]]["answer"] == by[asked[1]]["answer"]
+    assert "has <video> where no video can go" in by[asked[2]]["error"]
 
 
 def test_no_line_comes_back_without_an_answer_or_a_reason(ask):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rvllm_jax.data.annotations.llava import llava_example
 from rvllm_jax.data.text.prompt import segment_ids
 from rvllm_jax.data.text.template import TEMPLATES
 from rvllm_jax.data.text.tokenizer import train
@@ -47,6 +48,9 @@ def test_a_prompt_leaves_room_for_a_token_at_least():
     [
         (" \n", [], "short", "is empty"),
         ("a \ud800", [], "short", "is not UTF-8"),
+        ("why? <video>", [], "short", "has <video> where no video can go"),
+        ("<video><image> why?", [], "short", "has <image> where no video can go"),
+        ("<video>\n", [], "short", "is empty"),
         ("and then?", [AnsweredTurn("what?", [4])], "plain", "shows no questions"),
     ],
 )
@@ -54,6 +58,23 @@ def test_what_cannot_be_asked_is_refused(question, turns, template, message):
     sizes = dict(prefix=1, context=99)
     with pytest.raises(PromptError, match=message):
         prompts.asked(TOKENIZER, TEMPLATES[template], question, turns, **sizes)
+
+
+@pytest.mark.parametrize("mark", ["<video>\n", " <video> ", "<image>\n", "<video>"])
+def test_a_leading_mark_of_the_video_is_left_out_as_in_training(mark):
+    sizes = dict(prefix=1, context=99)
+    record = {
+        **{"id": "1", "video": "a.mp4"},
+        "conversations": [
+            {"from": "human", "value": f"{mark}which way?"},
+            {"from": "gpt", "value": "up"},
+        ],
+    }
+    (turn,) = llava_example(record).turns
+    ids, _ = segment_ids(TOKENIZER, SHORT, [turn])
+    asked = prompts.asked(TOKENIZER, SHORT, f"{mark}which way?", [], **sizes)
+    assert asked == ids[: len(asked)] and len(asked) > 3
+    assert asked == prompts.asked(TOKENIZER, SHORT, "which way?", [], **sizes)
 
 
 def test_prefixes_have_few_lengths_and_the_length_that_is_told():
