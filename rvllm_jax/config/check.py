@@ -19,7 +19,7 @@ from rvllm_jax.config.schema import (
     Stage,
     TokenizerKeys,
 )
-from rvllm_jax.data.batches.source import EMBEDDED
+from rvllm_jax.data.shapes.build import EMBEDDED
 from rvllm_jax.data.text.tokenizer import MIN_VOCAB
 from rvllm_jax.models.lora import LoRA
 from rvllm_jax.system.errors import RvllmError

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.annotations import published
+from rvllm_jax.data.annotations.llava import INFO
 from rvllm_jax.data.annotations.read import read_llava
-from rvllm_jax.data.batches.source import EMBEDDED, open_data
-from rvllm_jax.data.prepare.folder import FRAMES, INFO, UNUSABLE
+from rvllm_jax.data.batches.source import open_data
+from rvllm_jax.data.prepare.folder import UNUSABLE
+from rvllm_jax.data.shapes.build import EMBEDDED, open_embedded
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.data.store.shards import StoreOptions
+from rvllm_jax.data.store.shards import FRAMES, StoreOptions
 from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION, EvaluationError
 from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.types import Example
@@ -101,8 +103,10 @@ def open_shapes(
 ) -> Benchmark:
     """The embedded dataset under `root`, rendered and stored there unless it is."""
     workers = os.cpu_count() or 1
+    shown = progress and progress("render")
+    videos, annotations = open_embedded(root, workers=workers, progress=shown)
     how = dict(max_bad=0.0, workers=workers, progress=progress)
-    source = open_data(EMBEDDED, {}, options, root=root, **how)
+    source = open_data(videos, annotations, options, root=root, **how)
     split = split or "test"
     if split not in source.splits:
         raise EvaluationError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.packing import PackingError
-from rvllm_jax.data.batches.source import EMBEDDED
+from rvllm_jax.data.shapes.build import EMBEDDED
 from rvllm_jax.evaluation.answers.answer_file import digest
 from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.benchmarks import Benchmark, check_names, open_benchmark, open_shapes

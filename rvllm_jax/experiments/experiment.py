@@ -11,6 +11,7 @@ from rvllm_jax.config.build import build_model
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.source import TrainingData, open_data
+from rvllm_jax.data.shapes import build as shapes
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.template import Template
@@ -54,15 +55,23 @@ class Experiment:
         find_tokenizer(recipe, workdir)
         if not is_bound(workdir):  # afterwards the folders may go
             open_start(recipe.model.weights, recipe.model.random, model)
+        workers, shown = os.cpu_count() or 1, progress.bar if HERE.is_first else None
         with HERE.first_then_others("preparing the data"):
+            videos = data.videos
+            annotations = {
+                "train": data.conversations, "validation": data.validation, "test": data.test,
+            }  # fmt: skip
+            if videos == shapes.EMBEDDED:
+                how = dict(workers=workers, progress=shown and shown("render"))
+                videos, annotations = shapes.open_embedded(data.store, **how)
             source = open_data(
-                data.videos,
-                {"train": data.conversations, "validation": data.validation, "test": data.test},
+                videos,
+                annotations,
                 data.store_options,
                 root=data.store,
                 max_bad=data.max_bad,
-                workers=os.cpu_count() or 1,
-                progress=progress.bar if HERE.is_first else None,
+                workers=workers,
+                progress=shown,
             )
             tokenizer = open_tokenizer(recipe, source, workdir)
             keep_decoder(recipe, workdir)

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from rvllm_jax.training.step import compile_update, make_loss
 from rvllm_jax.training.validate import validation_loss
 from rvllm_jax.training.workdir import is_bound
 from rvllm_jax.types import Batch
+from rvllm_jax.weights.load import load
 from rvllm_jax.weights.open import Entry
 
 
@@ -108,7 +110,8 @@ class Trainer:
             if not is_bound(self.workdir):
                 self.checkpoints.clear_frozen()
             key = jax.random.key(self.recipe.seed)
-            return Position(), self.placement.draw(key, self.start())
+            start = self.start()
+            return Position(), self.placement.draw(key, start, functools.partial(load, start))
         meta = self.checkpoints.read_meta(latest)
         resume.check_made_of(self.workdir, latest, meta.get("made_of", {}), self.made_of)
         position = Position(**meta["position"])

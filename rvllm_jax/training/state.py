@@ -6,8 +6,7 @@ moment, so that no device ever holds more than its share.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +17,8 @@ from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.sharding.constrain import platform
 from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.training.stages import StageSetup, label_parameters
-from rvllm_jax.weights import load
-from rvllm_jax.weights.open import Entry
+
+Load = Callable[[Mapping[str, Any], Mapping[str, Any]], Arrays]
 
 
 class TrainState(NamedTuple):
@@ -128,8 +127,11 @@ class StatePlacement:
         kept = {p: x for p, x in arrays["params"].items() if self._last_trained[p] >= stage}
         return {**arrays, "params": kept}
 
-    def draw(self, key: jax.Array, start: Mapping[str, Entry] = MappingProxyType({})) -> dict:
-        """The arrays that a run starts from: those of `start`, and the others at random."""
+    def draw(self, key: jax.Array, start: Collection[str] = (), load: Load | None = None) -> dict:
+        """The arrays that a run starts from: those of `start` by `load`, and the others at random.
+
+        load: (shapes and dtypes by path, shardings by path) -> arrays by path.
+        """
         dtypes = {path: self.kept_dtype(path, 0) for path in self.model.params}
 
         def init(key):
@@ -149,7 +151,7 @@ class StatePlacement:
             shapes = {
                 p: jax.ShapeDtypeStruct(x.shape, dtypes[p]) for p, x in self.model.params.items()
             }
-            loaded = load.load(start, shapes | self.model.stats, shardings[0] | shardings[1])
+            loaded = load(shapes | self.model.stats, shardings[0] | shardings[1])
             params |= {path: loaded[path] for path in self.model.params if path in loaded}
             stats |= {path: loaded[path] for path in self.model.stats if path in loaded}
         data = jax.device_put(np.asarray(jax.random.key_data(key)), self.layout.replicated)

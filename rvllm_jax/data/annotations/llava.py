@@ -22,6 +22,7 @@ from rvllm_jax.data.annotations.example import (
 )
 from rvllm_jax.types import Example, Turn
 
+INFO = ".info.json"  # behind a prepared split's name: what its preparation recorded of it
 VIDEO_MARK = "<video>"  # where LLaVA's prompts put the video
 MARKS = (VIDEO_MARK, "<image>")  # files made for image models put the second before a video too
 SENDERS = (("human", "user"), ("gpt", "assistant"))  # of a question, of an answer

@@ -24,7 +24,6 @@ _NAMES = {
     "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
 SPLITS = set(_NAMES.values())
-INFO = ".info.json"  # behind a prepared split's name: what its preparation recorded of it
 _NUMBERED_FORMATS = ("zero_shot", "msvd_msrvtt_original")  # the first keeps the second's numbers
 NUMBERS, ROWS, NAME, ONLY, NOTHING = "numbers", "rows", "file name", "only split", ""
 

@@ -1,17 +1,16 @@
 """From a folder of videos, or a prepared one, to examples and their frame store."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from absl import logging
 
 from rvllm_jax.data.annotations.example import check_videos
+from rvllm_jax.data.annotations.llava import INFO
 from rvllm_jax.data.annotations.read import read_llava
-from rvllm_jax.data.prepare.folder import FRAMES, INFO
-from rvllm_jax.data.shapes import build
 from rvllm_jax.data.store.reader import FrameStore, check_share
-from rvllm_jax.data.store.shards import INDEX, StoreOptions
+from rvllm_jax.data.store.shards import FRAMES, INDEX, StoreOptions
 from rvllm_jax.data.store.writer import holds, write_store
 from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
@@ -19,7 +18,6 @@ from rvllm_jax.system.fingerprint import json_digest
 from rvllm_jax.system.lock import LOCK
 from rvllm_jax.types import Example
 
-EMBEDDED = "shapes"  # the value of config.data.videos that asks for the embedded dataset
 Progress = Callable[[int, int], None]
 
 
@@ -43,8 +41,8 @@ class TrainingData:
 
 
 def open_data(
-    videos: str,
-    annotations: dict[str, str],
+    videos: str | Path,
+    annotations: Mapping[str, str | Path],
     options: StoreOptions,
     *,
     root: str | Path,
@@ -54,61 +52,44 @@ def open_data(
 ) -> TrainingData:
     """Reads the annotations, and stores the frames of their videos under `root` unless they are.
 
-    `videos` is a folder, or "shapes" for the embedded dataset, which is rendered first. A folder
-    that `rvllm_jax.prepare` made is read as it is: its frames must be stored as `options` say.
-    `annotations` maps a split ("train", "validation", "test") to a LLaVA JSON file; empty paths
-    are left out. `progress(title)` returns the callback of one part of the work. Raises where a
-    file is missing or wrong, or more than the share `max_bad` of the videos does not decode.
+    A folder of videos that `rvllm_jax.prepare` made is read as it is: its frames must be stored as
+    `options` say. `annotations` maps a split ("train", "validation", "test") to a LLaVA JSON file;
+    empty paths are left out. `progress(title)` returns the callback of one part of the work. Raises
+    where a file is missing or wrong, or more than a share `max_bad` of the videos does not decode.
     """
-    progress = progress or (lambda title: lambda done, total: None)
-    root = Path(root)
-    if videos == EMBEDDED:
-        folder = root / EMBEDDED / "videos"
-        if not folder.is_dir():
-            logging.info(
-                "the embedded dataset is rendered to %s first, once (config.data.videos=%r; name a "
-                "folder of videos there to use your own)", folder.parent, EMBEDDED,
-            )  # fmt: skip
-        paths = build.build(folder.parent, workers=workers, progress=progress("render"))
-    else:
-        folder = Path(videos)
-        paths = {split: Path(path) for split, path in annotations.items() if path}
+    folder = Path(videos)
+    paths = {split: Path(path) for split, path in annotations.items() if path}
     splits = {split: read_llava(path) for split, path in paths.items()}
+    names = sorted({example.video for examples in splits.values() for example in examples})
     if (folder / FRAMES / LOCK).is_file():
-        store = _open_prepared(folder, splits, paths, options)
+        store = _open_prepared(folder, options)
+        for split, examples in splits.items():
+            _check_prepared(store, examples, paths[split], folder)
     else:
         for examples in splits.values():
             check_videos(examples, folder)
-        store = _open_store(folder, splits, root, options, workers, progress("decode"))
-    names = _videos(splits)
+        report = progress("decode") if progress else None
+        store = _open_store(folder, names, Path(root), options, workers, report)
     set_aside = {video: store.bad[video] for video in names if video in store.bad}
     check_share(set_aside, len(names), max_bad)
     for name, reason in set_aside.items():
         logging.warning("set aside: %s: %s", name, reason)
-    kept = {
-        split: [c for c in examples if c.video not in store.bad]
-        for split, examples in splits.items()
-    }
-    for split, examples in kept.items():
-        if not examples:
+    kept, origins = {}, {}
+    for split, examples in splits.items():
+        kept[split] = [example for example in examples if example.video not in store.bad]
+        if not kept[split]:
             raise SourceError(
-                f"{paths[split]}: none of its {len(splits[split])} examples is left, as its "
-                f"videos do not decode: {set_aside}. Replace these videos, or leave out the file"
+                f"{paths[split]}: none of its {len(examples)} examples is left, as its videos do "
+                f"not decode: {set_aside}. Replace these videos, or leave out the file"
             )
-    return TrainingData(kept, store, set_aside, _origins(paths))
+        if info := read_json_or_empty(paths[split].with_suffix(INFO)):
+            info.pop("files", None)
+            origins[split] = info
+    return TrainingData(kept, store, set_aside, origins)
 
 
-def _videos(splits: dict[str, list[Example]]) -> list[str]:
-    return sorted({c.video for examples in splits.values() for c in examples})
-
-
-def _open_prepared(
-    folder: Path,
-    splits: dict[str, list[Example]],
-    paths: dict[str, Path],
-    options: StoreOptions,
-) -> FrameStore:
-    """The store of a prepared folder, where it is finished and fits configuration and splits."""
+def _open_prepared(folder: Path, options: StoreOptions) -> FrameStore:
+    """The store of a prepared folder, where it is finished and as configured."""
     if not (folder / FRAMES / INDEX).is_file():
         raise SourceError(
             f"{folder}: its preparation has not finished; start rvllm_jax.prepare again as before, "
@@ -125,37 +106,28 @@ def _open_prepared(
             f"{folder}: prepared otherwise than configured: {'; '.join(wrong)}. Change the "
             "configuration, or prepare the videos again into another folder"
         )
-    for split, examples in splits.items():
-        known = store.entries.keys() | store.bad.keys()
-        lost = sorted({c.video for c in examples} - known)
-        if lost:
-            raise SourceError(
-                f"{paths[split]}: {len(lost)} of its videos are not in the prepared folder "
-                f"{folder}, the first {lost[0]!r}; prepare this split into it, and use the file "
-                "that the preparation writes there"
-            )
     return store
 
 
-def _origins(paths: dict[str, Path]) -> dict[str, dict]:
-    """What a preparation recorded beside its annotation files, without the list of files."""
-    infos = {split: read_json_or_empty(path.with_suffix(INFO)) for split, path in paths.items()}
-    return {
-        split: {key: value for key, value in info.items() if key != "files"}
-        for split, info in infos.items()
-        if info
-    }
+def _check_prepared(store: FrameStore, examples: Iterable[Example], path: Path, folder: Path):
+    known = store.entries.keys() | store.bad.keys()
+    if lost := sorted({example.video for example in examples} - known):
+        raise SourceError(
+            f"{path}: {len(lost)} of its videos are not in the prepared folder {folder}, the first "
+            f"{lost[0]!r}; prepare this split into it, and use the file that the preparation "
+            "writes there"
+        )
 
 
 def _open_store(
-    folder: Path, splits: dict, root: Path, options: StoreOptions, workers: int, progress
-):
+    folder: Path, names: list[str], root: Path, options: StoreOptions, workers: int, progress
+) -> FrameStore:
     """The store of these videos and options in `root`, or one that has them among others.
 
     One for each folder, set of videos and options: a run that is under way keeps the one it reads.
     """
-    videos = {name: folder / name for name in _videos(splits)}
-    content = [str(folder.resolve()), list(videos), dataclasses.asdict(options)]
+    videos = {name: folder / name for name in names}
+    content = [str(folder.resolve()), names, dataclasses.asdict(options)]
     store = root / f"frames-{json_digest(content, sort_keys=True, length=12)}"
     for other in sorted(root.glob("frames-*")):
         if not store.exists() and holds(other, videos, options):

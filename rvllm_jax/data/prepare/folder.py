@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rvllm_jax.data.annotations import split as splits
+from rvllm_jax.data.annotations.llava import INFO
 from rvllm_jax.data.annotations.read import Annotations, read_llava
-from rvllm_jax.data.annotations.split import INFO
 from rvllm_jax.data.annotations.video_names import readable
 from rvllm_jax.data.prepare.find import VideoFiles
 from rvllm_jax.data.prepare.options import PreparationError
-from rvllm_jax.data.store.shards import StoreOptions
+from rvllm_jax.data.store.shards import FRAMES, StoreOptions
 from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
 from rvllm_jax.system.lock import LOCK, locked
 
-FRAMES = "frames"
 FOLLOWING = "frames.following"  # a store that will take the place of FRAMES when it is finished
 TFDS = "tfds"
 LOOKED = "look.journal"  # of a preparation that is not done: what it has seen of the videos

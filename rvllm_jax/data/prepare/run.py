@@ -21,14 +21,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rvllm_jax.data.annotations.llava import INFO
 from rvllm_jax.data.annotations.read import Annotations, read
-from rvllm_jax.data.annotations.split import INFO, contradiction
+from rvllm_jax.data.annotations.split import contradiction
 from rvllm_jax.data.prepare.find import find_videos
 from rvllm_jax.data.prepare.findings import DONE, REFUSED, Findings
 from rvllm_jax.data.prepare.folder import (
     CHECK,
     FOLLOWING,
-    FRAMES,
     LOOKED,
     REPORT,
     TFDS,
@@ -45,7 +45,7 @@ from rvllm_jax.data.prepare.page import render
 from rvllm_jax.data.prepare.survey import survey
 from rvllm_jax.data.store.metadata import is_described, write_metadata
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.data.store.shards import INDEX, StoreWriteError, Task
+from rvllm_jax.data.store.shards import FRAMES, INDEX, StoreWriteError, Task
 from rvllm_jax.data.store.writer import check_foreign, holds, holds_only, write_store
 from rvllm_jax.system.atomic import write_bytes, write_json
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 import numpy as np
+from absl import logging
 
 from rvllm_jax.data.shapes import questions, scene
 from rvllm_jax.data.video import encode
@@ -23,10 +24,11 @@ from rvllm_jax.system import random
 from rvllm_jax.system.atomic import make_folder, read_json_or_empty, write_json
 from rvllm_jax.system.pool import end_with_parent
 
+EMBEDDED = "shapes"  # the value of config.data.videos that asks for this dataset
 SIZES = {"train": 6000, "validation": 200, "test": 600, "heldout": 360}
 MARKER = "shapes.json"
 VERSION = 1  # of the family; raise it with any change to what is drawn, asked or encoded
-_CHUNK = 50  # clips handed to a process at a time
+_CHUNK = 50  # clips that a process is given, and that are reported, at a time
 
 # Markers of before VERSION held a digest of the source files instead. Those of version 1's clips,
 # of the default options, by what encoded them: such a folder is taken as it is.
@@ -62,6 +64,22 @@ class ShapesOptions:
             )
 
 
+def open_embedded(
+    root: str | os.PathLike, *, workers: int, progress: Callable[[int, int], None] | None = None
+) -> tuple[Path, dict[str, Path]]:
+    """The videos' folder and each split's JSON of the whole dataset in root/shapes; as `build`.
+
+    Logs where it must be rendered first.
+    """
+    folder = Path(root) / EMBEDDED
+    if not (folder / "videos").is_dir():
+        logging.info(
+            "the embedded dataset is rendered to %s first, once (config.data.videos=%r; name a "
+            "folder of videos there to use your own)", folder, EMBEDDED,
+        )  # fmt: skip
+    return folder / "videos", build(folder, workers=workers, progress=progress)
+
+
 def build(
     folder: str | os.PathLike,
     options: ShapesOptions | None = None,
@@ -90,20 +108,16 @@ def build(
     paths = {split: folder / f"{split}.json" for split in sizes}
     marker = _marker(options, sizes)
     finished, present = _prepare(folder, marker)
-    wanted = {f"{_name(split, i)}.mp4" for split, count in sizes.items() for i in range(count)}
+    clips = [(split, index) for split, count in sizes.items() for index in range(count)]
+    wanted = {f"{_name(*clip)}.mp4" for clip in clips}
     if finished and wanted <= present and all(path.is_file() for path in paths.values()):
         return paths
-    chunks = [
-        (split, range(start, min(start + _CHUNK, count)))
-        for split, count in sizes.items()
-        for start in range(0, count, _CHUNK)
-    ]
     work = functools.partial(_make, options=options, videos=folder / "videos", present=present)
     records: dict[str, list] = {split: [] for split in sizes}
-    for (split, _), made in zip(chunks, _map(work, chunks, workers), strict=True):
-        records[split] += made
-        if progress:
-            progress(sum(map(len, records.values())), len(wanted))
+    for done, record in enumerate(_map(work, clips, workers), 1):
+        records[clips[done - 1][0]].append(record)
+        if progress and (done % _CHUNK == 0 or done == len(clips)):
+            progress(done, len(clips))
     for split, path in paths.items():
         write_json(path, records[split], shared=True)
     write_json(folder / MARKER, marker | {"finished": True}, shared=True)
@@ -158,46 +172,39 @@ def draw_clip(options: ShapesOptions, split: str, index: int) -> tuple[scene.Sce
     turns = questions.questions(drawn, heldout=heldout)
     if split == "train":  # the densest supervision there is; no other split is asked for it
         turns.append(("caption", questions.CAPTION_QUESTION, caption))
-    return drawn, _record(_name(split, index), caption, turns)
-
-
-def _record(name: str, caption: str, turns: list[tuple[str, str, str]]) -> dict:
-    messages = []
+    name, messages = _name(split, index), []
     for kind, question, answer in turns:
         slot = "" if messages else "<video>\n"
         messages += [
             {"from": "human", "value": slot + question, "type": kind},
             {"from": "gpt", "value": answer},
         ]
-    return {
-        "id": name, "video": f"{name}.mp4", "caption": caption, "conversations": messages,
-    }  # fmt: skip
+    record = {"id": name, "video": f"{name}.mp4", "caption": caption, "conversations": messages}
+    return drawn, record
 
 
 def _make(
-    chunk: tuple[str, range], *, options: ShapesOptions, videos: Path, present: frozenset[str]
-) -> list[dict]:
-    split, indices = chunk
-    records = []
-    for index in indices:
-        drawn, record = draw_clip(options, split, index)
-        records.append(record)
-        if record["video"] not in present:
-            rng = random.rendered(options.seed, list(SIZES).index(split), index, 1)
-            clip = scene.render(rng, drawn, options.size)
-            encode.write(videos / record["video"], clip, fps=options.fps, crf=options.crf)
-    return records
+    clip: tuple[str, int], *, options: ShapesOptions, videos: Path, present: frozenset[str]
+) -> dict:
+    """Writes a clip that is not `present`; returns its record."""
+    split, index = clip
+    drawn, record = draw_clip(options, split, index)
+    if record["video"] not in present:
+        rng = random.rendered(options.seed, list(SIZES).index(split), index, 1)
+        frames = scene.render(rng, drawn, options.size)
+        encode.write(videos / record["video"], frames, fps=options.fps, crf=options.crf)
+    return record
 
 
-def _map(work: Callable, chunks: list, workers: int) -> Iterator[list[dict]]:
+def _map(work: Callable, clips: list, workers: int) -> Iterator[dict]:
     if workers == 0:
-        yield from map(work, chunks)
+        yield from map(work, clips)
         return
     # Spawned, not forked: the caller may hold JAX's threads.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context, end_with_parent) as pool:
         try:
-            yield from pool.map(work, chunks)
+            yield from pool.map(work, clips, chunksize=_CHUNK)
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -29,6 +29,7 @@ from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
 
 INDEX = "index.json"
+FRAMES = "frames"  # the store in the folder of a preparation
 _AGAIN = (
     "Free some space or choose another folder, then prepare again: it continues behind the videos "
     "that are finished"

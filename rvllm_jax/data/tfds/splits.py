@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rvllm_jax.data.annotations.example import AnnotationError
+from rvllm_jax.data.annotations.llava import INFO
 from rvllm_jax.data.annotations.published import numbered_split, shortfall
 from rvllm_jax.data.annotations.read import AnnotationPart, Annotations, read
-from rvllm_jax.data.annotations.split import INFO, NUMBERS, contradiction, evidence
+from rvllm_jax.data.annotations.split import NUMBERS, contradiction, evidence
 from rvllm_jax.data.annotations.video_names import VideoFilesError, describe_ambiguous, match
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.tfds.datasets import TfdsDataset
