@@ -8,7 +8,13 @@ from that: no token spans a question and an answer.
 
 from collections.abc import Iterator, Sequence
 
-from rvllm_jax.data.text.template import TEMPLATES, ChatTemplateError, Template, read_jinja
+from rvllm_jax.data.text.template import (
+    TEMPLATES,
+    ChatTemplateError,
+    Template,
+    read_jinja,
+    split_at,
+)
 from rvllm_jax.data.text.tokenizer import TRAINED_SPECIALS, Tokenizer
 from rvllm_jax.types import Example, Turn
 
@@ -68,8 +74,8 @@ def stop_ids(tokenizer: Tokenizer, template: Template) -> tuple[int, ...]:
 def prefix_ids(tokenizer: Tokenizer, template: Template) -> tuple[list[int], list[int]]:
     """The ids before the video, bos first where the tokenizer has one, and those behind it."""
     bos = [tokenizer.bos_id] if template.bos and tokenizer.bos_id is not None else []
-    before = _encode(tokenizer, template, (template.before, True), opens=True)
-    return bos + before, _encode(tokenizer, template, (template.after, True))
+    before = _encode(tokenizer, template, template.before, opens=True)
+    return bos + before, _encode(tokenizer, template, template.after)
 
 
 def question_ids(
@@ -78,10 +84,8 @@ def question_ids(
     """One question's ids up to where its answer starts; raises ChatTemplateError if empty."""
     if not question.strip() and template.shows_question:
         raise ChatTemplateError("the question is empty: write one")
-    parts = [(template.first if first else template.later, True), (template.asks, True)]
-    if template.shows_question:
-        parts.insert(1, (question, False))
-    return _encode(tokenizer, template, *parts)
+    start, shown = template.first if first else template.later, question * template.shows_question
+    return _encode(tokenizer, template, start, shown, template.asks)
 
 
 def prompt_text(template: Template, question: str) -> str:
@@ -107,8 +111,7 @@ def segment_ids(
     ids, weights, end = [], [], end_id(tokenizer, template)
     for number, turn in enumerate(turns):
         asked = question_ids(tokenizer, template, turn.question, first=number == 0)
-        parts = (template.answers, True), (turn.answer, False), (template.closes, True)
-        answered = _encode(tokenizer, template, *parts)
+        answered = _encode(tokenizer, template, template.answers, turn.answer, template.closes)
         _check(turn, number, asked, answered, end)
         ids += asked + answered + [end]
         weights += [0] * len(asked) + [1] * (len(answered) + 1)
@@ -148,20 +151,18 @@ def _check(turn: Turn, number: int, asked: list[int], answered: list[int], end: 
 
 
 def _encode(
-    tokenizer: Tokenizer, template: Template, *parts: tuple[str, bool], opens: bool = False
+    tokenizer: Tokenizer, template: Template, *texts: str, opens: bool = False
 ) -> list[int]:
-    """The ids of texts that follow each other, (text, whether it is the template's) each.
+    """The ids of texts that follow each other: the template's, the user's, the template's, ...
 
     Special tokens are found in the template's texts alone; text between two of them is tokenized as
     one. Behind bos a sequence starts anew.
     """
     ids, text = [], ""
-    for part, is_template in parts:
-        pieces = template.split(part) if is_template else [part]
-        for number, piece in enumerate(pieces):
-            if number % 2:
-                ids += [*tokenizer.encode(text, opens=opens), tokenizer.special_ids[piece]]
-                text, opens = "", ids[-1] == tokenizer.bos_id
-            else:
-                text += piece
+    for place, part in enumerate(texts):
+        start, *rest = [part] if place % 2 else split_at(template.specials, part)
+        text += start
+        for token, behind in zip(rest[::2], rest[1::2], strict=True):
+            ids += [*tokenizer.encode(text, opens=opens), tokenizer.special_ids[token]]
+            text, opens = behind, ids[-1] == tokenizer.bos_id
     return ids + tokenizer.encode(text, opens=opens)

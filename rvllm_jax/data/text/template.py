@@ -10,9 +10,10 @@ Llama 3.1's writes it, and the prompts would change from the day of training to 
 """
 
 import dataclasses
-import functools
 import json
 import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jinja2
 from jinja2 import ext, sandbox
@@ -46,20 +47,11 @@ class Template:
     bos: bool = True  # the tokenizer's bos, where it has one, comes first
     shows_question: bool = True
 
-    def split(self, text: str) -> list[str]:
-        """Text, special token, text, special token, ..., text."""
-        return split_at(self.specials, text)
 
-
-def split_at(specials: tuple[str, ...], text: str) -> list[str]:
+def split_at(specials: Iterable[str], text: str) -> list[str]:
     """Text, special token, text, ..., text; the longest token at each place."""
-    return _pattern(specials).split(text) if specials else [text]
-
-
-@functools.lru_cache
-def _pattern(specials: tuple[str, ...]) -> re.Pattern:
-    ordered = sorted(specials, key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, ordered)) + ")")
+    longest_first = sorted(specials, key=len, reverse=True)
+    return re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if specials else [text]
 
 
 # FastChat and LLaVA (conversation.py): no separator between eos and "USER".
@@ -103,10 +95,8 @@ TEMPLATES = {
 }  # fmt: skip
 
 _TURNS = 3  # the first differs from the others, which must be alike
-_VIDEO = "\ue000video\ue000"
-_QUESTIONS = [f"\ue000question{n}\ue000" for n in range(_TURNS)]
-_ANSWERS = [f"\ue000answer{n}\ue000" for n in range(_TURNS)]
-_NAME = "the tokenizer's own chat template (config.data.template='folder')"
+_SIGN = "\ue000"  # around a mark in the rendered text
+_MARKS = ["video", *(f"{part}{n}" for n in range(_TURNS) for part in ("question", "answer"))]
 
 
 class _Generation(ext.Extension):
@@ -127,19 +117,22 @@ def read_jinja(tokenizer: Tokenizer) -> Template:
     """
     render = _renderer(tokenizer)
     for wrap in (str, lambda text: [{"type": "text", "text": text}]):
+        dialogue = _dialogue(wrap)
         try:
-            whole, asked = render(_messages(wrap), False), render(_messages(wrap)[:1], True)
+            whole, asked = render(dialogue, False), render(dialogue[:1], True)
         except Exception as error:  # a template may do anything, and raise what it likes
-            failed = error
+            wrong = f"fails: {type(error).__name__}: {error}"
             continue
-        if _VIDEO in whole and all(mark in whole for mark in (*_QUESTIONS, *_ANSWERS)):
+        if set(_MARKS) <= set(whole.split(_SIGN)):
             return _between(whole, asked, tokenizer)
-        failed = None
-    if failed is not None:
-        raise ChatTemplateError(f"{_NAME} fails: {type(failed).__name__}: {failed}") from failed
-    raise ChatTemplateError(
-        f"{_NAME} has no place for the video: it leaves out what the user or the assistant says; "
-        "correct it, or choose another template"
+        wrong = "has no place for the video: it leaves out what the user or the assistant says"
+    raise _refusal(wrong)
+
+
+def _refusal(why: str) -> ChatTemplateError:
+    return ChatTemplateError(
+        f"the tokenizer's own chat template (config.data.template='folder') {why}; correct it, or "
+        "choose another template"
     )
 
 
@@ -159,54 +152,42 @@ def _renderer(tokenizer: Tokenizer):
     try:
         template = environment.from_string(tokenizer.chat_template)
     except jinja2.TemplateError as error:
-        raise ChatTemplateError(f"{_NAME} is no Jinja template: {error}") from error
+        raise _refusal(f"is no Jinja template: {error}") from error
     return lambda messages, prompt: template.render(
         messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **named
     )
 
 
-def _messages(wrap) -> list[dict]:
-    messages = []
-    for number, (question, answer) in enumerate(zip(_QUESTIONS, _ANSWERS, strict=True)):
-        question = f"{_VIDEO}\n{question}" if number == 0 else question
-        messages += [{"role": "user", "content": wrap(question)}]
-        messages += [{"role": "assistant", "content": wrap(answer)}]
-    return messages
+def _dialogue(wrap: Callable[[str], Any]) -> list[dict]:
+    """The messages of a few turns, marks instead of texts; wrap: a text -> a message's content."""
+    marks = [f"{_SIGN}{mark}{_SIGN}" for mark in _MARKS]
+    texts = [f"{marks[0]}\n{marks[1]}", *marks[2:]]
+    roles = ["user", "assistant"] * _TURNS
+    return [{"role": r, "content": wrap(text)} for r, text in zip(roles, texts, strict=True)]
 
 
 def _between(whole: str, asked: str, tokenizer: Tokenizer) -> Template:
-    """The texts between the marks of a rendered dialogue."""
-    marks = [_VIDEO, *(m for turn in zip(_QUESTIONS, _ANSWERS, strict=True) for m in turn)]
-    texts, rest = [], whole
-    for mark in marks:
-        text, is_there, rest = rest.partition(mark)
-        if not is_there:
-            raise ChatTemplateError(
-                f"{_NAME} changes the order of the turns; choose another template"
-            )
-        texts.append(text)
-    before, after, reply, between, *later = texts
-    if "\ue000" in "".join([*texts, rest]):
-        raise ChatTemplateError(f"{_NAME} writes a turn twice; choose another template")
+    """The texts between the marks of a rendered dialogue, and of its first question asked."""
+    pieces = whole.split(_SIGN)
+    if len(pieces) > 2 * len(_MARKS) + 1:
+        raise _refusal("writes a turn twice")
+    if pieces[1::2] != _MARKS:
+        raise _refusal("changes the order of the turns")
+    before, after, reply, between, *later, rest = pieces[::2]
     if later != [reply, between, reply]:
-        raise ChatTemplateError(
-            f"{_NAME} writes turns differently by their number ({[reply, between]} and "
-            f"{later}); choose another template"
-        )
-    asks = asked.rpartition(_QUESTIONS[0])[2]
-    if asked != whole[: whole.index(_QUESTIONS[0]) + len(_QUESTIONS[0])] + asks or (
-        not reply.startswith(asks)
-    ):
-        raise ChatTemplateError(
-            f"{_NAME} does not ask ({asked[-80:]!r}) as it writes dialogues ({reply!r} before an "
-            "answer): the prompts at training and at test would differ; choose another template"
+        raise _refusal(f"writes turns differently by their number ({[reply, between]} and {later})")
+    *opening, asks = asked.split(_SIGN)
+    if opening != pieces[:4] or not reply.startswith(asks):
+        raise _refusal(
+            f"does not ask ({asked[-80:]!r}) as it writes dialogues ({reply!r} before an answer): "
+            "the prompts at training and at test would differ"
         )
     special = tuple(tokenizer.special_ids)
     closes, *ending = split_at(special, between)
     if not ending or not rest.startswith(closes + ending[0]):
-        raise ChatTemplateError(
-            f"{_NAME} ends answers by no special token ({between!r} between turns, {rest!r} at "
-            "the end), so that none would stop; choose another template"
+        raise _refusal(
+            f"ends answers by no special token ({between!r} between turns, {rest!r} at the end), "
+            "so that none would stop"
         )
     bos = tokenizer.specials["bos"]
     opens = bool(bos) and before.startswith(bos)

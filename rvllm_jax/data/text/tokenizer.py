@@ -16,22 +16,18 @@ import tokenizers
 from absl import logging
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from rvllm_jax.data.text import huggingface, sentencepiece
-from rvllm_jax.data.text.huggingface import FastModel
-from rvllm_jax.data.text.sentencepiece import SentencePieceModel
 from rvllm_jax.data.text.tokenizer_config import (
-    ADDED,
     CONFIG,
     FAST,
     GENERATION,
-    MAP,
     SENTENCEPIECE,
-    TEMPLATE,
+    TOKENIZER_FILES,
     TokenizerDescription,
     TokenizerError,
     read_config,
 )
-from rvllm_jax.system.atomic import dump_json, make_folder, write_bytes, write_text
+from rvllm_jax.data.text.tokenizer_models import FastModel, SentencePieceModel
+from rvllm_jax.system.atomic import dump_json, make_folder, write_bytes
 from rvllm_jax.system.fingerprint import SHORT, digest
 
 PAD, BOS, EOS = TRAINED_SPECIALS = "<pad>", "<s>", "</s>"
@@ -55,6 +51,8 @@ class Tokenizer:
     """Encodes text to ids and decodes ids to text. Picklable.
 
     bos_id may be None, where a tokenizer knows no start of text. pad_id falls back to eos_id.
+    specials: the texts of "bos", "eos" and "pad". special_ids: the ids of these and of the added
+    tokens, such as "<|im_end|>", by their texts.
     chat_template: the folder's own, in Jinja, or None (data/text/template.py reads it).
     stop_ids: eos_id, and the others by which the model's own files end an answer. A list without
     eos is of another tokenizer, and does not count.
@@ -68,29 +66,31 @@ class Tokenizer:
         stop_ids: tuple[int, ...] = (),
     ):
         """From a model and the names of "bos", "eos" and "pad"; those left out are the model's."""
-        defaults = model.default_specials
-        self._specials = {
-            name: specials.get(name) or defaults.get(name) for name in ("bos", "eos", "pad")
-        }
         self.model, self.chat_template = model, chat_template
-        # Questions and answers recur, between clips and between the stages of a run.
-        self._remembered = functools.lru_cache(maxsize=1 << 16)(self._encode)
-        self.bos_id, self.eos_id = self._id("bos"), self._id("eos")
+        self.specials = {
+            name: specials.get(name) or model.default_specials.get(name)
+            for name in ("bos", "eos", "pad")
+        }
+        ids = {name: token and model.token_id(token) for name, token in self.specials.items()}
+        self.bos_id, self.eos_id = ids["bos"], ids["eos"]
         if self.eos_id is None:
             raise TokenizerError(
-                f"the tokenizer names no end-of-text token (eos is {self._specials['eos']!r}): "
+                f"the tokenizer names no end-of-text token (eos is {self.specials['eos']!r}): "
                 f"set eos_token in {CONFIG} to a token of its vocabulary"
             )
-        if self.bos_id is None and self._specials["bos"]:
+        if self.bos_id is None and self.specials["bos"]:
             raise TokenizerError(
-                f"the start-of-text token {self._specials['bos']!r} is not in the vocabulary: set "
+                f"the start-of-text token {self.specials['bos']!r} is not in the vocabulary: set "
                 f"bos_token in {CONFIG} to a token of it, or to null where there is none"
             )
-        pad = self._id("pad")
-        self.pad_id = self.eos_id if pad is None else pad
+        self.pad_id = self.eos_id if ids["pad"] is None else ids["pad"]
+        named = {self.specials[name]: id for name, id in ids.items() if id is not None}
+        self.special_ids = named | model.special_ids
         self.vocab_size = model.vocab_size
         others = stop_ids if self.eos_id in stop_ids else ()
         self.stop_ids = tuple(dict.fromkeys([self.eos_id, *others]))
+        # Questions and answers recur, between clips and between the stages of a run.
+        self._remembered = functools.lru_cache(maxsize=1 << 16)(model.encode)
 
     def encode(self, text: str, *, opens: bool = False) -> list[int]:
         """The ids of `text`, without special tokens, whatever the text says.
@@ -108,25 +108,14 @@ class Tokenizer:
         skipped = {self.bos_id, self.eos_id, self.pad_id}
         return self.model.decode(int(i) for i in ids if int(i) not in skipped)
 
-    @functools.cached_property
-    def special_ids(self) -> dict[str, int]:
-        """The ids of bos, eos, pad and the added tokens, such as "<|im_end|>", by their texts."""
-        named = {token: self._id(name) for name, token in self._specials.items()}
-        return {t: i for t, i in named.items() if i is not None} | self.model.special_ids
-
     def piece(self, number: int) -> str:
         """A token as the vocabulary writes it, such as "▁colour" or "<0x0A>"."""
         return self.model.piece(number)
 
     @property
-    def specials(self) -> dict[str, str | None]:
-        """The texts of "bos", "eos" and "pad"."""
-        return dict(self._specials)
-
-    @property
     def fingerprint(self) -> str:
         """Names the vocabulary, the rules and the special tokens: equal if and only if they are."""
-        text = self.model.identity + json.dumps(self._specials, sort_keys=True)
+        text = self.model.identity + json.dumps(self.specials, sort_keys=True)
         return digest([text], SHORT)
 
     def save(self, folder: Path | str) -> None:
@@ -136,32 +125,23 @@ class Tokenizer:
         these ids, so that a process killed here must not leave half of them.
         """
         folder = make_folder(folder)
-        config = {f"{name}_token": token for name, token in self._specials.items() if token}
-        config |= self.model.config()
+        config = {f"{name}_token": token for name, token in self.specials.items() if token}
+        config |= self.model.config
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         text = dump_json(config, indent=2, sort_keys=True, ensure_ascii=False)
-        files, how = self.model.files(), dict(only_new=True, synced=True)
-        for other in {FAST, SENTENCEPIECE, MAP, ADDED, TEMPLATE} - files.keys():
-            (folder / other).unlink(missing_ok=True)  # of another tokenizer
-        write_text(folder / CONFIG, text, **how)
+        files = {CONFIG: text.encode()}
         if len(self.stop_ids) > 1:
             stops = dump_json({"eos_token_id": list(self.stop_ids)}, indent=None)
-            write_text(folder / GENERATION, stops, **how)
-        else:
-            (folder / GENERATION).unlink(missing_ok=True)
-        for name, data in files.items():  # last: where it stands the tokenizer is whole
-            write_bytes(folder / name, data, **how)
+            files[GENERATION] = stops.encode()
+        files[self.model.file] = self.model.content  # last: where it stands the tokenizer is whole
+        for other in {*TOKENIZER_FILES, GENERATION} - files.keys():
+            (folder / other).unlink(missing_ok=True)  # of another tokenizer
+        for name, data in files.items():
+            write_bytes(folder / name, data, only_new=True, synced=True)
 
     def __reduce__(self):
-        return Tokenizer, (self.model, self._specials, self.chat_template, self.stop_ids)
-
-    def _encode(self, text: str, opens: bool) -> tuple[int, ...]:
-        return tuple(self.model.encode(text, opens))
-
-    def _id(self, name: str) -> int | None:
-        token = self._specials[name]
-        return None if token is None else self.model.token_id(token)
+        return Tokenizer, (self.model, self.specials, self.chat_template, self.stop_ids)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -171,10 +151,10 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     half of the remaining room), then the merges.
     """
     texts = list(texts)
-    if vocab_size < _SMALLEST + 1:
+    if vocab_size < MIN_VOCAB:
         raise TokenizerError(
             f"vocab_size {vocab_size} is too small: {_SMALLEST} are special tokens and bytes, "
-            f"which every text needs; give at least {_SMALLEST + 1}"
+            f"which every text needs; give at least {MIN_VOCAB}"
         )
     counts = collections.Counter(c for text in texts for c in text)
     ranked = sorted(counts, key=lambda c: (-counts[c], c))
@@ -217,10 +197,10 @@ def load(folder: Path | str) -> Tokenizer:
         )
     config = read_config(folder)
     if (folder / FAST).is_file():
-        model = huggingface.read(folder / FAST, config.added)
+        model = FastModel.read(folder / FAST, config.added)
         _warn_of_disagreement(model, folder, config)
     else:
-        model = sentencepiece.read(folder / SENTENCEPIECE, config.added)
+        model = SentencePieceModel.read(folder / SENTENCEPIECE, config.added)
     try:
         return Tokenizer(model, config.specials, config.chat_template, config.stop_ids)
     except TokenizerError as error:
@@ -235,7 +215,7 @@ def holds_tokenizer(folder: Path | str) -> bool:
 def _warn_of_disagreement(model: FastModel, folder: Path, config: TokenizerDescription) -> None:
     """A conversion of SentencePiece's model to tokenizer.json may have lost ids."""
     try:
-        original = sentencepiece.read(folder / SENTENCEPIECE, config.added)
+        original = SentencePieceModel.read(folder / SENTENCEPIECE, config.added)
     except (OSError, TokenizerError):  # none, or Llama 3's, which is of another kind
         return
     different = [p for p in _PROBES if model.encode(p, False) != original.encode(p, False)]

@@ -65,9 +65,7 @@ def read_config(folder: Path) -> TokenizerDescription:
     specials = {n: _content(named.get(key := f"{n}_token"), where, key) for n in _NAMED}
     others = [specials.pop("unk")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
-        given = named.get(key) or []
-        if not isinstance(given, dict | list):
-            raise TokenizerError(f"{where}: {key}={given!r}, expected a list of tokens")
+        given = _value(named, key, where, dict | list, "a list of tokens") or []
         given = given.values() if isinstance(given, dict) else given
         others += [_content(token, where, key) for token in given]
     special = {*specials.values(), *others} - {None}
@@ -82,7 +80,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def decoder_values(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """The decoder's part of a config.json: a LLaVA's `text_config` goes before the top."""
-    return {**config, **_inner(config, "text_config", where)}
+    return {**config, **(_value(config, "text_config", where) or {})}
 
 
 def token_ids(values: Mapping[str, Any], key: str, where: Path, size: int = 0) -> tuple[int, ...]:
@@ -115,7 +113,7 @@ def _stop_ids(folder: Path) -> tuple[int, ...]:
     sources = {
         folder / GENERATION: read_file(folder / GENERATION),
         theirs: decoder_values(read_file(theirs), theirs),
-        ours: _inner(read_file(ours), "decoder", ours),
+        ours: _value(read_file(ours), "decoder", ours) or {},
     }
     for where, values in sources.items():
         if values.get("eos_token_id") is not None:
@@ -123,21 +121,22 @@ def _stop_ids(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def _inner(values: Mapping[str, Any], key: str, where: Path) -> dict:
-    inner = values.get(key) or {}
-    if not isinstance(inner, dict):
-        raise TokenizerError(f"{where}: {key}={inner!r:.80}, expected an object")
-    return inner
+def _value(
+    values: Mapping[str, Any], key: str, where: Path, kind: Any = dict, expected: str = "an object"
+) -> Any:
+    """The value of `key` in the file `where`, of this kind where it is not empty."""
+    given = values.get(key)
+    if given and not isinstance(given, kind):
+        raise TokenizerError(f"{where}: {key}={given!r:.80}, expected {expected}")
+    return given
 
 
 def _added(folder: Path, config: dict, special: set[str]) -> dict[str, AddedToken]:
     added: dict[str, AddedToken] = {}
     for token, number in read_file(folder / ADDED).items():
         added[token] = AddedToken(_whole(number, token, folder / ADDED), token in special)
-    where, decoder = folder / CONFIG, config.get("added_tokens_decoder") or {}
-    if not isinstance(decoder, dict):
-        raise TokenizerError(f"{where}: added_tokens_decoder={decoder!r}, expected an object")
-    for number, token in decoder.items():
+    where = folder / CONFIG
+    for number, token in (_value(config, "added_tokens_decoder", where) or {}).items():
         given = token if isinstance(token, dict) else {"content": token}
         if not _content(given, where, "added_tokens_decoder"):
             raise TokenizerError(f"{where}: added_tokens_decoder[{number!r}] has no content")
