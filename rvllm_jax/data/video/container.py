@@ -19,7 +19,7 @@ VIDEO_SUFFIXES = (
 
 MAX_PIXELS = 80_000_000  # a frame; 8K has 33 million, a square of 8192 67
 MAX_SIDE = 65_500  # pixels of a frame as stored: the most that a JPEG encoder takes
-REPLACE = "Replace or re-encode the file, or remove it from the examples."
+_REPLACE = "Replace or re-encode the file, or remove it from the examples."
 
 # A header that declares more is not believed: a month at 30 frames a second, eleven days; nor one
 # that declares more frames than the file has bytes.
@@ -39,6 +39,11 @@ _HEAD = 1024  # bytes that are looked at
 
 class VideoError(RvllmError):
     """A file that cannot be read or written as a video: its path, what failed, what to do."""
+
+
+def refusal(path: Path, why: str) -> VideoError:
+    """The error of a file that is no usable video."""
+    return VideoError(f"{path}: {why}. {_REPLACE}")
 
 
 class DeclaredLength(NamedTuple):
@@ -82,9 +87,7 @@ def open_file(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
     except PermissionError as error:
         raise VideoError(f"{path}: no permission to read it. Change the file's mode.") from error
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(
-            f"{path}: not a readable video ({error_reason(error)}). {REPLACE}"
-        ) from error
+        raise refusal(path, f"not a readable video ({error_reason(error)})") from error
     try:
         stream = _video_stream(path, container)
         stream.codec_context.options = limit
@@ -100,38 +103,31 @@ def _check_file(path: Path) -> None:
     if not path.exists():
         raise VideoError(f"{path}: no such file. Check the videos folder and the file's name.")
     if not path.is_file():  # a folder, or a pipe, which might never end
-        raise VideoError(f"{path}: not a file, but a folder, pipe or device. {REPLACE}")
+        raise refusal(path, "not a file, but a folder, pipe or device")
     if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes). {REPLACE}")
+        raise refusal(path, "the file is empty (0 bytes)")
     with path.open("rb") as file:
         head = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
     for kind, mark in _LISTS.items():
         if re.match(mark, head, re.DOTALL):
-            raise _list_error(path, kind)
-
-
-def _list_error(path: Path, kind: str) -> VideoError:
-    return VideoError(f"{path}: a list of other files ({kind}), not a video. {REPLACE}")
+            raise refusal(path, f"a list of other files ({kind}), not a video")
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
     kind, brand = container.format.name, _brand(container)
     if kind.endswith("_pipe") or kind in _PICTURES or brand in _PICTURE_BRANDS:
-        what = brand or kind.removesuffix("_pipe")
-        raise VideoError(f"{path}: a picture ({what}), not a video. {REPLACE}")
+        raise refusal(path, f"a picture ({brand or kind.removesuffix('_pipe')}), not a video")
     if kind in _LISTS:
-        raise _list_error(path, kind)
+        raise refusal(path, f"a list of other files ({kind}), not a video")
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
-        raise VideoError(f"{path}: the file has no video stream. {REPLACE}")
+        raise refusal(path, "the file has no video stream")
     stream = streams[0]
     if stream.codec_context is None:
-        raise VideoError(f"{path}: no decoder for its codec. {REPLACE}")
+        raise refusal(path, "no decoder for its codec")
     if stream.width * stream.height > MAX_PIXELS:
-        raise VideoError(
-            f"{path}: declares {stream.width} x {stream.height} pixels, at most {MAX_PIXELS:,} a "
-            f"frame are decoded. {REPLACE}"
-        )
+        size = f"{stream.width} x {stream.height} pixels"
+        raise refusal(path, f"declares {size}, at most {MAX_PIXELS:,} a frame are decoded")
     return stream
 
 
@@ -151,9 +147,7 @@ def reject_picture(
     if kind:
         first = list(itertools.islice(frames, 2))
         if len(first) == 1:
-            raise VideoError(
-                f"{path}: a picture ({kind.pop()} of one frame), not a video. {REPLACE}"
-            )
+            raise refusal(path, f"a picture ({kind.pop()} of one frame), not a video")
         yield from first
     yield from frames
 

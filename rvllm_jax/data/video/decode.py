@@ -15,17 +15,16 @@ import numpy as np
 from rvllm_jax.data.video.container import (
     MAX_PIXELS,
     MAX_SIDE,
-    REPLACE,
     DeclaredLength,
-    VideoError,
     declared_length,
     ends_as_gif,
     error_reason,
     open_file,
     pixel_aspect,
+    refusal,
     reject_picture,
 )
-from rvllm_jax.data.video.orientation import Orientation, RgbConverter, shown_size, target_size
+from rvllm_jax.data.video.orientation import RgbConverter
 from rvllm_jax.data.video.timing import Clock, EvenTimes, frame_rate
 from rvllm_jax.system.pool import HUNG, JobOutcome
 from rvllm_jax.types import VideoInfo
@@ -40,7 +39,7 @@ def worker_failure(outcome: JobOutcome, path: str | os.PathLike, time_limit: flo
     why = f"the process that decodes it ends ({outcome.reason})"
     if outcome.failure == HUNG:
         why = f"no new frame for {time_limit:g} s"
-    return f"{path}: {why}. {REPLACE}"
+    return str(refusal(path, why))
 
 
 class Decoding(Iterator[tuple[np.ndarray, float]]):
@@ -109,11 +108,9 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
             with container:
                 yield from self._shown(container, stream)
         except MemoryError as error:
-            raise VideoError(f"{self._path}: takes more memory than there is. {REPLACE}") from error
+            raise refusal(self._path, "takes more memory than there is") from error
         except (av.FFmpegError, ArithmeticError, LookupError, OSError, ValueError) as error:
-            raise VideoError(
-                f"{self._path}: cannot be decoded ({error_reason(error)}). {REPLACE}"
-            ) from error
+            raise refusal(self._path, f"cannot be decoded ({error_reason(error)})") from error
 
     def _shown(self, container, stream) -> Iterator[tuple[np.ndarray, float]]:
         """The frames that the stride keeps, as RGB, with their times."""
@@ -145,44 +142,39 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
 
     def _decoded(self, container, stream) -> Iterator[av.VideoFrame]:
         """All frames that decode; the first damage that is met is noted."""
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError as error:  # the rest of the file cannot be found
-                self._damage = self._damage or error_reason(error)
-                return
-            if packet is None:
-                return
-            try:
-                frames = packet.decode()
-            except av.FFmpegError as error:  # the packets behind it may well decode
-                self._damage = self._damage or error_reason(error)
-                continue
-            if not self._damage and any(frame.is_corrupt for frame in frames):
-                self._damage = "a frame is corrupt"
-            yield from frames
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError as error:  # the packets behind it may well decode
+                    self._damage = self._damage or error_reason(error)
+                    continue
+                if not self._damage and any(frame.is_corrupt for frame in frames):
+                    self._damage = "a frame is corrupt"
+                yield from frames
+        except av.FFmpegError as error:  # the rest of the file cannot be found
+            self._damage = self._damage or error_reason(error)
 
     def _started(self, frame, stream, fps: float, length: DeclaredLength) -> RgbConverter:
         """Fills `info`; returns how frames like the first one are shown."""
-        orientation = Orientation.from_frame(frame)
-        shown = shown_size(frame, pixel_aspect(stream), orientation)
-        width, height = target_size(*shown, self._short_side)
+        converter = RgbConverter(frame, pixel_aspect(stream), self._short_side)
+        width, height = converter.size
         if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-            raise VideoError(
-                f"{self._path}: a frame would have {width} x {height} pixels, at most "
-                f"{MAX_PIXELS:,} are possible, and {MAX_SIDE:,} a side. {REPLACE}"
+            raise refusal(
+                self._path,
+                f"a frame would have {width} x {height} pixels, at most {MAX_PIXELS:,} are "
+                f"possible, and {MAX_SIDE:,} a side",
             )
         codec, size = stream.codec_context.name, self._path.stat().st_size
         declared = fps, length.frames, length.seconds
-        self.info = VideoInfo(codec, *target_size(*shown, None), *declared, size)
-        return RgbConverter(orientation, frame.rotation, (width, height))
+        self.info = VideoInfo(codec, *converter.shown, *declared, size)
+        return converter
 
     def _finish(self, length: DeclaredLength, clock: Clock) -> None:
         """Describes what came out in `note`; raises `VideoError` where that is too little."""
         if clock.frames == 0:
             why = self._damage or "its video stream is empty"
-            raise VideoError(f"{self._path}: no frame decodes ({why}). {REPLACE}")
+            raise refusal(self._path, f"no frame decodes ({why})")
         notes = [length.doubt] if length.doubt else []
         end = clock.seconds + clock.duration
         if self._damage or length.is_cut(clock.frames, end, clock.duration):
@@ -192,10 +184,8 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
             )
             why = f" ({self._damage})" if self._damage else ""
             if length.decoded_share(clock.frames, end) < self._min_decoded:
-                raise VideoError(
-                    f"{self._path}: damaged or cut: {what}{why}, where a share of at least "
-                    f"{self._min_decoded} is asked for. {REPLACE}"
-                )
+                share = f"a share of at least {self._min_decoded} is asked for"
+                raise refusal(self._path, f"damaged or cut: {what}{why}, where {share}")
             notes.append(f"damaged or cut: {what} and are used{why}")
             _log.warning("%s is %s", self._path, notes[-1])
         if clock.frames == 1:

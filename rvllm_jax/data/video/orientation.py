@@ -28,43 +28,35 @@ class Orientation(NamedTuple):
             return cls(True, b < 0, c < 0)
         return cls(False, d < 0, a < 0)
 
-    def apply(self, image: np.ndarray) -> np.ndarray:
-        """`uint8[h, w, 3]` as it is shown, a view."""
-        if self.transposed:
-            image = image.swapaxes(0, 1)
-        return image[:: -1 if self.flip_vertical else 1, :: -1 if self.flip_horizontal else 1]
-
 
 class RgbConverter:
-    """Converts frames to RGB of one size (width, height), as they are shown.
+    """Converts frames to RGB of one size, as they are shown.
 
-    orientation: of frames that declare the same `rotation` (degrees) as the first one.
+    shown: (width, height) of the first frame with square pixels, after rotation. size: the same
+    scaled until the short side is `short_side`. Both in pixels.
     """
 
-    def __init__(self, orientation: Orientation, rotation: int, size: tuple[int, int]):
-        self._orientation, self._rotation, self._size = orientation, rotation, size
+    def __init__(self, first: av.VideoFrame, aspect: float, short_side: int | None):
+        """aspect: width of a stored pixel by its height."""
+        self._rotation, self._orientation = first.rotation, Orientation.from_frame(first)
         self._reformatter = VideoReformatter()
+        sides = first.width * aspect, first.height
+        if self._orientation.transposed:
+            sides = sides[::-1]
+        scale, short = (1, 1) if short_side is None else (short_side, min(sides))
+        self.shown = tuple(max(1, round(side)) for side in sides)
+        self.size = tuple(max(1, round(side * scale / short)) for side in sides)
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        """`uint8[height, width, 3]`, a view of memory that nobody else uses."""
+        """`uint8[height, width, 3]` of `size`, a view of memory that nobody else uses."""
         if frame.rotation != self._rotation:
             self._orientation, self._rotation = Orientation.from_frame(frame), frame.rotation
-        size = self._size[::-1] if self._orientation.transposed else self._size
+        transposed, flip_vertical, flip_horizontal = self._orientation
+        size = self.size[::-1] if transposed else self.size
         frame = self._reformatter.reformat(frame, *size, format="rgb24", threads=1)
         (plane,) = frame.planes
         shape, strides = (frame.height, frame.width, 3), (plane.line_size, 3, 1)
-        return self._orientation.apply(np.ndarray(shape, np.uint8, buffer=plane, strides=strides))
-
-
-def shown_size(
-    frame: av.VideoFrame, aspect: float, orientation: Orientation
-) -> tuple[float, float]:
-    """(width, height) with square pixels, after rotation; not yet whole numbers."""
-    width = frame.width * aspect
-    return (frame.height, width) if orientation.transposed else (width, frame.height)
-
-
-def target_size(width: float, height: float, short_side: int | None) -> tuple[int, int]:
-    """The size whose short side is `short_side`, or the nearest one to the given, in pixels."""
-    scale, short = (1, 1) if short_side is None else (short_side, min(width, height))
-    return tuple(max(1, round(side * scale / short)) for side in (width, height))
+        image = np.ndarray(shape, np.uint8, buffer=plane, strides=strides)
+        if transposed:
+            image = image.swapaxes(0, 1)
+        return image[:: -1 if flip_vertical else 1, :: -1 if flip_horizontal else 1]

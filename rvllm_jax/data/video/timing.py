@@ -1,18 +1,19 @@
 """When frames are shown: a file's rate, times that increase, and frames at evenly spaced times."""
 
-import heapq
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import numpy as np
 
 from rvllm_jax.data.video.container import DeclaredLength, open_file
 
 _ROUNDED = 0.1  # share of a step by which the last frame's time may be rounded down
 _ALIKE = 0.01  # share by which two rates of a constant one may differ
-_REORDERED = 32  # packets among which the next in presentation order is; H.264 and HEVC need 16
+_REORDERED = 32  # packets by which one may come late in the file; H.264 and HEVC need 16
 _OFF = 1.5  # frames by which times of a constant rate may be off: one is missing, say
 _LATE = 2.0  # frames by which times may go back without being taken for missing ones
 _JUMP = 10.0  # seconds; FFmpeg's own limit, above which times of a broadcast have begun anew
@@ -57,37 +58,20 @@ def measure_rate(
     the times fit it. longest: seconds between two frames above which they are taken for a jump.
     """
     interval = 1 / fps if 0.01 <= fps <= 1000 else 0.0
-    frames, first, last, lasts, low, high = 0, 0.0, -math.inf, 0.0, 0.0, 0.0
-    for time, duration in _in_presentation_order(packets):
-        if time < last or (frames and time - last > longest):
-            return None
-        if time == last:  # a second field
-            continue
-        first = time if frames == 0 else first
-        off = time - first - frames * interval
-        frames, last, lasts, low, high = frames + 1, time, duration, min(low, off), max(high, off)
-    if frames < 2:
+    times, durations = np.fromiter(packets, np.dtype((float, 2))).reshape(-1, 2).T
+    order = np.lexsort((durations, times))
+    if np.isnan(times).any() or (order - np.arange(len(order)) > _REORDERED).any():
         return None
-    seconds = last - first + (lasts or (last - first) / (frames - 1))
-    if high - low <= _OFF * interval:
+    times, first_of = np.unique(times[order], return_index=True)  # a second field has no time
+    frames = len(times)
+    if frames < 2 or np.diff(times).max() > longest:
+        return None
+    off = times - times[0] - np.arange(frames) * interval
+    if np.ptp(off) <= _OFF * interval:
         return Rate(fps, 0)
-    return Rate(frames / seconds, frames) if 0.01 <= frames / seconds <= 1000 else None
-
-
-def _in_presentation_order(
-    packets: Iterable[tuple[float | None, float]],
-) -> Iterator[tuple[float, float]]:
-    """The packets in the order of their times, -inf first where one lacks its time."""
-    waiting: list[tuple[float, float]] = []
-    for time, duration in packets:
-        if time is None:
-            yield -math.inf, 0.0  # after any other a time that goes back
-            return
-        heapq.heappush(waiting, (time, duration))
-        if len(waiting) > _REORDERED:
-            yield heapq.heappop(waiting)
-    while waiting:
-        yield heapq.heappop(waiting)
+    seconds = times[-1] - times[0]
+    rate = frames / (seconds + (durations[order][first_of[-1]] or seconds / (frames - 1)))
+    return Rate(float(rate), frames) if 0.01 <= rate <= 1000 else None
 
 
 def _packet_times(
@@ -95,18 +79,12 @@ def _packet_times(
 ) -> Iterator[tuple[float | None, float]]:
     """(time, duration) of each packet in the file's order, up to what cannot be read."""
     tick = float(stream.time_base or 0)
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError:  # decoding reports it
-            return
-        if packet is None:
-            return
-        if packet.size:
-            time = packet.dts if packet.pts is None else packet.pts
-            yield None if time is None else time * tick, (packet.duration or 0) * tick
-            on_packet()
+    with contextlib.suppress(av.FFmpegError):  # decoding reports it
+        for packet in container.demux(stream):
+            if packet.size:
+                time = packet.dts if packet.pts is None else packet.pts
+                yield None if time is None else time * tick, (packet.duration or 0) * tick
+                on_packet()
 
 
 def is_variable(base: float, average: float) -> bool:

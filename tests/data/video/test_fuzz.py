@@ -17,6 +17,7 @@ PROGRAM = """
     import os, signal, sys
     import numpy as np
     from rvllm_jax.data.video import decode as video
+    from rvllm_jax.data.video.container import VideoError
 
     folder, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     originals = [open(path, "rb").read() for path in sys.argv[4:]]
@@ -56,7 +57,7 @@ PROGRAM = """
                 assert len(shapes) < 5000, "frames without end"
             assert len(set(shapes)) == 1 and min(shapes[0][:2]) == 16, shapes
             decoded += 1
-        except video.VideoError as error:
+        except VideoError as error:
             assert path in str(error)
             refused += 1
     # Not getrusage: its peak is also that of the process that this one was forked from.
