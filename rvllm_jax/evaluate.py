@@ -72,4 +72,9 @@ def answer(options: EvaluationOptions) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["benchmarks", "model", "out"], keep_memory=True)
+    cli.run(
+        main,
+        required=["benchmarks", "model", "out"],
+        interrupted=cli.CONTINUES,
+        keep_memory=True,
+    )

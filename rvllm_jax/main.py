@@ -88,4 +88,4 @@ def start() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["config"], before=None, keep_memory=True)
+    cli.run(main, required=["config"], before=None, interrupted=cli.CONTINUES, keep_memory=True)

@@ -89,6 +89,6 @@ if __name__ == "__main__":
     cli.run(
         main,
         required=["videos", "annotations", "out", "split"],
-        interrupted="\ninterrupted; start the same command again, it continues",
+        interrupted=cli.CONTINUES,
         positional=None,
     )

@@ -13,6 +13,9 @@ from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
 # What is called otherwise since somebody last typed it, old -> new, as typed: "config.data.fps",
 # "max_new". It is refused by its new name; that its value still means the same nobody knows.
 RENAMED: dict[str, str] = {}
+# What Ctrl-C prints, below the line or bar that is under way.
+INTERRUPTED = "\ninterrupted; start the same command again"
+CONTINUES = f"{INTERRUPTED}, it continues"
 
 
 class FlagError(RvllmError, ValueError):
@@ -24,7 +27,7 @@ def run(
     *others: type[Exception],
     required: Sequence[str] = (),
     before: str | None = "refused: ",
-    interrupted: str = "",
+    interrupted: str = INTERRUPTED,
     positional: int | None = 0,
     keep_memory: bool = False,
 ) -> None:

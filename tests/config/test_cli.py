@@ -28,7 +28,7 @@ def main(*arguments):
         "interrupt": KeyboardInterrupt(),
     }[WHAT.value]
 
-cli.run(main, OSError, required=["what"], interrupted="stopped", positional=1)
+cli.run(main, OSError, required=["what"], positional=1)
 """
 
 
@@ -46,7 +46,7 @@ def test_a_command_ends_with_its_code_or_with_what_went_wrong():
     assert ended("--what=code", "video") == (3, "video\n", "")
     assert ended("--what=error") == (1, "\n", "refused: in words")
     assert ended("--what=other") == (1, "\n", "refused: no room")
-    assert ended("--what=interrupt") == (130, "\n", "stopped")
+    assert ended("--what=interrupt") == (130, "\n", "interrupted; start the same command again")
     assert ended("--what=fault")[0::2] == (1, "ValueError: bug")
     assert ended("--old=code") == (1, "", "FlagError: --old: is called --what now")
     assert ended("--what=code", "a", "b")[0] == 1 and ended()[0] == 1

@@ -17,10 +17,11 @@ import pytest
 from rvllm_jax.data.prepare.options import PrepareOptions
 from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.video import encode
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.system.lines import dump
+from rvllm_jax.weights.hf_config import llama_values
 
 pytestmark = pytest.mark.slow
-HOW = pytest.mark.parametrize("how", ["time", "changes"])
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 THREADS = 4  # of judging
 
@@ -51,31 +52,36 @@ def write_records(path, *videos):
     return path
 
 
-@HOW
-def test_main(how, killed, tmp_path):
-    videos = write_videos(tmp_path / "videos", 8)
+def test_main(killed, tmp_path):
+    videos, decoder = write_videos(tmp_path / "videos", 8), tmp_path / "decoder"
+    decoder.mkdir()
+    sizes = llama_values(LlamaConfig(300, 16, 1, 2, 2, 8, 24, context=128), "float32")
+    (decoder / "config.json").write_text(json.dumps(sizes))
     keys = {
+        "model.decoder": decoder,
         "data.videos": videos,
         "data.conversations": write_records(tmp_path / "train.json", *range(6), "bad"),
         "data.validation": write_records(tmp_path / "validation.json", 6, 7),
         "data.test": write_records(tmp_path / "test.json", 5, 6, 7),
         "data.store": "{out}/store",
         **{"data.max_bad": 0.2, "data.frames": 4, "data.interval": 2, "data.stride": 2},
-        **{"data.short_side": 16, "data.crop": 16, "data.context": 96, "data.questions": 3},
+        **{"data.short_side": 16, "data.context": 96, "data.questions": 3},
         **{"data.workers": 0, "tokenizer.vocab_size": 300, "model.grid": 2, "log_every": 1},
-        **{"schedule": "visual,joint", "checkpoint.every": 3, "evaluation.every": 2},
+        **{"schedule": "visual,joint", "checkpoint.every": 2, "evaluation.every": 2},
         **{"evaluation.batch": 8, "evaluation.max_new": 4, "evaluation.probe_videos": 1},
+        **{"evaluation.controls": False, "evaluation.clips": 2, "data.crop": 16},
     }
     for stage in ("visual", "joint"):
-        keys |= {f"stages.{stage}.{k}": v for k, v in dict(steps=6, batch=4, warmup=2).items()}
+        keys |= {f"stages.{stage}.{k}": v for k, v in dict(steps=4, batch=4, warmup=1).items()}
     argv = ["--config=configs/joint.py", "--workdir={out}/run"]
     argv += [f"--config.{key}={value}" for key, value in keys.items()]
     run = killed("main", argv, "matplotlib.pyplot", "tensorboardX.event_file_writer")
     run.unbroken()
-    run.kills(how)
+    run.kills("time")
+    run.kills("changes")
 
 
-@HOW
+@pytest.mark.parametrize("how", ["time", "changes"])
 def test_prepare(how, killed, tmp_path):
     videos = write_videos(tmp_path / "videos", 30, 80, 96)
     argv = [
@@ -102,19 +108,18 @@ def prepared(talker, tmp_path_factory):
     return folder
 
 
-@HOW
-def test_evaluate(how, killed, talker, prepared):
+def test_evaluate(killed, talker, prepared):
     argv = [
         "--benchmarks=own", f"--data={prepared}", f"--model={talker}", "--out={out}", "--videos=1",
         "--together=2", "--controls=9",
     ]  # fmt: skip
     evaluation = killed("evaluate", argv)
     evaluation.unbroken()
-    evaluation.kills(how)
+    evaluation.kills("time")
+    evaluation.kills("changes")
 
 
-@HOW
-def test_chat(how, killed, talker, tmp_path):
+def test_chat(killed, talker, tmp_path):
     asked = [{"video": f"{v}.mp4", "question": f"what {n}?"} for n in range(8) for v in "abc"]
     asked += [{"video": "a.mp4", "questions": ["left?", "up?"]}, {"video": "no.mp4", "question": 7}]
     (tmp_path / "asked").mkdir()
@@ -125,7 +130,8 @@ def test_chat(how, killed, talker, tmp_path):
     ]  # fmt: skip
     chat = killed("chat", argv, code=3, inputs=tmp_path / "asked")
     chat.unbroken()
-    chat.kills(how)
+    chat.kills("time")
+    chat.kills("changes")
 
 
 class Endpoint(http.server.ThreadingHTTPServer):
@@ -177,8 +183,7 @@ def write_answers(folder, count):
     return folder.parent
 
 
-@HOW
-def test_judge(how, killed, tmp_path):
+def test_judge(killed, tmp_path):
     endpoint = Endpoint()
     argv = [
         "--results={out}", "--backend=openai", "--model=judge", "--key_env=", "--resamples=20",
@@ -194,16 +199,17 @@ def test_judge(how, killed, tmp_path):
     how_to = dict(inputs=inputs, check=check, cleared=endpoint.replies.clear)
     judging = killed("judge", argv, **how_to)
     judging.unbroken()
-    judging.kills(how)
+    judging.kills("time")
+    judging.kills("changes")
     endpoint.shutdown()
     endpoint.server_close()
 
 
-@HOW
-def test_judge_local(how, killed, talker, tmp_path):
+def test_judge_local(killed, talker, tmp_path):
     argv = ["--results={out}", "--backend=local", f"--model={talker}", "--name=talker"]
     argv += ["--tries=1", "--max_tokens=8", "--resamples=20"]
     inputs = write_answers(tmp_path / "answers" / "msvd_qa", 30)
     judging = killed("judge", argv, "rvllm_jax.experiments.saved.open", inputs=inputs)
     judging.unbroken()
-    judging.kills(how)
+    judging.kills("time")
+    judging.kills("changes")
