@@ -36,7 +36,9 @@ BATCH = flags.DEFINE_integer("batch", 8, "Questions of --questions answered toge
 CLIPS = flags.DEFINE_enum("clips", "1x1", list(VIEWS), "Starts x crops that a video is shown in.")
 FUSION = flags.DEFINE_enum("fusion", LOCK_STEP, FUSIONS, "Several clips to one answer.")
 TEMPLATE = flags.DEFINE_enum("template", "", ["", *TEMPLATE_NAMES], "None: the model's own.")
-CACHE = flags.DEFINE_enum("cache", "", ["", "bfloat16", "float32"], "Of keys and values.")
+CACHE_DTYPE = flags.DEFINE_enum(
+    "cache_dtype", "", ["", "bfloat16", "float32"], "Of keys and values; none: the model's."
+)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the likeliest token.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Among the k likeliest tokens; 0: all.")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Among tokens of this probability together; 1: all.")
@@ -69,7 +71,7 @@ def main(video: str = "") -> int:
         description,
         clips=CLIPS.value,
         fusion=FUSION.value,
-        cache_dtype=CACHE.value or None,
+        cache_dtype=CACHE_DTYPE.value or None,
         say=say,
     )
     if QUESTIONS.value:
@@ -88,4 +90,11 @@ def main(video: str = "") -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["model"], interrupted="stopped", positional=1, keep_memory=True)
+    cli.run(
+        main,
+        required=["model"],
+        interrupted="stopped",
+        positional=1,
+        keep_memory=True,
+        renamed={"cache": "cache_dtype"},  # --cache is the folder of compiled programs
+    )

@@ -161,6 +161,7 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(talker, tmp_path):
         ((video, model, "--template=folder"), "no chat_template"),
         ((video, model, "--top_p=0"), "top_p=0.0: expected"),
         ((video, model, "--clips=25x1", "--fusion=vote"), "ask by --question or --questions"),
+        ((video, model, "--cache=bfloat16"), "--cache: is called --cache_dtype now"),
         ((model,), "give either one VIDEO"),
     ]
     runs = []

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from absl import app, flags
 
@@ -30,13 +31,15 @@ def run(
     interrupted: str = INTERRUPTED,
     positional: int | None = 0,
     keep_memory: bool = False,
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Parses the command line, calls `main` and exits with the code that it returns, or 0.
 
     main: called with the arguments beside the flags. others: errors that end the command in words
     like RvllmError. required: flags without which it does not start. before, interrupted: of
     `report_errors`. positional: how many arguments beside the flags there may be; None: any, and
-    flags that are not known are among them. keep_memory: of a command that computes.
+    flags that are not known are among them. keep_memory: of a command that computes. renamed: as
+    RENAMED, of this command alone.
     """
 
     @report_errors(before, *others, interrupted=interrupted)
@@ -50,7 +53,7 @@ def run(
 
     @report_errors(None)
     def parsed(argv: list[str]) -> list[str]:
-        refuse_renamed(argv, RENAMED)
+        refuse_renamed(argv, {**RENAMED, **renamed})
         if "config" in flags.FLAGS:
             refuse_absent_recipe(argv)
         return parse(argv) if positional is not None else flags.FLAGS(argv, known_only=True)
