@@ -15,6 +15,7 @@ from rvllm_jax.generation.clip_fusion import LOCK_STEP
 from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.session import Session
 from rvllm_jax.generation.unrolled import unroll
+from rvllm_jax.system.page import count, size
 
 
 class Answerer:
@@ -67,7 +68,7 @@ class Answerer:
         start = time.perf_counter()
         loaded = read_arrays(self.description)
         sizes = [(leaf.size, leaf.nbytes) for leaf in loaded.params.values()]
-        count, taken = map(sum, zip(*sizes, strict=True))
+        parameters, taken = map(sum, zip(*sizes, strict=True))
         engine = Engine(
             unroll(loaded.module),
             loaded.tokenizer,
@@ -77,7 +78,7 @@ class Answerer:
             cache_dtype=self._cache_dtype,
         )
         self.say(
-            f"{loaded.source}; {count / 1e6:.1f} million parameters, {taken / 1e6:,.0f} MB, on "
+            f"{loaded.source}; {count(parameters)} parameters, {size(taken)}, on "
             f"{len(jax.devices())} {jax.devices()[0].device_kind}; {_since(start)}"
         )
         return engine

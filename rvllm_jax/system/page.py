@@ -37,6 +37,11 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def count(number: int) -> str:
+    """A number of things: whole below a million, 6,738.4 million above."""
+    return f"{number:,}" if number < 1e6 else f"{number / 1e6:,.1f} million"
+
+
 def shorten(value: object, longest: int) -> str:
     """`value` as a text of at most `longest` characters."""
     text = str(value)

@@ -25,7 +25,13 @@ from rvllm_jax.training.host_flags import BatchFlags, FlagExchange
 from rvllm_jax.training.metrics import Metrics
 from rvllm_jax.training.progress import Progress
 from rvllm_jax.training.sigterm import INTERRUPTED, Interrupt, closing
-from rvllm_jax.training.stages import StageSetup, count_steps, open_layout, prepare_stage
+from rvllm_jax.training.stages import (
+    StageSetup,
+    count_steps,
+    describe_trained,
+    open_layout,
+    prepare_stage,
+)
 from rvllm_jax.training.state import Position, StageArrays, StatePlacement, TrainState
 from rvllm_jax.training.step import compile_update, make_loss
 from rvllm_jax.training.validate import validation_loss
@@ -134,6 +140,7 @@ class Trainer:
             if settled := self.placement.settled(saved, position.stage):
                 self.checkpoints.save_frozen(position.stage, settled)
         if position.k < setup.steps:
+            logging.info(describe_trained(setup, self.model.params))
             placed = self._updates(setup, placed, position)
         return self.placement.collect(placed, self.key)
 

@@ -5,9 +5,10 @@ from one stage to the next, such as from SGD on the visual encoder to AdamW on e
 the next stage's labels and transformation from its table; nothing else of the loop knows of it.
 """
 
+import math
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import optax
 
@@ -17,6 +18,7 @@ from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.lora import is_adapter
 from rvllm_jax.sharding import layouts
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.page import count
 
 NO_DECAY = re.compile(r".*(bias|scale)")  # biases, and the scales of norms
 UNDECAYED = "/undecayed"  # suffix of the label of an adamw group's norms and biases
@@ -109,6 +111,17 @@ class StageSetup(NamedTuple):
             f"lr/{name}": float(learning_rate(spec, self.stage, self.steps)(update))
             for name, spec in self.stage.optimizers.items()
         }
+
+
+def describe_trained(setup: StageSetup, params: Mapping[str, Any]) -> str:
+    """How many of the parameters (arrays or shapes, by path) a stage trains, and of which parts."""
+    trained = dict.fromkeys(("encoder", "projector", "decoder", "LoRA"), 0)
+    for path, label in setup.labels.items():
+        part = "LoRA" if is_adapter(path) else path.partition("/")[0]
+        trained[part] += math.prod(params[path].shape) * (label != FROZEN)
+    some, whole = sum(trained.values()), sum(math.prod(x.shape) for x in params.values())
+    parts = ", ".join(f"{part} {count(number)}" for part, number in trained.items() if number)
+    return f"stage {setup.stage.name} trains {count(some)} of {count(whole)} parameters: {parts}"
 
 
 def prepare_stage(stage: Stage, paths: Iterable[str], steps: int) -> StageSetup:

@@ -1,6 +1,5 @@
 """One update as a pure function (state, batch) -> (state, metrics), under jit or pmap alike."""
 
-import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.norms import BatchNorm, keep_running
 from rvllm_jax.sharding.constrain import constrain_params
 from rvllm_jax.sharding.layouts import Layout
+from rvllm_jax.system.page import size
 from rvllm_jax.training.stages import StageSetup, frozen_norms
 from rvllm_jax.training.state import TrainState
 from rvllm_jax.types import Batch
@@ -133,13 +133,10 @@ def compile_update(
     used = compiled.memory_analysis()
     if used is not None:
         logging.info(
-            "stage %s: %.1f million of %.1f million parameters train; the compiled step takes "
-            "%.0f MB of arguments and %.0f MB of temporaries a device",
+            "stage %s: the compiled step takes %s of arguments and %s of temporaries a device",
             setup.stage.name,
-            sum(x.size for x in jax.tree.leaves(layout.gather(state).trainable)) / 1e6,
-            sum(math.prod(x.shape) for x in model.params.values()) / 1e6,
-            used.argument_size_in_bytes / 1e6,
-            used.temp_size_in_bytes / 1e6,
+            size(used.argument_size_in_bytes),
+            size(used.temp_size_in_bytes),
         )
     return compiled
 

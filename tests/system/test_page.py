@@ -46,3 +46,9 @@ def test_an_installed_package_has_what_its_pages_are_made_of(tmp_path):
         for path in (ROOT / "rvllm_jax").rglob(f"*.{ending}")
     }
     assert len(names) > 2 and all((tmp_path / name).is_file() for name in names)
+
+
+def test_counts_below_a_million_are_whole():
+    counts = {0: "0", 999: "999", 61_120: "61,120", 999_999: "999,999", 10**6: "1.0 million"}
+    counts |= {6_738_415_616: "6,738.4 million"}
+    assert {number: page.count(number) for number in counts} == counts

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,7 +105,10 @@ def test_a_run_ends_with_its_report_and_names_what_it_set_aside(whole):
     assert list(results["set_aside"]) == ["bad.mp4"]
     log = Path(f"{whole}.log").read_text()
     assert "| question type | train |" in log and "set aside: bad.mp4" in log
-    assert "parameters train" in log and "Async" not in log
+    trains = re.findall(r"stage (\w+) trains [\d,]+ of [\d,]+ parameters: (.*)", log)
+    parts = [(stage, re.sub(" [\\d,]+", "", parts)) for stage, parts in trains]
+    assert parts == [("visual", "encoder projector"), ("joint", "encoder projector decoder")]
+    assert "Async" not in log
 
 
 def test_the_seconds_of_each_stage_are_those_that_passed(whole):

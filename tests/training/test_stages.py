@@ -1,5 +1,7 @@
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from rvllm_jax.config.schema import OptimizerSpec, Stage
@@ -7,9 +9,11 @@ from rvllm_jax.models.lora import LoRA
 from rvllm_jax.training.stages import (
     StageError,
     check_stage,
+    describe_trained,
     frozen_norms,
     label_parameters,
     micro_batch_note,
+    prepare_stage,
 )
 
 PATHS = ("encoder/stem/kernel", "encoder/norm/bias", "projector/kernel", "decoder/head/kernel")
@@ -141,3 +145,17 @@ def test_micro_batches_are_noted_where_batchnorm_takes_its_statistics_of_them():
     some = dataclasses.replace(cut, table=(("encoder/stem/.*", "frozen"), (".*", "sgd")))
     assert micro_batch_note(some, NORMS, "batch")
     assert micro_batch_note(cut, NORMS, "group") == ""
+
+
+def test_parameters_that_train_are_counted_by_part():
+    shapes = dict.fromkeys([*NORMS, *ADAPTED], jax.ShapeDtypeStruct((10, 100), jnp.float32))
+    shapes["projector/kernel"] = jax.ShapeDtypeStruct((3000, 1000), jnp.float32)
+    table = (("encoder/stem/.*", "frozen"), (".*", "adamw"))
+    stage = dataclasses.replace(with_table(*table), lora=LoRA(2, 4.0, "mlp/up"))
+    assert describe_trained(prepare_stage(stage, shapes, 10), shapes) == (
+        "stage alignment trains 3.0 million of 3.0 million parameters: encoder 3,000, "
+        "projector 3.0 million, LoRA 1,000"
+    )
+    alone = dataclasses.replace(stage, table=((".*lora.*", "adamw"), (".*", "frozen")))
+    told = describe_trained(prepare_stage(alone, shapes, 10), shapes)
+    assert told.endswith("trains 1,000 of 3.0 million parameters: LoRA 1,000")
