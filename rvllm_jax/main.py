@@ -75,14 +75,15 @@ def start() -> None:
     end_on_sigterm()  # while training, loop.py saves first
     workdir = Path(WORKDIR.value or f"runs/{CONFIG.value.get('name')}")
     recipe = resolve(with_kept_decoder(CONFIG.value.to_dict(), workdir))
-    with HERE.first_then_others("claiming the working directory"):
-        claim(workdir, CONFIG.value.to_dict(), ignore=MAY_CHANGE)
-    HERE.check_shared(workdir)
-    if SHOW_PROMPT.value:
-        shown = show_prompt(recipe, workdir, SHOW_PROMPT.value)
-    else:
-        results = run(recipe, workdir)
-        shown = f"{run_report.format_table(results)}\nreport: {workdir / 'report'}"
+    with HERE.locked(workdir, advice="name another --workdir"):
+        with HERE.first_then_others("claiming the working directory"):
+            claim(workdir, CONFIG.value.to_dict(), ignore=MAY_CHANGE)
+        HERE.check_shared(workdir)
+        if SHOW_PROMPT.value:
+            shown = show_prompt(recipe, workdir, SHOW_PROMPT.value)
+        else:
+            results = run(recipe, workdir)
+            shown = f"{run_report.format_table(results)}\nreport: {workdir / 'report'}"
     if HERE.is_first:
         print(shown)
 

@@ -217,5 +217,5 @@ def test_the_command_tells_and_refuses(llama, tmp_path):
     (tmp_path / "file").write_text("")
     done = call(f"--source={llama}", f"--out={tmp_path / 'file' / 'ours'}")
     assert done.returncode == 1 and done.stderr.startswith("refused: "), done.stderr
-    assert "cannot be made" in done.stderr
+    assert "ours: cannot be written" in done.stderr
     assert "Traceback" not in done.stderr

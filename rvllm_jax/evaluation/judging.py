@@ -23,6 +23,7 @@ from rvllm_jax.evaluation.score import intervals
 from rvllm_jax.evaluation.score.scores import scores
 from rvllm_jax.system.atomic import write_json
 from rvllm_jax.system.lines import ends_whole
+from rvllm_jax.system.lock import locked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +65,16 @@ def judge_benchmark(
     """Judges what is not judged yet, and writes scores.NAME.json where nothing is left.
 
     Returns the scores, None where items are left without a verdict or none is for this judge.
-    Raises JudgeError, and, before anything is judged, AnswersError, PromptsError, VerdictsError
-    or LinesError.
+    Raises JudgeError, and, before anything is judged, AnswersError, PromptsError, VerdictsError,
+    LinesError, or LockError where another process is writing in the folder.
     """
+    with locked(folder, advice="name another --results"):
+        return _judge(folder, judge, scoring, give_up, stop, progress)
+
+
+def _judge(
+    folder: Path, judge: Judge, scoring: Scoring, give_up: bool, stop, progress: Callable
+) -> tuple[dict[str, Any] | None, Outcome]:
     info = read_info(folder)
     _check_whole(folder / ANSWERS, info)
 

@@ -1,5 +1,6 @@
 """A model asked the questions of benchmarks: checked first, all of them, then answered."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -34,12 +35,21 @@ def evaluate(
 
     With several hosts each one calls it; host 0 writes, and returns lines about its benchmarks.
 
-    Raises EvaluationError, HostsError where hosts differ, and what opening the model and the data
-    raises, before anything is computed.
+    Raises EvaluationError, HostsError where hosts differ, LockError where another process writes
+    one of the benchmarks' folders, and what opening the model and the data raises, before anything
+    is computed.
     """
     check_names(names)
-    out = Path(out)
     options.check()
+    with contextlib.ExitStack() as ends:
+        for name in dict.fromkeys(names):
+            ends.enter_context(HERE.locked(Path(out) / name, advice="name another --out"))
+        return _evaluate(names, data, model, Path(out), options, progress)
+
+
+def _evaluate(
+    names: list[str], data: str, model: str, out: Path, options: EvaluationOptions, progress
+) -> list[str]:
     mesh = {"data": -1, "fsdp": options.fsdp, "tensor": options.tensor}
     description = describe_model(model, mesh=mesh)
     identity = {

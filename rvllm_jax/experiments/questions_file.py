@@ -30,6 +30,7 @@ from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.system.atomic import read_json_or_empty, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, LinesError
+from rvllm_jax.system.lock import locked
 
 _OURS = ("answer", "answers", "error")
 _SETTINGS = ".settings.json"  # beside the answers: what they were made with
@@ -144,7 +145,8 @@ def answer_file(
         batch: how many questions about a video are answered together.
 
     Raises:
-        QuestionsError, AnnotationError: before anything is computed.
+        QuestionsError, AnnotationError: before anything is computed. LockError: another process
+            is writing `out`.
     """
     lines = read(questions, anywhere=not str(videos))
     out, description = Path(out), answerer.description
@@ -156,7 +158,10 @@ def answer_file(
         "fusion": answerer.fusion,
         **json.loads(json.dumps(dataclasses.asdict(config))),
     }
-    with contextlib.closing(_claimed(out, settings)) as file:
+    with (
+        locked(out, is_file=True, advice="give another --out"),
+        contextlib.closing(_claimed(out, settings)) as file,
+    ):
         done = _continued(file, lines)
         tally = Tally(before=sum(len(line.questions) for line in lines if id(line) in done))
         tally.answered = tally.before

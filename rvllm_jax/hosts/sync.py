@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from rvllm_jax.hosts.rendezvous import HostsError, differences
+from rvllm_jax.system.lock import locked
 
 _PART = 1000  # milliseconds of a wait, between which Python hears signals
 _VISIBLE = 60  # seconds until a file of one host is seen by another
@@ -88,6 +89,16 @@ class Hosts:
         yield
         if call and self.is_first:
             self.client.key_value_set(call, "done")
+
+    @contextlib.contextmanager
+    def locked(self, target: Path, **how: Any) -> Iterator[None]:
+        """Within it no other job writes `target`: host 0 holds its lock, for all. how: of
+        system.lock.locked, which raises LockError."""
+        with contextlib.ExitStack() as ends:
+            with self.first_then_others(f"locking {target}"):
+                if self.is_first:
+                    ends.enter_context(locked(target, **how))
+            yield
 
     def check_shared(self, folder: Path) -> None:
         """Raises HostsError where `folder`, which host 0 has made, is not the same on all hosts."""

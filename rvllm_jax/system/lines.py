@@ -11,7 +11,6 @@ from typing import Any
 
 from rvllm_jax.system.atomic import naming, replacing
 from rvllm_jax.system.errors import RvllmError
-from rvllm_jax.system.lock import try_lock
 
 _CONTINUES = "Free some space, then start the same command again: it continues"
 
@@ -23,8 +22,9 @@ class LinesError(RvllmError, ValueError):
 class JsonLines:
     """A file that one process at a time appends to, each record by one write.
 
-    Opening it cuts off a last line that was not written to its end. Raises LinesError where
-    another process has it open. allow_nan: takes numbers that JSON has not, such as NaN.
+    Opening it cuts off a last line that was not written to its end. Who opens it holds the lock of
+    its folder (system/lock.py), or of the file. allow_nan: takes numbers that JSON has not, such
+    as NaN.
     """
 
     def __init__(self, path: str | Path, *, allow_nan: bool = False):
@@ -33,24 +33,15 @@ class JsonLines:
         self.cut = _cut_half_line(self._file)
 
     def _opened(self, path: Path) -> int:
-        """The file at `path`, made if absent and locked."""
         with naming(self.path, error=LinesError):
-            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        # A file that was replaced meanwhile is locked in vain: it is nobody's any more.
-        if not try_lock(file) or not os.path.samestat(os.fstat(file), os.stat(path)):
-            os.close(file)
-            raise LinesError(
-                f"{self.path}: another process is writing it; wait for its end, or stop it"
-            )
-        return file
+            return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
 
     def replace(self, lines: str) -> None:
         """`lines`, each with its end, in the place of all that it holds; at once, or not at all."""
         with replacing(self.path, error=LinesError) as temporary:
             temporary.write_text(lines, encoding="utf-8")
-            following = self._opened(temporary)  # locked before it is in its place
         os.close(self._file)
-        self._file = following
+        self._file = self._opened(self.path)
 
     def append(self, record: dict) -> None:
         """Adds one record. Raises ValueError for a number that JSON has not, unless allowed."""

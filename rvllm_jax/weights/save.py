@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rvllm_jax.system.atomic import write_json
+from rvllm_jax.system.atomic import make_folder, write_json
+from rvllm_jax.system.lock import LOCK
 from rvllm_jax.weights.names import NameTable
 from rvllm_jax.weights.open import INDEX, OURS, Entry
 from rvllm_jax.weights.safetensors import NAMES, WeightsError, write
@@ -103,16 +104,13 @@ def _shards(specs: Mapping[str, Any], most: int) -> dict[str, list[str]]:
     return {f"model-{n + 1:05}-of-{count:05}.safetensors": part for n, part in enumerate(parts)}
 
 
-def _new_folder(folder: str | Path) -> Path:
+def check_new(folder: str | Path) -> None:
+    """Raises WeightsError where `folder` is there and holds anything, or is none."""
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        pass  # a file, which is refused below
-    except OSError as error:
-        raise WeightsError(
-            f"{folder}: cannot be made ({error}); name a folder that can be written"
-        ) from error
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {LOCK}):
         raise WeightsError(f"{folder}: exists and is not an empty folder; name a new one")
-    return folder
+
+
+def _new_folder(folder: str | Path) -> Path:
+    check_new(folder)
+    return make_folder(folder, advice="Name a folder that can be written")

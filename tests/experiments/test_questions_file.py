@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -12,7 +13,8 @@ from rvllm_jax.experiments import questions_file
 from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.questions_file import QuestionsError, Tally, answer_file, read
 from rvllm_jax.generation.sampling import GenerationConfig, Sampling
-from rvllm_jax.system.lines import JsonLines
+from rvllm_jax.system.atomic import WriteError
+from rvllm_jax.system.lock import LockError, locked
 
 ASKED = [
     {"video": "a.mp4", "question": "what moves?", "note": "é"},
@@ -178,7 +180,7 @@ def test_other_answers_are_not_mixed_with_these(ask, tmp_path):
     assert (tmp_path / "own.jsonl").read_text() == "mine\n"
     with pytest.raises(QuestionsError, match="line 1 has the key 'answer'"):
         ask([{"video": "a.mp4", "question": "q", "answer": "truth"}])
-    with pytest.raises(QuestionsError, match="No such file"):
+    with pytest.raises(WriteError, match=r"absent/out\.jsonl: cannot be written .*No such file"):
         ask(ASKED[:1], out="absent/out.jsonl")
 
 
@@ -210,8 +212,10 @@ def test_a_model_that_ends_its_answers_otherwise_does_not_go_on(ask, answerer, t
 
 def test_two_works_do_not_write_one_file(ask, tmp_path):
     ask(ASKED[:1])
-    with JsonLines(tmp_path / "out.jsonl"):
-        with pytest.raises(QuestionsError, match="another process is writing it"):
+    with locked(tmp_path / "out.jsonl", is_file=True):
+        with pytest.raises(
+            LockError, match=rf"out\.jsonl: is being written .*process {os.getpid()} "
+        ):
             ask(ASKED[:2])
 
 

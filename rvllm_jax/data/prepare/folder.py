@@ -82,7 +82,7 @@ def alone(out: Path, say: Callable[[str], None]) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PreparationError(f"--out={out}: cannot be made ({error.strerror})") from error
-    with locked(out, lambda: say(f"{out}: another preparation is at work in it; waiting for it")):
+    with locked(out, wait=say, advice="name another --out"):
         yield
 
 

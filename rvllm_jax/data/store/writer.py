@@ -81,11 +81,12 @@ def write_store(
         shards = max(16, -(-len(names) // 32))
     shards = min(shards, len(names))
     _check(options, len(names), shards, time_limit, min_decoded)
-    with locked(folder):
-        tasks = plan(folder, videos, options, shards, min_decoded, time_limit)
-        done = _finished(tasks)
-        index = read_json_or_empty(folder / INDEX)
-        if len(done) < len(tasks) or index.get("fingerprint") != _fingerprint(tasks):
+    tasks = plan(folder, videos, options, shards, min_decoded, time_limit)
+    if _is_whole(folder, tasks):
+        return FrameStore(folder)
+    with locked(folder, wait=logging.warning, advice="name another folder", stays=True):
+        if not _is_whole(folder, tasks):  # another process may have written it meanwhile
+            done = _finished(tasks)
             finished = sum(len(tasks[shard].videos) for shard in done)
             shown = VideosDone(len(videos), finished, progress)
             run = run_tasks or functools.partial(_run, workers=workers, in_work=shown.in_work)
@@ -189,6 +190,11 @@ def _finished(tasks: list[Task]) -> dict[int, dict]:
             if records.stat().st_size == summary["bytes"]:
                 summaries[task.shard] = summary
     return summaries
+
+
+def _is_whole(folder: Path, tasks: list[Task]) -> bool:
+    index = read_json_or_empty(folder / INDEX)
+    return index.get("fingerprint") == _fingerprint(tasks) and len(_finished(tasks)) == len(tasks)
 
 
 def check_foreign(folder: Path) -> None:

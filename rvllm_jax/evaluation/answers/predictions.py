@@ -20,9 +20,10 @@ from rvllm_jax.evaluation.answers.questions import (
     example_questions,
     some,
 )
-from rvllm_jax.system.atomic import dump_json, make_folder, write_bytes, write_json, write_text
+from rvllm_jax.system.atomic import dump_json, write_bytes, write_json, write_text
 from rvllm_jax.system.fingerprint import file_digest
 from rvllm_jax.system.lines import dump
+from rvllm_jax.system.lock import locked
 
 
 def import_predictions(
@@ -90,12 +91,12 @@ def _numbered_questions(part: AnnotationPart) -> Iterator[tuple[int, Question]]:
 
 
 def _write(folder: Path, content: bytes, info: dict[str, Any]) -> Path:
-    make_folder(folder)
     path = folder / ANSWERS
-    if path.exists() and path.read_bytes() != content:
-        raise AnswersError(f"{path}: holds other answers; give another folder by --results")
-    write_json(folder / INFO, info)
-    write_bytes(path, content)
+    with locked(folder, advice="name another --results"):
+        if path.exists() and path.read_bytes() != content:
+            raise AnswersError(f"{path}: holds other answers; give another folder by --results")
+        write_json(folder / INFO, info)
+        write_bytes(path, content)
     return folder
 
 

@@ -13,6 +13,7 @@ from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.report import document, plots, tables
 from rvllm_jax.experiments.report.document import Heading, Part, Picture, Table, Text
 from rvllm_jax.experiments.report.results import Scored, failures, read_results
+from rvllm_jax.system.lock import locked
 
 _FRAMES, _HEIGHT = 6, 96  # of a failure's strip; pixels
 _DENOMINATORS = (
@@ -40,7 +41,8 @@ def report(folders: Sequence[str | Path], *, most_failures: int = 12) -> tuple[P
         for scored in group:
             parts += _details(scored, most_failures)
     parts += [Heading("How it was made"), tables.made(results)]
-    document.write(Path(folders[0]), "Evaluation", parts)
+    with locked(folders[0], advice="name another folder first"):
+        document.write(Path(folders[0]), "Evaluation", parts)
     return Path(folders[0]), notes
 
 

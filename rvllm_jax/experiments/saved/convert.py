@@ -19,12 +19,13 @@ from rvllm_jax.experiments.saved.describe import describe, describe_weights, exp
 from rvllm_jax.experiments.saved.open import read_run
 from rvllm_jax.models.lora import merged
 from rvllm_jax.system.atomic import write_bytes
+from rvllm_jax.system.lock import locked
 from rvllm_jax.training.workdir import is_bound, read_config, with_kept_decoder
 from rvllm_jax.weights import load, names
 from rvllm_jax.weights.check import PROJECTOR, projector_hint
 from rvllm_jax.weights.open import OURS, Entry, open_weights
 from rvllm_jax.weights.safetensors import WeightsError
-from rvllm_jax.weights.save import save_flat, save_published
+from rvllm_jax.weights.save import check_new, save_flat, save_published
 from rvllm_jax.weights.vocabulary import AXES, grow
 
 
@@ -56,8 +57,16 @@ def convert(
 ) -> list[str]:
     """Writes `out` from `sources` (see convert.py), and returns lines that say what was done.
 
-    Raises WeightsError, CheckpointError or ConfigError before it writes.
+    Raises WeightsError, CheckpointError, ConfigError or LockError before it writes.
     """
+    check_new(out)
+    with locked(out, advice="name another --out"):
+        return _convert(sources, out, form, best, vocab_size, leave_out)
+
+
+def _convert(
+    sources: list[str], out: str, form: str, best: str, vocab_size: int, leave_out: str
+) -> list[str]:
     runs = [source for source in sources if is_bound(source)]
     if best and not runs:
         raise WeightsError(

@@ -144,7 +144,7 @@ def test_a_second_preparation_waits_for_the_first_and_says_so(prepared, place):
     out, told, ended = place / "out", threading.Event(), []
 
     def say(line):
-        if "another preparation is at work in it" in line:
+        if f"{out}: is being written by" in line:
             told.set()
 
     def second():

@@ -66,7 +66,7 @@ def test_tfds_reads_the_frames(prepared, place):
 def test_a_check_reports_all_the_same_and_stores_no_frame(prepared, place):
     checked = prepared(_rows("a", "b"), check=True)
     written = sorted(path.name for path in (place / "out").iterdir())
-    assert written == ["lock", "report.html", "report.json"]
+    assert written == ["report.html", "report.json"]
     whole = prepared(_rows("a", "b"))
     assert checked.report["stored"] is None and whole.report["stored"]["videos"] == 2
     own = {"stored": 0, "check": 0}

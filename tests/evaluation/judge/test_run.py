@@ -18,6 +18,7 @@ from rvllm_jax.evaluation.judge.endpoint import Patience
 from rvllm_jax.evaluation.judge.prompts import item_id, load_prompts
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError, items
 from rvllm_jax.evaluation.judging import Scoring, judge_benchmark
+from rvllm_jax.system.lock import LockError
 
 ROOT = Path(__file__).parents[3]
 QUICK = Patience(timeout=2.0, attempts=6, first=0.002, longest=0.01)
@@ -169,7 +170,7 @@ def test_two_runs_do_not_write_one_file(many, serve, said):
     runs = threading.Thread(target=judge, args=(folder, first))
     runs.start()
     assert began.wait(30)
-    with pytest.raises(ValueError, match="another process is writing"):
+    with pytest.raises(LockError, match=rf"is being written by .* \(process {os.getpid()} on"):
         judge(folder, judging(server.url))
     gate.set()
     runs.join()
