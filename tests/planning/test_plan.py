@@ -49,16 +49,39 @@ def test_what_does_not_fit_is_told_by_how_much_and_what_to_change(recipe, paper)
     assert not made.fits
     over = (made.memory.peak - made.topology.chip.usable) / 1e9
     assert f"{over:.1f} GB too much for the 16.9 GB" in made.advice
-    # Following the advice makes it fit.
-    assert "config.mesh.data=1 and config.mesh.fsdp=64" in made.advice
-    assert "config.model.remat=full" in made.advice
-    spread = recipe("paper", mesh__data=1, mesh__fsdp=64)
-    assert plan(spread, paper[1], "v5e:8x8", clips_a_device=2).fits
+    assert "with config.mesh.data=4 and config.mesh.fsdp=16, config.model.remat=full" in made.advice
+    # Following the advice makes it fit, and nothing less does.
+    fits = {}
+    for fsdp in (8, 16):
+        for remat in ("dots", "full"):
+            keys = dict(mesh__data=64 // fsdp, mesh__fsdp=fsdp, model__remat=remat)
+            other = plan(recipe("paper", **keys), paper[1], "v5e:8x8", clips_a_device=2)
+            fits[fsdp, remat] = other.fits
+    assert [way for way, is_so in fits.items() if is_so] == [(16, "full")]
 
 
-def test_half_moments_and_micro_batches_are_among_the_advice(recipe, paper):
-    made = plan(paper[0], paper[1], "v5e:4x8", clips_a_device=8)
-    assert not made.fits and "config.stages.joint.accumulate=8" in made.advice
+@pytest.mark.parametrize("name, clips, least", [("v5e:4x8", 8, 2), ("h200:1", 64, 2)])
+def test_the_fewest_micro_batches_that_fit_are_the_advice(recipe, paper, name, clips, least):
+    made = plan(*paper, name, 0, clips_a_device=clips)
+    assert not made.fits and made.advice.endswith(f"with config.stages.visual.accumulate={least}")
+    cut = recipe("paper", stages__visual__accumulate=least)
+    assert plan(cut, paper[1], name, 0, clips_a_device=clips // least).fits
+
+
+def test_several_changes_go_no_further_than_they_have_to(recipe, paper):
+    """Half moments alone are not enough for 64 clips, nor are micro-batches, however small."""
+    made = plan(*paper, "h200:1", clips_a_device=64)
+    moments = "config.stages.joint.optimizers.adamw.moments=bfloat16"
+    assert made.advice.endswith(f"with config.stages.joint.accumulate=16, {moments}")
+    half = {"stages__joint__optimizers__adamw__moments": "bfloat16"}
+    for count, keys, fits in (
+        (16, half, True),
+        (8, half, False),
+        (64, {}, False),
+        (1, half, False),
+    ):
+        other = recipe("paper", stages__joint__accumulate=count, **keys)
+        assert plan(other, paper[1], "h200:1", clips_a_device=64 // count).fits is fits
 
 
 def test_what_cannot_fit_says_so(paper):
