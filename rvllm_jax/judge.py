@@ -61,6 +61,7 @@ PRICE_OUT = flags.DEFINE_float("price_out", 0.0, "Of a million tokens of replies
 PREDICTIONS = flags.DEFINE_list("predictions", [], "Files of others' predictions, to be judged.")
 ANNOTATIONS = flags.DEFINE_list("annotations", [], "Files that they are predictions for.")
 SPLIT = flags.DEFINE_string("split", "", "Of the annotations, where they do not show it.")
+OWN = flags.DEFINE_bool("own", False, "The annotations are of no benchmark, whatever their names.")
 DUPLICATES = flags.DEFINE_bool("duplicates", False, "Keep the first of several predictions.")
 COMPARE = flags.DEFINE_list("compare", [], "Files judged.NAME.jsonl: models, judges or seeds.")
 UNFINISHED = 3
@@ -77,6 +78,7 @@ def local_judge(prompts: Prompts, **options) -> ChatJudge:
     engine = Engine(model, loaded.tokenizer, loaded.template, devices=loaded.layout)
     ask = LocalJudge(engine, loaded.source, MAX_TOKENS.value)
     parameters = {"temperature": 0.0, "max_tokens": MAX_TOKENS.value, "step": loaded.step}
+    options |= {"fingerprint": loaded.fingerprint}
     return ChatJudge(ask, str(loaded.path), prompts, "local", parameters, **options)
 
 
@@ -102,7 +104,7 @@ def judge_all(stop: threading.Event) -> int:
     if PREDICTIONS.value:
         names = [import_predictions(
             PREDICTIONS.value, ANNOTATIONS.value, RESULTS.value, split=SPLIT.value,
-            duplicates=DUPLICATES.value,
+            duplicates=DUPLICATES.value, no_benchmark=OWN.value,
         ).name]  # fmt: skip
     judge = make_judge(stop)
     scoring = Scoring(INTEGER.value, RESAMPLES.value, 0, PRICE_IN.value, PRICE_OUT.value)

@@ -13,6 +13,7 @@ from rvllm_jax.evaluation.answers.answer_file import (
     INFO,
     AnswersError,
     check_answers,
+    fingerprints,
     read_answers,
     read_info,
 )
@@ -89,11 +90,18 @@ def _judge(
         return None, Outcome()
     made_with = judge.made_with(info["benchmark"])
     made_with |= {k: info[k] for k in ("benchmark", "split")}
+    made_with["fingerprints"] = info.get("fingerprints") or {}
     path, made_with_path = verdicts.paths(folder, judge.name)
     lines, before = verdicts.open_verdicts(folder, judge.name, made_with)
     with lines:
         if lines.cut:
             print(f"{path}: {lines.cut} bytes of a half-written last line cut off", file=sys.stderr)
+        if before and made_with.get("fingerprint") and not _names_judge(made_with_path):
+            print(
+                f"{path}: does not record which model gave its verdicts, as an earlier version "
+                "wrote it; they are taken as the judge's of this path and step",
+                file=sys.stderr,
+            )
         # Faithfulness may have been judged before, or not: the file holds both kinds.
         check_before(items(read_answers(folder / ANSWERS), faithfulness=True), before, str(path))
         outcome = judge_items(
@@ -110,8 +118,14 @@ def _judge(
         if outcome.left or outcome.judged + outcome.before < total:
             return None, outcome
         result = _scored(path, made_with_path, info, scoring)
+        result["fingerprints"] = fingerprints(folder, info)
     write_json(folder / f"scores.{judge.name}.json", result, allow_nan=False)
     return result, outcome
+
+
+def _names_judge(made_with_path: Path) -> bool:
+    """Whether what verdicts were made with names the content of the model that judged."""
+    return "fingerprint" in (verdicts.read_made_with(made_with_path) or {})
 
 
 def _check_whole(path: Path, info: dict[str, Any]) -> None:
@@ -145,7 +159,7 @@ def _scored(
         "benchmark": info["benchmark"],
         "model": info.get("model"),
         "judge": {
-            **{k: made_with.get(k) for k in ("backend", "model", "prompts_sha256", "parameters")},
+            **{k: made_with.get(k) for k in verdicts.JUDGE},
             "models": dict(Counter(j.model for j in judged if j.model)),
             "dates": [min(j.date for j in judged), max(j.date for j in judged)],
         },

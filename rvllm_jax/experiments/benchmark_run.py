@@ -140,12 +140,9 @@ class BenchmarkRun:
             together=questions_together(counts, options.together),
         )
 
-    def run(self, hash: str) -> list[str]:
-        """Answers what is not answered yet; on host 0 lines that say how it went.
-
-        hash: the checksum of the model's arrays.
-        """
-        info = self._info(hash)
+    def run(self) -> list[str]:
+        """Answers what is not answered yet; on host 0 lines that say how it went."""
+        info = self._info()
         made_with = {name: str(value) for name, value in info["made_with"].items()}
         HERE.same(made_with, f"what answers {self.benchmark.name}")
         keys = {(question.id, controls.PLAIN) for question in self.questions}
@@ -222,13 +219,14 @@ class BenchmarkRun:
             for view in prediction.views
         ]
 
-    def _info(self, hash: str) -> dict[str, Any]:
+    def _info(self) -> dict[str, Any]:
         """info.json as it is when the answering begins; "made_with" decides what is continued."""
         benchmark, loaded, options = self.benchmark, self.loaded, self.options
         entries = benchmark.store.entries
         crcs = {question.video: entries[question.video].file_crc for question in self.asked}
         made_with = {
-            "checkpoint": hash,
+            "checkpoint": loaded.checksum,
+            "tokenizer": loaded.tokenizer.fingerprint,
             "questions": fingerprint(self.questions, crcs),
             "split": benchmark.split,
             "clips": options.clips,
@@ -246,8 +244,9 @@ class BenchmarkRun:
             "partial": bool(benchmark.partial),
             "lacks": benchmark.partial,
             "model": str(loaded.path),
-            "checkpoint": {"step": loaded.step, "told": loaded.source, "hash": hash},
+            "checkpoint": {"step": loaded.step, "told": loaded.source, "hash": loaded.checksum},
             "made_with": made_with,
+            "fingerprints": {"model": loaded.fingerprint, "questions": made_with["questions"]},
             "recipe": dataclasses.asdict(loaded.recipe),
             **{name: made_with[name] for name in ("clips", "fusion", "max_new")},
             "controls": {"asked": options.controls, "seed": options.seed},

@@ -15,7 +15,6 @@ from rvllm_jax.experiments.benchmark_run import BenchmarkRun, EvaluationOptions
 from rvllm_jax.experiments.saved import training_videos
 from rvllm_jax.experiments.saved.open import LoadedModel, describe_model, read_arrays
 from rvllm_jax.hosts.sync import HERE
-from rvllm_jax.models.functional import checksum
 from rvllm_jax.types import Turn
 
 
@@ -74,9 +73,8 @@ def _evaluate(
         BenchmarkRun(each, _dataset(each, loaded, options), loaded, training, out, options)
         for each in benchmarks
     ]
-    hash = checksum(loaded.params | loaded.stats)
     for run in runs:
-        lines += run.run(hash)
+        lines += run.run()
     return lines
 
 

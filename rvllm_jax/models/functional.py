@@ -1,7 +1,8 @@
 """The Flax NNX model as pure functions of flat dictionaries {"encoder/stem/kernel": array}."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -69,10 +70,15 @@ class FunctionalModel:
         return _flat(nnx.state(module, nnx.BatchStat))
 
 
-def checksum(arrays: Arrays) -> str:
-    """16 hex digits of the values of `[...]` arrays of any dtype, each summed up on its devices."""
-    sums = jax.jit(lambda arrays: {path: _bits(x) for path, x in arrays.items()})(arrays)
-    facts = ((path, x.shape, str(x.dtype), int(sums[path])) for path, x in sorted(arrays.items()))
+def checksum(arrays: Arrays, dtypes: Mapping[str, np.dtype] = MappingProxyType({})) -> str:
+    """16 hex digits of the values of `[...]` arrays of any dtype, each summed up on its devices.
+
+    dtypes: by path, what an array is taken as in place of its own dtype.
+    """
+    dtypes = {path: dtypes.get(path, x.dtype) for path, x in arrays.items()}
+    sums = jax.jit(lambda xs: {path: _bits(x.astype(dtypes[path])) for path, x in xs.items()})
+    values = sums(arrays)
+    facts = ((p, x.shape, str(dtypes[p]), int(values[p])) for p, x in sorted(arrays.items()))
     return digest(map(repr, facts), SHORT)
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,32 @@ def file_digest(path: str | Path) -> str:
     """All digits of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_crc(path: str | Path, on_block: Callable[[], None] = lambda: None) -> int:
+    """The CRC-32 of a file's bytes, by which frame stores and files of answers name a video.
+
+    on_block: called after each megabyte.
+    """
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+            on_block()
+    return crc
+
+
+def differing(there: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    """Which names of `there` have another fingerprint now, in words; "" where none has.
+
+    One that either lacks, as files of earlier versions do, is not known, which is no difference.
+    """
+    there, now = there or {}, now or {}
+    return "; ".join(
+        f"{name}: {there[name]} there, {now[name]} now"
+        for name in sorted(there.keys() & now.keys())
+        if None not in (there[name], now[name]) and there[name] != now[name]
+    )
 
 
 def recorded(value: Any, renamed: Mapping[str, str]) -> str:

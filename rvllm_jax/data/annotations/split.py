@@ -6,7 +6,9 @@ gave it. ActivityNet-QA's questions are called after their videos, and nothing i
 split: of a part of one, only the file's name does.
 """
 
+import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from rvllm_jax.data.annotations.published import (
@@ -16,7 +18,7 @@ from rvllm_jax.data.annotations.published import (
     numbered_split,
     other_split,
 )
-from rvllm_jax.data.annotations.read import AnnotationPart
+from rvllm_jax.data.annotations.read import AnnotationPart, Annotations
 from rvllm_jax.data.annotations.recognise import most
 
 _NAMES = {
@@ -24,6 +26,7 @@ _NAMES = {
     "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
 SPLITS = set(_NAMES.values())
+MEANT = {name: split for name, split in _NAMES.items() if name != split}  # as others name them
 _NUMBERED_FORMATS = ("zero_shot", "msvd_msrvtt_original")  # the first keeps the second's numbers
 NUMBERS, ROWS, NAME, ONLY, NOTHING = "numbers", "rows", "file name", "only split", ""
 
@@ -68,6 +71,30 @@ def contradiction(part: AnnotationPart, split: str) -> str:
     if not _numbered(part) and split in SPLITS and named - {split}:
         return f"the file's name is that of {benchmark}'s split {' or '.join(sorted(named))}"
     return ""
+
+
+def refusal(parts: Iterable[AnnotationPart], split: str) -> str:
+    """Why files are not taken as of `split`, in words; "" where nothing speaks against it.
+
+    What every command says that takes annotations with a split's name.
+    """
+    if meant := MEANT.get(split):
+        return f"--split={split}: expected {meant}"
+    for part in parts:
+        if wrong := contradiction(part, split):
+            return (
+                f"{', '.join(part.paths)}: {wrong}, and --split={split} was given; published "
+                f"numbers differ in it. Give the split that the files hold, the files of {split}, "
+                "or --own, where the annotations are your own"
+            )
+    return ""
+
+
+def without_benchmark(annotations: Annotations) -> Annotations:
+    """The same as one's own annotations (--own): whatever they resemble, nothing is known of
+    them."""
+    parts = tuple(dataclasses.replace(part, benchmark="") for part in annotations.parts)
+    return dataclasses.replace(annotations, parts=parts)
 
 
 def _numbered(part: AnnotationPart) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rvllm_jax.data.annotations.llava import INFO
 from rvllm_jax.data.annotations.read import Annotations, read
-from rvllm_jax.data.annotations.split import contradiction
+from rvllm_jax.data.annotations.split import MEANT, refusal, without_benchmark
 from rvllm_jax.data.prepare.find import find_videos
 from rvllm_jax.data.prepare.findings import DONE, REFUSED, Findings
 from rvllm_jax.data.prepare.folder import (
@@ -51,7 +51,6 @@ from rvllm_jax.system.atomic import write_bytes, write_json
 
 _UNFINISHED = "the frames are not all stored yet; start the same command again, it continues"
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
-_MEANT = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
 
 Progress = Callable[[str], Callable[[int, int], None]]
 RunTasks = Callable[[list[Task]], Iterator[dict]]
@@ -205,8 +204,8 @@ def _report(
 
 
 def _check_split(split: str) -> None:
-    if split in _MEANT or not _SPLIT.fullmatch(split) or split in (FRAMES, REPORT, CHECK):
-        wanted = _MEANT.get(split, "train, validation or test")
+    if split in MEANT or not _SPLIT.fullmatch(split) or split in (FRAMES, REPORT, CHECK):
+        wanted = MEANT.get(split, "train, validation or test")
         raise PreparationError(f"--split={split}: expected {wanted}")
 
 
@@ -214,13 +213,7 @@ def _read(paths: Sequence[str | Path], split: str, options: PrepareOptions) -> A
     """The annotations, where they are of the split that they are said to be of."""
     annotations = read(paths, format=options.format)
     if options.no_benchmark:
-        parts = tuple(dataclasses.replace(part, benchmark="") for part in annotations.parts)
-        annotations = dataclasses.replace(annotations, parts=parts)
-    for part in annotations.parts:
-        if wrong := contradiction(part, split):
-            raise PreparationError(
-                f"{', '.join(part.paths)}: {wrong}, and --split={split} was given; published "
-                f"numbers differ in it. Give the split that the files hold, the files of {split}, "
-                "or --own, where the annotations are your own"
-            )
+        annotations = without_benchmark(annotations)
+    if wrong := refusal(annotations.parts, split):
+        raise PreparationError(wrong)
     return annotations

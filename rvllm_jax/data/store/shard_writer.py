@@ -35,6 +35,7 @@ from rvllm_jax.data.store.shards import (
 from rvllm_jax.data.video import decode
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.system.atomic import TEMPORARY, move
+from rvllm_jax.system.fingerprint import file_crc
 from rvllm_jax.system.pool import KILLED, JobOutcome, WatchedPool, WorkerError
 
 # One record a chunk, so that a record is read without its neighbours. Neither noise-like raw
@@ -229,7 +230,8 @@ class _Shard:
             stride=options.stride,
             fps=(len(times) - 1) / seconds if seconds > 0 else 0.0,
             first_time=first_time,
-            file_crc=_crc(path, on_frame),
+            # A large file on a slow disk takes minutes, and is not set aside for it.
+            file_crc=file_crc(path, on_frame),
         )
 
     def _write_record(self, name: str, first: int, frames: np.ndarray) -> None:
@@ -244,15 +246,6 @@ class _Shard:
         with naming(self._path):
             self._writer.write(data)
         self._records += 1
-
-
-def _crc(path: Path, on_block: Callable[[], None]) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-            on_block()  # a large file on a slow disk takes minutes, and is not set aside for it
-    return crc
 
 
 @contextlib.contextmanager

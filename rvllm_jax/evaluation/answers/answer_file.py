@@ -17,6 +17,7 @@ from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
 ANSWERS, INFO = "answers.jsonl", "info.json"
+_LATER = {"tokenizer"}  # of "made_with": what earlier versions did not record is not known
 CONTROLS = ("", "blind", "shuffled", "swapped")
 _TEXTS = (
     *("question_id", "video", "question", "truth", "type", "pair", "control", "answer", "failed"),
@@ -133,6 +134,15 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
+def fingerprints(folder: Path, info: Mapping[str, Any]) -> dict[str, str]:
+    """What scores of a benchmark's folder are of, by name: "model" and "questions" as its info.json
+    has them (by the versions that wrote them), and the lines of "answers"."""
+    names, path = dict(info.get("fingerprints") or {}), folder / ANSWERS
+    if path.is_file():
+        names["answers"] = fingerprint.file_digest(path)[: fingerprint.SHORT]
+    return names
+
+
 class AnswerFile:
     """The file, open for one process. `done` are the questions that it holds, by id and control."""
 
@@ -205,7 +215,9 @@ def _check_same(folder: Path, known: Mapping[str, Any], info: Mapping[str, Any])
     if not known:
         return
     there = known.get("made_with", {}) | {"benchmark": known.get("benchmark")}
-    if others := unlike(there, info["made_with"] | {"benchmark": info["benchmark"]}):
+    now = info["made_with"] | {"benchmark": info["benchmark"]}
+    there = {name: now[name] for name in _LATER & now.keys()} | there
+    if others := unlike(there, now):
         raise EvaluationError(
             f"{folder}: holds answers that were made otherwise, and answers are not mixed: "
             f"{others}. Continue with what they were made with, or name another --out"

@@ -11,17 +11,24 @@ from typing import Any
 
 from rvllm_jax.data.annotations import published
 from rvllm_jax.data.annotations.example import load_records
-from rvllm_jax.data.annotations.read import AnnotationPart, read
-from rvllm_jax.evaluation.answers.answer_file import ANSWERS, INFO, AnswersError
+from rvllm_jax.data.annotations.read import AnnotationPart, Annotations, read
+from rvllm_jax.data.annotations.split import refusal, without_benchmark
+from rvllm_jax.evaluation.answers.answer_file import (
+    ANSWERS,
+    INFO,
+    AnswersError,
+    read_info_if_any,
+)
 from rvllm_jax.evaluation.answers.exact_match import FREE, official, type_name
 from rvllm_jax.evaluation.answers.questions import (
     TEXT_GENERATION,
     Question,
     example_questions,
+    fingerprint,
     some,
 )
 from rvllm_jax.system.atomic import dump_json, write_bytes, write_json, write_text
-from rvllm_jax.system.fingerprint import file_digest
+from rvllm_jax.system.fingerprint import SHORT, digest, file_digest
 from rvllm_jax.system.lines import dump
 from rvllm_jax.system.lock import locked
 
@@ -33,6 +40,7 @@ def import_predictions(
     *,
     split: str = "",
     duplicates: bool = False,
+    no_benchmark: bool = False,
 ) -> Path:
     """Writes OUT/BENCHMARK/answers.jsonl and info.json; returns that folder.
 
@@ -40,15 +48,13 @@ def import_predictions(
 
     split: which one it is; "": what the annotations show, where they do. duplicates: keep the first
     of several predictions for one question (its others are counted in info.json), rather than
-    refuse.
+    refuse. no_benchmark: the annotations are of no benchmark, whatever they resemble.
 
     Raises AnswersError for predictions about other questions than the annotations', ids that come
-    twice, rows of no known form, a folder with other answers; AnnotationError.
+    twice, rows of no known form, annotations of another split, a folder with other answers;
+    AnnotationError.
     """
-    known = read(annotation_files)
-    if known.set_aside:
-        where, why = next(iter(known.set_aside.items()))
-        raise AnswersError(f"{where}: {why}; every question stays in the denominator: correct it")
+    known = _annotations(annotation_files, no_benchmark)
     numbered = [numbered for part in known.parts for numbered in _numbered_questions(part)]
     questions = [question for _, question in numbered]
     benchmark, split = _benchmark(known.parts, split)
@@ -60,8 +66,12 @@ def import_predictions(
             f"{_names(predictions)}: {len(repeated)} questions have several predictions: "
             f"{some(repeated)}; remove all but one, or keep the first of each by --duplicates"
         )
-    content = "".join(dump(_line(q, answers, _names(predictions))) for q in questions).encode()
     counts = published.PUBLISHED.get(known.parts[0].benchmark, {}).get(split)
+    digests, folder = [file_digest(path) for path in predictions], Path(out) / benchmark
+    before, names = read_info_if_any(folder), _names(predictions)
+    if set(digests) == set(before.get("predictions_sha256", [])):
+        names = before.get("model", names)  # they may have been renamed since
+    content = "".join(dump(_line(q, answers, names)) for q in questions).encode()
     info = {
         "benchmark": benchmark,
         "split": split,
@@ -71,8 +81,9 @@ def import_predictions(
             published.shortfall(part.benchmark, split, part.rows, part.videos)
             for part in known.parts
         ),
-        "model": _names(predictions),
-        "predictions_sha256": [file_digest(path) for path in predictions],
+        "model": names,
+        "predictions_sha256": digests,
+        "fingerprints": {"model": digest(digests, SHORT), "questions": fingerprint(questions, {})},
         "annotations": [str(path) for path in annotation_files],
         "missing": sum(q.id not in answers for q in questions),
         "duplicates": repeated,
@@ -80,7 +91,15 @@ def import_predictions(
     }
     if not any(q.criteria for q in questions):
         info["official_evaluator"] = _official(benchmark, matched, questions)
-    return _write(Path(out) / benchmark, content, info)
+    return _write(folder, content, info)
+
+
+def _annotations(files: Sequence[str | Path], no_benchmark: bool) -> Annotations:
+    known = read(files)
+    if known.set_aside:
+        where, why = next(iter(known.set_aside.items()))
+        raise AnswersError(f"{where}: {why}; every question stays in the denominator: correct it")
+    return without_benchmark(known) if no_benchmark else known
 
 
 def _numbered_questions(part: AnnotationPart) -> Iterator[tuple[int, Question]]:
@@ -105,17 +124,13 @@ def _benchmark(parts: Sequence[AnnotationPart], split: str) -> tuple[str, str]:
     if len(names) > 1:
         raise AnswersError(f"the annotations are of several benchmarks: {', '.join(sorted(names))}")
     (benchmark,) = names
-    if benchmark in published.NUMBERED:
+    if benchmark in published.NUMBERED and not split:
         ids = [example.id for part in parts for example in part.examples]
-        known = published.numbered_split(benchmark, ids)
-        if split and split != known:
-            raise AnswersError(
-                f"{_names(parts[0].paths)}: its questions are numbered as those of {benchmark}'s "
-                f"split {known}, and --split={split} was given; name the one that it is"
-            )
-        split = known
+        split = published.numbered_split(benchmark, ids)
     if not split:
         raise AnswersError(f"say by --split which split of {benchmark or 'the data'} this is")
+    if wrong := refusal(parts, split):
+        raise AnswersError(wrong)
     return benchmark or "own", split
 
 

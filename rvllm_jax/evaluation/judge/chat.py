@@ -61,7 +61,7 @@ class ChatJudge(Judge):
 
     Asked again, the judge sees its reply and what was wrong with it: at temperature 0 the same
     question would get the same reply. Without a `name` its files are called by the model, and by
-    what is not as usual.
+    what is not as usual. fingerprint: of a model of ours; its path does not tell which it is.
     """
 
     ask: Ask
@@ -74,6 +74,7 @@ class ChatJudge(Judge):
     concurrency: int = 1
     name: str = ""
     base_url: str = ""
+    fingerprint: str | None = None
 
     def __post_init__(self):
         if not self.name:
@@ -84,6 +85,7 @@ class ChatJudge(Judge):
             "backend": self.backend,
             "base_url": self.base_url,
             "model": self.model,
+            "fingerprint": self.fingerprint,
             "prompts_sha256": self.prompts.sha256,
             "prompts": self.prompts.texts,
             "parameters": dict(self.parameters) | {"tries": self.tries},

@@ -4,10 +4,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from rvllm_jax.evaluation.answers.answer_file import ANSWERS, read_answers
 from rvllm_jax.evaluation.judge.chat import JudgeError, NoReply, Stopped
-from rvllm_jax.evaluation.judge.verdicts import Item, Key, Verdict, VerdictsError, line
-from rvllm_jax.system.lines import JsonLines
+from rvllm_jax.evaluation.judge.verdicts import (
+    Item,
+    Key,
+    Verdict,
+    VerdictsError,
+    items,
+    line,
+)
+from rvllm_jax.system.lines import JsonLines, read_lines
 
 _IN_A_ROW = 10  # questions without a reply, of each thread, after which the endpoint is down
 
@@ -63,6 +72,18 @@ def check_before(items: Iterable[Item], before: dict[Key, str], where: str) -> N
             f"{' '.join(filter(None, other[0]))}. Judge them under another name (--name), or move "
             "the file away"
         )
+
+
+def check_beside(path: Path) -> None:
+    """`check_before` of a file of verdicts and the answers beside it, where there are any."""
+    answers = path.parent / ANSWERS
+    if path.is_file() and answers.is_file():
+        before = {
+            (line.get("pair") or line.get("question_id"), line.get("control"), line["criterion"]):
+            line["of"] for _, line in read_lines(path) if line.keys() >= {"criterion", "of"}
+        }  # fmt: skip
+        if before:
+            check_before(items(read_answers(answers), faithfulness=True), before, str(path))
 
 
 @dataclass

@@ -13,10 +13,12 @@ from typing import Any
 from rvllm_jax.evaluation.answers.answer_file import Answer, digest
 from rvllm_jax.system.atomic import read_json, write_json
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.fingerprint import differing
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
 QA, CONSISTENCY, FAITHFULNESS = "", "C", "F"  # what is judged by, beside the other criteria
 LARGEST = 5.0  # of scores; the smallest is 0
+JUDGE = ("backend", "model", "fingerprint", "prompts_sha256", "parameters")  # whose verdicts
 _NOT_COMPARED = ("created", "base_url")  # an endpoint that moves is the same judge
 
 Key = tuple[str, str, str]  # id of a question or pair, control, criterion
@@ -252,7 +254,7 @@ def open_verdicts(
                 )
             write_json(made_with_path, dict(made_with) | {"created": now()}, allow_nan=False)
         else:
-            _check_same(path, {k: v for k, v in known.items() if k not in _NOT_COMPARED}, made_with)
+            _check_same(path, known, made_with)
         judged_before: dict[Key, str] = {}
         for judged in read_judged(path):
             if judged.key in judged_before:
@@ -267,10 +269,31 @@ def open_verdicts(
         raise
 
 
+def judge_of(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a judge another one. A model of ours with a fingerprint is the same wherever it
+    lies and whatever its step is called."""
+    judge = {name: made_with[name] for name in JUDGE if made_with.get(name) is not None}
+    if "fingerprint" in judge:
+        judge |= {"model": None, "parameters": dict(judge.get("parameters", {}), step=None)}
+    return judge
+
+
 def _check_same(path: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    wanted = {k: v for k, v in json.loads(json.dumps(wanted)).items() if k not in _NOT_COMPARED}
-    if differing := unlike(known, wanted, longest=80):
+    wanted = json.loads(json.dumps(wanted))
+    if others := differing(known.get("fingerprints"), wanted.get("fingerprints")):
         raise VerdictsError(
-            f"{path}: was judged otherwise, and verdicts are not mixed: {differing}. "
+            f"{path}: holds verdicts on other answers than those beside it now: {others}. Judge "
+            f"these under another name (--name), or move {path.stem}.* away"
+        )
+    if "fingerprint" not in known:  # of an earlier version, which went by path and step
+        wanted.pop("fingerprint", None)
+    apart = (*_NOT_COMPARED, "fingerprints", *JUDGE)
+    known, wanted = (
+        {name: value for name, value in made.items() if name not in apart} | judge_of(made)
+        for made in (known, wanted)
+    )
+    if others := unlike(known, wanted, longest=80):
+        raise VerdictsError(
+            f"{path}: was judged otherwise, and verdicts are not mixed: {others}. "
             "Judge under another name (--name), or as before"
         )

@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rvllm_jax.evaluation.answers.answer_file import read_info_if_any
 from rvllm_jax.evaluation.answers.exact_match import type_name
+from rvllm_jax.evaluation.judge.run import check_beside
 from rvllm_jax.evaluation.judge.verdicts import (
     FAITHFULNESS,
     QA,
     Judged,
     Key,
     VerdictsError,
+    judge_of,
     read_judged,
     read_made_with,
 )
 from rvllm_jax.evaluation.score import intervals
+from rvllm_jax.system.fingerprint import differing
 
 _SAME = ("benchmark", "split")
-_JUDGE = ("backend", "model", "prompts_sha256", "parameters")
 _NAMED = 3  # how many questions a message names
 
 
@@ -35,8 +38,10 @@ class JudgedFile:
     @property
     def judge(self) -> dict[str, Any]:
         """What makes verdicts comparable: the exact models among it."""
-        models = sorted({j.model for j in self.judged.values() if j.model})
-        return {name: self.made_with.get(name) for name in _JUDGE} | {"models": models}
+        judge = judge_of(self.made_with)
+        if "fingerprint" in judge:
+            return judge
+        return judge | {"models": sorted({j.model for j in self.judged.values() if j.model})}
 
     @property
     def of(self) -> dict[Key, str]:
@@ -69,6 +74,10 @@ def read_file(path: str | Path) -> JudgedFile:
     if made_with is None or not answers:
         lacking = path.with_suffix(".json").name if made_with is None else "a verdict"
         raise VerdictsError(f"{path}: {lacking} is not there; run `python -m rvllm_jax.judge`")
+    check_beside(path)
+    now = read_info_if_any(path.parent).get("fingerprints")
+    if others := differing(made_with.get("fingerprints"), now):
+        raise VerdictsError(f"{path}: is of other answers than those beside it: {others}")
     file = JudgedFile(path, made_with, answers)
     if file.answered and file.unjudged == file.answered:
         raise VerdictsError(

@@ -2,15 +2,23 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.evaluation.answers.answer_file import ANSWERS, INFO, read_info_if_any
+from rvllm_jax.evaluation.answers.answer_file import (
+    ANSWERS,
+    INFO,
+    fingerprints,
+    read_info_if_any,
+)
 from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.judge.facts import UNSUPPORTED
+from rvllm_jax.evaluation.judge.run import check_beside
+from rvllm_jax.evaluation.judge.verdicts import VerdictsError, paths
 from rvllm_jax.evaluation.score.scores import judge_settings
 from rvllm_jax.system.atomic import read_json
+from rvllm_jax.system.fingerprint import differing
 from rvllm_jax.system.lines import read_lines
 
 _JUDGE_AGAIN = "start the same `rvllm_jax.judge` again, it writes the file anew"
@@ -51,6 +59,7 @@ class Scored:
             models,
             f"rule {rule}" if rule else "",
             f"prompts {prompts[:8]}" if prompts else "",
+            f"content {content[:8]}" if (content := judge.get("fingerprint")) else "",
             *judge_settings(self.scores),
         ]
         return ", ".join(filter(None, words))
@@ -79,12 +88,19 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
                 )
             name = Path(str(info.get("model") or folder)).name
             model = name if len(folders) == 1 else f"{name} ({number}: {folder.name})"
-            paths = sorted(benchmark.glob("scores.*.json"))
+            paths, now = sorted(benchmark.glob("scores.*.json")), fingerprints(benchmark, info)
             for path in paths:
                 scores = read_json(path, advice=_JUDGE_AGAIN, error=EvaluationError)
                 _check(path, scores, info)
                 judge = path.name.removeprefix("scores.").removesuffix(".json")
-                results.append(Scored(model, benchmark, judge, info, scores))
+                if others := _other_answers(benchmark, judge, scores, now):
+                    notes.append(
+                        f"{path}: left out, as it is of other answers than those beside it "
+                        f"({others}); judge these: move scores.{judge}.json and judged.{judge}.* "
+                        f"away, then python -m rvllm_jax.judge --results={folder}"
+                    )
+                else:
+                    results.append(Scored(model, benchmark, judge, info, scores))
             if not paths:
                 notes.append(
                     f"{benchmark}: not judged yet; python -m rvllm_jax.judge --results={folder}"
@@ -132,6 +148,22 @@ def _is_failure(verdict: dict[str, Any]) -> bool:
 def _goodness(verdict: dict[str, Any]) -> float:
     """From 0: by the score, or by how much of it the reference has."""
     return verdict.get("score") or 5 * (verdict.get("overlap") or 0.0)
+
+
+def _other_answers(
+    folder: Path, judge: str, scores: Mapping[str, Any], now: Mapping[str, str]
+) -> str:
+    """What shows that scores are not of the answers in `folder`, in words; "" where nothing does.
+
+    Scores of earlier versions do not say of which answers they are: their verdicts do.
+    """
+    if "fingerprints" in scores:
+        return differing(scores["fingerprints"], now)
+    try:
+        check_beside(paths(folder, judge)[0])
+    except VerdictsError as error:
+        return str(error)
+    return ""
 
 
 def _check(path: Path, scores: dict[str, Any], info: dict[str, Any]) -> None:

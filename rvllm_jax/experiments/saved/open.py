@@ -18,11 +18,12 @@ from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.template import Template
 from rvllm_jax.experiments.saved.describe import config_of_export
 from rvllm_jax.experiments.saved.tokenizer import check_tokenizer
-from rvllm_jax.models.functional import Arrays, FunctionalModel
+from rvllm_jax.models.functional import Arrays, FunctionalModel, checksum
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
 from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.system.atomic import read_json
+from rvllm_jax.system.fingerprint import SHORT, json_digest, recorded
 from rvllm_jax.training.checkpoint import newest, read_model
 from rvllm_jax.training.workdir import is_bound, read_config, with_kept_decoder
 from rvllm_jax.weights import load
@@ -79,6 +80,26 @@ class LoadedModel:
     def module(self) -> VideoLLM:
         return self.model.merge(self.params, self.stats)
 
+    @functools.cached_property
+    def checksum(self) -> str:
+        """Of all arrays; with several hosts each one calls it."""
+        return checksum(self.params | self.stats)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names its content, see `fingerprint`."""
+        return fingerprint(self.checksum, self.tokenizer, self.template)
+
+
+def fingerprint(arrays: str, tokenizer: tokenizers.Tokenizer, template: Template) -> str:
+    """Names the content of a model, wherever it lies: what stores an answer, a verdict or a score
+    says by this which model it is of.
+
+    arrays: the checksum of parameters and statistics, the former in their `computed_dtype`.
+    """
+    ends = repr(prompt.stop_ids(tokenizer, template))
+    return json_digest([arrays, tokenizer.fingerprint, recorded(template, {}), ends], length=SHORT)
+
 
 def open_model(
     path: str | Path, *, best: str = "", mesh: Mapping[str, int] = ALL_DEVICES
@@ -132,7 +153,7 @@ def read_arrays(description: ModelDescription) -> LoadedModel:
         arrays = _read_export(path, recipe, model, shardings[0] | shardings[1])
         params, stats = ({p: arrays[p] for p in part} for part in (model.params, model.stats))
         source, step = f"{path}: an exported model", 0
-    params = {p: x.astype(_dtype(p, x, recipe)) for p, x in params.items()}
+    params = {p: x.astype(computed_dtype(p, x, recipe)) for p, x in params.items()}
     return LoadedModel(
         path, recipe, model, params, stats, description.tokenizer, layout, step, source
     )
@@ -157,7 +178,8 @@ def _config_of_export(path: Path) -> dict[str, Any]:
     return config_of_export(description["recipe"], path)
 
 
-def _dtype(path: str, leaf: Any, recipe: Recipe) -> np.dtype:
+def computed_dtype(path: str, leaf: Any, recipe: Recipe) -> np.dtype:
+    """In which a parameter of any shape is read to be asked."""
     computed = path.rpartition("/")[2] in COMPUTED
     return np.dtype(recipe.model.dtype if computed else leaf.dtype)
 
@@ -168,7 +190,7 @@ def _read_export(path: Path, recipe: Recipe, model: FunctionalModel, shardings: 
     load.check(entries, targets, where=str(path))
     targets = {
         p: jax.ShapeDtypeStruct(
-            x.shape, _dtype(p, entries[p], recipe) if p in model.params else x.dtype
+            x.shape, computed_dtype(p, entries[p], recipe) if p in model.params else x.dtype
         )
         for p, x in targets.items()
     }

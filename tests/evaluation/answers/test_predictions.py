@@ -119,6 +119,36 @@ def test_splits(take):
     assert (info(folder)["benchmark"], info(folder)["split"]) == ("msvd_qa", "validation")
     with pytest.raises(AnswersError, match="split validation, and --split=test was given"):
         take(said, [names], [truth], split="test")
+    with pytest.raises(AnswersError, match="--split=val: expected validation"):
+        take(said, [names], [truth], split="val")
+
+
+def test_a_whole_split_is_not_taken_as_another(take, tmp_path):
+    """ActivityNet-QA's questions are not numbered: their count shows the split, as in `prepare`."""
+    names = [f"{n // 10:011}" for n in range(18_000)]
+    rows = [
+        {"video_name": name, "question": "is it red", "question_id": f"v_{name}_{n}"}
+        for n, name in enumerate(names)
+    ]
+    truths = [{"question_id": q["question_id"], "answer": "yes", "type": 3} for q in rows]
+    said = [{"id": rows[0]["question_id"], "question": "is it red", "answer": "yes", "pred": "no"}]
+    names = ("mine_q.json", "mine_a.json")
+    with pytest.raises(AnswersError, match="18,000 rows are those of activitynet_qa's split valid"):
+        take(said, rows, truths, names=names, split="test")
+    assert not (tmp_path / "out").exists()
+    assert info(take(said, rows, truths, names=names, split="validation"))["published"] == 18_000
+    assert info(take(said, rows, truths, names=names, no_benchmark=True))["benchmark"] == "own"
+    with pytest.raises(AnswersError, match="file's name is that of activitynet_qa's split valid"):
+        take(predicted(), QUESTIONS, ANSWERS, names=("val_q.json", "val_a.json"), split="test")
+
+
+def test_predictions_that_were_renamed_are_the_same(take, tmp_path):
+    folder = take(predicted()[:2])
+    before = (folder / "answers.jsonl").read_bytes()
+    (tmp_path / "p.json").rename(tmp_path / "renamed.json")
+    files = [tmp_path / "test_q.json", tmp_path / "test_a.json"]
+    import_predictions([tmp_path / "renamed.json"], files, tmp_path / "out", split="test")
+    assert (folder / "answers.jsonl").read_bytes() == before
 
 
 def test_text_generation(take):

@@ -51,6 +51,22 @@ def test_verdicts_of_something_else_are_not_mixed(tmp_path, some):
         fill(tmp_path, some)
 
 
+def test_a_judge_of_ours_is_known_by_its_content_and_not_by_its_path(tmp_path, some):
+    made = MADE | {"backend": "local", "parameters": {"step": 3}, "fingerprint": "a"}
+    fill(tmp_path, some[:2], made)
+    moved = made | {"model": "elsewhere/m", "parameters": {"step": 0}}  # exported
+    assert len(fill(tmp_path, some, moved)) == 2
+    with pytest.raises(VerdictsError, match="fingerprint: 'a' there, 'b' now"):
+        fill(tmp_path, some, made | {"fingerprint": "b"})  # trained again under the same path
+    path = paths(tmp_path, "m")[1]
+    older = json.loads(path.read_text())
+    del older["fingerprint"]
+    path.write_text(json.dumps(older))
+    assert len(fill(tmp_path, some, made)) == 4  # what it does not record is not known
+    with pytest.raises(VerdictsError, match="model: 'm' there"):
+        fill(tmp_path, some, moved)
+
+
 @pytest.mark.parametrize(
     "changes, told",
     [

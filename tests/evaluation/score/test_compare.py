@@ -13,10 +13,11 @@ def write(tmp_path, answer):
     """write(out, judge, rights, ...) -> a file of verdicts on as many questions."""
 
     def write(out, judge, rights, *, scores=None, said="no", split="test", benchmark="msvd_qa",
-              prefix="q", failed=(), truth="yes"):  # fmt: skip
+              prefix="q", failed=(), truth="yes", **made):  # fmt: skip
         folder = tmp_path / out
         folder.mkdir(exist_ok=True)
         made_with = {"backend": "openai", "model": judge, "benchmark": benchmark, "split": split}
+        made_with |= made
         lines, _ = open_verdicts(folder, judge, made_with)
         answers = [
             answer(f"{prefix}{n}", video=f"v{n // 2}", answer=said, type=str(n % 2), truth=truth)
@@ -50,6 +51,15 @@ def test_two_models_by_one_judge(write):
     assert by_type["0"]["value"] == pytest.approx(gaps[::2].mean())
     (back,) = compare([b, a])["pairs"]
     assert back["models"]["accuracy"]["value"] == -pair["models"]["accuracy"]["value"]
+
+
+def test_a_judge_of_ours_that_was_moved_is_one_judge_and_one_trained_again_another(write):
+    a = write("a", "j", RIGHT_A, said="a", fingerprint="x")
+    b = write("b", "j", RIGHT_B, said="b", fingerprint="x", model="elsewhere/j")
+    c = write("c", "j", RIGHT_B, said="b", fingerprint="y")
+    assert "models" in compare([a, b])["pairs"][0]
+    with pytest.raises(VerdictsError, match="answers differ, and so do the judges"):
+        compare([a, c])
 
 
 def test_the_same_draws_for_both_make_a_constant_difference_certain(write):

@@ -1,0 +1,93 @@
+"""Scores are shown beside the answers that they are of, and beside no others."""
+
+import json
+
+import pytest
+
+from rvllm_jax.evaluation.judge.judges import ExactJudge
+from rvllm_jax.evaluation.judge.verdicts import VerdictsError
+from rvllm_jax.evaluation.judging import Scoring, judge_benchmark
+from rvllm_jax.evaluation.score.compare import compare
+from rvllm_jax.experiments.report.page import report
+from rvllm_jax.experiments.report.results import read_results
+from rvllm_jax.system.lines import dump
+
+SCORING = Scoring(resamples=20)
+
+
+def answered(folder, model, answer="yes", **info):
+    """OUT/own as `evaluate --model` would leave it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "question_id": f"q{n}", "video": "v", "question": "?", "truth": "yes", "type": "",
+            "criteria": [], "pair": "", "control": "", "answer": answer, "failed": "",
+        }
+        for n in range(2)
+    ]  # fmt: skip
+    (folder / "answers.jsonl").write_text("".join(map(dump, rows)))
+    named = {"benchmark": "own", "split": "test", "questions": 2, "model": model}
+    named["fingerprints"] = {"model": f"content of {model}", "questions": "the same"}
+    (folder / "info.json").write_text(json.dumps(named | info))
+    return folder
+
+
+def without(path, *names):
+    """The file as a version wrote it that did not know these keys."""
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in content.items() if k not in names}))
+
+
+@pytest.mark.parametrize("answer", ["no", "yes"])  # which the other model may give too
+def test_a_score_is_not_shown_under_another_model_s_name(tmp_path, answer):
+    """Evaluated, judged, answers and info removed, another model evaluated into the same folder."""
+    own = answered(tmp_path / "own", "run1")
+    judge_benchmark(own, ExactJudge(), SCORING)
+    (scored,), notes = read_results([tmp_path])
+    assert scored.model == "run1" and not notes
+    answered(own, "run2", answer)
+    results, (note,) = read_results([tmp_path])
+    assert not results and "scores.exact.json: left out" in note
+    assert "model: content of run1 there, content of run2 now" in note
+    with pytest.raises(ValueError, match="left out, as it is of other answers"):
+        report([tmp_path])
+    with pytest.raises(VerdictsError, match="verdicts on other answers than those beside it now"):
+        judge_benchmark(own, ExactJudge(), SCORING)
+    judge_benchmark(own, ExactJudge(name="again"), SCORING)
+    (scored,), notes = read_results([tmp_path])
+    assert (scored.judge_name, scored.model, len(notes)) == ("again", "run2", 1)
+    other = tmp_path / "other" / "own"
+    judge_benchmark(answered(other, "run3", "perhaps"), ExactJudge(), SCORING)
+    with pytest.raises(VerdictsError, match="other answers than those beside it"):
+        compare([own / "judged.exact.jsonl", other / "judged.exact.jsonl"])
+
+
+def test_answers_that_were_corrected_after_judging_have_no_score(tmp_path):
+    own = answered(tmp_path / "own", "run1")
+    judge_benchmark(own, ExactJudge(), SCORING)
+    answered(own, "run1", "no")
+    results, (note,) = read_results([tmp_path])
+    assert not results and "answers: " in note
+
+
+def test_scores_of_an_earlier_version_are_known_by_their_verdicts(tmp_path):
+    own = answered(tmp_path / "own", "run1")
+    judge_benchmark(own, ExactJudge(), SCORING)
+    for name in ("scores.exact.json", "judged.exact.json"):
+        without(own / name, "fingerprints")
+    without(own / "info.json", "fingerprints")
+    assert len(read_results([tmp_path])[0]) == 1
+    judge_benchmark(own, ExactJudge(), SCORING)  # goes on
+    without(own / "scores.exact.json", "fingerprints")
+    answered(own, "run2", "no")
+    results, (note,) = read_results([tmp_path])
+    assert not results and "2 of 2 verdicts are about other answers" in note
+
+
+def test_a_model_that_was_moved_is_the_same(tmp_path):
+    own = answered(tmp_path / "own", "run1")
+    judge_benchmark(own, ExactJudge(), SCORING)
+    answered(own, "moved", fingerprints={"model": "content of run1", "questions": "the same"})
+    (scored,), notes = read_results([tmp_path])
+    assert scored.model == "moved" and not notes
+    judge_benchmark(own, ExactJudge(), SCORING)
