@@ -23,14 +23,7 @@ from pathlib import Path
 from absl import logging
 
 from rvllm_jax.data.store.shard_writer import write_shards
-from rvllm_jax.data.store.shards import (
-    FrameStoreError,
-    Task,
-    aside_file,
-    done_file,
-    read_aside,
-    write_aside,
-)
+from rvllm_jax.data.store.shards import ASIDE, DONE, FrameStoreError, Task, read_aside, write_aside
 from rvllm_jax.system.atomic import move, read_json_or_empty
 from rvllm_jax.system.lock import LOCK
 
@@ -175,7 +168,7 @@ def _write(task: Task, work: Path) -> int:
     try:
         list(write_shards([task_apart], 1))
     except BaseException:
-        _move(task, apart, {task.path(aside_file).name})  # not to be met again
+        _move(task, apart, {task.path(ASIDE).name})  # not to be met again
         raise
     if not _finished(task):  # by another attempt meanwhile
         _move(task, apart, {path.name for path in apart.iterdir()})
@@ -185,7 +178,7 @@ def _write(task: Task, work: Path) -> int:
 
 def _move(task: Task, apart: Path, names: set[str]) -> None:
     """Moves files into the store, the one that declares the shard finished last."""
-    done = task.path(done_file).name
+    done = task.path(DONE).name
     for name in sorted(names, key=lambda name: name == done):
         if (apart / name).is_file():
             move(apart / name, task.folder / name)
@@ -193,7 +186,7 @@ def _move(task: Task, apart: Path, names: set[str]) -> None:
 
 def _finished(task: Task) -> dict:
     """The summary of a shard of this preparation, or nothing where it is not written yet."""
-    summary = read_json_or_empty(task.path(done_file))
+    summary = read_json_or_empty(task.path(DONE))
     return summary if summary.get("fingerprint") == task.fingerprint else {}
 
 

@@ -11,11 +11,12 @@ from array_record.python import array_record_module
 from rvllm_jax.data.store import record as records
 from rvllm_jax.data.store.shards import (
     INDEX,
+    RECORDS,
+    TIMES,
     FrameStoreError,
     StoreOptions,
     VideoEntry,
-    record_file,
-    times_file,
+    shard_file,
 )
 from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.types import VideoInfo
@@ -113,7 +114,7 @@ class FrameStore:
         """When each stored frame of a video is shown, `float64[num_frames]` in seconds."""
         entry = self.entry(name)
         if entry.shard not in self._times:
-            path = self.folder / times_file(entry.shard, len(self._shards))
+            path = self.folder / shard_file(TIMES, entry.shard, len(self._shards))
             try:
                 content = path.read_bytes()
             except OSError as error:
@@ -151,61 +152,41 @@ class FrameStore:
         indices = np.asarray(indices)
         if indices.size and not 0 <= indices.min() <= indices.max() < entry.num_frames:
             raise IndexError(f"video {name!r} has frames 0 to {entry.num_frames - 1}: {indices}")
-        y, x, height, width = 0, 0, entry.height, entry.width
-        if box is not None:
-            y, x, height = box
-            width = height
+        y, x, height, width = (0, 0, entry.height, entry.width) if box is None else (*box, box[2])
         if out is None:
             out = np.empty((len(indices), height, width, 3), np.uint8)
         order = np.argsort(indices, kind="stable")
         numbers, offsets = np.divmod(indices[order], self.options.frames_per_record)
-        decoded = None
-        if self.options.encoding == "jpeg":
-            decoded = np.empty((entry.height, entry.width, 3), np.uint8)
-        opened, frames = -1, None
+        scratch = np.empty((entry.height, entry.width, 3), np.uint8)
+        opened, record = -1, None
         reads = zip(order.tolist(), numbers.tolist(), offsets.tolist(), strict=True)
         for position, number, offset in reads:
-            if number != opened:
-                opened, frames = number, self._frames(name, entry, number)
-            frame = frames[offset]
-            if decoded is not None:
-                frame = self._decode(frame, name, entry, decoded)
+            try:
+                if number != opened:
+                    opened, record = number, self._record(name, entry, number)
+                frame = record.frame(offset, scratch)
+            except (RuntimeError, records.RecordError) as error:
+                what = f"record {entry.first_record + number}, of video {name!r}: {error}"
+                raise damaged(self._path(entry.shard), what) from error
             out[position] = frame[y : y + height, x : x + width]
         return out
 
-    def _frames(self, name: str, entry: VideoEntry, number: int) -> np.ndarray | list[memoryview]:
-        """The frames of a video's record: `uint8[n, h, w, 3]`, or n JPEG files."""
-        position = entry.first_record + number
+    def _record(self, name: str, entry: VideoEntry, number: int) -> records.FrameRecord:
+        """Record number `number` of a video; raises RuntimeError or RecordError."""
         first = number * self.options.frames_per_record
         count = min(self.options.frames_per_record, entry.num_frames - first)
-        try:
-            record = records.unpack(self._read_bytes(entry.shard, position))
-        except (RuntimeError, records.RecordError) as error:
-            what = f"record {position}, of video {name!r}: {error}"
-            raise damaged(self._path(entry.shard), what) from error
+        record = records.unpack(self._read_bytes(entry.shard, entry.first_record + number))
         header = record.video, record.first_frame, record.shape, record.encoding
         if header != (name, first, (count, entry.height, entry.width), self.options.encoding):
-            what = f"record {position} is not frame {first} of {name!r}: {header}"
-            raise damaged(self._path(entry.shard), what)
-        if record.encoding == "jpeg":
-            return record.frames
-        return np.frombuffer(record.frames[0], np.uint8).reshape(*record.shape, 3)
-
-    def _decode(
-        self, frame: memoryview, name: str, entry: VideoEntry, out: np.ndarray
-    ) -> np.ndarray:
-        try:
-            return records.decode_jpeg(frame, (entry.height, entry.width), out)
-        except records.RecordError as error:
-            what = f"a frame of video {name!r}: {error}"
-            raise damaged(self._path(entry.shard), what) from error
+            raise records.RecordError(f"it is not frame {first} of {name!r}: {header}")
+        return record
 
     def path(self, name: str) -> Path:
         """The file that holds the frames of a video."""
         return self._path(self.entry(name).shard)
 
     def _path(self, shard: int) -> Path:
-        return self.folder / record_file(shard, len(self._shards))
+        return self.folder / shard_file(RECORDS, shard, len(self._shards))
 
     def _read_bytes(self, shard: int, position: int) -> bytes:
         if self._process != os.getpid():  # forked: the parent's readers are not ours to use

@@ -19,15 +19,15 @@ from array_record.python import array_record_module
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.journal import Journal
 from rvllm_jax.data.store.shards import (
+    DONE,
+    RECORDS,
+    TIMES,
     FrameStoreError,
     Task,
     VideoEntry,
-    done_file,
     naming,
     read_aside,
-    record_file,
     remove_temporaries,
-    times_file,
     write_aside,
     write_store_bytes,
     write_store_json,
@@ -108,7 +108,7 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
     each megabyte of its checksum, and with -1 behind the last video. A process that is stopped
     leaves a journal, from which the next one takes the videos that are done.
     """
-    shard_path = task.path(record_file)
+    shard_path = task.path(RECORDS)
     temporary = shard_path.with_name(shard_path.name + TEMPORARY)
     aside = read_aside(task)
     with _writer(temporary) as writer, _journal(task) as journal:
@@ -124,7 +124,7 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
         beat(-1)
     move(temporary, shard_path)
     content = np.asarray(shard.times, "<f8").tobytes()
-    write_store_bytes(task.path(times_file), content)
+    write_store_bytes(task.path(TIMES), content)
     summary = {
         "fingerprint": task.fingerprint,
         "shard": task.shard,
@@ -133,7 +133,7 @@ def write_shard(task: Task, beat: Callable[[int], None] = lambda position: None)
     }
     for table, key in (("entries", "entry"), ("bad", "bad"), ("info", "info"), ("notes", "notes")):
         summary[table] = {facts["name"]: facts[key] for facts in shard.videos if facts[key]}
-    write_store_json(task.path(done_file), summary)
+    write_store_json(task.path(DONE), summary)
     task.journal.unlink(missing_ok=True)
     return summary
 

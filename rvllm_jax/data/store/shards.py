@@ -20,7 +20,6 @@ processes writes the same files, and a preparation that was killed continues beh
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,8 @@ from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
 
 INDEX = "index.json"
+RECORDS, TIMES = "frames-videos.array_record-{}", "times-{}.f64"  # of each shard, by its number
+DONE, ASIDE = "shard-{}.json", "aside-{}.json"
 FRAMES = "frames"  # the store in the folder of a preparation
 _AGAIN = (
     "Free some space or choose another folder, then prepare again: it continues behind the videos "
@@ -95,42 +96,30 @@ class Task(NamedTuple):
     min_decoded: float = 0.5  # share of the declared length that must come out of a damaged file
     time_limit: float = 60.0  # seconds without a new frame; watched by `write_shards`
 
-    def path(self, name: Callable[[int, int], str]) -> Path:
-        """Where a file of this shard lies; name: `record_file`, `times_file`, ..."""
-        return self.folder / name(self.shard, self.shards)
+    def path(self, file: str) -> Path:
+        """Where a file of this shard lies; file: RECORDS, TIMES, DONE or ASIDE."""
+        return self.folder / shard_file(file, self.shard, self.shards)
 
     @property
     def journal(self) -> Path:
         """Where what is done of this shard is kept while it is in work."""
-        name = f"journal-{self.shard:05d}-of-{self.shards:05d}-{self.fingerprint[:16]}"
-        return self.folder / name
+        return self.path(f"journal-{{}}-{self.fingerprint[:16]}")
 
 
-def record_file(shard: int, shards: int) -> str:
-    return f"frames-videos.array_record-{shard:05d}-of-{shards:05d}"
-
-
-def times_file(shard: int, shards: int) -> str:
-    return f"times-{shard:05d}-of-{shards:05d}.f64"
-
-
-def done_file(shard: int, shards: int) -> str:
-    return f"shard-{shard:05d}-of-{shards:05d}.json"
-
-
-def aside_file(shard: int, shards: int) -> str:
-    return f"aside-{shard:05d}-of-{shards:05d}.json"
+def shard_file(file: str, shard: int, shards: int) -> str:
+    """The name of a file of shard number `shard`; file: RECORDS, TIMES, DONE or ASIDE."""
+    return file.format(f"{shard:05d}-of-{shards:05d}")
 
 
 def read_aside(task: Task) -> dict[str, str]:
     """The videos of a shard that hung or crashed their process, and why: not to be tried again."""
-    content = read_json_or_empty(task.path(aside_file))
+    content = read_json_or_empty(task.path(ASIDE))
     return content["bad"] if content.get("fingerprint") == task.fingerprint else {}
 
 
 def write_aside(task: Task, bad: dict[str, str]) -> None:
     content = {"bad": dict(sorted(bad.items())), "fingerprint": task.fingerprint}
-    write_store_json(task.path(aside_file), content)
+    write_store_json(task.path(ASIDE), content)
 
 
 def write_store_bytes(path: Path, content: bytes) -> None:
@@ -145,8 +134,8 @@ def write_store_json(path: Path, value: dict) -> None:
 
 def remove_temporaries(task: Task) -> None:
     """Removes what a process that was ended amid a shard has left of it."""
-    for name in (record_file, times_file, done_file, aside_file):
-        path = task.path(name)
+    for file in (RECORDS, TIMES, DONE, ASIDE):
+        path = task.path(file)
         path.with_name(path.name + TEMPORARY).unlink(missing_ok=True)
 
 

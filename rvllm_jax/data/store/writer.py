@@ -13,16 +13,17 @@ from rvllm_jax.data.store import record
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shard_writer import write_shard, write_shards
 from rvllm_jax.data.store.shards import (
+    ASIDE,
+    DONE,
     INDEX,
+    RECORDS,
+    TIMES,
     FrameStoreError,
     StoreOptions,
     Task,
-    aside_file,
-    done_file,
     read_aside,
-    record_file,
+    shard_file,
     stamp,
-    times_file,
     write_store_json,
 )
 from rvllm_jax.system.atomic import read_json_or_empty
@@ -150,14 +151,11 @@ def holds(folder: str | Path, videos: Mapping[str, str | Path], options: StoreOp
     index = read_json_or_empty(Path(folder) / INDEX)
     if not _fits(index, options):
         return False
-    stamps, shards = index["stamps"], index["shards"]
-    files = [Path(folder) / record_file(shard, len(shards)) for shard in range(len(shards))]
-    times = [Path(folder) / times_file(shard, len(shards)) for shard in range(len(shards))]
-    if [stamp(path)[0] for path in files] != [shard["bytes"] for shard in shards]:
-        return False
-    return all(path.is_file() for path in times) and all(
-        stamps.get(name) == stamp(Path(path)) for name, path in videos.items()
-    )
+    shards, stamps = index["shards"], index["stamps"]
+    return all(
+        _has_files(Path(folder), number, len(shards), shard["bytes"])
+        for number, shard in enumerate(shards)
+    ) and all(stamps.get(name) == stamp(Path(path)) for name, path in videos.items())
 
 
 def holds_only(folder: str | Path, videos: Mapping[str, str | Path], options: StoreOptions) -> bool:
@@ -184,10 +182,9 @@ def _finished(tasks: list[Task]) -> dict[int, dict]:
     """The summaries of the shards that are there, whole, and of these videos and options."""
     summaries = {}
     for task in tasks:
-        summary, records = read_json_or_empty(task.path(done_file)), task.path(record_file)
-        ours = summary.get("fingerprint") == task.fingerprint
-        if ours and records.is_file() and task.path(times_file).is_file():
-            if records.stat().st_size == summary["bytes"]:
+        summary = read_json_or_empty(task.path(DONE))
+        if summary.get("fingerprint") == task.fingerprint:
+            if _has_files(task.folder, task.shard, task.shards, summary["bytes"]):
                 summaries[task.shard] = summary
     return summaries
 
@@ -195,6 +192,12 @@ def _finished(tasks: list[Task]) -> dict[int, dict]:
 def _is_whole(folder: Path, tasks: list[Task]) -> bool:
     index = read_json_or_empty(folder / INDEX)
     return index.get("fingerprint") == _fingerprint(tasks) and len(_finished(tasks)) == len(tasks)
+
+
+def _has_files(folder: Path, shard: int, shards: int, size: int) -> bool:
+    """Whether the times of a shard are there, and its records of `size` bytes."""
+    records, times = (folder / shard_file(file, shard, shards) for file in (RECORDS, TIMES))
+    return times.is_file() and stamp(records)[0] == size
 
 
 def check_foreign(folder: Path) -> None:
@@ -219,7 +222,7 @@ def _write(
     check_foreign(folder)
     present = [path for path in folder.iterdir() if path.name != LOCK]
     unfinished = [task for task in tasks if task.shard not in done]
-    kept = {task.path(aside_file) for task in tasks if read_aside(task)}
+    kept = {task.path(ASIDE) for task in tasks if read_aside(task)}
     kept |= {task.journal for task in unfinished}
     kept &= set(present)
     if present and not done and not kept:
@@ -230,7 +233,7 @@ def _write(
         )
     (folder / INDEX).unlink(missing_ok=True)  # first: an index never names what is gone
     for shard in done:
-        kept |= {tasks[shard].path(name) for name in (done_file, record_file, times_file)}
+        kept |= {tasks[shard].path(name) for name in (DONE, RECORDS, TIMES)}
     for path in present:
         if path not in kept:
             path.unlink(missing_ok=True)

@@ -155,21 +155,21 @@ def test_an_attempt_that_comes_twice_leaves_one_whole_shard(task, tmp_path):
     assert files(task.folder) == {**files(own), "lock": b""} and not list(work.iterdir())
 
 
-@pytest.mark.parametrize("make", [shards.record_file, shards.times_file])
-def test_a_shard_of_which_a_file_cannot_be_moved_is_not_declared_finished(make, task, tmp_path):
+@pytest.mark.parametrize("file", [shards.RECORDS, shards.TIMES])
+def test_a_shard_of_which_a_file_cannot_be_moved_is_not_declared_finished(file, task, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
-    (task.folder / make(0, 1)).mkdir()  # where a file is to go
+    task.path(file).mkdir()  # where a file is to go
     with pytest.raises(IsADirectoryError):
         beam._write(task, work)
-    assert not (task.folder / shards.done_file(0, 1)).exists()
-    assert [path.name for path in task.folder.iterdir() if path.is_dir()] == [make(0, 1)]
+    assert not task.path(shards.DONE).exists()
+    assert [path.name for path in task.folder.iterdir() if path.is_dir()] == [task.path(file).name]
 
 
 def test_a_shard_of_another_preparation_is_written_anew(task, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
-    done = task.folder / shards.done_file(0, 1)
+    done = task.path(shards.DONE)
     done.write_text('{"fingerprint": "of another"}')
     beam._write(task, work)
     assert read_json(done)["fingerprint"] == "mine"

@@ -96,8 +96,8 @@ def test_a_stopped_shard_goes_on_without_decoding_again(videos, tmp_path, stop_a
     for own in (expected, got):
         own["bad"] = sorted(own["bad"])
     assert json.dumps(got) == json.dumps(expected) and got["bad"] == ["v3.mp4"]
-    for make in (shards.record_file, shards.times_file):
-        a, b = (each.folder / make(0, 1) for each in (whole, stopped))
+    for file in (shards.RECORDS, shards.TIMES):
+        a, b = (each.path(file) for each in (whole, stopped))
         assert a.read_bytes() == b.read_bytes()
     assert not list(stopped.folder.glob("journal-*"))
 
