@@ -198,19 +198,9 @@ def load_clip(
     """Reads a training clip of the video `name`: start and crop by `rng`, or both centred.
 
     All frames share one crop, so that what moves in the clip is what moved before the camera.
-
-    Args:
-        crop: side of the square, pixels.
-        flip: mirrors one clip in two, never a centred one. It makes "left" and "right" in the
-            answers wrong.
-        out: as in `read_view`.
-
-    Returns:
-        As `read_view`.
-
-    Raises:
-        ValueError: the video's frames are smaller than the crop.
-        FrameStoreError: the store does not hold the video, or a part of it is damaged.
+    crop: side of the square, pixels. flip: mirrors one clip in two, never a centred one; it makes
+    "left" and "right" in the answers wrong. out, and what is returned and raised: as of
+    `read_view`; ValueError where the video's frames are smaller than the crop.
     """
     entry = store.entry(name)
     indices = choose(store.timestamps(name), sampling, rng)

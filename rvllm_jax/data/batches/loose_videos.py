@@ -66,33 +66,32 @@ def load_videos(
     """
     workers = os.cpu_count() or 1 if workers is None else workers
     for first in range(0, len(paths), at_once):
-        part = [Path(path) for path in paths[first : first + at_once]]
-        names = {str(n): path for n, path in enumerate(part) if path.is_file()}
+        part = {str(n): Path(path) for n, path in enumerate(paths[first : first + at_once])}
+        files = {name: path for name, path in part.items() if path.is_file()}
         with tempfile.TemporaryDirectory(prefix="rvllm-frames-") as folder:
-            if names:
-                store = write_store(folder, names, options, workers=workers)
-            for number, path in enumerate(part):
-                name = str(number)
-                if name not in names:
+            store = write_store(folder, files, options, workers=workers) if files else None
+            for name, path in part.items():
+                if name in files:
+                    yield _read_clips(store, name, path, sampling, crop=crop, views=views)
+                else:
                     what = "a folder" if path.is_dir() else "not there"
                     yield VideoError(f"{path}: is {what}, expected a video file; correct the path")
-                elif name in store.bad:
-                    yield VideoError(store.bad[name])
-                else:
-                    try:
-                        clips = _read_clips(store, name, sampling, crop=crop, views=views)
-                    except ValueError as error:
-                        yield VideoError(f"{path}: {error}")
-                        continue
-                    yield VideoClips(*clips, store.info[name], store.notes.get(name, ""))
 
 
-def _read_clips(store: FrameStore, name: str, sampling: FrameSampling, **how) -> list[np.ndarray]:
-    """Frames, mask, counts and times of the distinct test views; raises ValueError as they do."""
+def _read_clips(
+    store: FrameStore, name: str, path: Path, sampling: FrameSampling, **how
+) -> VideoClips | VideoError:
+    """The distinct test views of one file of the store."""
+    if name in store.bad:
+        return VideoError(store.bad[name])
     entry, stored = store.entry(name), store.timestamps(name)
-    views = evaluation_views(stored, entry.height, entry.width, sampling=sampling, **how)
+    try:
+        views = evaluation_views(stored, entry.height, entry.width, sampling=sampling, **how)
+    except ValueError as error:
+        return VideoError(f"{path}: {error}")
     clips = [read_view(store, name, view, frames=sampling.frames) for view in views]
     frames, mask = (np.stack(part) for part in zip(*clips, strict=True))
     times = np.full(mask.shape, np.nan)
     times[mask] = np.concatenate([stored[view.indices] for view in views])
-    return [frames, mask, np.array([view.count for view in views], np.int32), times]
+    counts = np.array([view.count for view in views], np.int32)
+    return VideoClips(frames, mask, counts, times, store.info[name], store.notes.get(name, ""))

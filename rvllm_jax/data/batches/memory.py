@@ -11,6 +11,7 @@ not bound it, and the kernel frees it with the last process, however that ends.
 
 import contextlib
 import itertools
+import math
 import mmap
 import os
 import time
@@ -62,7 +63,6 @@ class BatchMemory:
                     "config.data.workers=0"
                 )
             self._file = os.memfd_create("batches")
-            os.ftruncate(self._file, self._size)
         self._map()
         if not shared and hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)  # a tenth of the page faults
@@ -71,20 +71,13 @@ class BatchMemory:
         for slot in range(self._slots):
             self._free(slot)
 
-    @property
-    def _bytes(self) -> int:
-        return _aligned(int(np.prod(self.shape)))
-
-    @property
-    def _start(self) -> int:
-        return _aligned(8 * (self._slots + 1))
-
-    @property
-    def _size(self) -> int:
-        return self._start + self._slots * self._bytes
-
     def _map(self) -> None:
-        self._memory = mmap.mmap(self._file, self._size)
+        # Behind the owners of the slots, and the mark of the end, lie the slots.
+        self._start, self._bytes = map(_aligned, (8 * (self._slots + 1), math.prod(self.shape)))
+        size = self._start + self._slots * self._bytes
+        if self._file != _NOBODY:
+            os.ftruncate(self._file, size)
+        self._memory = mmap.mmap(self._file, size)
         # One number of 8 bytes a slot, written whole: the batch that may be written to it.
         self._owners = np.frombuffer(self._memory, np.int64, self._slots + 1)
         self._closed = self._owners[self._slots :]
@@ -128,9 +121,8 @@ class BatchMemory:
         self._closed[0] = 1
 
     def _array(self, slot: int) -> np.ndarray:
-        size = int(np.prod(self.shape))
         at = self._start + slot * self._bytes
-        return np.frombuffer(self._memory, np.uint8, size, at).reshape(self.shape)
+        return np.ndarray(self.shape, np.uint8, self._memory, at)
 
     def _free(self, slot: int) -> None:
         # May run in any thread and within itself (a finalizer): `next` is one indivisible call.

@@ -165,7 +165,7 @@ class _Shard:
         """Writes the videos that the journal holds."""
         for entry in self._journal.entries if self._journal else ():
             for data in self._journal.records(entry):
-                self._append(data)
+                self._append(data, None)
             self.times.extend(entry.facts.pop("times"))
             self.videos.append(entry.facts)
 
@@ -237,14 +237,13 @@ class _Shard:
     def _write_record(self, name: str, first: int, frames: np.ndarray) -> None:
         times = self.times[-len(frames) :]
         data = record.pack(name, first, times, frames, self._task.options.encoding)
-        self._append(data)
-        if self._journal:
-            with naming(self._path):
-                self._journal.write(data)
+        self._append(data, self._journal)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes, journal: Journal | None) -> None:
         with naming(self._path):
             self._writer.write(data)
+            if journal:
+                journal.write(data)
         self._records += 1
 
 
