@@ -4,6 +4,7 @@ The only decoder of the project. One file is read by one thread: processes decod
 side (data/store/shard_writer.py).
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from rvllm_jax.data.video.container import (
     reject_picture,
 )
 from rvllm_jax.data.video.orientation import RgbConverter
-from rvllm_jax.data.video.timing import Clock, EvenTimes, frame_rate
+from rvllm_jax.data.video.timing import Clock, at_even_times, frame_rate
 from rvllm_jax.system.pool import HUNG, JobOutcome
 from rvllm_jax.types import VideoInfo
 
@@ -116,29 +117,29 @@ class Decoding(Iterator[tuple[np.ndarray, float]]):
         """The frames that the stride keeps, as RGB, with their times."""
         length = declared_length(container, stream)
         fps, uneven = frame_rate(self._path, stream, length, self._on_frame)
-        clock, even = Clock(fps), None
-        for frame in reject_picture(self._path, container, self._decoded(container, stream)):
-            seconds = clock.tick(frame)
-            if clock.frames == 1:
-                converter = self._started(frame, stream, fps, length)
-                if uneven and self._stride > 1:  # else all are there to choose from
-                    step, most = self._stride / fps, 2 + 2 * uneven // self._stride
-                    even = EvenTimes(seconds, step, most)
-            if even is not None:
-                kept = even.pick(frame, seconds)
+        clock, decoded = Clock(fps), self._decoded(container, stream)
+        frames = self._timed(reject_picture(self._path, container, decoded), clock)
+        if first := next(frames, None):
+            converter = self._started(first[0], stream, fps, length)
+            frames = itertools.chain([first], frames)
+            if uneven and self._stride > 1:  # else all are there to choose from
+                most = 2 + 2 * uneven // self._stride
+                frames = at_even_times(frames, self._stride / fps, most)
             else:
-                kept = [(frame, seconds)] if (clock.frames - 1) % self._stride == 0 else []
-            for nearest, time in kept:
-                yield converter.rgb(nearest), time
-            self._on_frame()
-        for nearest, time in even.rest() if even else ():
-            yield converter.rgb(nearest), time
+                frames = itertools.islice(frames, 0, None, self._stride)
+            for frame, seconds in frames:
+                yield converter.rgb(frame), seconds
         if container.format.name == "gif" and not self._damage and not ends_as_gif(self._path):
             self._damage = "the end of the file is missing"
         if clock.frames == 0 and stream.width == 0:
             unknown = f"its size is not given, or above {MAX_PIXELS:,} pixels a frame"
             self._damage = "; ".join(filter(None, [self._damage, unknown]))
         self._finish(length, clock)
+
+    def _timed(self, frames, clock: Clock) -> Iterator[tuple[av.VideoFrame, float]]:
+        for frame in frames:
+            yield frame, clock.tick(frame)
+            self._on_frame()
 
     def _decoded(self, container, stream) -> Iterator[av.VideoFrame]:
         """All frames that decode; the first damage that is met is noted."""

@@ -1,6 +1,7 @@
 """When frames are shown: a file's rate, times that increase, and frames at evenly spaced times."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -134,35 +135,21 @@ class Clock:
         return self._interval / 8 if late else self._interval
 
 
-class EvenTimes:
-    """Picks the frame nearest to `start`, `start + step`, `start + 2 * step`, ... seconds.
+def at_even_times(
+    frames: Iterable[tuple[Any, float]], step: float, most: int
+) -> Iterator[tuple[Any, float]]:
+    """Yields the frame nearest to the first one's time, `step` seconds later, ..., and that time.
 
     Where frames are rare one is picked for several times, where they are dense most are for none.
-    most: how many times there are at the most, since a header may lie about the rate.
+    frames: each with its time. most: how many times there are at the most, since a header may lie
+    about the rate.
     """
-
-    def __init__(self, start: float, step: float, most: int):
-        self._start, self._step, self._most = start, step, most
-        self._picked = 0
-        self._last: tuple[Any, float] | None = None
-
-    def pick(self, frame: Any, seconds: float) -> Iterator[tuple[Any, float]]:
-        """Yields (the frame before this one, a time), for each time to which that is nearest."""
-        if self._last is not None:
-            last, before = self._last
-            yield from self._until(last, (before + seconds) / 2)
-        self._last = frame, seconds
-
-    def rest(self) -> Iterator[tuple[Any, float]]:
-        """Yields the last frame for the times that are left up to it."""
-        if self._last is not None:
-            frame, seconds = self._last
-            yield from self._until(frame, seconds + _ROUNDED * self._step)
-
-    def _until(self, frame: Any, end: float) -> Iterator[tuple[Any, float]]:
-        while self._picked < self._most:
-            time = self._start + self._picked * self._step
-            if time > end:
-                return
-            self._picked += 1
+    start, picked = None, 0
+    with_next = itertools.pairwise(itertools.chain(frames, [(None, math.inf)]))
+    for (frame, seconds), (_, following) in with_next:
+        start = seconds if start is None else start
+        is_last = following == math.inf
+        end = seconds + _ROUNDED * step if is_last else (seconds + following) / 2
+        while picked < most and (time := start + picked * step) <= end:
             yield frame, time
+            picked += 1

@@ -11,14 +11,12 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode
-from rvllm_jax.data.video.timing import EvenTimes, Rate, is_variable, measure_rate
+from rvllm_jax.data.video.timing import Rate, at_even_times, is_variable, measure_rate
 
 
 def picked(times, start, step, most=10**9):
-    even, found = EvenTimes(start, step, most), []
-    for time in times:
-        found += even.pick(time, time)
-    return found + list(even.rest())
+    assert not times or times[0] == start
+    return list(at_even_times(((time, time) for time in times), step, most))
 
 
 def test_the_nearest_frame_is_picked_for_every_time():
