@@ -161,20 +161,20 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     room = max(1, (vocab_size - _SMALLEST) // 2)
     # The library breaks ties of a limited alphabet by hash order, so the alphabet is cut here.
     alphabet = sorted(ranked[:room])
-    inner = _empty(models.BPE(byte_fallback=True))
+    inner = tokenizers.Tokenizer(models.BPE(byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior="isolated")
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, BOS, EOS, *_BYTES],
+        special_tokens=[*TRAINED_SPECIALS, *_BYTES],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    # Rebuilt, because the trainer leaves the byte tokens behind as special tokens.
-    model = json.loads(inner.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
-    inner = _empty(models.BPE(vocab=model["vocab"], merges=merges, byte_fallback=True))
-    inner.add_special_tokens([PAD, BOS, EOS])
+    rules = json.loads(inner.to_str())
+    del rules["added_tokens"][len(TRAINED_SPECIALS) :]  # the bytes are tokens as all others
+    inner = tokenizers.Tokenizer.from_str(json.dumps(rules))
     return Tokenizer(FastModel(inner.to_str()), {"bos": BOS, "eos": EOS, "pad": PAD})
 
 
@@ -225,10 +225,3 @@ def _warn_of_disagreement(model: FastModel, folder: Path, config: TokenizerDescr
             "SentencePiece (Llama 1 and 2, Vicuna), remove the %s",
             folder, FAST, SENTENCEPIECE, different[0], FAST,
         )  # fmt: skip
-
-
-def _empty(model: models.BPE) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(model)
-    inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior="isolated")
-    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    return inner

@@ -78,9 +78,11 @@ def read_file(path: Path) -> dict[str, Any]:
     return read_json(path, absent={}, advice="write it again", error=TokenizerError)
 
 
-def decoder_values(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def decoder_values(
+    config: Mapping[str, Any], where: Path, key: str = "text_config"
+) -> dict[str, Any]:
     """The decoder's part of a config.json: a LLaVA's `text_config` goes before the top."""
-    return {**config, **(_value(config, "text_config", where) or {})}
+    return {**config, **(_value(config, key, where) or {})}
 
 
 def token_ids(values: Mapping[str, Any], key: str, where: Path, size: int = 0) -> tuple[int, ...]:
@@ -109,15 +111,11 @@ def token_ids(values: Mapping[str, Any], key: str, where: Path, size: int = 0) -
 
 def _stop_ids(folder: Path) -> tuple[int, ...]:
     """eos_token_id of generation_config.json, else of config.json, else of our model.json."""
-    theirs, ours = folder / "config.json", folder / "model.json"
-    sources = {
-        folder / GENERATION: read_file(folder / GENERATION),
-        theirs: decoder_values(read_file(theirs), theirs),
-        ours: _value(read_file(ours), "decoder", ours) or {},
-    }
-    for where, values in sources.items():
-        if values.get("eos_token_id") is not None:
-            return token_ids(values, "eos_token_id", where)
+    for name, part in ((GENERATION, ""), ("config.json", "text_config"), ("model.json", "decoder")):
+        where = folder / name
+        values = decoder_values(read_file(where), where, part)
+        if ids := token_ids(values, "eos_token_id", where):
+            return ids
     return ()
 
 
@@ -132,19 +130,25 @@ def _value(
 
 
 def _added(folder: Path, config: dict, special: set[str]) -> dict[str, AddedToken]:
+    where, older = folder / CONFIG, folder / ADDED
+    listed = [(older, number, token) for token, number in read_file(older).items()]
+    decoder = _value(config, "added_tokens_decoder", where) or {}
+    listed += [(where, number, token) for number, token in decoder.items()]
     added: dict[str, AddedToken] = {}
-    for token, number in read_file(folder / ADDED).items():
-        added[token] = AddedToken(_whole(number, token, folder / ADDED), token in special)
-    where = folder / CONFIG
-    for number, token in (_value(config, "added_tokens_decoder", where) or {}).items():
-        given = token if isinstance(token, dict) else {"content": token}
-        if not _content(given, where, "added_tokens_decoder"):
-            raise TokenizerError(f"{where}: added_tokens_decoder[{number!r}] has no content")
-        added[given["content"]] = AddedToken(
-            _whole(number, given["content"], where),
-            bool(given.get("special")) or given["content"] in special,
-            bool(given.get("lstrip")),
-            bool(given.get("rstrip")),
+    for file, number, token in listed:
+        text = _content(token, file, "added_tokens_decoder")
+        if not text:
+            raise TokenizerError(f"{file}: the added token {number!r} has no content")
+        if not str(number).isdecimal():
+            raise TokenizerError(
+                f"{file}: the added token {text!r} has the id {number!r}; expected 0 or more"
+            )
+        flags = token if isinstance(token, dict) else {}
+        added[text] = AddedToken(
+            int(str(number)),
+            bool(flags.get("special")) or text in special,
+            bool(flags.get("lstrip")),
+            bool(flags.get("rstrip")),
         )
     owners: dict[int, str] = {}
     for token, entry in added.items():
@@ -155,18 +159,6 @@ def _added(folder: Path, config: dict, special: set[str]) -> dict[str, AddedToke
                 f"correct {ADDED} or {CONFIG}"
             )
     return added
-
-
-def _whole(number: object, token: str, where: Path) -> int:
-    try:
-        value = int(str(number))
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise TokenizerError(
-            f"{where}: the added token {token!r} has the id {number!r}; expected 0 or more"
-        )
-    return value
 
 
 def _template(folder: Path, config: dict) -> str | None:
