@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from rvllm_jax.config import cli
+from rvllm_jax.config import cli, migrate
 from rvllm_jax.config.check import resolve
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.train import run, show_prompt
@@ -74,10 +74,11 @@ def start() -> None:
         logging.set_verbosity(logging.WARNING)
     end_on_sigterm()  # while training, loop.py saves first
     workdir = Path(WORKDIR.value or f"runs/{CONFIG.value.get('name')}")
-    recipe = resolve(with_kept_decoder(CONFIG.value.to_dict(), workdir))
+    config = migrate.current(CONFIG.value.to_dict())  # a recipe may be of an earlier version too
+    recipe = resolve(with_kept_decoder(config, workdir))
     with HERE.locked(workdir, advice="name another --workdir"):
         with HERE.first_then_others("claiming the working directory"):
-            claim(workdir, CONFIG.value.to_dict(), ignore=MAY_CHANGE)
+            claim(workdir, config, ignore=MAY_CHANGE)
         HERE.check_shared(workdir)
         if SHOW_PROMPT.value:
             shown = show_prompt(recipe, workdir, SHOW_PROMPT.value)

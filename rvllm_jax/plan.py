@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from rvllm_jax.config import cli
+from rvllm_jax.config import cli, migrate
 from rvllm_jax.config.check import resolve
 from rvllm_jax.costs import chips
 from rvllm_jax.planning import rates, text
@@ -51,9 +51,10 @@ TPU_PYTHON = flags.DEFINE_string(
 
 def main() -> int:
     jax.config.update("jax_platforms", "cpu")
+    config = migrate.current(CONFIG.value.to_dict())
     plans = make_plans(
-        resolve(CONFIG.value),
-        CONFIG.value.to_dict(),
+        resolve(config),
+        config,
         [chips.parse(name) for name in TOPOLOGY.value],
         stages=STAGES.value,
         clips_a_device=CLIPS.value,

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from rvllm_jax.config.schema import (
 from rvllm_jax.data.shapes.build import EMBEDDED
 from rvllm_jax.data.text.tokenizer import MIN_VOCAB
 from rvllm_jax.models.lora import LoRA
+from rvllm_jax.system import file_layout
 from rvllm_jax.system.errors import RvllmError
 
 
@@ -45,13 +47,23 @@ def refuse_unknown(config: ConfigDict, keys: Sequence[str]) -> None:
             node, where = node[part], f"{where}.{part}"
 
 
-def resolve(config: ConfigDict | Mapping[str, Any]) -> Recipe:
+def resolve(config: ConfigDict | Mapping[str, Any], where: str | Path = "") -> Recipe:
     """A configuration -> the checked `Recipe`; ConfigError names the keys that do not fit.
 
-    config: as configs/joint.py makes it, or the plain dictionary that config.json holds. Keys that
-    configurations of earlier versions lack have the schema's defaults.
+    config: as configs/joint.py makes it, or the plain dictionary that config.json holds, migrated
+    (migrate.py). where: the file that it was read from, for messages.
     """
+    try:
+        return _resolve(config)
+    except ConfigError as error:
+        if not where:
+            raise
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _resolve(config: ConfigDict | Mapping[str, Any]) -> Recipe:
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    values.pop(file_layout.RUN.key, None)  # of config.json
     _check_names(Recipe, values, "config")
     values["stages"] = _scheduled(values["schedule"], values["stages"])
     _check_sections(Recipe, values, "")

@@ -1,5 +1,6 @@
 """What the commands share: how flags are parsed, and how errors end a command."""
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,11 @@ def run(
     def parsed(argv: list[str]) -> list[str]:
         refuse_renamed(argv, {**RENAMED, **renamed})
         if "config" in flags.FLAGS:
+            from rvllm_jax.config import migrate  # takes in JAX, as those do that have recipes
+
+            keys = {f"config.{old}": f"config.{new}" for old, new in migrate.RENAMED.items()}
+            removed = {f"config.{key}": advice for key, advice in migrate.REMOVED.items()}
+            refuse_renamed(argv, keys, removed)
             refuse_absent_recipe(argv)
         return parse(argv) if positional is not None else flags.FLAGS(argv, known_only=True)
 
@@ -71,16 +77,26 @@ def refuse_absent_recipe(argv: Sequence[str]) -> None:
                 raise FlagError(f"--config={path}: there is no such file; correct the path")
 
 
-def refuse_renamed(argv: Sequence[str], renamed: Mapping[str, str]) -> None:
-    """Raises FlagError, with the new name, for the first flag that is called otherwise now.
+def refuse_renamed(
+    argv: Sequence[str],
+    renamed: Mapping[str, str],
+    removed: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Raises FlagError, with the new name, for the first flag that is called otherwise now, and,
+    with what to do without it, for one that there is no more.
 
-    A key or section stands for all below it.
+    A key or section stands for all below it, "*" for the name of any section.
     """
     for given in argv[1:]:
         name = re.match(r"--?(?:no)?([\w.]*)", given)[1] if given.startswith("-") else ""
-        for old, new in renamed.items():
-            if name == old or name.startswith(f"{old}."):
-                raise FlagError(f"--{name}: is called --{new}{name.removeprefix(old)} now")
+        for old, advice in (*renamed.items(), *removed.items()):
+            pattern = re.escape(old).replace(r"\*", r"(\w+)")
+            if not (match := re.match(rf"{pattern}(?=\.|$)", name)):
+                continue
+            if old in removed:
+                raise FlagError(f"--{name}: there is no such key any more; {advice}")
+            new = functools.reduce(lambda x, part: x.replace("*", part, 1), match.groups(), advice)
+            raise FlagError(f"--{name}: is called --{new}{name[match.end() :]} now")
 
 
 def parse(argv: list[str]) -> list[str]:

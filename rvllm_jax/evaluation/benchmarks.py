@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.data.annotations import published
-from rvllm_jax.data.annotations.llava import INFO
+from rvllm_jax.data.annotations.llava import INFO, read_info
 from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.batches.source import open_data
 from rvllm_jax.data.prepare.folder import UNUSABLE
@@ -15,7 +15,6 @@ from rvllm_jax.data.shapes.build import EMBEDDED, open_embedded
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FRAMES, StoreOptions
 from rvllm_jax.evaluation.answers.questions import TEXT_GENERATION, EvaluationError
-from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.types import Example
 
 PUBLISHED = ("msvd_qa", "msrvtt_qa", "tgif_frameqa", "activitynet_qa", TEXT_GENERATION)
@@ -71,7 +70,7 @@ def open_benchmark(
     if name == OWN and not folder.is_dir():
         folder = Path(data)
     split = _split(name, folder, split, command)
-    info = read_json_or_empty(folder / (split + INFO))
+    info = read_info(folder / (split + INFO))
     if "partial" not in info or "annotations" not in info:
         raise EvaluationError(
             f"{folder / (split + INFO)}: not what rvllm_jax.prepare writes; prepare again"

@@ -22,6 +22,7 @@ from rvllm_jax.evaluation.judge.run import Outcome, check_before, judge_items
 from rvllm_jax.evaluation.judge.verdicts import QA, Item, Judge, VerdictsError, items
 from rvllm_jax.evaluation.score import intervals
 from rvllm_jax.evaluation.score.scores import scores
+from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import write_json
 from rvllm_jax.system.lines import ends_whole
 from rvllm_jax.system.lock import locked
@@ -119,6 +120,7 @@ def _judge(
             return None, outcome
         result = _scored(path, made_with_path, info, scoring)
         result["fingerprints"] = fingerprints(folder, info)
+        result = file_layout.VERDICTS.stamp(result)
     write_json(folder / f"scores.{judge.name}.json", result, allow_nan=False)
     return result, outcome
 

@@ -17,7 +17,7 @@ from rvllm_jax.data.batches.clips import VIEWS
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.text import prompt
 from rvllm_jax.evaluation import controls
-from rvllm_jax.evaluation.answers.answer_file import AnswerFile, read_info_if_any
+from rvllm_jax.evaluation.answers.answer_file import AnswerFile, read_info_if_any, write_info
 from rvllm_jax.evaluation.answers.predictions import write_predictions
 from rvllm_jax.evaluation.answers.questions import (
     TEXT_GENERATION,
@@ -274,7 +274,7 @@ class BenchmarkRun:
             answers = given.pop("answers")
             info["prior"] = given
             write_json(self.folder / "prior.json", answers, indent=0)
-        write_json(self.folder / "info.json", info)
+        write_info(self.folder, info)
         lines = [
             f"{name} {self.benchmark.split}: {len(ordered)} questions answered, {failed} of them "
             f"failed and counted as wrong; {self.folder}{_AGAIN if failed else ''}"

@@ -27,6 +27,7 @@ from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.generation.clip_fusion import LOCK_STEP
 from rvllm_jax.generation.prompts import PromptError
 from rvllm_jax.generation.sampling import GenerationConfig
+from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import read_json_or_empty, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, LinesError
@@ -250,8 +251,9 @@ def _claimed(out: Path, settings: dict) -> JsonLines:
     with contextlib.ExitStack() as stack:
         stack.callback(file.close)
         if not out.stat().st_size:
-            write_json(path, settings, indent=2)
+            write_json(path, file_layout.ANSWERS.stamp(settings), indent=2)
         before = _OLDER | read_json_or_empty(path)
+        file_layout.ANSWERS.check(path, before)
         other = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
         if other:
             raise QuestionsError(

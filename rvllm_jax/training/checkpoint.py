@@ -77,6 +77,10 @@ class Checkpoints:
         """The `meta` saved with `step`, without reading arrays."""
         return self._training.read_meta(step)
 
+    def names(self, step: int) -> Set[str]:
+        """What `step` holds: the names of its arrays, such as "params/encoder/stem/kernel"."""
+        return self._training.names(step)
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
         """Returns (arrays, meta) of `step`, with the structure and shardings of `like`.
 

@@ -9,7 +9,7 @@ import collections
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rvllm_jax.config import migrate
 from rvllm_jax.system.atomic import make_folder
 from rvllm_jax.system.errors import RvllmError
 
@@ -98,14 +99,21 @@ class CheckpointFolder:
         except Exception as error:
             raise self._unreadable(step, error) from error
 
+    def names(self, step: int) -> Set[str]:
+        self._check_exists(step)
+        return self._saved(step).keys()
+
+    def _saved(self, step: int) -> dict[str, Any]:
+        """The shapes and dtypes of the arrays of a checkpoint that is there, by name."""
+        try:
+            return dict(self._manager.item_metadata(step)["arrays"].tree)
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
         meta = self.read_meta(step)
         wanted = {name: _placed(leaf) for name, leaf in _named(like).items()}
-        try:
-            saved = dict(self._manager.item_metadata(step)["arrays"].tree)
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-        _compare(wanted, saved, self._folder / str(step))
+        _compare(wanted, self._saved(step), self._folder / str(step))
         try:
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
             arrays = self._manager.restore(step, args=args)["arrays"]
@@ -229,7 +237,8 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _compare(wanted: Mapping[str, Any], saved: Mapping[str, Any], folder: Path) -> None:
-    faults = [f"missing: {name} {_spec(wanted[name])}" for name in wanted if name not in saved]
+    missing = [name for name in wanted if name not in saved]
+    faults = [f"missing: {name} {_spec(wanted[name])}" for name in missing]
     faults += [f"surplus: {name} {_spec(saved[name])}" for name in saved if name not in wanted]
     faults += [
         f"different: {name} is {_spec(saved[name])}, expected {_spec(wanted[name])}"
@@ -239,7 +248,8 @@ def _compare(wanted: Mapping[str, Any], saved: Mapping[str, Any], folder: Path) 
     if faults:
         raise CheckpointError(
             f"{folder}: its arrays are not those of this configuration. Use the configuration that "
-            "wrote it, or another --workdir.\n  " + "\n  ".join(faults)
+            f"wrote it, or another --workdir.{migrate.missing_parameters(missing)}\n  "
+            + "\n  ".join(faults)
         )
 
 

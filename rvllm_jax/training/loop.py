@@ -81,10 +81,13 @@ class Trainer:
             prepare_stage(stage, model.params, count_steps(stage, train_sets[stage.input]))
             for stage in recipe.stages
         ]
-        self.made_of = {"tokenizer": tokenizer}
-        for name, sets in (("training", train_sets), ("validation", validation_sets)):
-            for input, dataset in sets.items():
-                self.made_of[f"{name} pairs of input {input}"] = resume.fingerprint(dataset)
+        self.datasets = {
+            f"{name} pairs of input {input}": dataset
+            for name, sets in (("training", train_sets), ("validation", validation_sets))
+            for input, dataset in sets.items()
+        }
+        fingerprints = {name: resume.fingerprint(each) for name, each in self.datasets.items()}
+        self.made_of = {"tokenizer": tokenizer} | fingerprints
         HERE.same(self.made_of, "what they train on")
         self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint.keep)
         loss = make_loss(model, loss_chunk=recipe.model.loss_chunk)
@@ -119,15 +122,24 @@ class Trainer:
             start = self.start()
             return Position(), self.placement.draw(key, start, functools.partial(load, start))
         meta = self.checkpoints.read_meta(latest)
-        resume.check_made_of(self.workdir, latest, meta.get("made_of", {}), self.made_of)
+        saved = meta.get("made_of", {})
+        resume.check_made_of(self.workdir, latest, saved, self.made_of, self.datasets)
         position = Position(**meta["position"])
         setup = self.setups[position.stage]
         shapes = self.placement.shapes(position.stage, setup)
-        saved = self.placement.unsettled(shapes, position.stage)
-        arrays, _ = self.checkpoints.restore(latest, saved)
-        for number in range(position.stage + 1):
-            if settled := self.placement.settled(shapes, number):
-                arrays["params"] |= self.checkpoints.restore_frozen(number, settled)
+        settled = {n: self.placement.settled(shapes, n) for n in range(position.stage + 1)}
+        settled = {number: params for number, params in settled.items() if params}
+        names = self.checkpoints.names(latest)
+        if any(f"params/{path}" in names for params in settled.values() for path in params):
+            # Layout 1 of a run: nothing stands apart, on which the checkpoints to come rely.
+            arrays, _ = self.checkpoints.restore(latest, shapes)
+            for number in settled:
+                self.checkpoints.save_frozen(number, self.placement.settled(arrays, number))
+        else:
+            unsettled = self.placement.unsettled(shapes, position.stage)
+            arrays, _ = self.checkpoints.restore(latest, unsettled)
+            for number, params in settled.items():
+                arrays["params"] |= self.checkpoints.restore_frozen(number, params)
         logging.info("continuing from the checkpoint of step %d", latest)
         return position, arrays
 

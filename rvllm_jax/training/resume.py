@@ -18,14 +18,15 @@ from rvllm_jax.weights.safetensors import WeightsError
 _RENAMED = {"Example": "Conversation"}  # as it was called when runs recorded it first
 
 
-def fingerprint(dataset: Dataset) -> str:
+def fingerprint(dataset: Dataset, *, files: bool = True) -> str:
     """Names the examples of a dataset, their order, the sequences that they are packed into, and
     the files that their frames come from.
 
-    Sequence k of an epoch is the same wherever this is the same.
+    Sequence k of an epoch is the same wherever this is the same. files: False: without the files,
+    as runs recorded it before d571663 of 2026-11-25.
     """
     parts = [recorded(example, _RENAMED) for example in dataset.examples]
-    if dataset.options.input == "video":
+    if files and dataset.options.input == "video":
         for video in sorted({example.video for example in dataset.examples}):
             entry = dataset.store.entries.get(video)  # none: set aside
             parts.append(repr((video, entry and entry.file_crc)))
@@ -44,9 +45,26 @@ def differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def check_made_of(
-    workdir: Path, step: int, saved: Mapping[str, str], now: Mapping[str, str]
+    workdir: Path,
+    step: int,
+    saved: Mapping[str, str],
+    now: Mapping[str, str],
+    datasets: Mapping[str, Dataset],
 ) -> None:
-    """Raises WorkdirError where the data of the checkpoint of `step` is not that of `now`."""
+    """Raises WorkdirError where the data of the checkpoint of `step` is not that of `now`.
+
+    datasets: of the names in `now` that are fingerprints of one. What an earlier version did not
+    record is not known to differ: `saved` is empty before d7f21df of 2026-11-25.
+    """
+    if not saved:
+        logging.warning(
+            "%s: its checkpoint of step %d does not say what data it was made of, as it was made "
+            "by an earlier version; continuing on that of this configuration", workdir, step
+        )  # fmt: skip
+        return
+    before = {name: fingerprint(dataset, files=False) for name, dataset in datasets.items()}
+    now = {name: saved[name] if saved.get(name) == before.get(name, "") else value
+           for name, value in now.items()}  # fmt: skip
     if others := differences(saved, now):
         raise WorkdirError(
             f"{workdir}: its checkpoint of step {step} was made of other data, so that "

@@ -13,10 +13,9 @@ from typing import Any
 import jax
 
 from rvllm_jax.config import migrate
-from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.models.llama_config import DECODERS
-from rvllm_jax.system import atomic
+from rvllm_jax.system import atomic, file_layout
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.weights.hf_config import llama_values
 
@@ -36,7 +35,8 @@ def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] 
     """Makes `workdir` the working directory of `config`, or checks that it is.
 
     Writes `config.json`. Where the directory is bound it must be of the same configuration, but for
-    the ignored keys and for those that an earlier version did not have.
+    the ignored keys and the stages that are not scheduled. What an earlier version stored is
+    migrated first.
 
     Args:
       workdir: made when it is not there.
@@ -52,7 +52,7 @@ def claim(workdir: str | Path, config: Mapping[str, Any], ignore: Sequence[str] 
     if is_bound(workdir):
         _check_same(path, config, ignore)
     if jax.process_index() == 0:
-        atomic.write_json(path, config, synced=True)
+        atomic.write_json(path, file_layout.RUN.stamp(config), synced=True)
 
 
 def _check_same(path: Path, config: dict, ignore: Sequence[str]) -> None:
@@ -62,8 +62,8 @@ def _check_same(path: Path, config: dict, ignore: Sequence[str]) -> None:
             "configuration. Put that file back, or name another --workdir."
         )
     advice = "Put that file back, or name another --workdir."
-    stored = atomic.read_json(path, advice=advice, error=WorkdirError)
-    old, new = (flat(migrate.current(values)) for values in (stored, config))
+    stored = migrate.read(path, advice=advice, error=WorkdirError)
+    old, new = (flat(_scheduled(values)) for values in (stored, migrate.current(config)))
     faults = [
         f"{key}: {_shown(old, key)} there, {_shown(new, key)} now"
         for key in sorted(old.keys() | new.keys())
@@ -75,6 +75,15 @@ def _check_same(path: Path, config: dict, ignore: Sequence[str]) -> None:
             f"{path.parent} belongs to another configuration ({path}). Name another --workdir, or "
             "restore these keys:\n  " + "\n  ".join(faults)
         )
+
+
+def _scheduled(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` without the stages that do not run."""
+    stages, schedule = config.get("stages"), config.get("schedule")
+    if not isinstance(stages, dict) or not isinstance(schedule, str):
+        return config
+    names = {name.strip() for name in schedule.split(",")}
+    return config | {"stages": {name: x for name, x in stages.items() if name in names}}
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
@@ -96,8 +105,9 @@ def _shown(flat: Mapping[str, Any], key: str) -> str:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """The configuration in config.json; ConfigError where it cannot be read."""
-    return atomic.read_json(workdir / "config.json", error=ConfigError)
+    """The configuration in config.json, of any version; ConfigError where it cannot be read,
+    LayoutError where a newer version wrote it."""
+    return migrate.read(workdir / "config.json")
 
 
 def with_kept_decoder(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import read_json
 from rvllm_jax.weights.names import ARCHITECTURES, TIMM, TORCHVISION, NameTable, Rule
 from rvllm_jax.weights.safetensors import FileTensor, WeightsError, read_header
@@ -101,7 +102,9 @@ def open_weights(path: str | Path) -> Weights:
     tensors = find_tensors(path)
     if (folder / OURS).is_file():
         entries = {name: Entry((tensor,)) for name, tensor in tensors.items()}
-        return Weights(path, read_json(folder / OURS, error=WeightsError), entries, ours=True)
+        description = read_json(folder / OURS, error=WeightsError)
+        description = file_layout.MODEL.check(folder / OURS, description)
+        return Weights(path, description, entries, ours=True)
     config = read_json(folder / "config.json", absent={}, error=WeightsError)
     table = _table(path, config, tensors)
     ignored = [name for name in tensors if table.ignores(name)]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import make_folder, write_json
 from rvllm_jax.system.lock import LOCK
 from rvllm_jax.weights.names import NameTable
@@ -33,7 +34,7 @@ def save_flat(
         return array.parts() if isinstance(array, Entry) else [np.asarray(array)]
 
     write(folder / FLAT, specs, read)
-    write_json(folder / OURS, config)
+    write_json(folder / OURS, file_layout.MODEL.stamp(config))
 
 
 def save_published(

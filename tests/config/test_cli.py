@@ -64,6 +64,17 @@ def test_what_is_called_otherwise_now_is_refused_by_its_new_name():
     refuse_renamed(["batch", "batch", "--batches=1", "--config.data.fps2=1", "-", "--"], renamed)
 
 
+def test_a_key_below_a_section_of_any_name_and_one_that_is_gone_are_refused():
+    renamed = {"config.stages.*.optimizers.*.rate": "config.stages.*.optimizers.*.lr"}
+    removed = {"config.stages.*.gone": "set config.there"}
+    given, now = (f"--config.stages.joint.optimizers.sgd.{name}" for name in ("rate", "lr"))
+    with pytest.raises(FlagError, match=rf"^{given}: is called {now} now$"):
+        refuse_renamed(["main", f"{given}=3"], renamed, removed)
+    with pytest.raises(FlagError, match=r"^--config.stages.joint.gone: .*; set config.there$"):
+        refuse_renamed(["main", "--config.stages.joint.gone", "3"], renamed, removed)
+    refuse_renamed(["main", "--config.stages.joint.goner=3"], renamed, removed)
+
+
 def test_a_recipe_that_is_not_there_is_refused_by_its_path():
     for given in (["--config=x.py:tiny"], ["-config", "x.py", "--config.seed=3"]):
         with pytest.raises(FlagError, match=r"^--config=x.py: there is no such file"):

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from rvllm_jax.config import keys
-from rvllm_jax.config.migrate import current
 from rvllm_jax.config.schema import Recipe
 
 TABLE = Path(__file__).parents[2] / "rvllm_jax" / "config" / "KEYS.md"
@@ -56,19 +55,3 @@ def test_a_value_of_another_type_is_refused_by_its_key():
         assert f"config.{path}={value!r} must be " in table[path].fault(value, path)
     assert not table["stages.STAGE.clip"].fault(1, "stages.joint.clip")
     assert not table["stages.STAGE.lora.rank"].fault(None, "stages.joint.lora.rank")
-
-
-def test_what_an_earlier_version_lacked_has_its_default(joint):
-    now = joint().to_dict()
-    stored = joint().to_dict()
-    del (
-        stored["evaluation"]["fusion"],
-        stored["model"]["weights"],
-        stored["stages"]["joint"]["lora"],
-    )
-    for spec in stored["stages"]["joint"]["optimizers"].values():
-        del spec["moments"]
-    before = repr(stored)
-    assert current(stored) == current(now)
-    assert repr(stored) == before
-    assert current({"no": "configuration"}) == {"no": "configuration"}

@@ -13,6 +13,8 @@ Two keys are ours and optional: "caption" of a record (text that says what the v
 import difflib
 import json
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from rvllm_jax.data.annotations.example import (
     AnnotationError,
@@ -20,6 +22,8 @@ from rvllm_jax.data.annotations.example import (
     checked_text,
     checked_video,
 )
+from rvllm_jax.system.atomic import read_json_or_empty
+from rvllm_jax.system.file_layout import PREPARED
 from rvllm_jax.types import Example, Turn
 
 INFO = ".info.json"  # behind a prepared split's name: what its preparation recorded of it
@@ -27,6 +31,16 @@ VIDEO_MARK = "<video>"  # where LLaVA's prompts put the video
 MARKS = (VIDEO_MARK, "<image>")  # files made for image models put the second before a video too
 SENDERS = (("human", "user"), ("gpt", "assistant"))  # of a question, of an answer
 _ALL = "all"  # what results call the questions of all types
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """What a preparation recorded of a split; {} where it is absent or broken.
+
+    Raises LayoutError where a newer version made it.
+    """
+    info = read_json_or_empty(path)
+    PREPARED.check(path, info)
+    return info
 
 
 def write_llava(examples: Iterable[Example]) -> bytes:

@@ -7,12 +7,11 @@ from pathlib import Path
 from absl import logging
 
 from rvllm_jax.data.annotations.example import check_videos
-from rvllm_jax.data.annotations.llava import INFO
+from rvllm_jax.data.annotations.llava import INFO, read_info
 from rvllm_jax.data.annotations.read import read_llava
 from rvllm_jax.data.store.reader import FrameStore, check_share
 from rvllm_jax.data.store.shards import FRAMES, INDEX, StoreOptions
 from rvllm_jax.data.store.writer import holds, write_store
-from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.fingerprint import json_digest
 from rvllm_jax.system.lock import LOCK
@@ -82,7 +81,7 @@ def open_data(
                 f"{paths[split]}: none of its {len(examples)} examples is left, as its videos do "
                 f"not decode: {set_aside}. Replace these videos, or leave out the file"
             )
-        if info := read_json_or_empty(paths[split].with_suffix(INFO)):
+        if info := read_info(paths[split].with_suffix(INFO)):
             info.pop("files", None)
             origins[split] = info
     return TrainingData(kept, store, set_aside, origins)

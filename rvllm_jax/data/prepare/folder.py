@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rvllm_jax.data.annotations import split as splits
-from rvllm_jax.data.annotations.llava import INFO
+from rvllm_jax.data.annotations.llava import INFO, read_info
 from rvllm_jax.data.annotations.read import Annotations, read_llava
 from rvllm_jax.data.annotations.video_names import readable
 from rvllm_jax.data.prepare.find import VideoFiles
 from rvllm_jax.data.prepare.options import PreparationError
-from rvllm_jax.data.store.shards import FRAMES, StoreOptions
+from rvllm_jax.data.store.shards import FRAMES, INDEX, StoreOptions
 from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
+from rvllm_jax.system.file_layout import STORE
 from rvllm_jax.system.lock import LOCK, locked
 
 FOLLOWING = "frames.following"  # a store that will take the place of FRAMES when it is finished
@@ -24,7 +25,8 @@ REPORT, CHECK = "report", "check"  # pages: NAME.html and NAME.json
 
 
 def check_folder(out: Path, split: str, inputs: Iterable[str | Path]) -> None:
-    """Raises `PreparationError` where a preparation into `out` would destroy what is not its own.
+    """Raises `PreparationError` where a preparation into `out` would destroy what is not its own,
+    LayoutError where a newer version prepared it.
 
     inputs: files that it reads.
     """
@@ -50,9 +52,10 @@ def check_folder(out: Path, split: str, inputs: Iterable[str | Path]) -> None:
                 f"{given}: lies where the frames are stored ({' or '.join(sorted(stores))}), which "
                 "is cleared when they are stored anew; give another --out"
             )
+    STORE.check(out / FRAMES / INDEX, read_json_or_empty(out / FRAMES / INDEX))
     info = out / (split + INFO)
     there = [str(path) for path in (out / f"{split}.json", info) if os.path.lexists(path)]
-    if there and read_json_or_empty(info).get("split") != split:
+    if there and read_info(info).get("split") != split:
         raise PreparationError(
             f"{', '.join(there)}: there already, and no preparation wrote it (none is described in "
             f"{info.name}); move it, or give another --out or --split"
@@ -118,7 +121,7 @@ def check_other_splits(out: Path, annotations: Annotations, split: str) -> None:
     benchmarks = {part.benchmark for part in parts}
     asked = {example.id for part in parts for example in part.examples}
     for path in sorted(out.glob(f"*{INFO}")) if asked else ():
-        info = read_json_or_empty(path)
+        info = read_info(path)
         other = info.get("split")
         rows = out / f"{other}.json"
         there = {part.get("benchmark") for part in info.get("annotations", [])}
@@ -146,7 +149,7 @@ def videos_of_other_splits(
     for path in sorted(out.glob(f"*{INFO}")):
         if path.name == split + INFO:
             continue
-        info = read_json_or_empty(path)
+        info = read_info(path)
         files = info.get("files", {})
         for name, given in files.items():
             videos[name] = Path(given)

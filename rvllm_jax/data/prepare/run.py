@@ -48,6 +48,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FRAMES, INDEX, StoreWriteError, Task
 from rvllm_jax.data.store.writer import check_foreign, holds, holds_only, write_store
 from rvllm_jax.system.atomic import write_bytes, write_json
+from rvllm_jax.system.file_layout import PREPARED
 
 _UNFINISHED = "the frames are not all stored yet; start the same command again, it continues"
 _SPLIT = re.compile(r"[a-z][a-z0-9_]*")
@@ -145,7 +146,7 @@ def _finish(
         path.unlink(missing_ok=True)
         if unusable:
             write_bytes(path, unusable)
-        write_json(out / (findings.split + INFO), info)
+        write_json(out / (findings.split + INFO), PREPARED.stamp(info))
         write_bytes(out / f"{findings.split}.json", examples)
     return _report(out, findings, store, code, "; ".join(filter(None, [verdict, left_over(out)])))
 

@@ -19,6 +19,7 @@ from rvllm_jax.data.store.shards import (
     shard_file,
 )
 from rvllm_jax.system.atomic import read_json_or_empty
+from rvllm_jax.system.file_layout import STORE
 from rvllm_jax.types import VideoInfo
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
@@ -54,14 +55,15 @@ class FrameStore:
     """
 
     def __init__(self, folder: str | Path):
-        """Raises `FrameStoreError` where `folder` holds no finished store of this layout."""
+        """Raises `FrameStoreError` where `folder` holds no finished store, `LayoutError` where a
+        newer version made it."""
         self.folder = Path(folder)
         index = read_json_or_empty(self.folder / INDEX)
-        if index.get("layout") != records.LAYOUT:
-            actual = f"an index of layout {index['layout']!r}" if "layout" in index else "no index"
+        STORE.check(self.folder / INDEX, index)
+        if "layout" not in index:
             raise FrameStoreError(
-                f"{self.folder}: holds {actual}, expected {INDEX} of layout {records.LAYOUT}. "
-                "Prepare the videos into this folder (a preparation that was stopped continues)"
+                f"{self.folder}: holds no {INDEX} of a frame store. Prepare the videos into this "
+                "folder (a preparation that was stopped continues)"
             )
         try:
             self.options = StoreOptions.from_index(index)

@@ -32,8 +32,9 @@ import numpy as np
 import simplejpeg
 
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.file_layout import STORE
 
-LAYOUT = 1
+LAYOUT = STORE.number
 ENCODINGS = ("raw", "jpeg")
 JPEG_QUALITY = 90
 

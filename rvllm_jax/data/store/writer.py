@@ -27,6 +27,7 @@ from rvllm_jax.data.store.shards import (
     write_store_json,
 )
 from rvllm_jax.system.atomic import read_json_or_empty
+from rvllm_jax.system.file_layout import STORE
 from rvllm_jax.system.fingerprint import digest, json_digest
 from rvllm_jax.system.lock import LOCK, locked
 from rvllm_jax.system.progress import VideosDone
@@ -82,6 +83,7 @@ def write_store(
         shards = max(16, -(-len(names) // 32))
     shards = min(shards, len(names))
     _check(options, len(names), shards, time_limit, min_decoded)
+    STORE.check(folder / INDEX, read_json_or_empty(folder / INDEX))
     tasks = plan(folder, videos, options, shards, min_decoded, time_limit)
     if _is_whole(folder, tasks):
         return FrameStore(folder)

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rvllm_jax.data.annotations.example import AnnotationError
-from rvllm_jax.data.annotations.llava import INFO
+from rvllm_jax.data.annotations.llava import INFO, read_info
 from rvllm_jax.data.annotations.published import numbered_split, shortfall
 from rvllm_jax.data.annotations.read import AnnotationPart, Annotations, read
 from rvllm_jax.data.annotations.split import NUMBERS, contradiction, evidence
 from rvllm_jax.data.annotations.video_names import VideoFilesError, describe_ambiguous, match
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.tfds.datasets import TfdsDataset
-from rvllm_jax.system.atomic import read_json_or_empty
 from rvllm_jax.types import Example
 
 _NAMED = 5  # how many offenders a message names
@@ -162,4 +161,4 @@ def _lacking(
     if lacking:
         yield lacking
     for path in paths:  # what the preparation that wrote the files, if one did, recorded
-        yield from read_json_or_empty(path.with_suffix(INFO)).get("partial", [])
+        yield from read_info(path.with_suffix(INFO)).get("partial", [])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.evaluation.answers.questions import CRITERIA, EvaluationError, Key, some
-from rvllm_jax.system import fingerprint
+from rvllm_jax.system import file_layout, fingerprint
 from rvllm_jax.system.atomic import make_folder, read_json, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
@@ -128,6 +128,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = folder / INFO
     advice = "it names the benchmark and split of the answers, which no score goes without"
     info = read_json(path, advice=advice, error=AnswersError)
+    file_layout.ANSWERS.check(path, info)
     for name in ("benchmark", "split"):
         if not isinstance(info.get(name), str) or not info[name]:
             raise AnswersError(f"{path}: has no {name}, which no score goes without; add it")
@@ -141,6 +142,11 @@ def fingerprints(folder: Path, info: Mapping[str, Any]) -> dict[str, str]:
     if path.is_file():
         names["answers"] = fingerprint.file_digest(path)[: fingerprint.SHORT]
     return names
+
+
+def write_info(folder: Path, info: Mapping[str, Any]) -> None:
+    """Writes folder/info.json."""
+    write_json(folder / INFO, file_layout.ANSWERS.stamp(info))
 
 
 class AnswerFile:
@@ -171,7 +177,7 @@ class AnswerFile:
                 )
             if not known:
                 started = {"complete": False, "date": now()}
-                write_json(folder / INFO, dict(info) | started)
+                write_info(folder, dict(info) | started)
         except BaseException:
             lines.close()
             raise
@@ -207,8 +213,11 @@ class AnswerFile:
 
 
 def read_info_if_any(folder: Path) -> dict[str, Any]:
-    """What folder/info.json holds; {} where it is not there. Raises EvaluationError if broken."""
-    return read_json(folder / INFO, absent={}, error=EvaluationError)
+    """What folder/info.json holds; {} where it is not there. Raises EvaluationError if broken,
+    LayoutError if newer."""
+    info = read_json(folder / INFO, absent={}, error=EvaluationError)
+    file_layout.ANSWERS.check(folder / INFO, info)
+    return info
 
 
 def _check_same(folder: Path, known: Mapping[str, Any], info: Mapping[str, Any]) -> None:

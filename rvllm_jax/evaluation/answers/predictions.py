@@ -15,9 +15,9 @@ from rvllm_jax.data.annotations.read import AnnotationPart, Annotations, read
 from rvllm_jax.data.annotations.split import refusal, without_benchmark
 from rvllm_jax.evaluation.answers.answer_file import (
     ANSWERS,
-    INFO,
     AnswersError,
     read_info_if_any,
+    write_info,
 )
 from rvllm_jax.evaluation.answers.exact_match import FREE, official, type_name
 from rvllm_jax.evaluation.answers.questions import (
@@ -27,7 +27,7 @@ from rvllm_jax.evaluation.answers.questions import (
     fingerprint,
     some,
 )
-from rvllm_jax.system.atomic import dump_json, write_bytes, write_json, write_text
+from rvllm_jax.system.atomic import dump_json, write_bytes, write_text
 from rvllm_jax.system.fingerprint import SHORT, digest, file_digest
 from rvllm_jax.system.lines import dump
 from rvllm_jax.system.lock import locked
@@ -114,7 +114,7 @@ def _write(folder: Path, content: bytes, info: dict[str, Any]) -> Path:
     with locked(folder, advice="name another --results"):
         if path.exists() and path.read_bytes() != content:
             raise AnswersError(f"{path}: holds other answers; give another folder by --results")
-        write_json(folder / INFO, info)
+        write_info(folder, info)
         write_bytes(path, content)
     return folder
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.evaluation.answers.answer_file import Answer, digest
+from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import read_json, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.fingerprint import differing
@@ -231,7 +232,8 @@ def read_judged(path: str | Path) -> Iterator[Judged]:
 
 def read_made_with(path: Path) -> dict[str, Any] | None:
     """What a file of verdicts was made with; None where there is none yet."""
-    return read_json(path, absent={}, error=VerdictsError) or None
+    made_with = read_json(path, absent={}, error=VerdictsError)
+    return file_layout.VERDICTS.check(path, made_with) or None
 
 
 def open_verdicts(
@@ -252,7 +254,8 @@ def open_verdicts(
                     f"{path}: {made_with_path.name}, which says what judged it, is not there; "
                     "restore it, or move the file away"
                 )
-            write_json(made_with_path, dict(made_with) | {"created": now()}, allow_nan=False)
+            made = file_layout.VERDICTS.stamp(dict(made_with) | {"created": now()})
+            write_json(made_with_path, made, allow_nan=False)
         else:
             _check_same(path, known, made_with)
         judged_before: dict[Key, str] = {}

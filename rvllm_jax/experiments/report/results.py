@@ -17,6 +17,7 @@ from rvllm_jax.evaluation.judge.facts import UNSUPPORTED
 from rvllm_jax.evaluation.judge.run import check_beside
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError, paths
 from rvllm_jax.evaluation.score.scores import judge_settings
+from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.fingerprint import differing
 from rvllm_jax.system.lines import read_lines
@@ -91,6 +92,7 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
             paths, now = sorted(benchmark.glob("scores.*.json")), fingerprints(benchmark, info)
             for path in paths:
                 scores = read_json(path, advice=_JUDGE_AGAIN, error=EvaluationError)
+                file_layout.VERDICTS.check(path, scores)
                 _check(path, scores, info)
                 judge = path.name.removeprefix("scores.").removesuffix(".json")
                 if others := _other_answers(benchmark, judge, scores, now):

@@ -128,7 +128,7 @@ def _add_tokenizer(parts: Parts, vocab_size: int) -> None:
 
 def _of_run(workdir: Path, best: str) -> Parts:
     config = read_config(workdir)
-    recipe = resolve(with_kept_decoder(config, workdir))
+    recipe = resolve(with_kept_decoder(config, workdir), workdir / "config.json")
     model = build_model(recipe)
     params, stats, _, line = read_run(workdir, best, model)
     notes = [line]

@@ -1,6 +1,5 @@
 """What weights are: the model.json of a source or of a run, and the arrays that one describes."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import jax
 
+from rvllm_jax.config import migrate
 from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import ConfigError, resolve
 from rvllm_jax.models.functional import FunctionalModel
@@ -65,7 +65,7 @@ def config_of_export(recipe: Any, folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder / 'model.json'}: its recipe is {recipe!r:.80}; restore the file"
         )
-    config = copy.deepcopy(recipe)
+    config = migrate.current(recipe)
     config["model"] |= {"decoder": str(folder), "weights": str(folder), "random": ""}
     config["tokenizer"]["folder"] = str(folder)
     return config
@@ -79,7 +79,8 @@ def expected(description: Mapping[str, Any], where: Path) -> dict[str, jax.Shape
     folder = where if where.is_dir() else where.parent
     try:
         if "recipe" in description:
-            model = build_model(resolve(config_of_export(description["recipe"], folder)))
+            config = config_of_export(description["recipe"], folder)
+            model = build_model(resolve(config, folder / OURS))
             return model.params | model.stats
         arrays = {}
         for name, make in _parts(description, str(folder / OURS)).items():

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rvllm_jax.config import migrate
 from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import ConfigError, resolve
 from rvllm_jax.config.schema import Recipe
@@ -22,6 +23,7 @@ from rvllm_jax.models.functional import Arrays, FunctionalModel, checksum
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
 from rvllm_jax.sharding.layouts import JitLayout
+from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.fingerprint import SHORT, json_digest, recorded
 from rvllm_jax.training.checkpoint import newest, read_model
@@ -116,10 +118,10 @@ def describe_model(
     template: str = "",
 ) -> ModelDescription:
     """The model of a working directory (its newest checkpoint, or the best of stage `best`), or of
-    a folder that `convert` wrote of one.
+    a folder that `convert` wrote of one; earlier versions' too.
 
     template: a name to use in place of the recipe's own. Raises WeightsError, CheckpointError,
-    ConfigError, ChatTemplateError or TokenizerError; allocates nothing.
+    ConfigError, LayoutError, ChatTemplateError or TokenizerError; allocates nothing.
     """
     path = Path(path)
     is_run = is_bound(path)
@@ -128,7 +130,8 @@ def describe_model(
         raise WeightsError(f"{path}: an exported folder has no best checkpoint of stage {best!r}")
     if template:
         config["data"]["template"] = template
-    recipe = dataclasses.replace(resolve(config), mesh=dict(mesh))
+    where = path / ("config.json" if is_run else OURS)
+    recipe = dataclasses.replace(resolve(config, where), mesh=dict(mesh))
     folder = path / "tokenizer" if is_run else path
     tokenizer = tokenizers.load(folder)
     check_tokenizer(recipe, tokenizer, str(folder))
@@ -170,6 +173,7 @@ def _config_of_export(path: Path) -> dict[str, Any]:
             f"({OURS} is not there); train one, or `python -m rvllm_jax.convert --source=RUN`"
         )
     description = read_json(path / OURS, error=ConfigError)
+    description = file_layout.MODEL.check(path / OURS, description)
     if "recipe" not in description:
         raise WeightsError(
             f"{path}: holds {', '.join(description) or 'nothing'}, not a whole video model; train "
@@ -208,6 +212,7 @@ def read_run(
     Raises CheckpointError, and WeightsError where the arrays are not those of the model.
     """
     params, stats, step = read_model(workdir, best, shardings)
+    params = migrate.with_added_parameters(params, model.params, shardings.get)
     _check_same(params | stats, model.params | model.stats, workdir)
     source = f"{workdir}: the {f'best of {best}' if best else 'checkpoint'}, step {step}"
     return params, stats, step, source

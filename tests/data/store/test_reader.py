@@ -14,6 +14,7 @@ from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError, StoreOptions
 from rvllm_jax.data.store.writer import write_store
 from rvllm_jax.data.video import decode, encode
+from rvllm_jax.system.file_layout import LayoutError
 from rvllm_jax.types import VideoInfo
 
 REAL = Path(__file__).parents[4] / "shared/data/real_videos"
@@ -175,11 +176,10 @@ def test_folders_without_a_store_of_this_layout_are_refused(copy, tmp_path):
     with pytest.raises(FrameStoreError, match="absent: holds no index.*Prepare"):
         FrameStore(tmp_path / "absent")
     index = json.loads((copy / "index.json").read_text())
-    for changes, message in (({"layout": 0}, "layout 0, expected"), ({"bad": 3}, None)):
-        (copy / "index.json").write_text(json.dumps(index | changes))
-        if message:
-            with pytest.raises(FrameStoreError, match=message):
-                FrameStore(copy)
+    for layout, message in ((0, "layout is 0, expected"), (2, "made by a newer version")):
+        (copy / "index.json").write_text(json.dumps(index | {"layout": layout}))
+        with pytest.raises(LayoutError, match=rf"index.json: .*{message}"):
+            FrameStore(copy)
     fewer = index | {"shards": index["shards"][1:]}
     for damaged in ({"layout": 1, "entries": {"a": [1]}}, fewer):
         (copy / "index.json").write_text(json.dumps(damaged))
