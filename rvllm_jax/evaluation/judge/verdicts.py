@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.evaluation.answers.answer_file import Answer, digest
-from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import read_json, write_json
 from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.file_layout import VERDICTS
 from rvllm_jax.system.fingerprint import differing
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
@@ -232,8 +232,7 @@ def read_judged(path: str | Path) -> Iterator[Judged]:
 
 def read_made_with(path: Path) -> dict[str, Any] | None:
     """What a file of verdicts was made with; None where there is none yet."""
-    made_with = read_json(path, absent={}, error=VerdictsError)
-    return file_layout.VERDICTS.check(path, made_with) or None
+    return VERDICTS.check(path, read_json(path, absent={}, error=VerdictsError)) or None
 
 
 def open_verdicts(
@@ -254,16 +253,15 @@ def open_verdicts(
                     f"{path}: {made_with_path.name}, which says what judged it, is not there; "
                     "restore it, or move the file away"
                 )
-            made = file_layout.VERDICTS.stamp(dict(made_with) | {"created": now()})
-            write_json(made_with_path, made, allow_nan=False)
+            made_with = VERDICTS.stamp({**made_with, "created": now()})
+            write_json(made_with_path, made_with, allow_nan=False)
         else:
             _check_same(path, known, made_with)
         judged_before: dict[Key, str] = {}
         for judged in read_judged(path):
             if judged.key in judged_before:
                 raise VerdictsError(
-                    f"{path}: holds {judged.key} twice; remove one of its lines, or move the file "
-                    "away"
+                    f"{path}: holds {judged.key} twice; remove one of its lines, or move it away"
                 )
             judged_before[judged.key] = judged.of
         return lines, judged_before
