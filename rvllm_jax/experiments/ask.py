@@ -15,14 +15,6 @@ from rvllm_jax.training.diagnostics import count_unreadable, warn_of_unreadable
 from rvllm_jax.training.loop import Result
 
 
-def asked_datasets(experiment: Experiment) -> dict[str, Dataset]:
-    """What is asked at the end, by split. Made before training: what does not fit fails then."""
-    splits = experiment.source.splits
-    chosen = {"train": splits["train"][: experiment.recipe.evaluation.train_videos]}
-    chosen.update({split: splits[split] for split in ("test", "heldout") if split in splits})
-    return {split: experiment.dataset(examples) for split, examples in chosen.items()}
-
-
 def fusion(recipe: Recipe) -> str:
     """How several views of a video give one answer at the end; "" where there is one view."""
     return "" if recipe.evaluation.test_clips == "1x1" else recipe.evaluation.fusion

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 
 from rvllm_jax.config.build import build_model
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.batches.dataset import Dataset
+from rvllm_jax.data.batches.packing import ContextError
 from rvllm_jax.data.batches.source import TrainingData, open_data
 from rvllm_jax.data.shapes import build as shapes
 from rvllm_jax.data.text import prompt
@@ -27,6 +29,15 @@ from rvllm_jax.training.resume import open_start
 from rvllm_jax.training.stages import micro_batch_note, open_layout
 from rvllm_jax.training.workdir import is_bound, keep_decoder
 from rvllm_jax.types import Example
+
+
+class RunDatasets(NamedTuple):
+    """What a run reads of its data."""
+
+    train: dict[str, Dataset]  # by stage.input
+    validation: dict[str, Dataset]  # by stage.input
+    probed: dict[str, Dataset]  # by stage.input; asked beside each validation loss
+    asked: dict[str, Dataset]  # by split; asked at the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +91,33 @@ class Experiment:
     @functools.cached_property
     def template(self) -> Template:
         return prompt.find_template(self.recipe.data.template, self.tokenizer)
+
+    @functools.cached_property
+    def datasets(self) -> RunDatasets:
+        """All datasets of the run, made before training: what does not fit fails then.
+
+        Raises DatasetError, and one ContextError for every stage.input and split.
+        """
+        splits, evaluation = self.source.splits, self.recipe.evaluation
+        validation = (splits.get("validation") or splits["train"])[: evaluation.clips]
+        asked = {"train": splits["train"][: evaluation.train_videos]}
+        asked |= {split: splits[split] for split in ("test", "heldout") if split in splits}
+        inputs = dict.fromkeys(stage.input for stage in self.recipe.stages)
+        parts = splits["train"], validation, validation[: evaluation.probe_videos]
+        wanted = [{i: (examples, i) for i in inputs} for examples in parts]
+        wanted.append({split: (examples, "video") for split, examples in asked.items()})
+        faults: dict[str, tuple[int, str]] = {}
+
+        def make(examples: list[Example], input: str) -> Dataset | None:
+            try:
+                return self.dataset(examples, input)
+            except ContextError as error:
+                faults[input] = max(error.faults[input], faults.get(input, (0, "")))
+
+        made = [{key: make(*what) for key, what in part.items()} for part in wanted]
+        if faults:
+            raise ContextError(self.recipe.data.context, faults)
+        return RunDatasets(*made)
 
     def dataset(self, examples: list[Example], input: str = "video") -> Dataset:
         options = dataclasses.replace(self.recipe.dataset_options, input=input)

@@ -8,7 +8,7 @@ from absl import logging
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.batches import prompt_view
 from rvllm_jax.evaluation import controls
-from rvllm_jax.experiments.ask import ask_all, asked_datasets, fusion, predict, texts
+from rvllm_jax.experiments.ask import ask_all, fusion, predict, texts
 from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.saved import training_videos
@@ -26,7 +26,7 @@ def run(recipe: Recipe, workdir: Path) -> dict:
     With several hosts each one returns them, and host 0 reports.
     """
     experiment = Experiment.open(recipe, workdir)
-    datasets = asked_datasets(experiment)
+    datasets = experiment.datasets.asked
     asked = {split: fingerprint(dataset) for split, dataset in datasets.items()}
     result = train(experiment)
     if results := _earlier_results(workdir, result.position.done, asked, fusion(recipe)):
@@ -61,17 +61,13 @@ def _earlier_results(workdir: Path, steps: int, asked: dict[str, str], fusion: s
 
 def train(experiment: Experiment) -> Result:
     """Trains what is left to train in the working directory."""
-    recipe, splits = experiment.recipe, experiment.source.splits
+    recipe, splits, datasets = experiment.recipe, experiment.source.splits, experiment.datasets
     model, weights = experiment.model, recipe.model.weights
     videos = (example.video for example in splits["train"])
     training_videos.record(experiment.workdir, videos, weights)
-    validation = splits.get("validation") or splits["train"]
     if "validation" not in splits:
         logging.warning("no config.data.validation: its loss is taken on training pairs")
-    validation = validation[: recipe.evaluation.clips]
-    inputs = {stage.input for stage in recipe.stages}
-    probed = validation[: recipe.evaluation.probe_videos]
-    probes = {i: experiment.grouping(experiment.dataset(probed, i), centred=True) for i in inputs}
+    probes = {i: experiment.grouping(d, centred=True) for i, d in datasets.probed.items()}
     engine = experiment.engine()
 
     def probe(input, params, stats):
@@ -83,8 +79,8 @@ def train(experiment: Experiment) -> Result:
         recipe,
         experiment.workdir,
         model,
-        {input: experiment.dataset(splits["train"], input) for input in inputs},
-        {input: experiment.dataset(validation, input) for input in inputs},
+        datasets.train,
+        datasets.validation,
         probe,
         tokenizer=experiment.tokenizer.fingerprint,
         start=functools.partial(open_start, weights, recipe.model.random, model),

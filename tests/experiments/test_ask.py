@@ -13,7 +13,7 @@ import pytest
 from rvllm_jax.config.check import resolve
 from rvllm_jax.data.shapes import build as shapes
 from rvllm_jax.data.store.reader import FrameStore
-from rvllm_jax.experiments.ask import _unreadable, _warn_of_long, ask_all, asked_datasets
+from rvllm_jax.experiments.ask import _unreadable, _warn_of_long, ask_all
 from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.generation.engine import Prediction
@@ -67,7 +67,7 @@ def result(experiment, quick_compilation):
 
 @pytest.fixture(scope="module")
 def evaluated(experiment, result):
-    return ask_all(experiment, result, asked_datasets(experiment))
+    return ask_all(experiment, result, experiment.datasets.asked)
 
 
 def written(experiment, split: str, clips: int) -> list[tuple[str, str, str]]:

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from rvllm_jax.config.check import ConfigError
-from rvllm_jax.data.batches.packing import PackingError, Sequences
+from rvllm_jax.data.batches.packing import ContextError, PackingError, Sequences
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.tokenizer_config import TokenizerError
 from rvllm_jax.experiments import experiment as opening
 from rvllm_jax.experiments import train as running
-from rvllm_jax.experiments.ask import asked_datasets
 from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.saved.tokenizer import open_tokenizer
 from rvllm_jax.sharding.mesh import MeshError
@@ -118,7 +117,7 @@ def test_what_ended_a_start_is_mended_in_the_same_working_directory(recipe, sett
         keys = {key.replace("__", "."): value for key, value in changes.items()}
         claim(tmp_path, settings | keys)
         experiment = Experiment.open(recipe(**changes), tmp_path)
-        asked_datasets(experiment)
+        _ = experiment.datasets
         return experiment
 
     with pytest.raises(PackingError, match="data.context = 32: raise it to"):
@@ -127,6 +126,33 @@ def test_what_ended_a_start_is_mended_in_the_same_working_directory(recipe, sett
     kept = json.loads((tmp_path / "config.json").read_text())
     assert kept["data.context"] == 96
     assert mended.tokenizer.vocab_size > 290  # nothing of the first start is left
+
+
+def test_a_context_that_is_too_short_is_reported_for_all_inputs_and_splits_at_once(
+    workplace, recipe, record, tmp_path
+):
+    question, answer, *_ = record(1)["conversations"]
+    asked = {"train": "Why? " * 40, "validation": "Why? " * 60}
+    for split, text in asked.items():
+        conversations = [question | {"value": text}, answer]
+        (tmp_path / split).write_text(
+            json.dumps([record(1) | {"conversations": conversations, "caption": "long " * 99}])
+        )
+    keys = {"data__conversations": str(tmp_path / "train")}
+    keys |= {"data__validation": str(tmp_path / "validation")}
+    keys |= {"schedule": "language,visual,joint", "stages__joint__batch": 8}
+    with pytest.raises(ContextError) as refused:
+        _ = Experiment.open(recipe(**keys), tmp_path / "run").datasets
+    message, faults = str(refused.value), refused.value.faults
+    assert list(faults) == ["caption_in_slot", "video"]
+    assert all(f"stage.input is {input!r}" in message for input in faults)
+    longest = max(tokens for tokens, _ in faults.values())
+    assert message.endswith(f"config.data.context = 96: raise it to {longest} or more")
+    mended = Experiment.open(recipe(**keys, data__context=longest), tmp_path / "run")
+    assert mended.datasets.train.keys() == faults.keys()
+    with pytest.raises(ContextError, match=f"raise it to {longest} or"):
+        short = recipe(**keys, data__context=longest - 1)
+        _ = Experiment.open(short, tmp_path / "run").datasets
 
 
 def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch, recipe):
@@ -139,9 +165,9 @@ def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch,
     result = SimpleNamespace(position=SimpleNamespace(done=7))
     table = {"accuracy": {}, "controls": {}, "counts": {}, "seconds": {}, "steps": 7}
     evaluated = []
-    monkeypatch.setattr(running.Experiment, "open", lambda *_: None)
+    experiment = SimpleNamespace(datasets=SimpleNamespace(asked={"test": asked}))
+    monkeypatch.setattr(running.Experiment, "open", lambda *_: experiment)
     monkeypatch.setattr(running, "train", lambda _: result)
-    monkeypatch.setattr(running, "asked_datasets", lambda _: {"test": asked})
     monkeypatch.setattr(running, "ask_all", lambda *_: evaluated.append(1) or (dict(table), []))
     first = running.run(recipe(), tmp_path)
     assert running.run(recipe(), tmp_path) == first and len(evaluated) == 1

@@ -265,11 +265,14 @@ class Dataset:
         needed = np.repeat(prefixes, np.diff(ends)) + lengths
         if (needed > context).any():
             worst = int(needed.argmax())
-            raise packing.PackingError(
+            prompt_is = (
                 f"example {self.examples[owners[worst]].id!r}: its prompt has {needed[worst]} "
                 f"tokens ({needed[worst] - lengths[worst]} up to the video's end, {lengths[worst]} "
-                f"of question and answer), {(needed > context).sum()} prompts pass "
-                f"config.data.context = {context}: raise it to {needed[worst]} or more"
+                f"of question and answer) where stage.input is {self.options.input!r}, "
+                f"{(needed > context).sum()} prompts pass"
+            )
+            raise packing.ContextError(
+                context, {self.options.input: (int(needed[worst]), prompt_is)}
             )
         of_video = [lengths[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
         return packing.plan_sequences(of_video, context - prefixes, self.options.max_segments)

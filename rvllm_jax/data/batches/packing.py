@@ -7,7 +7,7 @@ sequences. So every segment is used once an epoch, and epochs have the same numb
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,17 @@ from rvllm_jax.types import NO_SLOT, PADDING, PREFIX
 
 class PackingError(RvllmError, ValueError):
     """A prompt that does not fit the context; names the example, the lengths and the key."""
+
+
+class ContextError(PackingError):
+    """Prompts that pass the context; `faults` has the longest of each stage.input: its tokens, and
+    what it is."""
+
+    def __init__(self, context: int, faults: Mapping[str, tuple[int, str]]):
+        self.context, self.faults = context, faults
+        longest, _ = max(faults.values())
+        what = "; ".join(what for _, what in faults.values())
+        super().__init__(f"{what} config.data.context = {context}: raise it to {longest} or more")
 
 
 @dataclasses.dataclass(frozen=True)
