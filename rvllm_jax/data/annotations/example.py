@@ -23,14 +23,12 @@ def check_videos(examples: Iterable[Example], folder: str | Path) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise AnnotationError(f"{folder}: no such folder of videos; correct its path")
-    present: dict[str, bool] = {}  # many examples share a video: look once
-    missing = []
-    for example in examples:
-        video = example.video
-        if video not in present:
-            present[video] = not leaves_folder(video) and (folder / video).is_file()
-        if not present[video]:
-            missing.append(f"{example.id!r} names {video!r}")
+    examples = list(examples)
+    present = {  # many examples share a video: look once
+        video: not leaves_folder(video) and (folder / video).is_file()
+        for video in {example.video for example in examples}
+    }
+    missing = [f"{e.id!r} names {e.video!r}" for e in examples if not present[e.video]]
     if missing:
         more = f", and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise AnnotationError(

@@ -50,9 +50,7 @@ _APART = "(video_name, question, question_id; answer, question_id)"
 FORMATS: dict[str, Format] = {
     "llava": Format("LLaVA's records (id, video, conversations)", ("conversations",), id="id"),
     "video_instruct": Format(
-        "VideoInstruct's (q, a, video_id)",
-        ("video_id", "a", "q"),
-        made_id="{video}:{position}",
+        "VideoInstruct's (q, a, video_id)", ("video_id", "a", "q"), made_id="{video}:{position}"
     ),
     "consistency": Format(
         "consistency rows (video_name, Q1, Q2, A)",
@@ -60,9 +58,7 @@ FORMATS: dict[str, Format] = {
         made_id="{kind}:{position}",
     ),
     "generative": Format(
-        "generative rows (video_name, Q, A)",
-        ("video_name", "A", "Q"),
-        made_id="{kind}:{position}",
+        "generative rows (video_name, Q, A)", ("video_name", "A", "Q"), made_id="{kind}:{position}"
     ),
     # Both have the same keys; the ids tell them apart (recognise.py).
     "zero_shot": Format(f"Video-ChatGPT's pair {_APART}", **_PAIR),

@@ -8,7 +8,7 @@ split: of a part of one, only the file's name does.
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rvllm_jax.data.annotations.published import (
@@ -33,43 +33,25 @@ NUMBERS, ROWS, NAME, ONLY, NOTHING = "numbers", "rows", "file name", "only split
 
 def evidence(part: AnnotationPart) -> str:
     """What shows the split of these rows: one of NUMBERS, ROWS, NAME, ONLY and NOTHING."""
-    if _numbered(part):
-        return NUMBERS
-    if other_split(part.benchmark, "", part.rows):
-        return ROWS
-    if part.benchmark.startswith("video_text_generation/"):
-        return ONLY
-    return NAME if part.benchmark and _named(part) else NOTHING
+    return next((kind for kind, _, _ in _signs(part)), NOTHING)
 
 
 def contradiction(part: AnnotationPart, split: str) -> str:
     """In words, what shows that these are not rows of their benchmark's `split`; else "".
 
-    Rows of no known benchmark are of whatever split their owner says.
+    Rows of no known benchmark are of whatever split their owner says, and by a name of the owner's
+    a part of a split may be called.
     """
-    benchmark, splits = part.benchmark, PUBLISHED.get(part.benchmark, {})
-    if not splits:
-        return ""
-    if _numbered(part):
-        numbered = numbered_split(benchmark, [example.id for example in part.examples])
-        if numbered not in splits:
-            return f"the questions' numbers, {numbered}, are of no one split of {benchmark}"
-        if numbered != split:
-            return f"the questions' numbers are those of {benchmark}'s split {numbered}"
-    elif other := other_split(benchmark, split, part.rows):
-        return f"{part.rows:,} rows are those of {benchmark}'s split {other}"
-    counts = splits.get(split)
+    for kind, splits, words in _signs(part):
+        if splits != {split} and (split in SPLITS or kind in (NUMBERS, ROWS)):
+            return words
+    counts = PUBLISHED.get(part.benchmark, {}).get(split)
     if counts and (part.rows > counts.questions or part.videos > (counts.videos or part.videos)):
         return (
             f"{part.rows:,} rows on {part.videos:,} videos are more than the "
             f"{counts.questions:,}{f' on {counts.videos:,}' if counts.videos else ''} of "
-            f"{benchmark}'s split {split}"
+            f"{part.benchmark}'s split {split}"
         )
-    if evidence(part) == ONLY and split in SPLITS - splits.keys():
-        return f"{benchmark} has the split {', '.join(splits)} alone"
-    named = _named(part)
-    if not _numbered(part) and split in SPLITS and named - {split}:
-        return f"the file's name is that of {benchmark}'s split {' or '.join(sorted(named))}"
     return ""
 
 
@@ -93,8 +75,27 @@ def refusal(parts: Iterable[AnnotationPart], split: str) -> str:
 def without_benchmark(annotations: Annotations) -> Annotations:
     """The same as one's own annotations (--own): whatever they resemble, nothing is known of
     them."""
-    parts = tuple(dataclasses.replace(part, benchmark="") for part in annotations.parts)
+    parts = [dataclasses.replace(part, benchmark="") for part in annotations.parts]
     return dataclasses.replace(annotations, parts=parts)
+
+
+def _signs(part: AnnotationPart) -> Iterator[tuple[str, set[str], str]]:
+    """All that shows the split of these rows, the surest first: what it is, the splits, words."""
+    benchmark, splits = part.benchmark, PUBLISHED.get(part.benchmark, {})
+    if _numbered(part):
+        split = numbered_split(benchmark, [example.id for example in part.examples])
+        words = f"the questions' numbers are those of {benchmark}'s split {split}"
+        if split not in splits:
+            words = f"the questions' numbers, {split}, are of no one split of {benchmark}"
+        yield NUMBERS, {split}, words
+        return  # the name may be wrong
+    if split := other_split(benchmark, "", part.rows):
+        yield ROWS, {split}, f"{part.rows:,} rows are those of {benchmark}'s split {split}"
+    if benchmark.startswith("video_text_generation/"):
+        yield ONLY, set(splits), f"{benchmark} has the split {', '.join(splits)} alone"
+    if splits and (named := _named(part)):
+        its_splits = " or ".join(sorted(named))
+        yield NAME, named, f"the file's name is that of {benchmark}'s split {its_splits}"
 
 
 def _numbered(part: AnnotationPart) -> bool:
