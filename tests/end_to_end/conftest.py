@@ -124,13 +124,15 @@ class Killed:
         rng = random.Random(f"{SEED} {self.command} {how}")
         moments = [(number + rng.random()) / KILLS for number in range(KILLS)]
         rng.shuffle(moments)
+        self.starts = self.finished = 0
+        self.codes.clear()
         self.clear()
         for moment in moments:
             while not self.is_killed(how, moment):
-                moment *= 0.97  # of a machine that was slower before
+                pass
         signals = (signal.SIGTERM, signal.SIGINT) if how == "time" else ()
         for number in signals:
-            while not self.is_killed("time", rng.uniform(0.1, 0.9), number):
+            while not self.is_killed("time", rng.random(), number):
                 pass
         self.start()
         self.compare(self.warm.end())
@@ -142,6 +144,7 @@ class Killed:
         )
 
     def is_killed(self, how: str, moment: float, number: int = signal.SIGKILL) -> bool:
+        began = time.monotonic()
         if how == "time":
             self.start()
             end = self.warm.end(moment * self.seconds)
@@ -159,6 +162,8 @@ class Killed:
             self.on_disk |= lines(self.out)
         else:
             self.compare(end)
+            if not self.killed:  # the machine has less to do, or more, than it had
+                self.seconds, self.changes = time.monotonic() - began, end.changes
             self.clear()
         return killed
 
@@ -182,7 +187,7 @@ class Killed:
         self.on_disk.clear()
         self.killed = 0
         if self.inputs:
-            shutil.copytree(self.inputs, self.out)
+            shutil.copytree(self.inputs, self.out, symlinks=True)
         self.cleared()
 
 

@@ -81,17 +81,24 @@ def test_main(killed, tmp_path):
     run.kills("changes")
 
 
-@pytest.mark.parametrize("how", ["time", "changes"])
-def test_prepare(how, killed, tmp_path):
+@pytest.mark.parametrize("place", ["new", "prepared"])
+def test_prepare(place, killed, tmp_path):
+    """Into a new folder, by a worker; and in place of a preparation of other frames, by none."""
     videos = write_videos(tmp_path / "videos", 30, 80, 96)
+    asked, inputs, workers = write_records(tmp_path / "asked.json", *range(30)), None, 1
+    if place == "prepared":
+        inputs, workers = tmp_path / "before", 0
+        options = PrepareOptions(stride=2, short_side=36, no_benchmark=True)
+        assert prepare(videos, [asked], inputs, "train", options, say=lambda _: None).code == 0
     argv = [
-        f"--videos={videos}", f"--annotations={write_records(tmp_path / 'a.json', *range(30))}",
-        "--out={out}", "--split=train", "--own", "--stride=1", "--short_side=96", "--encoding=raw",
-        "--thumbnails=3", f"--workers={int(how == 'time')}",
+        f"--videos={videos}", f"--annotations={asked}", "--out={out}", "--split=train", "--own",
+        "--stride=1", "--short_side=96", "--encoding=raw", f"--workers={workers}",
+        "--thumbnails=3",
     ]  # fmt: skip
-    preparation = killed("prepare", argv, "tensorflow_datasets")
+    preparation = killed("prepare", argv, "tensorflow_datasets", inputs=inputs)
     preparation.unbroken()
-    preparation.kills(how)
+    preparation.kills("time")
+    preparation.kills("changes")
 
 
 @pytest.fixture(scope="module")
