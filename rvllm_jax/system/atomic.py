@@ -48,17 +48,15 @@ def naming(
 
 
 @contextlib.contextmanager
-def replacing(
-    path: str | Path, *, synced: bool = False, shared: bool = False, **how: Any
-) -> Iterator[Path]:
+def replacing(path: str | Path, *, synced: bool = False, **how: Any) -> Iterator[Path]:
     """A path beside `path` to write to; it becomes `path` at the end, or goes where that fails.
 
-    synced: returns only when the content is on the disk, for what must outlive the machine.
-    shared: other processes may be writing the same file. how: of `naming`.
+    What a killed process leaves of it is replaced too by the next one: it has no other name.
+    synced: returns only when the content is on the disk, for what must outlive the machine. how: of
+    `naming`.
     """
     path = Path(path)
-    mine = f".{os.getpid()}" if shared else ""
-    temporary = path.with_name(f"{path.name}{mine}{TEMPORARY}")
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         with naming(path, **how):
             yield temporary

@@ -206,7 +206,7 @@ def content(out: Path) -> dict[str, object]:
         within = {str(parent.relative_to(out)) for parent in path.parents if out in parent.parents}
         if path.is_symlink():
             found[name] = os.readlink(path)
-        elif within & found.keys() or path.name == "lock":
+        elif within & found.keys():
             continue
         elif path.is_dir():
             if (path / "_CHECKPOINT_METADATA").is_file() and path.name.isdigit():

@@ -22,6 +22,7 @@ from rvllm_jax.data.shapes import questions, scene
 from rvllm_jax.data.video import encode
 from rvllm_jax.system import random
 from rvllm_jax.system.atomic import make_folder, read_json_or_empty, write_json
+from rvllm_jax.system.lock import locked
 from rvllm_jax.system.pool import end_with_parent
 
 EMBEDDED = "shapes"  # the value of config.data.videos that asks for this dataset
@@ -92,7 +93,8 @@ def build(
 
     Every clip is a function of (seed, split, index) alone. The marker folder/shapes.json is written
     before the first clip and declared finished after the last file: a finished folder of the same
-    options is reused, an unfinished one is completed, one of other options is made anew.
+    options is reused, an unfinished one is completed, one of other options is made anew; a second
+    process waits for the first.
 
     Args:
       sizes: number of clips a split, of train, validation, test and heldout.
@@ -107,20 +109,23 @@ def build(
     _check(sizes)
     paths = {split: folder / f"{split}.json" for split in sizes}
     marker = _marker(options, sizes)
-    finished, present = _prepare(folder, marker)
     clips = [(split, index) for split, count in sizes.items() for index in range(count)]
     wanted = {f"{_name(*clip)}.mp4" for clip in clips}
-    if finished and wanted <= present and all(path.is_file() for path in paths.values()):
-        return paths
-    work = functools.partial(_make, options=options, videos=folder / "videos", present=present)
-    records: dict[str, list] = {split: [] for split in sizes}
-    for done, record in enumerate(_map(work, clips, workers), 1):
-        records[clips[done - 1][0]].append(record)
-        if progress and (done % _CHUNK == 0 or done == len(clips)):
-            progress(done, len(clips))
-    for split, path in paths.items():
-        write_json(path, records[split], shared=True)
-    write_json(folder / MARKER, marker | {"finished": True}, shared=True)
+    there = read_json_or_empty(folder / MARKER)
+    if there.get("finished") and _is_of(there, marker) and wanted <= _clips(folder):
+        if all(path.is_file() for path in paths.values()):
+            return paths
+    with locked(folder, wait=logging.warning, advice="name another folder"):
+        present = _take_up(folder, marker)
+        work = functools.partial(_make, options=options, videos=folder / "videos", present=present)
+        records: dict[str, list] = {split: [] for split in sizes}
+        for done, record in enumerate(_map(work, clips, workers), 1):
+            records[clips[done - 1][0]].append(record)
+            if progress and (done % _CHUNK == 0 or done == len(clips)):
+                progress(done, len(clips))
+        for split, path in paths.items():
+            write_json(path, records[split])
+        write_json(folder / MARKER, marker | {"finished": True})
     return paths
 
 
@@ -131,20 +136,27 @@ def _marker(options: ShapesOptions, sizes: Mapping[str, int]) -> dict[str, Any]:
     return {"version": VERSION, "made_with": made_with, **options, "sizes": dict(sizes)}
 
 
-def _prepare(folder: Path, marker: dict[str, Any]) -> tuple[bool, frozenset[str]]:
-    """Whether the folder holds this dataset finished, and which clips of it are there already."""
+def _is_of(there: Mapping[str, Any], marker: dict[str, Any]) -> bool:
+    """Whether `there` is the marker of this dataset, finished or not."""
+    if str(there.get("fingerprint", ""))[:16] == _DIGESTS.get(marker["made_with"]):
+        return marker == _marker(ShapesOptions(), SIZES)
+    return {**there, "finished": True} == {**marker, "finished": True}
+
+
+def _clips(folder: Path) -> frozenset[str]:
+    return frozenset(path.name for path in (folder / "videos").glob("*.mp4"))
+
+
+def _take_up(folder: Path, marker: dict[str, Any]) -> frozenset[str]:
+    """The clips of this dataset that the folder holds already; those of others are removed."""
     there, videos = read_json_or_empty(folder / MARKER), make_folder(folder / "videos")
-    finished, digest = there.get("finished", False), str(there.get("fingerprint", ""))
-    is_same = {**there, "finished": True} == {**marker, "finished": True}
-    if digest[:16] == _DIGESTS.get(marker["made_with"]):
-        is_same = marker == _marker(ShapesOptions(), SIZES)
-    if is_same:
-        return bool(finished), frozenset(path.name for path in videos.glob("*.mp4"))
-    # Only of a folder with our marker do we know that the clips in it are ours to remove.
-    for stale in videos.glob("*.mp4") if there else ():
-        stale.unlink()
-    write_json(folder / MARKER, marker | {"finished": False}, shared=True)
-    return False, frozenset()
+    if not _is_of(there, marker):
+        # Only of a folder with our marker do we know that the clips in it are ours to remove.
+        for stale in _clips(folder) if there else ():
+            (videos / stale).unlink()
+        write_json(folder / MARKER, marker | {"finished": False})
+        return frozenset()
+    return _clips(folder)
 
 
 def draw_clip(options: ShapesOptions, split: str, index: int) -> tuple[scene.Scene, dict]:

@@ -26,7 +26,7 @@ def write(path: str | os.PathLike, frames: np.ndarray, *, fps: float, crf: int =
         raise ValueError(f"{path}: H.264 takes even heights and widths, not {height}x{width}")
     path = Path(path)
     failures = (av.FFmpegError, OSError)
-    with replacing(path, shared=True, error=VideoError, failures=failures) as part:
+    with replacing(path, error=VideoError, failures=failures) as part:
         _encode(part, frames, Fraction(fps).limit_denominator(1001), crf)
 
 

@@ -1,11 +1,16 @@
 import collections
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from rvllm_jax.data.shapes import build
 from rvllm_jax.data.video import decode
 
+ROOT = Path(__file__).parents[3]
 SMALL = {"train": 60, "validation": 20, "test": 40, "heldout": 40}
 
 
@@ -106,6 +111,29 @@ def test_interrupted_build_is_completed_not_redone(tmp_path):
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
     after = stamps(tmp_path / "cut")
     assert all(after[name] == before[name] for name in before if name.endswith(".mp4"))
+
+
+KILLED_IN_A_CLIP = """
+import os, signal, sys
+from rvllm_jax.data.shapes import build
+from rvllm_jax.data.video import encode
+
+def kill(path, *_):
+    path.write_bytes(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+encode._encode = kill
+build.build(sys.argv[1], sizes={"train": 3})
+"""
+
+
+def test_a_build_that_was_killed_leaves_no_half_clip_and_no_lock(tmp_path):
+    command = [sys.executable, "-c", KILLED_IN_A_CLIP, tmp_path / "cut"]
+    assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
+    assert len(files(tmp_path / "cut")) == 3  # the lock, the marker and half a clip
+    build.build(tmp_path / "cut", sizes={"train": 3})
+    build.build(tmp_path / "whole", sizes={"train": 3})
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
 def test_folder_of_other_options_is_made_anew(tmp_path):
