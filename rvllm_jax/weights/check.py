@@ -7,11 +7,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rvllm_jax.weights.open import Entry
+from rvllm_jax.weights.open import EMBEDDING, HEAD, Entry
 
 MOST = 50  # lines
 KINDS = "missing", "surplus", "misshapen", "wrong dtype"
 CLIP_FEATURES = {768: "CLIP ViT-B", 1024: "CLIP ViT-L", 1152: "SigLIP SO400M"}
+NO_HEAD = (
+    "there is no lm_head.weight, and the model is not tied: if its logits are taken with the "
+    "embedding, set tie_word_embeddings to true in the config.json of config.model.decoder; else "
+    f"get the file that holds it, or train a new one, by --config.model.random={HEAD!r}"
+)
 PROJECTOR = "projector/linear_1/kernel"  # [features, width]
 
 
@@ -20,6 +25,8 @@ def find_faults(
 ) -> list[str]:
     """A line a fault, in the order of KINDS; `absent` are paths of `targets` without an entry."""
     faults = [f"missing: {path} {_spec(targets[path])}" for path in absent]
+    if HEAD in absent and EMBEDDING in entries:
+        faults[absent.index(HEAD)] += f"\n    ({NO_HEAD})"
     for path, entry in entries.items():
         if path not in targets:
             faults.append(f"surplus: {path} {_spec(entry)}")

@@ -1,5 +1,7 @@
 """All of a model's arrays, where and as they should be, or one error that lists every fault."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from rvllm_jax.weights import in_memory, stream
 from rvllm_jax.weights import load as merge
 from rvllm_jax.weights.check import PROJECTOR, find_faults
+from rvllm_jax.weights.hf_config import llama_config
 from rvllm_jax.weights.open import open_weights
 from rvllm_jax.weights.safetensors import WeightsError
 
@@ -119,6 +122,23 @@ def test_one_error_lists_all_that_is_wrong_before_anything_is_read(llama, tensor
         "wrong dtype: decoder/layers/attention/q/kernel is int8[8, 8], expected floating point",
     ):
         assert f"\n  {line}" in str(error.value)
+
+
+def test_a_decoder_without_a_head_names_both_ways_on_and_both_lead_on(llama, tensors):
+    own = tensors()
+    targets = shapes(open_weights(llama(name="whole")).entries)
+    del own["lm_head.weight"]
+    entries = open_weights(llama(own)).entries
+    with pytest.raises(WeightsError) as error:
+        merge.check(entries, targets, random="projector/.*", where="theirs")
+    (line,) = re.findall(r"missing: .*\n    \((.*)\)", str(error.value))
+    assert "lm_head.weight" in line and "set tie_word_embeddings to true" in line
+    regex = re.search("--config.model.random='(.*)'", line)[1]
+    assert merge.check(entries, targets, random=regex) == ["decoder/head/kernel"]
+    tied = open_weights(llama(own, tie_word_embeddings=True, name="tied"))
+    assert llama_config(tied.config, "tied").tied
+    del targets["decoder/head/kernel"]
+    assert merge.check(tied.entries, targets) == []
 
 
 def test_faults_of_layers_and_unknown_names_stand_in_the_same_error(llama, tensors):
