@@ -91,8 +91,7 @@ def show_prompt(recipe: Recipe, workdir: Path, count: int) -> str:
     """The first `count` training sequences of each kind of stage, as text; trains nothing."""
     experiment = Experiment.open(recipe, workdir)
     parts = []
-    for input in dict.fromkeys(stage.input for stage in recipe.stages):
-        dataset = experiment.dataset(experiment.source.splits["train"], input)
+    for input, dataset in experiment.datasets.train.items():
         shown = prompt_view.show_sequences(dataset, experiment.tokenizer, count)
         parts.append(f"stage.input={input!r}. {shown}")
     return "\n\n".join(parts)

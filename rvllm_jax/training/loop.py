@@ -29,6 +29,7 @@ from rvllm_jax.training.stages import (
     StageSetup,
     count_steps,
     describe_trained,
+    for_all,
     open_layout,
     prepare_stage,
 )
@@ -77,9 +78,10 @@ class Trainer:
         self.probe, self.start = probe or (lambda *_: {}), start
         self.layout = open_layout(recipe, model)
         self.placement = StatePlacement(model, recipe.stages, recipe.model.dtype, self.layout)
+        lengths = for_all(recipe.stages, lambda stage: count_steps(stage, train_sets[stage.input]))
         self.setups = [
-            prepare_stage(stage, model.params, count_steps(stage, train_sets[stage.input]))
-            for stage in recipe.stages
+            prepare_stage(stage, model.params, steps)
+            for stage, steps in zip(recipe.stages, lengths, strict=True)
         ]
         self.datasets = {
             f"{name} pairs of input {input}": dataset

@@ -7,8 +7,8 @@ the next stage's labels and transformation from its table; nothing else of the l
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import optax
 
@@ -22,6 +22,9 @@ from rvllm_jax.system.page import count
 
 NO_DECAY = re.compile(r".*(bias|scale)")  # biases, and the scales of norms
 UNDECAYED = "/undecayed"  # suffix of the label of an adamw group's norms and biases
+
+
+T = TypeVar("T")
 
 
 class StageError(RvllmError, ValueError):
@@ -161,9 +164,21 @@ def build_layout(recipe: Recipe, model: FunctionalModel) -> layouts.Layout:
     its batch do not fit them.
     """
     layout = layouts.make(recipe.parallel, recipe.mesh, recipe.llama.tensor_sizes)
-    for stage in recipe.stages:
-        check_stage(stage, model.params, layout.batch_shards)
+    for_all(recipe.stages, lambda stage: check_stage(stage, model.params, layout.batch_shards))
     return layout
+
+
+def for_all(stages: Iterable[Stage], make: Callable[[Stage], T]) -> list[T]:
+    """What `make` gives for each stage; one StageError has the reasons of all that it refuses."""
+    made, faults = [], []
+    for stage in stages:
+        try:
+            made.append(make(stage))
+        except StageError as error:
+            faults.append(str(error))
+    if faults:
+        raise StageError("\n".join(faults))
+    return made
 
 
 def frozen_norms(stage: Stage, labels: dict[str, str]) -> set[str]:

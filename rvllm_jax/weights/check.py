@@ -14,7 +14,7 @@ KINDS = "missing", "surplus", "misshapen", "wrong dtype"
 CLIP_FEATURES = {768: "CLIP ViT-B", 1024: "CLIP ViT-L", 1152: "SigLIP SO400M"}
 NO_HEAD = (
     "there is no lm_head.weight, and the model is not tied: if its logits are taken with the "
-    "embedding, set tie_word_embeddings to true in the config.json of config.model.decoder; else "
+    "embedding, set tie_word_embeddings to true in the decoder's config.json; else "
     f"get the file that holds it, or train a new one, by --config.model.random={HEAD!r}"
 )
 PROJECTOR = "projector/linear_1/kernel"  # [features, width]

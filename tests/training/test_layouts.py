@@ -31,6 +31,7 @@ ADAPTERS = Stage(
     {"sgd": PLAIN},
     lora=LoRA(2, 3.0, "attention/(q|o)|mlp/.*"),
 )
+PARTLY = Stage("partly", "video", 8, (("encoder/stem/.*", FROZEN), (".*", "sgd")), {"sgd": PLAIN})
 # Rows 2, 3 and 6 are empty: on 8 devices three, on 4 one, has padding only.
 NUM_FRAMES = (3, 1, 0, 0, 2, 3, 0, 1)
 LAYOUTS = {
@@ -159,6 +160,16 @@ def test_adapters_of_a_frozen_decoder_agree(run, adapters_on_one_device, layout)
     assert {path.split("/")[0] for path in state.trainable} == {"projector", "decoder"}
     assert all(is_adapter(path) for path in state.trainable if path.startswith("decoder/"))
     assert_same_updates(run(LAYOUTS[layout](), ADAPTERS), adapters_on_one_device)
+
+
+@pytest.mark.slow
+def test_a_partly_frozen_encoder_agrees(run):
+    one = run(one_device(), PARTLY)
+    (_, stats), after = one
+    kept = {path for path, x in stats.items() if np.array_equal(after[-1][0].stats[path], x)}
+    assert kept == {path for path in stats if path.startswith("encoder/stem")}
+    for layout in ("data=2 fsdp=2 tensor=2", "pmap"):
+        assert_same_updates(run(LAYOUTS[layout](), PARTLY), one)
 
 
 def test_parameters_are_spread_by_fsdp_and_copied_by_pmap(tiny_model, tiny_arrays):

@@ -30,6 +30,11 @@ JOINT = {"schedule": "visual,joint", "stages__joint__batch": 8}
         (JOINT | {"stages__joint__batch": 4}, StageError, "joint.batch=4 .*multiple of 8 devices"),
         (JOINT | {"stages__joint__table": (("(enc", "visual"),)}, StageError, r"table: '\(enc'"),
         (JOINT | {"stages__joint__table": (("enc.*", "visual"),)}, StageError, "no row of its tab"),
+        (
+            JOINT | {"stages__visual__batch": 4, "stages__joint__batch": 4},
+            StageError,
+            r"visual\.batch=4 .*\n.*joint\.batch=4 ",  # both at once
+        ),
         ({"model__random": "(enc"}, WeightsError, r"config\.model\.random='\(enc' is no regex: "),
         ({"evaluation__batch": 4}, StageError, "evaluation.batch=4 .*multiple of the 8 devices"),
         ({"tokenizer__folder": "/nowhere"}, TokenizerError, "/nowhere: no such folder"),
