@@ -10,9 +10,10 @@ Llama 3.1's writes it, and the prompts would change from the day of training to 
 """
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -48,7 +49,8 @@ class Template:
     shows_question: bool = True
 
 
-def split_at(specials: Iterable[str], text: str) -> list[str]:
+@functools.lru_cache
+def split_at(specials: tuple[str, ...], text: str) -> list[str]:
     """Text, special token, text, ..., text; the longest token at each place."""
     longest_first = sorted(specials, key=len, reverse=True)
     return re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if specials else [text]
