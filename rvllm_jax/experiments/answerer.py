@@ -67,6 +67,7 @@ class Answerer:
         """The model itself, read now."""
         start = time.perf_counter()
         loaded = read_arrays(self.description)
+        self._fingerprint = loaded.fingerprint
         sizes = [(leaf.size, leaf.nbytes) for leaf in loaded.params.values()]
         parameters, taken = map(sum, zip(*sizes, strict=True))
         engine = Engine(
@@ -82,6 +83,12 @@ class Answerer:
             f"{len(jax.devices())} {jax.devices()[0].device_kind}; {_since(start)}"
         )
         return engine
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the model's content; reads it."""
+        _ = self.engine
+        return self._fingerprint
 
     def session(self, seen: VideoClips, name: str) -> Session:
         """The video, encoded."""

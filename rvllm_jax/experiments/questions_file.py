@@ -24,22 +24,10 @@ from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text.template import ChatTemplateError
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.answerer import Answerer
-from rvllm_jax.generation.clip_fusion import LOCK_STEP
+from rvllm_jax.experiments.kept_answers import OURS, KeptAnswers, QuestionsError, key
 from rvllm_jax.generation.prompts import PromptError
 from rvllm_jax.generation.sampling import GenerationConfig
-from rvllm_jax.system import file_layout
-from rvllm_jax.system.atomic import read_json_or_empty, write_json
-from rvllm_jax.system.errors import RvllmError
-from rvllm_jax.system.lines import JsonLines, LinesError
 from rvllm_jax.system.lock import locked
-
-_OURS = ("answer", "answers", "error")
-_SETTINGS = ".settings.json"  # beside the answers: what they were made with
-_OLDER = {"fusion": LOCK_STEP}  # settings of files from before there was a choice
-
-
-class QuestionsError(RvllmError, ValueError):
-    """A file of questions, or of answers, that cannot be used at all; says what to do."""
 
 
 @dataclasses.dataclass
@@ -107,7 +95,7 @@ def _line(text: str, number: int, path: str | Path) -> Line:
         return Line({"line": number}, fault=f"not JSON: {error}")
     if not isinstance(record, dict):
         return Line({"line": number}, fault=f"expected an object, got {type(record).__name__}")
-    taken = [key for key in _OURS if key in record]
+    taken = [key for key in OURS if key in record]
     if taken:
         raise QuestionsError(
             f"{path}: line {number} has the key {taken[0]!r}, which the answers use; rename it"
@@ -161,12 +149,11 @@ def answer_file(
     }
     with (
         locked(out, is_file=True, advice="give another --out"),
-        contextlib.closing(_claimed(out, settings)) as file,
+        contextlib.closing(KeptAnswers.open(out, settings, map(_key, lines))) as kept,
     ):
-        done = _continued(file, lines)
-        tally = Tally(before=sum(len(line.questions) for line in lines if id(line) in done))
-        tally.answered = tally.before
-        work = _Work(answerer, config, batch, file, tally)
+        paths = {line.video: Path(videos) / line.video for line in lines if line.asked}
+        work = _Work(answerer, config, batch, kept, paths, say)
+        done, tally = work.go_on(lines), work.tally
         groups: dict[str, list[Line]] = collections.defaultdict(list)
         for line in lines:
             if id(line) not in done and work.stands(line):
@@ -188,14 +175,36 @@ class _Work:
     answerer: Answerer
     config: GenerationConfig
     batch: int
-    file: JsonLines
-    tally: Tally
+    kept: KeptAnswers
+    paths: Mapping[str, Path]
+    say: Callable[[str], None]
+    tally: Tally = dataclasses.field(default_factory=Tally)
+
+    def go_on(self, lines: list[Line]) -> set[int]:
+        """The lines (by `id`) that have their answers; what else the file of answers holds goes."""
+        if self.kept.rows:
+            self._compare()
+        self.kept.keep()
+        waiting: dict[str, list[Line]] = collections.defaultdict(list)
+        for line in reversed(lines):
+            waiting[_key(line)].append(line)
+        done = {id(line): line for line in (waiting[key].pop() for _, key in self.kept.rows)}
+        self.tally.before = sum(len(line.questions) for line in done.values())
+        self.tally.answered = self.tally.before
+        return set(done)
+
+    def _compare(self) -> None:
+        """Reads the model, whose answers these are from now on."""
+        for note in self.kept.compare(self.answerer.fingerprint, self.paths):
+            self.say(note)
 
     def about(self, video: str, seen: VideoClips | VideoError, lines: list[Line]) -> None:
         """Answers the lines about one video, or says why not."""
         asked = [line for line in lines if self.stands(line, seen)]
         if not asked:
             return
+        if not self.kept.compared:
+            self._compare()
         session = self.answerer.session(seen, readable(video))
         flat = [(line, n) for line in asked for n in line.asked]
         answers: dict[int, dict[int, str]] = collections.defaultdict(dict)
@@ -234,58 +243,8 @@ class _Work:
             result["error"] = line.error
         self.tally.answered += len(answers)
         self.tally.failed += max(1, count) - len(answers)
-        self.file.append({**line.record, **result})
+        self.kept.file.append({**line.record, **result})
 
 
-def _claimed(out: Path, settings: dict) -> JsonLines:
-    """`out` as the file of answers of these settings, and of this process until it is closed."""
-    path = out.with_name(out.name + _SETTINGS)
-    if out.exists() and out.stat().st_size and not path.exists():
-        raise QuestionsError(
-            f"{out}: is there and was not written by this command; give another --out"
-        )
-    try:
-        file = JsonLines(out, allow_nan=True)  # a line of the questions may hold one
-    except LinesError as error:
-        raise QuestionsError(str(error)) from error
-    with contextlib.ExitStack() as stack:
-        stack.callback(file.close)
-        if not out.stat().st_size:
-            write_json(path, file_layout.ANSWERS.stamp(settings), indent=2)
-        before = _OLDER | read_json_or_empty(path)
-        file_layout.ANSWERS.check(path, before)
-        other = [f"{k}: {before.get(k)} -> {v}" for k, v in settings.items() if before.get(k) != v]
-        if other:
-            raise QuestionsError(
-                f"{out}: holds answers made otherwise ({'; '.join(other)}); give another --out, or "
-                "remove it"
-            )
-        stack.pop_all()
-    return file
-
-
-def _continued(file: JsonLines, lines: list[Line]) -> set[int]:
-    """The lines (by `id`) that a file of answers holds already; what else it holds is cut off."""
-    waiting: dict[str, list[Line]] = collections.defaultdict(list)
-    for line in reversed(lines):
-        waiting[_key(line.record)].append(line)
-    kept, done = [], set()
-    text = file.path.read_text(encoding="utf-8", errors="replace")
-    for row in text.split("\n"):
-        try:
-            record = json.loads(row)
-        except ValueError:
-            continue  # the end of the file, or no answer
-        is_answer = isinstance(record, dict) and "error" not in record
-        asked = waiting.get(_key(record)) if is_answer else None
-        if asked:
-            done.add(id(asked.pop()))
-            kept.append(row + "\n")
-    if "".join(kept) != text:
-        file.replace("".join(kept))
-    return done
-
-
-def _key(record: dict) -> str:
-    question = {key: value for key, value in record.items() if key not in _OURS}
-    return json.dumps(question, sort_keys=True)
+def _key(line: Line) -> str:
+    return key(line.record)

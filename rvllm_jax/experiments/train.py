@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -12,11 +13,16 @@ from rvllm_jax.experiments.ask import ask_all, fusion, predict, texts
 from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.saved import training_videos
+from rvllm_jax.experiments.saved.open import computed_dtype
+from rvllm_jax.experiments.saved.open import fingerprint as model_fingerprint
 from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.models.functional import checksum
 from rvllm_jax.system.atomic import read_json
+from rvllm_jax.system.fingerprint import differing
 from rvllm_jax.training import metrics
 from rvllm_jax.training.loop import Result, Trainer
 from rvllm_jax.training.resume import differences, fingerprint, open_start
+from rvllm_jax.training.state import Position
 from rvllm_jax.training.validate import boundary_losses
 
 
@@ -29,34 +35,61 @@ def run(recipe: Recipe, workdir: Path) -> dict:
     datasets = experiment.datasets.asked
     asked = {split: fingerprint(dataset) for split, dataset in datasets.items()}
     result = train(experiment)
-    if results := _earlier_results(workdir, result.position.done, asked, fusion(recipe)):
+    made_with = _made_with(experiment, result)
+    if results := _earlier_results(workdir, result.position, asked, made_with):
         return results
     results, samples = ask_all(experiment, result, datasets)
     if not HERE.is_first:
         return results
     inputs = {stage.name: stage.input for stage in recipe.stages}
     results["boundaries"] = boundary_losses(metrics.read(workdir / "metrics.jsonl"), inputs)
-    results["asked"] = asked  # by which the next start sees whether these results are still true
+    # By these the next start sees whether these results are still true.
+    results |= {"asked": asked, "made_with": made_with}
     run_report.write(workdir, results, samples)
     return results
 
 
-def _earlier_results(workdir: Path, steps: int, asked: dict[str, str], fusion: str) -> dict | None:
-    """The results of an earlier start, where they are of this checkpoint and these questions, and
-    views were fused in this way; results that do not name theirs are of before there was a choice.
+def _made_with(experiment: Experiment, result: Result) -> dict[str, Any]:
+    """What the answers depend on beside the questions: the model's fingerprint, which is that of
+    `experiments.saved.open`, and how it is asked."""
+    recipe, evaluation = experiment.recipe, experiment.recipe.evaluation
+    params, stats = experiment.layout.evaluation_arrays(result.params, result.stats)
+    dtypes = {path: computed_dtype(path, x, recipe) for path, x in params.items()}
+    arrays = checksum(params | stats, dtypes)
+    return {
+        "model": model_fingerprint(arrays, experiment.tokenizer, experiment.template),
+        "fusion": fusion(recipe),
+        **{name: getattr(evaluation, name) for name in ("test_clips", "max_new", "controls")},
+    }
+
+
+def _earlier_results(
+    workdir: Path, position: Position, asked: dict[str, str], made_with: dict[str, Any]
+) -> dict | None:
+    """The results of an earlier start, where they are of this model and these questions, asked in
+    this way.
+
+    What results of earlier versions do not name is not known. They name the seconds that each
+    stage took, which another training does not take.
     """
-    path = workdir / "report" / "results.json"
-    results = read_json(path) if HERE.is_first and path.is_file() else None
-    results = HERE.from_first(results, "earlier results")
-    if not results:
-        return None
-    others = differences(results.get("asked", {}), asked)
-    others += differences({"fusion": results.get("fusion", fusion)}, {"fusion": fusion})
-    if results.get("steps") == steps and not others:
-        logging.info("%s is of this checkpoint: nothing left to do", path)
-        return results
-    logging.info("%s is of another checkpoint or other questions: %s", path, others)
-    return None
+    path, results = workdir / "report" / "results.json", None
+    if HERE.is_first and path.is_file():
+        results = read_json(path)
+        there = {"fusion": results.get("fusion")} | results.get("made_with", {})
+        now, steps = dict(made_with), {"steps": position.done}
+        if "model" not in there:
+            there["seconds"], now["seconds"] = results.get("seconds"), position.seconds
+            if there["seconds"] is None:
+                logging.warning("%s: does not record which model its table is of", path)
+        others = differences(results.get("asked", {}), asked)
+        others += differences({"steps": results.get("steps")}, steps)
+        others += filter(None, [differing(there, now)])
+        if others:
+            logging.info("%s is of another model or other questions: %s", path, others)
+            results = None
+        else:
+            logging.info("%s is of this model: nothing left to do", path)
+    return HERE.from_first(results, "earlier results")
 
 
 def train(experiment: Experiment) -> Result:

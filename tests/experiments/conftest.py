@@ -13,8 +13,11 @@ from rvllm_jax.data.prepare.options import PrepareOptions
 from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.video import encode
+from rvllm_jax.experiments import questions_file
 from rvllm_jax.experiments.answerer import Answerer
+from rvllm_jax.experiments.questions_file import answer_file
 from rvllm_jax.experiments.saved.open import describe_model
+from rvllm_jax.generation.sampling import GenerationConfig, Sampling
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.stages import open_layout
 from rvllm_jax.training.state import StatePlacement
@@ -23,6 +26,13 @@ from rvllm_jax.training.workdir import claim
 VIDEOS = ("a", "b", "c", "v_abcdefghijk")
 MESH = dict(data=1, fsdp=4, tensor=2)
 QUESTIONS = {"a": 5, "b": 2, "c": 1, "v_abcdefghijk": 2}
+ASKED = [
+    {"video": "a.mp4", "question": "what moves?", "note": "é"},
+    {"id": 7, "video": "c.mp4", "questions": ["which way?", "what is left?", "and up?"]},
+    {"video": "a.mp4", "question": "which way does it go?"},
+    {"video": "a.mp4", "question": "what moves?", "note": "é"},
+]
+CONFIG = GenerationConfig(Sampling(temperature=5.0), max_new=5, seed=11)
 
 
 def write_run(joint, workdir, seed=0):
@@ -100,3 +110,31 @@ def prepared(videos, tmp_path_factory):
 @pytest.fixture(scope="session")
 def answerer(talker) -> Answerer:
     return Answerer(describe_model(talker, mesh=MESH))
+
+
+@pytest.fixture
+def ask(answerer, talker, tmp_path, monkeypatch):
+    """ask(records, ...) -> (Tally, the lines of the output)."""
+    monkeypatch.setattr(
+        questions_file.Answerer,
+        "load_videos",
+        lambda self, paths: (load_or_say(self, path) for path in paths),
+    )
+
+    def ask(records, config=CONFIG, out="out.jsonl", **options):
+        text = "\n".join(r if isinstance(r, str) else json.dumps(r) for r in records)
+        (tmp_path / "in.jsonl").write_text(text)
+        where = tmp_path / "in.jsonl", tmp_path / out
+        options = dict(videos=talker / "videos", batch=2) | options
+        tally = answer_file(answerer, *where, config, **options)
+        return tally, [json.loads(line) for line in where[1].read_text().splitlines()]
+
+    return ask
+
+
+def load_or_say(answerer, path):
+    """As `load_videos` without a process, whose start takes seconds."""
+    try:
+        return answerer.load_video(path)
+    except questions_file.VideoError as error:
+        return error

@@ -12,45 +12,10 @@ from rvllm_jax.data.text import tokenizer
 from rvllm_jax.experiments import questions_file
 from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.questions_file import QuestionsError, Tally, answer_file, read
-from rvllm_jax.generation.sampling import GenerationConfig, Sampling
+from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.system.atomic import WriteError
 from rvllm_jax.system.lock import LockError, locked
-
-ASKED = [
-    {"video": "a.mp4", "question": "what moves?", "note": "é"},
-    {"id": 7, "video": "c.mp4", "questions": ["which way?", "what is left?", "and up?"]},
-    {"video": "a.mp4", "question": "which way does it go?"},
-    {"video": "a.mp4", "question": "what moves?", "note": "é"},
-]
-CONFIG = GenerationConfig(Sampling(temperature=5.0), max_new=5, seed=11)
-
-
-@pytest.fixture
-def ask(answerer, talker, tmp_path, monkeypatch):
-    """ask(records, ...) -> (Tally, the lines of the output)."""
-    monkeypatch.setattr(
-        questions_file.Answerer,
-        "load_videos",
-        lambda self, paths: (load_or_say(self, path) for path in paths),
-    )
-
-    def ask(records, config=CONFIG, out="out.jsonl", **options):
-        text = "\n".join(r if isinstance(r, str) else json.dumps(r) for r in records)
-        (tmp_path / "in.jsonl").write_text(text)
-        where = tmp_path / "in.jsonl", tmp_path / out
-        options = dict(videos=talker / "videos", batch=2) | options
-        tally = answer_file(answerer, *where, config, **options)
-        return tally, [json.loads(line) for line in where[1].read_text().splitlines()]
-
-    return ask
-
-
-def load_or_say(answerer, path):
-    """As `load_videos` without a process, whose start takes seconds."""
-    try:
-        return answerer.load_video(path)
-    except questions_file.VideoError as error:
-        return error
+from tests.experiments.conftest import ASKED, CONFIG
 
 
 def test_every_line_comes_back_with_its_answers(ask, answerer, talker):

@@ -5,9 +5,25 @@ import json
 import pytest
 
 from rvllm_jax.experiments.train import _earlier_results
+from rvllm_jax.training.state import Position
 
 ASKED = {"train": "2 conversations in 1 rows, abc"}
-KEPT = {"accuracy": {"train": {"all": 0.5}}, "steps": 7, "asked": ASKED}
+OLDER = {"accuracy": {"train": {"all": 0.5}}, "steps": 7, "asked": ASKED, "seconds": {"a": 1.25}}
+MADE = {"model": "m", "fusion": "lock_step", "test_clips": "5x5", "max_new": 8}
+KEPT = OLDER | {"made_with": MADE}
+THERE = Position(done=7, seconds={"a": 1.25})
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """earlier(results, ...) -> what is taken of them."""
+
+    def earlier(results, position=THERE, asked=ASKED, **made):
+        (tmp_path / "report").mkdir(exist_ok=True)
+        (tmp_path / "report" / "results.json").write_text(json.dumps(results))
+        return _earlier_results(tmp_path, position, asked, MADE | made)
+
+    return earlier
 
 
 @pytest.mark.parametrize(
@@ -21,17 +37,22 @@ KEPT = {"accuracy": {"train": {"all": 0.5}}, "steps": 7, "asked": ASKED}
         ({}, "vote", False),
     ],
 )
-def test_results_of_views_that_were_fused_otherwise_are_made_anew(tmp_path, named, fusion, anew):
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "results.json").write_text(json.dumps(KEPT | named))
-    earlier = _earlier_results(tmp_path, 7, ASKED, fusion)
-    assert earlier == (None if anew else KEPT | named)
+def test_results_of_views_that_were_fused_otherwise_are_made_anew(earlier, named, fusion, anew):
+    assert earlier(OLDER | named, fusion=fusion) == (None if anew else OLDER | named)
 
 
-def test_results_of_another_checkpoint_or_other_questions_are_made_anew(tmp_path):
-    assert _earlier_results(tmp_path, 7, ASKED, "") is None
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "results.json").write_text(json.dumps(KEPT))
-    assert _earlier_results(tmp_path, 7, ASKED, "") == KEPT
-    assert _earlier_results(tmp_path, 8, ASKED, "") is None
-    assert _earlier_results(tmp_path, 7, {"train": "others"}, "") is None
+def test_results_of_another_model_or_other_questions_are_made_anew(earlier, tmp_path):
+    assert _earlier_results(tmp_path, THERE, ASKED, MADE) is None
+    assert earlier(KEPT) == KEPT
+    assert earlier(KEPT, Position(done=7, seconds={"a": 3.5})) == KEPT  # trained again, the same
+    assert earlier(KEPT, Position(done=8)) is None
+    assert earlier(KEPT, asked={"train": "others"}) is None
+    for name, value in {"model": "n", "test_clips": "1x1", "max_new": 9}.items():
+        assert earlier(KEPT, **{name: value}) is None, name
+
+
+def test_results_of_an_earlier_version_are_known_by_the_time_that_their_training_took(earlier):
+    assert earlier(OLDER) == OLDER
+    assert earlier(OLDER, Position(done=7, seconds={"a": 1.5})) is None
+    oldest = {name: value for name, value in OLDER.items() if name != "seconds"}
+    assert earlier(oldest) == oldest
