@@ -58,14 +58,12 @@ def train_batches(
     return _graph(dataset, positions, load, start_step, workers)
 
 
-def loss_batches(
-    dataset: Dataset, *, batch: int, workers: int = 0, host: int = 0, hosts: int = 1
-) -> Iterator[Batch]:
+def loss_batches(dataset: Dataset, *, batch: int, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
     """One epoch in order with centred clips, for a loss on held-out data."""
     steps = dataset.steps_per_epoch(batch)
     positions = _Positions(len(dataset.sequences), batch, steps, None, host, hosts)
     load = functools.partial(_load_sequence, dataset.reopened(), None)
-    return _graph(dataset, positions, load, 0, workers)
+    return _graph(dataset, positions, load)
 
 
 class QuestionSet(NamedTuple):
@@ -83,7 +81,6 @@ def question_batches(
     batch: int,
     max_questions: int,
     permute_seed: int | None = None,
-    workers: int = 0,
     host: int = 0,
     hosts: int = 1,
 ) -> Iterator[Questions]:
@@ -94,7 +91,7 @@ def question_batches(
     """
     positions = _Positions(len(sets), batch, -(-len(sets) // batch), None, host, hosts)
     load = functools.partial(_load_questions, dataset.reopened(), sets, max_questions, permute_seed)
-    return _graph(dataset, positions, load, 0, workers)
+    return _graph(dataset, positions, load)
 
 
 class _Positions:
@@ -203,7 +200,7 @@ def _start_worker(worker: int, workers: int) -> None:
 
 
 def _graph(
-    dataset: Dataset, positions: _Positions, load: Callable, start_step: int, workers: int
+    dataset: Dataset, positions: _Positions, load: Callable, start_step: int = 0, workers: int = 0
 ) -> _Batches:
     """load: (epoch, number, where the frames go) -> Batch or Questions without dimension B."""
     memory, shape = None, dataset.options.clip_shape

@@ -20,7 +20,9 @@ from rvllm_jax.data.store import record
 from rvllm_jax.data.store.journal import Journal
 from rvllm_jax.data.store.shards import (
     DONE,
+    MIN_DECODED,
     RECORDS,
+    TIME_LIMIT,
     TIMES,
     FrameStoreError,
     Task,
@@ -50,7 +52,7 @@ def write_shards(
 ) -> Iterator[dict]:
     """Yields the summary of each shard when it is finished, in any order.
 
-    A video of which no frame comes for `Task.time_limit` seconds, or whose process crashes, is set
+    A video of which no frame comes for TIME_LIMIT seconds, or whose process crashes, is set
     aside, recorded in the store's folder; the other videos of its shard are written. A process that
     was killed from outside, as for memory, gets a second try.
 
@@ -69,7 +71,7 @@ def write_shards(
     pool = WatchedPool(
         write_shard,
         workers,
-        time_limit=tasks[0].time_limit,
+        time_limit=TIME_LIMIT,
         on_check=lambda positions: in_work(sum(max(0, position) for position in positions)),
     )
     try:
@@ -97,7 +99,7 @@ def _set_aside(outcome: JobOutcome) -> None:
     """Records on disk that the video in work is not to be tried again."""
     task = outcome.job
     name, path = task.videos[outcome.mark]
-    why = decode.worker_failure(outcome, path, task.time_limit)
+    why = decode.worker_failure(outcome, path, TIME_LIMIT)
     write_aside(task, read_aside(task) | {name: why})
 
 
@@ -176,7 +178,7 @@ class _Shard:
             path,
             stride=options.stride,
             short_side=options.short_side,
-            min_decoded=self._task.min_decoded,
+            min_decoded=MIN_DECODED,
             on_frame=on_frame,
         )
         entry = bad = None

@@ -30,6 +30,8 @@ from rvllm_jax.system.errors import RvllmError
 INDEX = "index.json"
 RECORDS, TIMES = "frames-videos.array_record-{}", "times-{}.f64"  # of each shard, by its number
 DONE, ASIDE = "shard-{}.json", "aside-{}.json"
+MIN_DECODED = 0.5  # share of its declared length that must come out of a damaged or cut video
+TIME_LIMIT = 60.0  # seconds without a new frame after which a worker's video is set aside
 FRAMES = "frames"  # the store in the folder of a preparation
 _AGAIN = (
     "Free some space or choose another folder, then prepare again: it continues behind the videos "
@@ -93,8 +95,6 @@ class Task(NamedTuple):
     videos: list[tuple[str, Path]]
     options: StoreOptions
     fingerprint: str  # of all that decides the bytes of the shard
-    min_decoded: float = 0.5  # share of the declared length that must come out of a damaged file
-    time_limit: float = 60.0  # seconds without a new frame; watched by `write_shards`
 
     def path(self, file: str) -> Path:
         """Where a file of this shard lies; file: RECORDS, TIMES, DONE or ASIDE."""

@@ -16,6 +16,7 @@ from rvllm_jax.data.store.shards import (
     ASIDE,
     DONE,
     INDEX,
+    MIN_DECODED,
     RECORDS,
     TIMES,
     FrameStoreError,
@@ -47,10 +48,8 @@ def write_store(
     options: StoreOptions,
     *,
     shards: int | None = None,
-    min_decoded: float = 0.5,
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    time_limit: float = 60.0,
     run_tasks: Callable[[list[Task]], Iterator[dict]] | None = None,
 ) -> FrameStore:
     """Decodes `videos` into `folder`, or returns at once where that is done already.
@@ -63,12 +62,9 @@ def write_store(
         videos: the name by which a video is read later -> its file.
         options: how their frames are stored.
         shards: number of files; by default one a video up to 16, then one in 32 videos.
-        min_decoded: share of its declared length, 0 to 1, that must come out of a damaged or cut
-            file; where less does, it is set aside.
         workers: processes that decode, watched by this one, to the same bytes for any number; 0
             decodes in this one, where a video that hangs or crashes it takes the preparation along.
         progress: called with (videos done, all videos) as they become more.
-        time_limit: seconds without a new frame after which a worker's video is set aside.
         run_tasks: writes shards in place of the local workers, by `write_shards` wherever it likes,
             and yields their summaries.
 
@@ -82,9 +78,9 @@ def write_store(
     if shards is None:
         shards = max(16, -(-len(names) // 32))
     shards = min(shards, len(names))
-    _check(options, len(names), shards, time_limit, min_decoded)
+    _check(options, len(names), shards)
     STORE.check(folder / INDEX, read_json_or_empty(folder / INDEX))
-    tasks = plan(folder, videos, options, shards, min_decoded, time_limit)
+    tasks = plan(folder, videos, options, shards)
     if _is_whole(folder, tasks):
         return FrameStore(folder)
     with locked(folder, wait=logging.warning, advice="name another folder", stays=True):
@@ -98,36 +94,24 @@ def write_store(
     return FrameStore(folder)
 
 
-def _check(
-    options: StoreOptions, videos: int, shards: int, time_limit: float, min_decoded: float
-) -> None:
+def _check(options: StoreOptions, videos: int, shards: int) -> None:
     numbers = videos, shards, options.stride, options.short_side or 1, options.frames_per_record
     if min(numbers) < 1 or options.encoding not in record.ENCODINGS:
         raise ValueError(
             f"a frame store takes at least one video, numbers of at least 1 and an encoding of "
             f"{record.ENCODINGS}; got {videos} videos, {shards} shards and {options}"
         )
-    if not (time_limit > 0 and 0 <= min_decoded <= 1):
-        raise ValueError(
-            "a frame store takes time_limit > 0 seconds and min_decoded from 0 to 1; got "
-            f"{time_limit=} and {min_decoded=}"
-        )
 
 
 def plan(
-    folder: Path,
-    videos: Mapping[str, str | Path],
-    options: StoreOptions,
-    shards: int,
-    min_decoded: float = 0.5,
-    time_limit: float = 60.0,
+    folder: Path, videos: Mapping[str, str | Path], options: StoreOptions, shards: int
 ) -> list[Task]:
     """The shards to write: runs of the sorted videos, as even as can be. See `write_store`."""
     names, tasks = sorted(videos), []
     bounds = [len(names) * shard // shards for shard in range(shards + 1)]
     for shard, (first, last) in enumerate(itertools.pairwise(bounds)):
         run = [(name, Path(videos[name])) for name in names[first:last]]
-        task = Task(folder, shard, shards, run, options, "", min_decoded, time_limit)
+        task = Task(folder, shard, shards, run, options, "")
         tasks.append(task._replace(fingerprint=_shard_fingerprint(task)))
     return tasks
 
@@ -141,7 +125,7 @@ def _shard_fingerprint(task: Task) -> str:
 
 def _settings(task: Task) -> dict:
     """What, beside the videos, decides the bytes of a store; as index.json has it."""
-    more = {"shards": task.shards, "min_decoded": task.min_decoded}
+    more = {"shards": task.shards, "min_decoded": MIN_DECODED}
     return dataclasses.asdict(task.options) | more
 
 

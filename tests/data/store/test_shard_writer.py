@@ -28,9 +28,11 @@ PROGRAM = """
     from pathlib import Path
     import numpy as np
     from rvllm_jax.data.video import decode as video
+    from rvllm_jax.data.store import shard_writer
     from rvllm_jax.data.store.shards import StoreOptions
     from rvllm_jax.data.store.writer import write_store
 
+    shard_writer.TIME_LIMIT = {limit}
     FAILURES = {failures!r}  # name -> what happens at the third frame
 
     class Failing(video.Decoding):
@@ -63,11 +65,12 @@ PROGRAM = """
 """
 
 
-def run(tmp_path, videos, failures, **options):
+def run(tmp_path, videos, failures, limit=60.0, **options):
     """Prepares into tmp_path/store; returns what the failing decoder met."""
     met = tmp_path / "met"
     program = tmp_path / "prepare.py"
     values = dict(failures=failures, met=str(met), folder=str(tmp_path / "store"), options=options)
+    values["limit"] = limit
     values["videos"] = {name: str(path) for name, path in videos.items()}
     program.write_text(textwrap.dedent(PROGRAM).format(**values))
     met.write_text("")
@@ -98,7 +101,7 @@ REASONS = {
 def test_videos_that_hang_or_crash_are_set_aside_and_the_rest_is_written(
     videos, stored, tmp_path, options, workers
 ):
-    options = options | {"workers": workers, "time_limit": 1.5}
+    options = options | {"workers": workers, "limit": 1.5}
     met = run(tmp_path, videos, FAILURES, **options)
     # Killed from outside, a process gets a second try; nothing else is met twice.
     assert set(met) == set(FAILURES.values()) and met.count("once") == 2
@@ -121,13 +124,16 @@ def test_videos_that_hang_or_crash_are_set_aside_and_the_rest_is_written(
 
 def test_a_hang_that_holds_the_interpreter_is_ended_too(videos, tmp_path, options):
     videos = {name: videos[name] for name in ("v0.mp4", "v1.mp4")}
-    run(tmp_path, videos, {"v1.mp4": "lock"}, **options | {"workers": 1, "time_limit": 1.0})
+    run(tmp_path, videos, {"v1.mp4": "lock"}, **options | {"workers": 1, "limit": 1.0})
     store = FrameStore(tmp_path / "store")
     assert "no new frame for 1 s" in store.bad["v1.mp4"] and set(store.entries) == {"v0.mp4"}
 
 
-def test_a_slow_video_is_not_taken_for_one_that_hangs(videos, stored, tmp_path, options):
-    report = write_store(tmp_path, videos, workers=1, time_limit=30, **options)
+def test_a_slow_video_is_not_taken_for_one_that_hangs(
+    videos, stored, tmp_path, options, monkeypatch
+):
+    monkeypatch.setattr(shard_writer, "TIME_LIMIT", 30)
+    report = write_store(tmp_path, videos, workers=1, **options)
     assert files(tmp_path) == files(stored) and set(report.bad) == {"v3.mp4", "v8.mp4"}
 
 

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from rvllm_jax.data.store import shard_writer, writer
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import StoreOptions
 from rvllm_jax.data.store.writer import write_store
@@ -36,12 +37,17 @@ def test_what_files_say_and_what_to_know_of_them_is_kept(
     assert len(report.entries) == 2 and 5 < report.entry("cut").num_frames < 20
 
 
-def test_a_share_that_is_too_small_sets_a_video_aside(tmp_path, write_with, moving_bar):
+def test_a_share_that_is_too_small_sets_a_video_aside(
+    tmp_path, write_with, moving_bar, monkeypatch
+):
     cut = write_with(tmp_path / "cut.mp4", moving_bar(), options={"movflags": "+faststart"})
     cut.write_bytes(cut.read_bytes()[:-100])
     whole = write_with(tmp_path / "whole.mp4", moving_bar())
     paths = {"cut": cut, "whole": whole}
-    report = write_store(tmp_path / "store", paths, StoreOptions(), min_decoded=1.0)
+    with monkeypatch.context() as patch:
+        for module in (shard_writer, writer):
+            patch.setattr(module, "MIN_DECODED", 1.0)
+        report = write_store(tmp_path / "store", paths, StoreOptions())
     assert report.bad.keys() == {"cut"} and "at least 1.0 is asked for" in report.bad["cut"]
     assert report.info.keys() == {"cut", "whole"} and len(report.entries) == 1
     store = FrameStore(tmp_path / "store")
@@ -50,7 +56,7 @@ def test_a_share_that_is_too_small_sets_a_video_aside(tmp_path, write_with, movi
         np.stack([frame for frame, _ in decode.Decoding(whole, short_side=256)]),
     )
     # What is asked for decides what is stored, so that another share writes anew.
-    anew = write_store(tmp_path / "store", paths, StoreOptions(), min_decoded=0.5)
+    anew = write_store(tmp_path / "store", paths, StoreOptions())
     assert anew.entries.keys() == paths.keys()
 
 
