@@ -1,5 +1,6 @@
 """python -m rvllm_jax.convert: in, out, and in again."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def run(llama, joint, tmp_path_factory):
     model = build_model(recipe)
     placement = StatePlacement(model, recipe.stages, recipe.model.dtype, open_layout(recipe, model))
     start = open_start(recipe.model.weights, recipe.model.random, model)
-    arrays = placement.draw(jax.random.key(0), start) | {"opt": {"moment": np.ones(3)}}
+    arrays = placement.draw(jax.random.key(0), start, functools.partial(load.load, start))
+    arrays |= {"opt": {"moment": np.ones(3)}}
     checkpoints = Checkpoints(workdir)
     checkpoints.save(7, arrays, {"position": {}})
     checkpoints.close()
