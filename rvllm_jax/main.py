@@ -19,7 +19,7 @@ from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.system.paths import refuse_urls
 from rvllm_jax.training.sigterm import end_on_sigterm
 from rvllm_jax.training.step import keep_programs
-from rvllm_jax.training.workdir import claim, flat, with_kept_decoder
+from rvllm_jax.training.workdir import MAY_CHANGE, claim, flat, with_kept_decoder
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -42,12 +42,6 @@ SHOW_PROMPT = flags.DEFINE_integer(
 )
 flags.adopt_module_key_flags(join)
 
-# Keys that may change when a working directory is continued: they change nothing that is trained,
-# and what other test questions make of it is asked anew.
-MAY_CHANGE = (
-    *("data.workers", "data.store", "data.test", "mesh", "parallel", "checkpoint", "log_every"),
-    *("max_skipped", "max_unreadable", "evaluation.fusion"),
-)
 # Keys that may differ between the hosts of a run: what each has for itself.
 OF_A_HOST = ("data.workers", "data.store")
 

@@ -14,6 +14,7 @@ from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import resolve
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.describe import describe_weights, expected
+from rvllm_jax.system.lock import LockError, locked
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.checkpoint_folder import CheckpointError
 from rvllm_jax.training.resume import open_start
@@ -59,6 +60,8 @@ def assert_same(ours, theirs):
 
 
 def test_a_folder_goes_in_and_out_bit_for_bit(llama, tmp_path):
+    with locked(tmp_path / "ours"), pytest.raises(LockError, match="ours: is being written by"):
+        convert([str(llama)], tmp_path / "ours")
     convert([str(llama)], tmp_path / "ours")
     assert_same(read(tmp_path / "ours"), read(llama))
     assert (tmp_path / "ours" / "tokenizer.json").is_file()

@@ -16,6 +16,7 @@ from rvllm_jax import main
 from rvllm_jax.config import cli
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.data.video import encode
+from rvllm_jax.system.lock import locked
 from rvllm_jax.training.sigterm import INTERRUPTED
 from rvllm_jax.training.workdir import WorkdirError, claim
 
@@ -63,6 +64,18 @@ def test_what_is_refused_is_told_in_words_alone(tmp_path, given, error):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and f"\n{error}: " in f"\n{done.stderr}"
     assert given[2:].partition("=")[0] in done.stderr
+
+
+def test_a_second_start_is_refused_before_it_writes_and_names_the_first(tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "rvllm_jax.main", f"--config={JOINT}", f"--workdir={run}"]
+    with locked(run):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert [path.name for path in run.iterdir()] == ["lock"]
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"LockError: {run}: is being written by `") and "--workdir" in last
+    assert f"(process {os.getpid()} on host " in last
 
 
 @pytest.mark.parametrize(

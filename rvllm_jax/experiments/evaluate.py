@@ -41,7 +41,7 @@ def evaluate(
     check_names(names)
     options.check()
     with contextlib.ExitStack() as ends:
-        for name in dict.fromkeys(names):
+        for name in names:
             ends.enter_context(HERE.locked(Path(out) / name, advice="name another --out"))
         return _evaluate(names, data, model, Path(out), options, progress)
 

@@ -4,16 +4,21 @@ Each checkpoint is numbered by global step and written in the background; it is 
 there at all (checkpoint_folder.py).
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rvllm_jax.training.checkpoint_folder import CheckpointError, CheckpointFolder
+from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.system.atomic import read_json
+from rvllm_jax.training.checkpoint_folder import CheckpointError, CheckpointFolder, aside
+
+_ATTEMPTS = 10  # of reading a checkpoint that training removes meanwhile
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -130,13 +135,62 @@ class Checkpoints:
 def newest(workdir: str | Path, stage: str = "") -> Path:
     """The folder of the newest checkpoint, or of the best one of `stage`; its name is the step.
 
-    Raises CheckpointError: there is none.
+    Where training is about to replace all that it had, those are it still. Raises CheckpointError:
+    there is none.
     """
     folder = Path(workdir).absolute() / (f"best/{stage}" if stage else "checkpoints")
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    if not steps:
-        raise CheckpointError(f"{folder}: no complete checkpoint; train first, or name another run")
-    return folder / str(steps[-1])
+    for places in (folder.glob("*"), aside(folder).glob("*/*")):
+        steps = {int(path.name): path for path in places if path.name.isdigit()}
+        if steps:
+            return steps[max(steps)]
+    raise CheckpointError(f"{folder}: no complete checkpoint; train first, or name another run")
+
+
+def read_newest(workdir: str | Path, stage: str, read: Callable[[Path], T]) -> T:
+    """What `read` makes of the folder of the newest checkpoint, or of the best one of `stage`.
+
+    Training goes on meanwhile, and removes that checkpoint for a newer one: then `read` is called
+    with that, as often as `_ATTEMPTS`. With several hosts each one calls it, and reads the same.
+    Raises CheckpointError: there is none, or it cannot be read.
+    """
+    for _ in range(_ATTEMPTS):
+        folder = Path(HERE.from_first(str(newest(workdir, stage)), "newest checkpoint"))
+        before, failed = _files(folder), None
+        try:
+            value = read(folder)
+        except CheckpointError as error:
+            failed = error
+        # What is read amid its removal may look whole: chunks that are not there count as zeros.
+        if HERE.any(not before or _files(folder) != before, "checkpoint removed"):
+            continue
+        if failed is not None:
+            raise failed
+        return value
+    raise CheckpointError(
+        f"{folder.parent}: {_ATTEMPTS} checkpoints in a row were removed while they were read, as "
+        "the training there saves newer ones faster. Try again at the end of the training, or copy "
+        "the folder and name the copy"
+    )
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """The files of a checkpoint, with their sizes; {} where it is gone."""
+    try:
+        return {str(path): path.stat().st_size for path in sorted(folder.rglob("*"))}
+    except OSError:  # just now
+        return {}
+
+
+def read_meta(workdir: str | Path, stage: str = "") -> tuple[int, dict]:
+    """(step, what was saved beside the arrays) of the newest checkpoint, or of the best of `stage`.
+
+    Raises CheckpointError.
+    """
+
+    def read(folder: Path) -> tuple[int, dict]:
+        return int(folder.name), read_json(folder / "meta" / "metadata", error=CheckpointError)
+
+    return read_newest(workdir, stage, read)
 
 
 def read_model(
@@ -149,8 +203,11 @@ def read_model(
     by default on the default device. Raises CheckpointError: there is none, or it cannot be
     read.
     """
-    checkpoint = newest(workdir, stage)
-    arrays = _read(checkpoint, shardings, without=set())
+
+    def read(checkpoint: Path) -> tuple[int, dict[str, jax.Array]]:
+        return int(checkpoint.name), _read(checkpoint, shardings, without=set())
+
+    step, arrays = read_newest(workdir, stage, read)
     for folder in sorted((Path(workdir).absolute() / "frozen").glob("*")):
         if folder.name.isdigit():
             arrays |= _read(folder, shardings, without=arrays.keys())
@@ -158,7 +215,7 @@ def read_model(
     for name, array in arrays.items():
         part, _, path = name.partition("/")
         parts[part][path] = array
-    return parts["params"], parts["stats"], int(checkpoint.name)
+    return parts["params"], parts["stats"], step
 
 
 def _read(folder: Path, shardings: Mapping[str, Any], without: Set[str]) -> dict[str, jax.Array]:

@@ -43,7 +43,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path, keep: int | None, asynchronous: bool):
         self._folder = folder
-        self._aside = folder.parent / f".aside_{folder.name}"
+        self._aside = aside(folder)
         self._keep, self._asynchronous = keep, asynchronous
         self._pending: int | None = None  # the step whose save may still fail
         self._open(clear=True)
@@ -200,6 +200,11 @@ class CheckpointFolder:
             f"{self._folder / str(step)}: cannot be read: {error}. Delete this folder to continue "
             f"from another checkpoint (there are {list(self._manager.all_steps())})."
         )
+
+
+def aside(folder: Path) -> Path:
+    """Where NEW/OLD is the checkpoint OLD of `folder` until NEW, which replaces it, is complete."""
+    return folder.parent / f".aside_{folder.name}"
 
 
 def _is_primary() -> bool:

@@ -36,7 +36,7 @@ from rvllm_jax.training.stages import (
 from rvllm_jax.training.state import Position, StageArrays, StatePlacement, TrainState
 from rvllm_jax.training.step import compile_update, make_loss
 from rvllm_jax.training.validate import validation_loss
-from rvllm_jax.training.workdir import is_bound
+from rvllm_jax.training.workdir import check_trained_with, is_bound, read_config
 from rvllm_jax.types import Batch
 from rvllm_jax.weights.load import load
 from rvllm_jax.weights.open import Entry
@@ -91,6 +91,9 @@ class Trainer:
         fingerprints = {name: resume.fingerprint(each) for name, each in self.datasets.items()}
         self.made_of = {"tokenizer": tokenizer} | fingerprints
         HERE.same(self.made_of, "what they train on")
+        self.of = {"made_of": self.made_of}
+        if (workdir / "config.json").is_file():
+            self.of["config"] = read_config(workdir)
         self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint.keep)
         loss = make_loss(model, loss_chunk=recipe.model.loss_chunk)
         self.loss = compiled_together(jax.jit(self.layout.on_mesh(loss)))
@@ -124,6 +127,7 @@ class Trainer:
             start = self.start()
             return Position(), self.placement.draw(key, start, functools.partial(load, start))
         meta = self.checkpoints.read_meta(latest)
+        check_trained_with(self.workdir, latest, meta)
         saved = meta.get("made_of", {})
         resume.check_made_of(self.workdir, latest, saved, self.made_of, self.datasets)
         position = Position(**meta["position"])
@@ -277,12 +281,12 @@ class Trainer:
             position.best[stage.name] = loss
             saved = self._arrays_to_save(arrays, position)
             best = {"params": saved["params"], "stats": saved["stats"]}
-            self.checkpoints.save_best(stage.name, position.done, best, {"loss": loss})
+            self.checkpoints.save_best(stage.name, position.done, best, {"loss": loss} | self.of)
 
     def _save(self, arrays: StageArrays, position: Position) -> None:
         self.metrics.flush()
         self.checkpoints.wait()  # `position` names a best: it must be complete first
-        meta = {"position": dataclasses.asdict(position), "made_of": self.made_of}
+        meta = {"position": dataclasses.asdict(position)} | self.of
         self.checkpoints.save(position.done, self._arrays_to_save(arrays, position), meta)
 
     def _arrays_to_save(self, arrays: StageArrays, position: Position) -> dict:

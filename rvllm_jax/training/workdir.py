@@ -19,6 +19,13 @@ from rvllm_jax.system import atomic, file_layout
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.weights.hf_config import llama_values
 
+# Keys that may change when a working directory is continued: they change nothing that is trained,
+# and what other test questions make of it is asked anew.
+MAY_CHANGE = (
+    *("data.workers", "data.store", "data.test", "mesh", "parallel", "checkpoint", "log_every"),
+    *("max_skipped", "max_unreadable", "evaluation.fusion"),
+)
+
 
 class WorkdirError(RvllmError, RuntimeError):
     """The working directory belongs to another configuration; the message says what differs."""
@@ -63,18 +70,37 @@ def _check_same(path: Path, config: dict, ignore: Sequence[str]) -> None:
         )
     advice = "Put that file back, or name another --workdir."
     stored = migrate.read(path, advice=advice, error=WorkdirError)
-    old, new = (flat(_scheduled(values)) for values in (stored, migrate.current(config)))
-    faults = [
+    if faults := _differences(stored, config, ignore):
+        raise WorkdirError(
+            f"{path.parent} belongs to another configuration ({path}). Name another --workdir, or "
+            "restore these keys:\n  " + "\n  ".join(faults)
+        )
+
+
+def check_trained_with(workdir: Path, step: int, meta: Mapping[str, Any]) -> None:
+    """Raises WorkdirError where config.json is not what the checkpoint of `step` was trained with.
+
+    meta: the checkpoint's; those of earlier versions do not say what they were trained with.
+    """
+    if not meta.get("config"):
+        return
+    if faults := _differences(meta["config"], read_config(workdir), MAY_CHANGE):
+        raise WorkdirError(
+            f"{workdir / 'config.json'}: is not of the checkpoint of step {step}, which was "
+            "trained with another configuration. Put that file back, or restore these keys in "
+            "it:\n  " + "\n  ".join(faults)
+        )
+
+
+def _differences(there: Mapping, now: Mapping, ignore: Sequence[str]) -> list[str]:
+    """A line for each key whose values differ, of any versions' configurations."""
+    old, new = (flat(_scheduled(migrate.current(values))) for values in (there, now))
+    return [
         f"{key}: {_shown(old, key)} there, {_shown(new, key)} now"
         for key in sorted(old.keys() | new.keys())
         if _shown(old, key) != _shown(new, key)
         and not any(key == i or key.startswith(i + ".") for i in ignore)
     ]
-    if faults:
-        raise WorkdirError(
-            f"{path.parent} belongs to another configuration ({path}). Name another --workdir, or "
-            "restore these keys:\n  " + "\n  ".join(faults)
-        )
 
 
 def _scheduled(config: dict[str, Any]) -> dict[str, Any]:

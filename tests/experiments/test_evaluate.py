@@ -19,6 +19,7 @@ from rvllm_jax.experiments.saved import training_videos
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.generation.engine import Engine
 from rvllm_jax.system.lines import LinesError
+from rvllm_jax.system.lock import LockError, locked
 
 ROOT = Path(__file__).parents[2]
 FEW = dict(controls=4, together=1)  # eight questions a batch, so that there are several batches
@@ -222,6 +223,8 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
             )
         assert not (tmp_path / "out").exists()
 
+    with locked(tmp_path / "out" / "own"), pytest.raises(LockError, match="own: is being written"):
+        evaluate(["own"], str(prepared), str(run_folder), tmp_path / "out", EvaluationOptions())
     refused("msvd is no benchmark known here", names=["own", "msvd"])
     refused("names one twice", names=["own", "own"])
     refused("prepare msvd_qa with|Prepare msvd_qa with", names=["msvd_qa"])

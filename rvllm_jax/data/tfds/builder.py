@@ -23,6 +23,7 @@ from rvllm_jax.data.annotations.llava import llava_example
 from rvllm_jax.data.shapes import build
 from rvllm_jax.data.tfds.datasets import DATASETS, TfdsDataset
 from rvllm_jax.data.tfds.splits import Split, read_splits
+from rvllm_jax.system.lock import locked
 from rvllm_jax.types import Example
 
 _ABOUT = (
@@ -65,6 +66,14 @@ class AnnotationsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
+
+    def download_and_prepare(self, **how) -> None:
+        """TFDS's; LockError where another process builds this dataset."""
+        built = Path(self.data_dir)
+        if built.exists() or "://" in str(self.data_dir):  # a bucket's client has no locks
+            return super().download_and_prepare(**how)
+        with locked(built.parent, advice="name another --data_dir"):
+            return super().download_and_prepare(**how)
 
     def _generate_splits(self, dl_manager, download_config):
         if download_config.max_examples_per_split is not None:

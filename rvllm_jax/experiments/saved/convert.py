@@ -16,11 +16,11 @@ from rvllm_jax.data.text import tokenizer
 from rvllm_jax.data.text.tokenizer_config import GENERATION, TOKENIZER_FILES, TokenizerError
 from rvllm_jax.experiments.saved import special_ids, training_videos
 from rvllm_jax.experiments.saved.describe import describe, describe_weights, expected, resnet_config
-from rvllm_jax.experiments.saved.open import read_run
+from rvllm_jax.experiments.saved.open import config_of_run, read_run
 from rvllm_jax.models.lora import merged
 from rvllm_jax.system.atomic import write_bytes
 from rvllm_jax.system.lock import locked
-from rvllm_jax.training.workdir import is_bound, read_config, with_kept_decoder
+from rvllm_jax.training.workdir import is_bound, read_config
 from rvllm_jax.weights import load, names
 from rvllm_jax.weights.check import PROJECTOR, projector_hint
 from rvllm_jax.weights.open import OURS, Entry, open_weights
@@ -127,8 +127,8 @@ def _add_tokenizer(parts: Parts, vocab_size: int) -> None:
 
 
 def _of_run(workdir: Path, best: str) -> Parts:
+    recipe = resolve(config_of_run(workdir, best), workdir / "config.json")
     config = read_config(workdir)
-    recipe = resolve(with_kept_decoder(config, workdir), workdir / "config.json")
     model = build_model(recipe)
     params, stats, _, line = read_run(workdir, best, model)
     notes = [line]

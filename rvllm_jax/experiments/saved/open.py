@@ -18,7 +18,7 @@ from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.data.text.template import Template
 from rvllm_jax.experiments.saved.describe import config_of_export
-from rvllm_jax.experiments.saved.tokenizer import check_tokenizer
+from rvllm_jax.experiments.saved.tokenizer import check_tokenizer, check_trained_by
 from rvllm_jax.models.functional import Arrays, FunctionalModel, checksum
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
@@ -26,8 +26,8 @@ from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.fingerprint import SHORT, json_digest, recorded
-from rvllm_jax.training.checkpoint import newest, read_model
-from rvllm_jax.training.workdir import is_bound, read_config, with_kept_decoder
+from rvllm_jax.training.checkpoint import newest, read_meta, read_model
+from rvllm_jax.training.workdir import check_trained_with, is_bound, read_config, with_kept_decoder
 from rvllm_jax.weights import load
 from rvllm_jax.weights.open import OURS, open_weights
 from rvllm_jax.weights.safetensors import WeightsError
@@ -121,11 +121,11 @@ def describe_model(
     a folder that `convert` wrote of one; earlier versions' too.
 
     template: a name to use in place of the recipe's own. Raises WeightsError, CheckpointError,
-    ConfigError, LayoutError, ChatTemplateError or TokenizerError; allocates nothing.
+    ConfigError, LayoutError, WorkdirError, ChatTemplateError or TokenizerError; allocates nothing.
     """
     path = Path(path)
     is_run = is_bound(path)
-    config = _config_of_run(path) if is_run else _config_of_export(path)
+    config = config_of_run(path, best) if is_run else _config_of_export(path)
     if best and not is_run:
         raise WeightsError(f"{path}: an exported folder has no best checkpoint of stage {best!r}")
     if template:
@@ -135,6 +135,8 @@ def describe_model(
     folder = path / "tokenizer" if is_run else path
     tokenizer = tokenizers.load(folder)
     check_tokenizer(recipe, tokenizer, str(folder))
+    if is_run:
+        check_trained_by(folder, tokenizer, *read_meta(path, best))
     description = ModelDescription(path, is_run, best, recipe, tokenizer)
     _ = description.template, description.identity  # refused where they are not there
     return description
@@ -162,7 +164,10 @@ def read_arrays(description: ModelDescription) -> LoadedModel:
     )
 
 
-def _config_of_run(workdir: Path) -> dict[str, Any]:
+def config_of_run(workdir: Path, best: str = "") -> dict[str, Any]:
+    """The configuration of a run, where it is that of the newest checkpoint, or the best of stage
+    `best`; raises ConfigError, CheckpointError or WorkdirError."""
+    check_trained_with(workdir, *read_meta(workdir, best))
     return with_kept_decoder(read_config(workdir), workdir)
 
 

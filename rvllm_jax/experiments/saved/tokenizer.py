@@ -1,13 +1,15 @@
 """The tokenizer of a run: the working directory's own, the user's, or one trained on the text."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.data.batches.source import TrainingData
 from rvllm_jax.data.text import prompt
 from rvllm_jax.data.text import tokenizer as tokenizers
-from rvllm_jax.training.workdir import is_bound
+from rvllm_jax.training.workdir import WorkdirError, is_bound
 
 
 def find_tokenizer(recipe: Recipe, workdir: Path) -> tokenizers.Tokenizer | None:
@@ -53,4 +55,19 @@ def check_tokenizer(recipe: Recipe, tokenizer: tokenizers.Tokenizer, folder: str
             f"{folder}: special ids out of range: eos_token_id there lists {outside}, but "
             f"config.model.decoder={recipe.model.decoder} holds {size} tokens; correct "
             "generation_config.json or config.json"
+        )
+
+
+def check_trained_by(
+    folder: Path, tokenizer: tokenizers.Tokenizer, step: int, meta: Mapping[str, Any]
+) -> None:
+    """Raises WorkdirError where the checkpoint of `step` was trained with another tokenizer.
+
+    meta: the checkpoint's, which may not say so, as the best ones of earlier versions.
+    """
+    trained = meta.get("made_of", {}).get("tokenizer", tokenizer.fingerprint)
+    if trained != tokenizer.fingerprint:
+        raise WorkdirError(
+            f"{folder}: is not the tokenizer that the checkpoint of step {step} was trained with "
+            f"({trained} there, {tokenizer.fingerprint} now). Put its files back"
         )

@@ -12,6 +12,7 @@ from rvllm_jax.data.annotations.read import read
 from rvllm_jax.data.shapes import build as shapes
 from rvllm_jax.data.tfds import builder as builders
 from rvllm_jax.data.tfds.datasets import DATASETS
+from rvllm_jax.system.lock import LockError, locked
 from rvllm_jax.types import Example, Turn
 
 SAMPLES = Path(__file__).parents[3].parent / "shared/data/annotations"
@@ -129,3 +130,13 @@ def test_a_builder_is_named_as_its_dataset_and_is_ready_for_its_store(name, tmp_
     builder = cls(data_dir=tmp_path)
     assert builder.info.disable_shuffling and builder.info.file_format.value == "array_record"
     assert "frame store" in builder.info.description
+
+
+def test_one_process_builds_a_dataset_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(builders.Shapes, "SIZES", {"train": 2})
+    with locked(tmp_path / "shapes"), pytest.raises(LockError, match="or name another --data_dir"):
+        build("shapes", tmp_path)
+    built = Path(build("shapes", tmp_path).data_dir)
+    assert [path.name for path in built.parent.iterdir()] == ["1.0.0"]
+    with locked(tmp_path / "shapes"):  # what is built is read
+        build("shapes", tmp_path)

@@ -8,6 +8,7 @@ from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.experiments.report import plots
 from rvllm_jax.experiments.report.page import report
 from rvllm_jax.experiments.report.tables import solved_blind
+from rvllm_jax.system.lock import LockError, locked
 
 
 def estimate(value, low=None, high=None, n=40):
@@ -282,5 +283,8 @@ def test_folders_without_answers_or_scores(tmp_path):
     with pytest.raises(EvaluationError, match="not judged yet; python -m rvllm_jax.judge"):
         report([tmp_path])
     write(tmp_path)
+    with locked(tmp_path), pytest.raises(LockError, match="is being written by"):
+        report([tmp_path])
+    assert not (tmp_path / "report.md").exists()
     _, notes = report([tmp_path])
     assert "own: not judged yet" in notes[0] and notes[0] in (tmp_path / "report.md").read_text()

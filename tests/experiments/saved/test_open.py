@@ -1,6 +1,7 @@
 """A run, and what was exported of it, opened for use."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -15,11 +16,12 @@ from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.experiments.saved.convert import convert
 from rvllm_jax.experiments.saved.open import describe_model, open_model
 from rvllm_jax.models.llama_config import DECODERS
+from rvllm_jax.system.lock import locked
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.checkpoint_folder import CheckpointError
 from rvllm_jax.training.stages import open_layout
 from rvllm_jax.training.state import StatePlacement
-from rvllm_jax.training.workdir import claim, keep_decoder, with_kept_decoder
+from rvllm_jax.training.workdir import WorkdirError, claim, keep_decoder, with_kept_decoder
 from rvllm_jax.weights.hf_config import llama_values
 from rvllm_jax.weights.safetensors import WeightsError
 
@@ -58,6 +60,53 @@ def test_a_kept_decoder_is_not_written_by_a_second_host(run, tmp_path):
     before = kept.stat().st_ino
     keep_decoder(recipe, tmp_path / "w")
     assert kept.stat().st_ino == before
+
+
+def stamps(folder):
+    return {path: path.lstat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def test_what_is_only_read_is_not_touched_and_may_be_in_work(run):
+    before = stamps(run)
+    open_model(run)
+    assert stamps(run) == before
+    with locked(run):
+        open_model(run)
+
+
+@pytest.mark.parametrize("best", ["", "joint"])
+def test_files_of_another_start_than_the_checkpoint_s_are_noticed(run, tmp_path, best):
+    """As where a second start wrote them before the first one's checkpoint."""
+    workdir, config = tmp_path / "run", json.loads((run / "config.json").read_text())
+    shutil.copytree(run, workdir)
+    tokenizer = tokenizers.load(workdir / "tokenizer")
+    checkpoints = Checkpoints(workdir)
+    meta = {"config": config, "made_of": {"tokenizer": tokenizer.fingerprint}}
+    save = functools.partial(checkpoints.save_best, best) if best else checkpoints.save
+    save(5, {"params": {"a": np.ones(2)}}, meta)
+    checkpoints.close()
+
+    def write(**changes):
+        (workdir / "config.json").write_text(json.dumps(config | changes))
+
+    assert describe_model(workdir, best=best).recipe.seed == config["seed"]
+    write(log_every=7, data=config["data"] | {"store": "elsewhere"})  # as a run may go on
+    describe_model(workdir, best=best)
+    write(seed=8, model=config["model"] | {"grid": 3})
+    for reading in (
+        lambda: describe_model(workdir, best=best),
+        lambda: convert([str(workdir)], tmp_path / "out", best=best),
+    ):
+        with pytest.raises(WorkdirError) as error:
+            reading()
+        lines = f"model.grid: {config['model']['grid']} there, 3 now\n  seed: 0 there, 8 now"
+        assert lines in str(
+            error.value
+        ) and "config.json: is not of the checkpoint of step 5" in str(error.value)
+    write()
+    tokenizers.train(["other words"] * 9, tokenizer.vocab_size).save(workdir / "tokenizer")
+    with pytest.raises(WorkdirError, match="tokenizer: is not the tokenizer.*step 5"):
+        describe_model(workdir, best=best)
 
 
 def same(a, b):
