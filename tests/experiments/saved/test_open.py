@@ -21,7 +21,13 @@ from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.checkpoint_folder import CheckpointError
 from rvllm_jax.training.stages import open_layout
 from rvllm_jax.training.state import StatePlacement
-from rvllm_jax.training.workdir import WorkdirError, claim, keep_decoder, with_kept_decoder
+from rvllm_jax.training.workdir import (
+    WorkdirError,
+    claim,
+    keep_decoder,
+    read_config,
+    with_kept_decoder,
+)
 from rvllm_jax.weights.hf_config import llama_values
 from rvllm_jax.weights.safetensors import WeightsError
 
@@ -81,7 +87,7 @@ def test_files_of_another_start_than_the_checkpoint_s_are_noticed(run, tmp_path,
     shutil.copytree(run, workdir)
     tokenizer = tokenizers.load(workdir / "tokenizer")
     checkpoints = Checkpoints(workdir)
-    meta = {"config": config, "made_of": {"tokenizer": tokenizer.fingerprint}}
+    meta = {"config": read_config(run), "made_of": {"tokenizer": tokenizer.fingerprint}}
     save = functools.partial(checkpoints.save_best, best) if best else checkpoints.save
     save(5, {"params": {"a": np.ones(2)}}, meta)
     checkpoints.close()
