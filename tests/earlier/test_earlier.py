@@ -7,12 +7,8 @@ package other than its commands: all else may move.
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 import av
@@ -22,57 +18,6 @@ from safetensors.numpy import load_file
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 COMMANDS = json.loads((HERE / "commands.json").read_text())
 DATES = {"date", "dates"}  # keys of what differs from one start to the next
-
-
-class Place:
-    """A folder with what lay in an archive, its texts naming this folder."""
-
-    def __init__(self, folder: Path, *archives: str):
-        self.folder = folder.resolve()
-        for archive in archives:
-            with tarfile.open(HERE / f"{archive}.tar.xz") as tar:
-                tar.extractall(self.folder, filter="data")
-        for path in self.files("."):
-            content = path.read_bytes()
-            if b"@FOLDER@" in content:
-                status = path.stat()
-                path.write_bytes(content.replace(b"@FOLDER@", str(self.folder).encode()))
-                os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-    def __truediv__(self, name: str) -> Path:
-        return self.folder / name
-
-    def files(self, name: str) -> list[Path]:
-        found = (self.folder / name).rglob("*")
-        return sorted(path for path in found if path.is_file() and not path.is_symlink())
-
-    def state(self, name: str) -> dict[Path, tuple]:
-        """Of all files below `name`, what changes where one is written anew."""
-        states = {path: path.stat() for path in self.files(name)}
-        return {
-            path: (status.st_ino, status.st_mtime_ns, path.read_bytes())
-            for path, status in states.items()
-        }
-
-    def blank(self, name: str) -> None:
-        """Takes what is in the files away, so that whoever looks into them fails; their sizes and
-        times stay."""
-        for path in self.files(name):
-            status = path.stat()
-            path.write_bytes(bytes(status.st_size))
-            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-    def run(self, name: str, code: int = 0) -> tuple[str, str]:
-        """The two outputs of a command."""
-        texts = [text.replace("@FOLDER@", str(self.folder)) for text in COMMANDS[name]]
-        texts = [text.replace("@ROOT@", str(ROOT)) for text in texts]
-        command = [sys.executable, "-m", f"rvllm_jax.{texts[0]}", *texts[1:]]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == code, f"{name}: {done.returncode}\n{done.stdout}{done.stderr}"
-        return done.stdout, done.stderr
 
 
 def read_json(path: Path):
@@ -107,13 +52,13 @@ def assert_same_arrays(new: Path, old: Path) -> None:
 
 
 @pytest.fixture
-def results(tmp_path):
+def results(opened):
     """Exported models, a prepared folder, and results: `half` of the answers, and all, judged."""
-    return Place(tmp_path, "results")
+    return opened("results")
 
 
-def test_a_stopped_run_goes_on_with_its_moments_and_its_frames(tmp_path):
-    place = Place(tmp_path, "run")
+def test_a_stopped_run_goes_on_with_its_moments_and_its_frames(opened):
+    place = opened("run")
     place.blank("videos")
     metrics, kept = place / "run/metrics.jsonl", ("store", "run/tokenizer", "run/frozen")
     before, states = metrics.read_text(), [place.state(name) for name in kept]
@@ -130,8 +75,8 @@ def test_a_stopped_run_goes_on_with_its_moments_and_its_frames(tmp_path):
     assert names == [f"{number}.mp4" for number in range(6)]
 
 
-def test_a_file_of_questions_to_a_run_keeps_the_answers_it_has(tmp_path):
-    place = Place(tmp_path, "run")
+def test_a_file_of_questions_to_a_run_keeps_the_answers_it_has(opened):
+    place = opened("run")
     answers = place / "chat/answers.jsonl"
     before = answers.read_text()
     for number in range(3):  # what has its answers is not looked at again
@@ -220,8 +165,8 @@ def test_a_prepared_folder_is_not_prepared_again(results):
     assert_holds(read_json(results / "prepared/test.info.json"), info)
 
 
-def test_a_killed_preparation_goes_on_behind_the_last_video(tmp_path):
-    place = Place(tmp_path, "preparation")
+def test_a_killed_preparation_goes_on_behind_the_last_video(opened):
+    place = opened("preparation")
     (journal,) = (place / "prepared/frames").glob("journal-*")
     looked = (place / "prepared/look.journal").read_bytes()
     before = place.state("prepared/frames")
