@@ -226,7 +226,6 @@ class BenchmarkRun:
         crcs = {question.video: entries[question.video].file_crc for question in self.asked}
         made_with = {
             "checkpoint": loaded.checksum,
-            "tokenizer": loaded.tokenizer.fingerprint,
             "questions": fingerprint(self.questions, crcs),
             "split": benchmark.split,
             "clips": options.clips,

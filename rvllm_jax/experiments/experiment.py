@@ -27,7 +27,7 @@ from rvllm_jax.sharding.layouts import Layout
 from rvllm_jax.system import progress
 from rvllm_jax.training.resume import open_start
 from rvllm_jax.training.stages import micro_batch_note, open_layout
-from rvllm_jax.training.workdir import is_bound, keep_decoder
+from rvllm_jax.training.workdir import is_bound, keep_decoder, keep_start
 from rvllm_jax.types import Example
 
 
@@ -86,6 +86,7 @@ class Experiment:
             )
             tokenizer = open_tokenizer(recipe, source, workdir)
             keep_decoder(recipe, workdir)
+            keep_start(recipe, workdir)
         return cls(recipe, workdir, source, tokenizer, model, layout)
 
     @functools.cached_property

@@ -17,7 +17,6 @@ from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
 ANSWERS, INFO = "answers.jsonl", "info.json"
-_LATER = {"tokenizer"}  # of "made_with": what earlier versions did not record is not known
 CONTROLS = ("", "blind", "shuffled", "swapped")
 _TEXTS = (
     *("question_id", "video", "question", "truth", "type", "pair", "control", "answer", "failed"),
@@ -224,9 +223,9 @@ def _check_same(folder: Path, known: Mapping[str, Any], info: Mapping[str, Any])
     if not known:
         return
     there = known.get("made_with", {}) | {"benchmark": known.get("benchmark")}
-    now = info["made_with"] | {"benchmark": info["benchmark"]}
-    there = {name: now[name] for name in _LATER & now.keys()} | there
-    if others := unlike(there, now):
+    others = unlike(there, info["made_with"] | {"benchmark": info["benchmark"]})
+    others = others or fingerprint.differing(known.get("fingerprints"), info.get("fingerprints"))
+    if others:
         raise EvaluationError(
             f"{folder}: holds answers that were made otherwise, and answers are not mixed: "
             f"{others}. Continue with what they were made with, or name another --out"

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from rvllm_jax.system.atomic import read_json, write_json
+from rvllm_jax.training.workdir import is_bound
 from rvllm_jax.weights.safetensors import WeightsError
 
 FILE = "training_videos.json"
@@ -36,15 +37,18 @@ def read(folder: str | Path) -> dict[str, Any] | None:
 def record(workdir: Path, videos: Iterable[str], weights: str) -> None:
     """Notes, before the first update, what a run is trained on.
 
-    weights: the folders that it starts from, separated by commas. What the file held stays: a run
-    that goes on with other videos has seen both.
+    weights: the folders that it starts from, separated by commas; once a checkpoint depends on
+    them the file holds what they say, and they may be moved or go. What it held stays: a run that
+    goes on with other videos has seen both.
     """
     seen, unknown = set(videos), set()
+    earlier = read(workdir)
+    weights = "" if earlier and is_bound(workdir) else weights
     for source in filter(None, map(str.strip, weights.split(","))):
         before = read(source)
         seen |= set(before["videos"]) if before else set()
         unknown |= set(before["unknown"]) if before else {source}
-    earlier = read(workdir) or {"videos": [], "unknown": []}
+    earlier = earlier or {"videos": [], "unknown": []}
     content = {
         "videos": sorted(seen | set(earlier["videos"])),
         "unknown": sorted(unknown | set(earlier["unknown"])),
