@@ -168,6 +168,8 @@ def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch,
         options=SimpleNamespace(input="caption_in_slot"),
     )
     result = SimpleNamespace(position=SimpleNamespace(done=7))
+    made_with = {"model": "trained once"}
+    monkeypatch.setattr(running, "_made_with", lambda *_: dict(made_with))
     table = {"accuracy": {}, "controls": {}, "counts": {}, "seconds": {}, "steps": 7}
     evaluated = []
     experiment = SimpleNamespace(datasets=SimpleNamespace(asked={"test": asked}))
@@ -181,3 +183,5 @@ def test_results_of_other_questions_are_not_printed_again(tmp_path, monkeypatch,
     result.position.done = 8
     running.run(recipe(), tmp_path)
     assert len(evaluated) == 3
+    made_with["model"] = "trained again"  # with another seed, say
+    assert running.run(recipe(), tmp_path)["made_with"] == made_with and len(evaluated) == 4
