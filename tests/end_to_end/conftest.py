@@ -60,10 +60,10 @@ class Warm:
         self.pid = 0
         return End(*map(int, self._line().split()))
 
-    def kill(self, number: int) -> End:
-        with contextlib.suppress(ProcessLookupError):  # the child may not lead its group yet
-            os.kill(self.pid, 0)
-            os.killpg(self.pid, number)
+    def kill(self, number: int, alone: bool = False) -> End:
+        """alone: not its group, so that its workers are left behind."""
+        with contextlib.suppress(ProcessLookupError):  # it may not lead its group yet
+            os.kill(self.pid, number) if alone else os.killpg(self.pid, number)
         end = self.end()
         assert end is not None, f"goes on after signal {number}: {self.log.read_text()[-3000:]}"
         return end
@@ -148,7 +148,8 @@ class Killed:
         if how == "time":
             self.start()
             end = self.warm.end(moment * self.seconds)
-            end = self.warm.kill(number) if end is None else end
+            alone = number == signal.SIGKILL and self.killed % 2 == 1  # as for memory
+            end = self.warm.kill(number, alone) if end is None else end
         else:
             self.start(cut=1 + int(moment * self.changes))
             end = self.warm.end()

@@ -9,6 +9,7 @@ signal) and how many changes it has made to the files below FOLDER. Before chang
 """
 
 import ast
+import ctypes
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate"}
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -57,6 +59,7 @@ def count_changes(folder: str, cut: int, counted: int) -> None:
 
 def become(folder: str, argv: list[str], log: str, cut: int, counted: int) -> None:
     os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the tests may be stopped
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, (path, how) in enumerate([
         (os.devnull, os.O_RDONLY), *[(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)] * 2
