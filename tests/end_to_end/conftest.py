@@ -145,10 +145,10 @@ class Killed:
 
     def is_killed(self, how: str, moment: float, number: int = signal.SIGKILL) -> bool:
         began = time.monotonic()
+        alone = how == "time" and number == signal.SIGKILL and self.killed % 2 == 1  # as for memory
         if how == "time":
             self.start()
             end = self.warm.end(moment * self.seconds)
-            alone = number == signal.SIGKILL and self.killed % 2 == 1  # as for memory
             end = self.warm.kill(number, alone) if end is None else end
         else:
             self.start(cut=1 + int(moment * self.changes))
@@ -159,6 +159,10 @@ class Killed:
         elif killed:
             assert end.code == -signal.SIGKILL, self.warm.log.read_text()[-5000:]
         if killed:
+            log = self.warm.log.read_text() if self.warm.log.exists() else ""
+            # A worker that is starting prints that there is nobody to tell it what to do.
+            assert alone or "Traceback" not in log, log[-5000:]
+            self.warm.log.unlink(missing_ok=True)
             self.killed += 1
             self.on_disk |= lines(self.out)
         else:
