@@ -227,7 +227,13 @@ def content(out: Path) -> dict[str, object]:
             found[name] = [x for x in path.read_text().splitlines() if "Seconds of" not in x]
         elif path.name != "curves.png":
             found[name] = path.read_bytes()
-    return found
+    return {name: value for name, value in found.items() if not is_older(out / name)}
+
+
+def is_older(path: Path) -> bool:
+    """Whether it is a checkpoint before the newest: SIGTERM saves at steps of its own."""
+    saved = path.parent.name == "checkpoints" and path.name.isdigit()
+    return saved and int(path.name) < max(int(n) for n in os.listdir(path.parent) if n.isdigit())
 
 
 def lasting(value: object) -> object:
