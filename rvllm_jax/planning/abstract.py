@@ -40,13 +40,8 @@ def batch(recipe: Recipe, stage: Stage) -> Batch:
     return Batch(**{name: jax.ShapeDtypeStruct(*kinds.get(name, tokens)) for name in Batch._fields})
 
 
-def step_costs(
-    recipe: Recipe, stage: Stage, params: Mapping[str, Any], tokens: int = 0
-) -> StepCosts:
-    """What a step of `stage` computes for one clip.
-
-    params: shapes by path. tokens: of the clip's sequence; 0: config.data.context.
-    """
+def step_costs(recipe: Recipe, stage: Stage, params: Mapping[str, Any]) -> StepCosts:
+    """What a step of `stage` computes for one clip. params: shapes by path."""
     labels = label_parameters(stage, params)
     return StepCosts(
         resnet=recipe.resnet,
@@ -54,7 +49,7 @@ def step_costs(
         layout=recipe.layout,
         projector=recipe.model.projector,
         pixels=recipe.data.crop,
-        tokens=tokens or recipe.data.context,
+        tokens=recipe.data.context,
         params=params,
         trained={path for path, label in labels.items() if label != FROZEN},
         video=stage.input == "video",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from jax.experimental import topologies
 
 from rvllm_jax.config.build import build_model
@@ -40,7 +41,7 @@ SETTINGS = {
 # fifth of it, and its program takes more memory and links than the one that training compiles.
 # JAX 0.11 has no such setting, reads none, and compiles fully.
 EFFORTS = {"least": "-1.0", "full": "0.0"}
-OVERFLOW = re.compile(r"Used ([0-9.]+)([KMGT]) of ([0-9.]+)([KMGT]) hbm")
+OVERFLOW = re.compile(r"Used ([0-9.]+)([KMGT]) of [0-9.]+[KMGT] hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -50,15 +51,24 @@ class NoCompiler(RvllmError, RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Bytes a device. Where the program does not fit, `peak` is what it would need."""
+    """The compiler's word on a program, as that process prints it. Bytes a device."""
 
-    fits: bool
-    peak: int
-    state: int  # arguments: state and batch
-    temporary: int
-    received: dict[str, float]  # bytes that each device receives in a step, by kind
-    largest: tuple[dict[str, Any], ...] = ()  # of the collectives
-    effort: str = "full"  # of EFFORTS, that was spent
+    effort: str  # of EFFORTS, that was spent
+    used: float = 0.0  # what it would need, where it does not fit; nothing else is known then
+    state: int = 0  # arguments: state and batch
+    temporary: int = 0
+    output: int = 0  # what is given back beyond the buffers that it was called with
+    # Bytes that each device receives in a step, by kind; and the largest collectives.
+    received: dict[str, float] = dataclasses.field(default_factory=dict)
+    largest: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        return not self.used
+
+    @property
+    def peak(self) -> float:
+        return self.used or self.state + self.temporary + self.output
 
 
 def compile_on(
@@ -74,6 +84,7 @@ def compile_on(
     `config`: the configuration as a dictionary. `effort`: of EFFORTS; "full" takes five times as
     long and more. Raises NoCompiler, with what to do.
     """
+    logging.info("compiling stage %s for %s with %s effort", stage, topology.name, effort)
     request = {"config": config, "stage": stage, "batch": batch, "topology": topology.name}
     command = [python, "-m", "rvllm_jax.planning.compile"]
     # That Python may have another copy of this package, or none.
@@ -102,22 +113,7 @@ def compile_on(
             f"the step did not compile for {topology.name}; its last lines were\n"
             + "\n".join(done.stderr.splitlines()[-8:])
         )
-    return read_answer(json.loads(done.stdout.splitlines()[-1]))
-
-
-def read_answer(answer: dict[str, Any]) -> Compiled:
-    """What that process printed."""
-    if "used" in answer:
-        return Compiled(False, int(answer["used"]), 0, 0, {}, effort=answer["effort"])
-    return Compiled(
-        fits=True,
-        peak=answer["state"] + answer["temporary"] + answer["output"],
-        state=answer["state"],
-        temporary=answer["temporary"],
-        received=answer["received"],
-        largest=tuple(answer["largest"]),
-        effort=answer["effort"],
-    )
+    return Compiled(**json.loads(done.stdout.splitlines()[-1]))
 
 
 # What that process does.
@@ -130,33 +126,30 @@ def compile_step(recipe: Recipe, stage: Stage, model: FunctionalModel, layout: J
     return compile_update(model, setup, layout, state, batch, recipe.model.loss_chunk)
 
 
-def measured(program: Any, devices: int) -> dict:
-    """What the compiler says of a program: bytes a device, and what crosses the links."""
+def measured(program: Any, devices: int, effort: str) -> Compiled:
+    """What the compiler says of a program, and what crosses the links."""
     memory = program.memory_analysis()
     collectives = hlo.collectives(program.as_text(), devices)
-    return {
-        "state": memory.argument_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-        # What is given back beyond the buffers that it was called with.
-        "output": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "received": hlo.received(collectives),
-        "largest": [each._asdict() for each in collectives[:8]],
-    }
+    return Compiled(
+        effort,
+        state=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        output=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        received=hlo.received(collectives),
+        largest=[each._asdict() for each in collectives[:8]],
+    )
 
 
-def overflow(message: str) -> dict | None:
-    """Bytes used and to be had, of the compiler's message that a program does not fit."""
+def overflow(message: str) -> float:
+    """Bytes used, of the compiler's message that a program does not fit; 0 of another one."""
     match = OVERFLOW.search(message)
-    if match is None:
-        return None
-    used, limit = (float(match[i]) * UNITS[match[i + 1]] for i in (1, 3))
-    return {"used": used, "limit": limit}
+    return float(match[1]) * UNITS[match[2]] if match else 0.0
 
 
-def answer(request: dict) -> dict:
-    """`request`: config, stage, batch, topology; the answer as JSON."""
+def answer(request: dict) -> Compiled:
+    """`request`: config, stage, batch, topology."""
     spent = getattr(jax.config, "jax_exec_time_optimization_effort", 0.0)
-    effort = {"effort": "least" if spent < 0 else "full"}
+    effort = "least" if spent < 0 else "full"
     devices = topologies.get_topology_desc(
         platform="tpu", topology_name=request["topology"]
     ).devices
@@ -167,11 +160,11 @@ def answer(request: dict) -> dict:
     try:
         program = compile_step(recipe, stage, build_model(recipe), layout)
     except jax.errors.JaxRuntimeError as error:
-        if memory := overflow(str(error)):
-            return memory | effort
+        if used := overflow(str(error)):
+            return Compiled(effort, used)
         raise
-    return measured(program, len(devices)) | effort
+    return measured(program, len(devices), effort)
 
 
 if __name__ == "__main__":
-    print(json.dumps(answer(json.load(sys.stdin))))
+    print(json.dumps(dataclasses.asdict(answer(json.load(sys.stdin)))))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from rvllm_jax.config.schema import Recipe, Stage
+from rvllm_jax.costs.chips import Topology
 from rvllm_jax.costs.flops import Convolution, convolutions
 from rvllm_jax.models import attention
 from rvllm_jax.models.functional import FunctionalModel
@@ -75,16 +76,21 @@ def measure(
     )
 
 
-def largest_micro_batch(
-    recipe: Recipe, stage: Stage, mesh: AbstractMesh, room: int, platform: str
+def largest_batch(
+    recipe: Recipe, stage: Stage, mesh: AbstractMesh, topology: Topology, measured: Memory
 ) -> int:
-    """Most clips a device at once whose activations and input take `room` bytes at most; or 0."""
+    """Most clips of a global batch that fits; 0: not one a device.
+
+    measured: with any batch; activations and input grow with it, the rest does not.
+    """
+    room = topology.chip.usable - (measured.peak - measured.activations - measured.input)
     input_ = stage.accumulate * clip_bytes(recipe, stage)
 
     def taken(clips: int) -> float:
-        return clips * input_ + _activations(recipe, stage, mesh, clips, platform)
+        return clips * input_ + _activations(recipe, stage, mesh, clips, topology.platform)
 
-    return max(bisect.bisect_right(range(room // input_ + 1), room, key=taken) - 1, 0)
+    count = bisect.bisect_right(range(room // input_ + 1), room, key=taken) - 1
+    return max(count, 0) * stage.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def clip_bytes(recipe: Recipe, stage: Stage) -> int:

@@ -105,12 +105,13 @@ def make_plans(
             plans.append(plan)
     if not _can_compile(tpu_python, topologies) or recipe.parallel != "jit":
         return plans
-    return [
-        with_compiled(plan, model, _compile(plan, config, tpu_python, effort))
-        if plan.topology.is_tpu
-        else plan
-        for plan in plans
-    ]
+    for number, plan in enumerate(plans):
+        if plan.topology.is_tpu:
+            asked = plan.stage.name, plan.stage.batch, plan.topology
+            plans[number] = with_compiled(
+                plan, model, compile_on(tpu_python, config, *asked, effort)
+            )
+    return plans
 
 
 def make_plan(
@@ -142,7 +143,7 @@ def make_plan(
         memory=measured,
         work=step_costs(recipe, stage, model.params).step(),
         speed=speed.predict(recipe, stage, model, mesh, topology, efficiency),
-        largest_batch=_largest_batch(recipe, stage, measured, mesh, topology),
+        largest_batch=memory.largest_batch(recipe, stage, mesh, topology, measured),
         advice="" if fits else advise(recipe, stage, model, topology),
         scaling=speed.scaling(
             recipe, stage, model, mesh.shape["tensor"], stage.batch // shards, topology, efficiency
@@ -188,22 +189,6 @@ def _notes(
                 f"{sum(whole.values()) / 1e9:.3f} GB, the largest {max(whole, key=whole.get)}: "
                 f"they and their moments are not split over {axis}."
             )
-
-
-def _largest_batch(
-    recipe: Recipe, stage: Stage, measured: Memory, mesh: AbstractMesh, topology: Topology
-) -> int:
-    """Activations and input grow with the batch, the rest does not."""
-    room = topology.chip.usable - (measured.peak - measured.activations - measured.input)
-    count = memory.largest_micro_batch(recipe, stage, mesh, room, topology.platform)
-    return count * stage.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def _compile(plan: Plan, config: dict[str, Any], python: str, effort: str):
-    logging.info(
-        "compiling stage %s for %s with %s effort", plan.stage.name, plan.topology.name, effort
-    )
-    return compile_on(python, config, plan.stage.name, plan.stage.batch, plan.topology, effort)
 
 
 def _can_compile(python: str, topologies: Sequence[Topology]) -> bool:

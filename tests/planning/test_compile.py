@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from rvllm_jax.costs import chips
-from rvllm_jax.planning.compile import NoCompiler, compile_on, read_answer
+from rvllm_jax.planning.compile import Compiled, NoCompiler, compile_on
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 SLICE = chips.parse("v5e:2x2")
@@ -43,7 +43,7 @@ def test_the_effort_reaches_the_compiler(tmp_path, config, effort, number):
     python.write_text(
         "#!/bin/sh\ncat > /dev/null\n"
         f'[ "$JAX_EXEC_TIME_OPTIMIZATION_EFFORT" = {number} ] && '
-        f"""echo '{{"used": 2, "limit": 1, "effort": "{effort}"}}'\n"""
+        f"""echo '{{"used": 2, "effort": "{effort}"}}'\n"""
     )
     python.chmod(0o755)
     made = compile_on(str(python), config, "joint", 4, SLICE, effort)
@@ -51,5 +51,5 @@ def test_the_effort_reaches_the_compiler(tmp_path, config, effort, number):
 
 
 def test_an_answer_of_a_program_that_does_not_fit():
-    made = read_answer({"used": 3.0, "limit": 2.0, "effort": "full"})
+    made = Compiled(used=3.0, effort="full")
     assert not made.fits and made.peak == 3

@@ -5,7 +5,7 @@ import pytest
 from rvllm_jax.config.build import build_model
 from rvllm_jax.costs import chips
 from rvllm_jax.planning import plan as estimate
-from rvllm_jax.planning.compile import read_answer
+from rvllm_jax.planning.compile import Compiled
 from rvllm_jax.training.stages import StageError
 
 
@@ -100,25 +100,23 @@ def test_the_compilers_figures_count_where_there_are_some(paper):
     made = plan(*paper, "v5e:8x8", clips_a_device=1)
     answer = {"state": 10, "temporary": 5, "output": 1, "received": {}, "largest": []}
     effort = {"effort": "full"}
-    compiled = dataclasses.replace(made, compiled=read_answer(answer | effort))
+    compiled = dataclasses.replace(made, compiled=Compiled(**answer, **effort))
     assert compiled.peak == 16 and compiled.fits
-    overflow = dataclasses.replace(
-        made, compiled=read_answer({"used": 2e10, "limit": 1e10} | effort)
-    )
+    overflow = dataclasses.replace(made, compiled=Compiled(used=2e10, **effort))
     assert overflow.peak == 2e10 and not overflow.fits
 
 
 def test_advice_follows_the_compiler_where_the_formula_says_otherwise(paper):
     fits = plan(*paper, "v5e:8x8", clips_a_device=1)
-    used = {"used": 17.0e9, "limit": 16.9e9, "effort": "full"}
-    over = estimate.with_compiled(fits, paper[1], read_answer(used))
+    used = {"used": 17.0e9, "effort": "full"}
+    over = estimate.with_compiled(fits, paper[1], Compiled(**used))
     assert fits.fits and not over.fits
     assert "joint does not fit, by the compiler: 0.1 GB too much for the 16.9 GB" in over.advice
     assert "it fits, with 16.8 GB, with config.stages.joint.optimizers.adamw" in over.advice
     made = plan(*paper, "v5e:2x4", clips_a_device=1)
     answer = {"state": 10, "temporary": 5, "output": 1, "received": {}, "largest": []}
     answer["effort"] = "full"
-    compiled = estimate.with_compiled(made, paper[1], read_answer(answer))
+    compiled = estimate.with_compiled(made, paper[1], Compiled(**answer))
     assert not made.fits and made.advice and compiled.fits and compiled.advice == ""
 
 

@@ -5,7 +5,7 @@ import pytest
 from rvllm_jax.costs import chips
 from rvllm_jax.planning import plan
 from rvllm_jax.planning import text as report
-from rvllm_jax.planning.compile import read_answer
+from rvllm_jax.planning.compile import Compiled
 
 
 def text(recipe, model, **kinds) -> str:
@@ -41,11 +41,11 @@ def test_the_compilers_figures_stand_beside_the_formulas(paper):
     made = plan.make_plan(paper[0], paper[0].stages[1], paper[1], chips.parse("v5e:8x8"))
     answer = {"state": 10**9, "temporary": 10**9, "output": 0, "largest": [], "effort": "full"}
     answer["received"] = {"all-gather": 3e9, "all-reduce": 4e9}
-    shown = report.describe(dataclasses.replace(made, compiled=read_answer(answer)), 1000)
+    shown = report.describe(dataclasses.replace(made, compiled=Compiled(**answer)), 1000)
     for said in ("Peak, by the compiler | 2.00", "7 GB in the compiled program"):
         assert said in shown
     assert f"Formula / compiler | {made.memory.peak / 2e9:.2f}" in shown
     assert "It fits" in shown and "not at once" not in shown
-    tight = read_answer(answer | {"temporary": 17 * 10**9})
+    tight = Compiled(**answer | {"temporary": 17 * 10**9})
     shown = report.describe(dataclasses.replace(made, compiled=tight), 1000)
     assert "It fits" in shown and "not at once: the compiler has placed them" in shown
