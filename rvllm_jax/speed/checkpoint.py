@@ -64,7 +64,7 @@ def time_checkpoints(
         returned = time.perf_counter()
         checkpoints.wait()
         complete = time.perf_counter()
-        jax.block_until_ready(checkpoints.restore(step, shapes)[0])
+        jax.block_until_ready(checkpoints.training.restore(step, shapes)[0])
         restored = time.perf_counter() - complete
         seconds = {"blocked": returned - start, "saved": complete - start, "restored": restored}
         rounds.append(seconds)

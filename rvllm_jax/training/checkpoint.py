@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of a working directory: `checkpoints/STEP` and, a stage, `best/STAGE/STEP`.
+    """The checkpoints of a working directory, a folder of them each: `training` in
+    `checkpoints/STEP`, and `best` by stage, after its first validation, in `best/STAGE/STEP`.
 
     Parameters that no stage from number N on trains need not be in each of them: they stand once in
     `frozen/N`, which is complete before a checkpoint that relies on it is begun.
@@ -39,10 +40,10 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, *, keep: int = 2, asynchronous: bool = True):
         workdir = Path(workdir).absolute()
         self._asynchronous = asynchronous
-        self._training = CheckpointFolder(workdir / "checkpoints", keep, asynchronous)
-        self._frozen = CheckpointFolder(workdir / "frozen", None, asynchronous)
+        self.training = CheckpointFolder(workdir / "checkpoints", keep, asynchronous)
+        self.frozen = CheckpointFolder(workdir / "frozen", None, asynchronous)
         self._best_folder = workdir / "best"
-        self._best: dict[str, CheckpointFolder] = {}
+        self.best: dict[str, CheckpointFolder] = {}
         if self._best_folder.exists():
             for folder in sorted(self._best_folder.iterdir()):
                 if folder.is_dir() and not folder.name.startswith("."):
@@ -59,54 +60,21 @@ class Checkpoints:
           CheckpointError: no space left, or the checkpoint could not be written.
           ValueError: a leaf that Orbax cannot hold, or two leaves of one name.
         """
-        self._frozen.wait()
-        self._training.save(step, arrays, meta)
-
-    def clear_frozen(self) -> None:
-        """Removes what a start of another configuration left, on which no checkpoint relies."""
-        self._frozen.clear()
+        self.frozen.wait()
+        self.training.save(step, arrays, meta)
 
     def save_frozen(self, stage: int, params: Any) -> None:
         """Saves `params` for all checkpoints from the stage of this number on."""
-        self._frozen.save(stage, {"params": params}, {})
+        self.frozen.save(stage, {"params": params}, {})
 
     def restore_frozen(self, stage: int, like: Any) -> Any:
-        """As `restore`, what `save_frozen` saved."""
-        return self._frozen.restore(stage, {"params": like})[0]["params"]
-
-    def latest(self) -> int | None:
-        """The step of the newest complete checkpoint; waits for the save that is under way."""
-        return self._training.latest()
-
-    def read_meta(self, step: int) -> dict:
-        """The `meta` saved with `step`, without reading arrays."""
-        return self._training.read_meta(step)
-
-    def names(self, step: int) -> Set[str]:
-        """What `step` holds: the names of its arrays, such as "params/encoder/stem/kernel"."""
-        return self._training.names(step)
-
-    def restore(self, step: int, like: Any) -> tuple[Any, dict]:
-        """Returns (arrays, meta) of `step`, with the structure and shardings of `like`.
-
-        Args:
-          step: a saved step.
-          like: a pytree of `jax.ShapeDtypeStruct`, with shardings (default device otherwise).
-
-        Raises:
-          CheckpointError: not there, unreadable, or its arrays are not exactly those of `like`;
-            missing, surplus and misshapen ones are listed by name.
-        """
-        return self._training.restore(step, like)
+        """What `save_frozen` saved, as `CheckpointFolder.restore`."""
+        return self.frozen.restore(stage, {"params": like})[0]["params"]
 
     def save_best(self, stage: str, step: int, arrays: Any, meta: dict) -> None:
         """Saves the best of `stage`; the one before is removed once this one is complete."""
-        self._frozen.wait()
+        self.frozen.wait()
         self._stage(stage).save(step, arrays, meta)
-
-    def best_of(self, stage: str) -> CheckpointFolder | None:
-        """The folder of the best checkpoint of `stage`; None before the first validation."""
-        return self._best.get(stage)
 
     def wait(self) -> None:
         """Waits for the saves under way; raises CheckpointError when one of them failed."""
@@ -122,14 +90,14 @@ class Checkpoints:
                 folder.close()
 
     def _all(self) -> tuple[CheckpointFolder, ...]:
-        return (self._frozen, self._training, *self._best.values())
+        return (self.frozen, self.training, *self.best.values())
 
     def _stage(self, stage: str) -> CheckpointFolder:
         if not stage or stage.startswith(".") or Path(stage).name != stage:
             raise ValueError(f"stage {stage!r}: expected a plain name, it becomes a folder")
-        if stage not in self._best:
-            self._best[stage] = CheckpointFolder(self._best_folder / stage, 1, self._asynchronous)
-        return self._best[stage]
+        if stage not in self.best:
+            self.best[stage] = CheckpointFolder(self._best_folder / stage, 1, self._asynchronous)
+        return self.best[stage]
 
 
 def newest(workdir: str | Path, stage: str = "") -> Path:

@@ -88,10 +88,12 @@ class CheckpointFolder:
         self._manager.close()
 
     def latest(self) -> int | None:
+        """The step of the newest complete checkpoint; waits for the save that is under way."""
         self.wait()
         return self._manager.latest_step()
 
     def read_meta(self, step: int) -> dict:
+        """The `meta` saved with `step`, without reading arrays."""
         self._check_exists(step)
         try:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
@@ -100,6 +102,7 @@ class CheckpointFolder:
             raise self._unreadable(step, error) from error
 
     def names(self, step: int) -> Set[str]:
+        """What `step` holds: the names of its arrays, such as "params/encoder/stem/kernel"."""
         self._check_exists(step)
         return self._saved(step).keys()
 
@@ -111,6 +114,12 @@ class CheckpointFolder:
             raise self._unreadable(step, error) from error
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
+        """Returns (arrays, meta) of `step`, with the structure and shardings of `like`.
+
+        like: a pytree of `jax.ShapeDtypeStruct`, with shardings (default device otherwise). Raises
+        CheckpointError: not there, unreadable, or its arrays are not exactly those of `like`;
+        missing, surplus and misshapen ones are listed by name.
+        """
         meta = self.read_meta(step)
         wanted = {name: _placed(leaf) for name, leaf in _named(like).items()}
         _compare(wanted, self._saved(step), self._folder / str(step))

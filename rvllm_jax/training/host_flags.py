@@ -5,6 +5,8 @@ has to be decided everywhere at the same update, since all hosts compute and sav
 host nothing runs on the devices.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,24 +27,22 @@ class BatchFlags(NamedTuple):
     stop: bool | jax.Array  # whether any host was asked to stop, before this update
 
 
-class FlagExchange:
-    """Gives all hosts each one's examples, errors and signal; every host makes the same calls."""
+def flag_exchange(layout: Layout) -> Callable[[Batch, Batch, bool], BatchFlags]:
+    """(batch, placed, stop) -> each host's examples, errors and signal, on all of them; every host
+    makes the same calls. batch: this host's part in its memory; placed: the same on the devices.
+    """
+    if jax.process_count() == 1:
+        # Without the frames: their memory is wanted for the batches to come.
+        return lambda batch, placed, stop: BatchFlags(batch.examples, batch.errors, stop)
+    one_a_device = NamedSharding(layout.mesh, P(layout.mesh.axis_names))
 
-    def __init__(self, layout: Layout):
-        self._hosts = jax.process_count()
-        if self._hosts > 1:
-            self._each = NamedSharding(layout.mesh, P(layout.mesh.axis_names))  # one a device
-            self._join = jax.jit(_join, out_shardings=layout.replicated)
+    @functools.partial(jax.jit, out_shardings=layout.replicated)
+    def join(examples: jax.Array, errors: jax.Array, stops: jax.Array) -> BatchFlags:
+        return BatchFlags(examples, errors, jnp.any(stops > 0))
 
-    def gather(self, batch: Batch, placed: Batch, stop: bool) -> BatchFlags:
-        """batch: this host's part in its memory; placed: the same on the devices."""
-        if self._hosts == 1:
-            # Without the frames: their memory is wanted for the batches to come.
-            return BatchFlags(batch.examples, batch.errors, stop)
+    def exchange(batch: Batch, placed: Batch, stop: bool) -> BatchFlags:
         stops = np.full(jax.local_device_count(), stop, np.int32)
-        stops = jax.make_array_from_process_local_data(self._each, stops)
-        return self._join(placed.examples, placed.errors, stops)
+        stops = jax.make_array_from_process_local_data(one_a_device, stops)
+        return join(placed.examples, placed.errors, stops)
 
-
-def _join(examples: jax.Array, errors: jax.Array, stops: jax.Array) -> BatchFlags:
-    return BatchFlags(examples, errors, jnp.any(stops > 0))
+    return exchange

@@ -21,7 +21,7 @@ from rvllm_jax.models.functional import Arrays, FunctionalModel
 from rvllm_jax.training import resume
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.diagnostics import TrainingError, count_unreadable
-from rvllm_jax.training.host_flags import BatchFlags, FlagExchange
+from rvllm_jax.training.host_flags import BatchFlags, flag_exchange
 from rvllm_jax.training.metrics import Metrics
 from rvllm_jax.training.progress import Progress
 from rvllm_jax.training.sigterm import INTERRUPTED, Interrupt, closing
@@ -97,7 +97,7 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir, keep=recipe.checkpoint.keep)
         loss = make_loss(model, loss_chunk=recipe.model.loss_chunk)
         self.loss = compiled_together(jax.jit(self.layout.on_mesh(loss)))
-        self.interrupt, self.flags = Interrupt(), FlagExchange(self.layout)
+        self.interrupt, self.flags = Interrupt(), flag_exchange(self.layout)
         self.stop = False  # whether any host was asked to, as all hosts know by now
 
     def run(self) -> Result:
@@ -119,14 +119,14 @@ class Trainer:
 
     def _restore(self) -> tuple[Position, dict]:
         """Where the run goes on, and with which arrays: parameters to random state."""
-        latest = self.checkpoints.latest()
+        latest = self.checkpoints.training.latest()
         if latest is None:
             if not is_bound(self.workdir):
-                self.checkpoints.clear_frozen()
+                self.checkpoints.frozen.clear()
             key = jax.random.key(self.recipe.seed)
             start = self.start()
             return Position(), self.placement.draw(key, start, functools.partial(load, start))
-        meta = self.checkpoints.read_meta(latest)
+        meta = self.checkpoints.training.read_meta(latest)
         check_trained_with(self.workdir, latest, meta)
         saved = meta.get("made_of", {})
         resume.check_made_of(self.workdir, latest, saved, self.made_of, self.datasets)
@@ -135,15 +135,15 @@ class Trainer:
         shapes = self.placement.shapes(position.stage, setup)
         settled = {n: self.placement.settled(shapes, n) for n in range(position.stage + 1)}
         settled = {number: params for number, params in settled.items() if params}
-        names = self.checkpoints.names(latest)
+        names = self.checkpoints.training.names(latest)
         if any(f"params/{path}" in names for params in settled.values() for path in params):
             # Layout 1 of a run: nothing stands apart, on which the checkpoints to come rely.
-            arrays, _ = self.checkpoints.restore(latest, shapes)
+            arrays, _ = self.checkpoints.training.restore(latest, shapes)
             for number in settled:
                 self.checkpoints.save_frozen(number, self.placement.settled(arrays, number))
         else:
             unsettled = self.placement.unsettled(shapes, position.stage)
-            arrays, _ = self.checkpoints.restore(latest, unsettled)
+            arrays, _ = self.checkpoints.training.restore(latest, unsettled)
             for number, params in settled.items():
                 arrays["params"] |= self.checkpoints.restore_frozen(number, params)
         logging.info("continuing from the checkpoint of step %d", latest)
@@ -192,7 +192,7 @@ class Trainer:
                     step = self._compile(setup, arrays.state, placed)
                 state, metrics = step(arrays.state, placed)
                 arrays = arrays._replace(state=state)
-                flags = self.flags.gather(batch, placed, self.interrupt.requested)
+                flags = self.flags(batch, placed, self.interrupt.requested)
                 pending.append((flags, metrics))
                 position.k, position.done = position.k + 1, position.done + 1
                 due = self._due(position, setup.steps)
@@ -259,7 +259,7 @@ class Trainer:
         names = sorted({dataset.examples[number].video for number in examples if number >= 0})
         logging.warning("step %d: loss or gradient not finite, update skipped: %s", done, names)
         if position.skipped >= self.recipe.max_skipped:
-            latest = self.checkpoints.latest()
+            latest = self.checkpoints.training.latest()
             raise TrainingError(
                 f"{position.skipped} updates in a row were not finite, the last at step {done} "
                 f"(stage {stage.name}, update {k}) with the clips {', '.join(names)}. Look at "

@@ -4,6 +4,7 @@ Both hold each step once, also when a run was killed and continued from an earli
 """
 
 import contextlib
+import json
 import math
 import numbers
 import time
@@ -16,7 +17,7 @@ from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, LinesError, dump, read_lines
 
 _RESERVED = ("step", "stage", "kind")
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NON_FINITE = ("NaN", "Infinity", "-Infinity")  # strings in the file: JSON has no such numbers
 
 
 class MetricsError(RvllmError, RuntimeError):
@@ -48,7 +49,7 @@ class Metrics:
         records = [record for record in read(self.path) if record["step"] <= start_step]
         self._recorded = {(record["step"], record["kind"]) for record in records}
         with self._writing():
-            lines = "".join(_line(record) for record in records)
+            lines = "".join(dump(_plain(record)) for record in records)
             atomic.write_text(self.path, lines, synced=True, error=MetricsError)
             self._lines = JsonLines(self.path)
             self._open_events(records)
@@ -156,21 +157,15 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _value(name: str, stored: Any) -> Any:
-    is_name = isinstance(stored, str) and name not in _RESERVED
-    return _NON_FINITE.get(stored, stored) if is_name else stored
+    return float(stored) if stored in _NON_FINITE and name not in _RESERVED else stored
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     """`record` as JSON has it, without NaN and infinities: they become strings."""
-    return {k: v if k in _RESERVED or math.isfinite(v) else _name(v) for k, v in record.items()}
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return dump(_plain(record))
-
-
-def _name(value: float) -> str:
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return {
+        name: value if name in _RESERVED or math.isfinite(value) else json.dumps(value)
+        for name, value in record.items()
+    }
 
 
 def _number(name: str, value: Any) -> int | float:

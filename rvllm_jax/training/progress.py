@@ -86,14 +86,9 @@ class Progress:
         done = self._step - self._initial
         left = (self._total - self._step) * seconds / done if done else math.nan
         parts = [f"loss {self._loss:.4f}", f"{done * self._batch / seconds:.1f} clips/s"]
-        parts.append(f"{_clock(left)} left" if math.isfinite(left) else "--:-- left")
+        clock = tqdm.tqdm.format_interval(round(left)) if math.isfinite(left) else "--:--"
+        parts.append(f"{clock} left")
         return ", ".join(parts + _memory())
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
 
 
 def _memory() -> list[str]:

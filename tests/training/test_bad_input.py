@@ -40,7 +40,7 @@ def test_updates_that_are_not_finite_end_the_run_with_step_and_clips(tmp_path, r
     assert "(stage visual, update" in message
     assert all(f"{number}.mp4" in message for number in range(6))
     assert "config.stages.visual.optimizers.*.lr and name a new --workdir" in message
-    latest = Checkpoints(tmp_path).latest()
+    latest = Checkpoints(tmp_path).training.latest()
     assert f"checkpoint is that of step {latest}." in message
     saved = ocp.PyTreeCheckpointer().restore(tmp_path / "checkpoints" / str(latest) / "arrays")
     assert all(np.isfinite(x).all() for n, x in saved.items() if n.startswith("stats/"))
@@ -118,7 +118,7 @@ def test_damaged_frames_empty_their_rows_up_to_a_budget_then_end_the_run_with_th
     records = [r for r in metrics.read(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
     assert [r["bad_rows"] for r in records][:4] == [1, 2, 3, 4]  # one an epoch
     checkpoints = Checkpoints(tmp_path)
-    position = checkpoints.read_meta(4)["position"]
+    position = checkpoints.training.read_meta(4)["position"]
     checkpoints.close()
     assert position["unreadable"] == {"2.mp4": 4} and position["bad_rows"] == 4
 

@@ -43,14 +43,14 @@ def assert_same(a, b):
 def test_round_trip_in_another_manager_is_bit_exact(tmp_path, asynchronous):
     saved, meta = state(), {"stage": "adamw", "k": 3, "best": 0.1}
     with_ckpt = Checkpoints(tmp_path, asynchronous=asynchronous)
-    assert with_ckpt.latest() is None
+    assert with_ckpt.training.latest() is None
     with_ckpt.save(5, saved, meta)
     meta["k"] = 4  # what the caller does with its dictionary afterwards is its own affair
     with_ckpt.close()
     again = Checkpoints(tmp_path)
-    assert again.latest() == 5
-    assert again.read_meta(5) == {"stage": "adamw", "k": 3, "best": 0.1}
-    arrays, meta = again.restore(5, like(saved))
+    assert again.training.latest() == 5
+    assert again.training.read_meta(5) == {"stage": "adamw", "k": 3, "best": 0.1}
+    arrays, meta = again.training.restore(5, like(saved))
     assert_same(arrays, saved)
     assert meta["k"] == 3
     again.close()
@@ -58,7 +58,7 @@ def test_round_trip_in_another_manager_is_bit_exact(tmp_path, asynchronous):
 
 def test_best_keeps_one_a_stage_also_when_a_continued_run_is_behind_it(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.best_of("sgd") is None
+    assert checkpoints.best.get("sgd") is None
     checkpoints.save_best("sgd", 10, state(1), {"val_loss": 2.0})
     checkpoints.save_best("sgd", 30, state(2), {"val_loss": 1.0})
     checkpoints.save_best("adamw", 40, state(3), {"val_loss": 0.5})
@@ -67,12 +67,12 @@ def test_best_keeps_one_a_stage_also_when_a_continued_run_is_behind_it(tmp_path)
     again.save_best("sgd", 20, state(4), {"val_loss": 1.5})
     again.wait()
     assert os.listdir(tmp_path / "best" / "sgd") == ["20"]
-    assert again.best_of("sgd").latest() == 20
-    assert again.best_of("adamw").latest() == 40
-    assert again.best_of("adamw").read_meta(40) == {"val_loss": 0.5}
-    arrays, meta = again.best_of("sgd").restore(20, like(state()))
+    assert again.best["sgd"].latest() == 20
+    assert again.best["adamw"].latest() == 40
+    assert again.best["adamw"].read_meta(40) == {"val_loss": 0.5}
+    arrays, meta = again.best["sgd"].restore(20, like(state()))
     assert_same(arrays, state(4))
-    assert again.best_of("language") is None
+    assert again.best.get("language") is None
     with pytest.raises(CheckpointError, match="best/language: no complete checkpoint"):
         newest(tmp_path, "language")
     with pytest.raises(ValueError, match="plain name"):

@@ -66,7 +66,7 @@ def test_a_save_does_not_see_what_is_donated_after_it(tmp_path):
     checkpoints.save(1, {"x": x}, {})
     for _ in range(5):
         x = step(x)
-    arrays, _ = checkpoints.restore(1, {"x": jax.ShapeDtypeStruct(x.shape, x.dtype)})
+    arrays, _ = checkpoints.training.restore(1, {"x": jax.ShapeDtypeStruct(x.shape, x.dtype)})
     assert np.unique(np.asarray(arrays["x"])).tolist() == [1.0]
     checkpoints.close()
 
@@ -76,8 +76,8 @@ def test_saving_a_step_again_replaces_it_and_the_later_ones(tmp_path):
     for step in (1, 2, 3):
         checkpoints.save(step, state(step), {"run": "first"})
     checkpoints.save(2, state(9), {"run": "second"})
-    assert checkpoints.latest() == 2
-    arrays, meta = checkpoints.restore(2, like(state()))
+    assert checkpoints.training.latest() == 2
+    arrays, meta = checkpoints.training.restore(2, like(state()))
     assert_same(arrays, state(9))
     assert meta == {"run": "second"}
     checkpoints.close()
@@ -94,7 +94,7 @@ def test_restores_onto_another_sharding(tmp_path):
     mesh = jax.sharding.Mesh(np.array(devices[:count]), ("fsdp",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    arrays, _ = checkpoints.restore(1, {"x": shape})
+    arrays, _ = checkpoints.training.restore(1, {"x": shape})
     assert arrays["x"].sharding == sharding
     np.testing.assert_array_equal(arrays["x"], x)
     checkpoints.close()
@@ -113,7 +113,7 @@ def test_restore_refuses_a_tree_that_is_not_the_saved_one(tmp_path):
         }
     }
     with pytest.raises(CheckpointError) as error:
-        checkpoints.restore(1, like(other))
+        checkpoints.training.restore(1, like(other))
     text = str(error.value)
     assert "missing: p/new int32[5]" in text
     assert "surplus: p/a/b float32[3]" in text
@@ -122,7 +122,7 @@ def test_restore_refuses_a_tree_that_is_not_the_saved_one(tmp_path):
     assert "same" not in text
     assert "--workdir" in text
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 2; there are \[1\]"):
-        checkpoints.restore(2, like(saved))
+        checkpoints.training.restore(2, like(saved))
     checkpoints.close()
 
 
@@ -136,8 +136,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             path.write_bytes(b"")
     again = Checkpoints(tmp_path)
     with pytest.raises(CheckpointError, match="checkpoints/2: cannot be read.*Delete this folder"):
-        again.restore(2, like(state()))
-    assert_same(again.restore(1, like(state()))[0], state(1))
+        again.training.restore(2, like(state()))
+    assert_same(again.training.restore(1, like(state()))[0], state(1))
     again.close()
 
 
@@ -196,8 +196,8 @@ def test_killed_while_saving_the_previous_checkpoint_stays(tmp_path, step, clear
     left = os.listdir(folder) + os.listdir(tmp_path)
     assert any(name.startswith(cleared) for name in left), left
     checkpoints = Checkpoints(tmp_path, keep=1)
-    assert checkpoints.latest() == 1
-    arrays, meta = checkpoints.restore(1, {"x": jax.ShapeDtypeStruct((4,), jnp.float32)})
+    assert checkpoints.training.latest() == 1
+    arrays, meta = checkpoints.training.restore(1, {"x": jax.ShapeDtypeStruct((4,), jnp.float32)})
     assert arrays["x"].tolist() == [0, 1, 2, 3]
     assert meta == {"k": 1}
     checkpoints.save(2, state(), {})
@@ -249,7 +249,7 @@ def test_too_little_space_is_noticed_before_the_save(small_disk):
     assert str(workdir / "checkpoints") in str(error.value)
     assert "Free space" in str(error.value)
     assert files(workdir) == before
-    assert_same(checkpoints.restore(1, like(state()))[0], state())
+    assert_same(checkpoints.training.restore(1, like(state()))[0], state())
     checkpoints.close()
 
 
@@ -260,7 +260,7 @@ def test_a_disk_that_says_that_it_is_full_is_believed(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(CheckpointError, match="no space .* step 2: .* 1,000 are free. Free space"):
         checkpoints.save(2, state(), {})
-    assert checkpoints.latest() == 1
+    assert checkpoints.training.latest() == 1
     checkpoints.close()
 
 
@@ -274,12 +274,12 @@ def test_space_that_runs_out_during_the_save_is_reported(small_disk):
         for step in (2, 3, 4):
             checkpoints.save(step, state(step), {})
             checkpoints.wait()
-    newest = checkpoints.latest()
+    newest = checkpoints.training.latest()
     assert newest in (1, 2)
     complete = [name for name in os.listdir(workdir / "checkpoints") if name.isdigit()]
     assert sorted(complete) == [str(step) for step in range(1, newest + 1)]
     for step in range(1, newest + 1):
-        assert_same(checkpoints.restore(step, like(state()))[0], state(step))
+        assert_same(checkpoints.training.restore(step, like(state()))[0], state(step))
     checkpoints.close()
     # Opening clears the rest away; threads of the failed save may go on writing it for a while.
     deadline = time.monotonic() + 20

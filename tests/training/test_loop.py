@@ -76,7 +76,7 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
 
 def position(workdir: Path) -> dict:
     checkpoints = Checkpoints(workdir)
-    found = checkpoints.read_meta(2 * STEPS)["position"]
+    found = checkpoints.training.read_meta(2 * STEPS)["position"]
     checkpoints.close()
     return {key: value for key, value in found.items() if key != "seconds"}
 
@@ -136,8 +136,8 @@ def test_the_best_of_each_stage_is_kept(whole):
         own = {r["step"]: r["loss"] for r in records if r["stage"] == stage}
         assert len(own) == STEPS / 2
         best = min(own, key=own.get)
-        assert checkpoints.best_of(stage).latest() == best
-        assert checkpoints.best_of(stage).read_meta(best) == {"loss": own[best]}
+        assert checkpoints.best[stage].latest() == best
+        assert checkpoints.best[stage].read_meta(best) == {"loss": own[best]}
         assert position(whole)["best"][stage] == own[best]
     checkpoints.close()
 
@@ -150,7 +150,7 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit_without_its_worker(workpla
     os.killpg(process.pid, signal.SIGTERM)  # the worker too, as schedulers do
     assert process.wait() == INTERRUPTED == 75, Path(f"{workdir}.log").read_text()
     checkpoints = Checkpoints(workdir)
-    stopped = checkpoints.latest()
+    stopped = checkpoints.training.latest()
     assert stopped is not None and 2 <= stopped < 2 * STEPS
     saved = {int(folder.name) for folder in (workdir / "checkpoints").iterdir()}
     assert saved == {stopped} | ({STEPS} if stopped > STEPS else set())  # once

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rvllm_jax.training import loop
-from rvllm_jax.training.host_flags import FlagExchange
+from rvllm_jax.training.host_flags import flag_exchange
 from rvllm_jax.training.loop import Trainer
 from rvllm_jax.training.stages import StageSetup
 from rvllm_jax.training.state import Position, StageArrays
@@ -68,7 +68,7 @@ def trainer(tiny_batch, monkeypatch):
         train_sets={"video": None},
         layout=SimpleNamespace(put=put, share=(0, 1)),
         interrupt=SimpleNamespace(requested=False),
-        flags=FlagExchange(None),
+        flags=flag_exchange(None),
         _compile=lambda *_: step,
         _due=lambda *_: set(),
     )
