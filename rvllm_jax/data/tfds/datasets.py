@@ -28,9 +28,6 @@ class TfdsDataset:
         files: split -> alternatives, each the names of the files that hold the split together.
         formats: those of `annotations.formats.FORMATS` that the files may be in.
         benchmarks: split -> (benchmark, split) of `PUBLISHED`; absent: no counts are published.
-        numbered: the number that ends a question's id runs through train, validation and test, and
-            tells to which of them a pair of questions and answers belongs, whatever it is called;
-            an original file that is called otherwise is refused.
     """
 
     name: str
@@ -41,7 +38,6 @@ class TfdsDataset:
     formats: tuple[str, ...]
     notes: str = ""
     benchmarks: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
-    numbered: bool = False
 
     @property
     def instructions(self) -> str:
@@ -76,7 +72,6 @@ its questions: the one that Video-ChatGPT calls test holds the validation split.
         },
         formats=("msvd_msrvtt_original", "zero_shot"),
         benchmarks={split: (name, split) for split in _STEMS},
-        numbered=True,
     )
 
 

@@ -114,11 +114,12 @@ def _check_dataset(where: str, dataset: TfdsDataset, annotations: Annotations) -
 
 
 def _split_of(dataset: TfdsDataset, part: AnnotationPart, named: str) -> str:
-    """The split of a pair by its questions' numbers: Video-ChatGPT's names are known to be wrong.
+    """The split of a pair by its questions' numbers, where they run through train, validation and
+    test: Video-ChatGPT's names are known to be wrong.
 
     Other files are of the split that they are `named` as, or are refused.
     """
-    if not dataset.numbered or part.format != "zero_shot" or evidence(part) != NUMBERS:
+    if part.format != "zero_shot" or evidence(part) != NUMBERS:
         return named
     split = numbered_split(dataset.name, [example.id for example in part.examples])
     return split if split in dataset.files else named

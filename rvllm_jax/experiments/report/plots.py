@@ -7,9 +7,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rvllm_jax.system.page import shorten
+
 INK, GRID = "#3d4852", "#d5dbe1"
 _OURS, _CONTROL = "#4878a8", "#b8902f"
 _ROW = 0.34  # inches a bar
+_LONGEST = 40  # characters of a bar's name
 
 Bar = tuple[str, Mapping[str, Any], bool]  # name, an estimate in %, whether it is a control
 
@@ -27,7 +30,7 @@ def bars(title: str, rows: Sequence[Bar]) -> bytes:
         # In figures too: a bar of 0 cannot be seen.
         right = dict(xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
         axis.annotate(f"{value:.1f}", (max(value, high or 0), index), color=INK, **right)
-    axis.set_yticks(range(len(rows)), [_short(name) for name, _, _ in rows])
+    axis.set_yticks(range(len(rows)), [shorten(name, _LONGEST) for name, _, _ in rows])
     for label in axis.get_yticklabels():
         label.set_parse_math(False)
     axis.invert_yaxis()
@@ -51,7 +54,3 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()
-
-
-def _short(name: str, longest: int = 40) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"

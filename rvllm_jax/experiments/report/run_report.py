@@ -19,22 +19,15 @@ from rvllm_jax.training import metrics
 _ALL = "all"
 
 
-def write(
-    workdir: str | Path,
-    results: Mapping[str, Any],
-    samples: Sequence[Sample],
-    *,
-    metrics_path: str | Path | None = None,
-) -> Path:
+def write(workdir: str | Path, results: Mapping[str, Any], samples: Sequence[Sample]) -> Path:
     """Writes the report into `workdir/report` and returns that folder.
 
     Files are replaced whole; results.json comes last, so that it stands for a complete report.
 
     Args:
-      workdir: the working directory.
+      workdir: the working directory; curves.png is drawn from its metrics.jsonl.
       results: as the module describes; numbers that are not finite become null.
       samples: the clips of samples.png; without any there is no such file.
-      metrics_path: the records behind curves.png; `workdir/metrics.jsonl` by default.
 
     Raises:
       ValueError: `results` lacks a part, or a table in it lacks "all".
@@ -44,7 +37,7 @@ def write(
 
     _check(results)
     folder = make_folder(Path(workdir) / "report")
-    records = metrics.read(metrics_path or Path(workdir) / "metrics.jsonl")
+    records = metrics.read(Path(workdir) / "metrics.jsonl")
     write_bytes(folder / "curves.png", curves.draw(records), synced=True)
     if samples:
         write_bytes(folder / "samples.png", sheet.draw(samples), synced=True)
@@ -65,17 +58,13 @@ def format_table(results: Mapping[str, Any]) -> str:
     """
     accuracy, controls, counts = results["accuracy"], results["controls"], results["counts"]
     columns = {**accuracy, **controls}
-    kinds = sorted({kind for table in columns.values() for kind in table} - {_ALL})
-    header = ["question type", *columns]
-    rows = [[kind, *(_share(table, kind) for table in columns.values())] for kind in [_ALL, *kinds]]
-    parts = [_grid(header, rows)]
+    kinds = [_ALL, *sorted({kind for table in columns.values() for kind in table} - {_ALL})]
+    parts = [_grid(columns, kinds, ".3f")]
     asked = results.get("control_split")
     if controls and asked:
         parts.append(f"Controls ({', '.join(controls)}) ask the questions of {asked}.")
     if counts:
-        parts.append("Questions asked:")
-        rows = [[kind, *(_count(t, kind) for t in counts.values())] for kind in [_ALL, *kinds]]
-        parts.append(_grid(["question type", *counts], rows))
+        parts += ["Questions asked:", _grid(counts, kinds, ",")]
     unreadable = {split: n for split, n in results.get("unreadable_questions", {}).items() if n}
     if unreadable:
         counted = ", ".join(f"{split} {count:,}" for split, count in unreadable.items())
@@ -109,8 +98,14 @@ def _recurring(recurring: Mapping[str, Any]) -> str:
     return text + "."
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+def _grid(columns: Mapping[str, Mapping[str, float]], kinds: Sequence[str], form: str) -> str:
+    """A row a question type, a column a table of `columns`; numbers in the format `form`."""
+    header = ["question type", *columns]
+    rows = [
+        [kind, *(format(of[kind], form) if kind in of else "-" for of in columns.values())]
+        for kind in kinds
+    ]
+    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         first, *others = zip(cells, widths, strict=True)
@@ -119,14 +114,6 @@ def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join([line(header), "| " + " | ".join(rule) + " |", *map(line, rows)])
-
-
-def _share(table: Mapping[str, float], kind: str) -> str:
-    return f"{table[kind]:.3f}" if kind in table else "-"
-
-
-def _count(table: Mapping[str, int], kind: str) -> str:
-    return f"{table[kind]:,}" if kind in table else "-"
 
 
 def _check(results: Mapping[str, Any]) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 from rvllm_jax.evaluation.answers.questions import CRITERIA, TEXT_GENERATION
 from rvllm_jax.evaluation.score.scores import unjudged_note
-from rvllm_jax.experiments.report import published_scores
 from rvllm_jax.experiments.report.document import Part, Table, Text
+from rvllm_jax.experiments.report.published_scores import PUBLISHED_SCORES
 from rvllm_jax.experiments.report.results import Scored
 
 
@@ -38,7 +38,7 @@ def comparison(benchmark: str, group: Sequence[Scored]) -> Iterator[Part]:
     # One of faithfulness alone has neither.
     judged = [s for s in group if "accuracy" in s.scores or s.scores.get("criteria")]
     if judged:
-        table = (_generation if benchmark == TEXT_GENERATION else _answers)(benchmark, judged)
+        table = _with_published(benchmark, judged)
         yield table
         for column, what in (("judge", "judges"), ("split", "splits")):
             values = {row[table.heads.index(column)] for row in table.rows}
@@ -68,53 +68,29 @@ def _faithfulness(group: Sequence[Scored]) -> Iterator[Table]:
         yield Table(heads, rows)
 
 
-_COUNTS = ("questions", "not answered", "not judged")
-_ORIGIN = ("judge", "split", "source")
-
-
-def _answers(benchmark: str, group: Sequence[Scored]) -> Table:
-    rows = [
-        (
-            scored.model,
-            percent(scored.scores.get("accuracy")),
-            points(scored.scores.get("score")),
-            *_counts_and_origin(scored),
-        )
-        for scored in group
-    ]
-    rows += [
-        (row.model, _number(row.accuracy, 1), _number(row.score, 1), "-", "-", "-", row.judge,
-         row.split, row.source)
-        for row in published_scores.QA
-        if row.benchmark == benchmark
-    ]  # fmt: skip
-    return Table(("model", "accuracy, % [95 %]", "score, 0-5", *_COUNTS, *_ORIGIN), rows)
-
-
-def _generation(_: str, group: Sequence[Scored]) -> Table:
-    names = (f"{criterion.name} ({key})" for key, criterion in CRITERIA.items())
-    rows = [
-        (
-            scored.model,
-            *(points(scored.scores.get("criteria", {}).get(key)) for key in CRITERIA),
-            _number(scored.scores.get("mean_of_criteria"), 2),
-            *_counts_and_origin(scored),
-        )
-        for scored in group
-    ]
-    for row in published_scores.TEXT_GENERATION:
-        criteria = [_number(value, 2) for value in row.criteria] or ["-"] * len(CRITERIA)
-        rows.append(
-            (row.model, *criteria, _number(row.mean, 2), "-", "-", "-", row.judge, row.split,
-             row.source)
-        )  # fmt: skip
-    return Table(("model", *names, "mean", *_COUNTS, *_ORIGIN), rows)
-
-
-def _counts_and_origin(scored: Scored) -> tuple[str, ...]:
-    failed = scored.scores.get("failed", {})
-    counts = scored.scores["n"], failed.get("unanswered", 0), failed.get("unjudged", 0)
-    return *(f"{count:,}" for count in counts), scored.judge, scored.split, "this evaluation"
+def _with_published(benchmark: str, group: Sequence[Scored]) -> Table:
+    """Our scores of a benchmark, then the published ones."""
+    generation = benchmark == TEXT_GENERATION
+    names, digits = ("accuracy, % [95 %]", "score, 0-5"), 1
+    if generation:
+        names = (*(f"{criterion.name} ({key})" for key, criterion in CRITERIA.items()), "mean")
+        digits = 2
+    rows = []
+    for scored in group:
+        scores, failed = scored.scores, scored.scores.get("failed", {})
+        values = [percent(scores.get("accuracy")), points(scores.get("score"))]
+        if generation:
+            values = [points(scores.get("criteria", {}).get(key)) for key in CRITERIA]
+            values.append(_number(scores.get("mean_of_criteria"), digits))
+        counts = scores["n"], failed.get("unanswered", 0), failed.get("unjudged", 0)
+        counts = (f"{count:,}" for count in counts)
+        rows.append((scored.model, *values, *counts, scored.judge, scored.split, "this evaluation"))
+    for row in PUBLISHED_SCORES:
+        if row.benchmark == benchmark:
+            values = (_number(value, digits) for value in row.values)
+            rows.append((row.model, *values, "-", "-", "-", row.judge, row.split, row.source))
+    heads = ("questions", "not answered", "not judged", "judge", "split", "source")
+    return Table(("model", *names, *heads), rows)
 
 
 def _warnings(scored: Scored) -> Iterator[str]:
