@@ -28,8 +28,9 @@ from rvllm_jax.evaluation.judge.facts import FactJudge
 from rvllm_jax.evaluation.judge.judges import ExactJudge, endpoint_judge, request_parameters
 from rvllm_jax.evaluation.judge.prompts import Prompts, load_prompts
 from rvllm_jax.evaluation.judge.verdicts import Judge
-from rvllm_jax.evaluation.judging import Scoring, benchmark_folders, judge_benchmark
+from rvllm_jax.evaluation.judging import benchmark_folders, judge_benchmark
 from rvllm_jax.evaluation.score import compare
+from rvllm_jax.evaluation.score.scores import Scoring
 from rvllm_jax.evaluation.score.text import comparison_lines, score_lines
 from rvllm_jax.system import progress
 

@@ -1,6 +1,5 @@
 """One benchmark's folder judged from end to end: answers.jsonl -> judged.NAME.jsonl, scores."""
 
-import dataclasses
 import functools
 import sys
 from collections import Counter
@@ -20,23 +19,11 @@ from rvllm_jax.evaluation.answers.answer_file import (
 from rvllm_jax.evaluation.judge import verdicts
 from rvllm_jax.evaluation.judge.run import Outcome, check_before, judge_items
 from rvllm_jax.evaluation.judge.verdicts import QA, Item, Judge, VerdictsError, items
-from rvllm_jax.evaluation.score import intervals
-from rvllm_jax.evaluation.score.scores import scores
+from rvllm_jax.evaluation.score.scores import Scoring, scores
 from rvllm_jax.system import file_layout
 from rvllm_jax.system.atomic import write_json
 from rvllm_jax.system.lines import ends_whole
 from rvllm_jax.system.lock import locked
-
-
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-    """How verdicts become scores; prices are per million tokens, in any currency."""
-
-    integer: bool = False
-    resamples: int = intervals.RESAMPLES
-    seed: int = intervals.SEED
-    price_in: float = 0.0
-    price_out: float = 0.0
 
 
 def benchmark_folders(results: Path, names: list[str]) -> list[Path]:
@@ -156,7 +143,6 @@ def _scored(
 ) -> dict[str, Any]:
     judged = list(verdicts.read_judged(path))
     made_with = verdicts.read_made_with(made_with_path) or {}
-    options = dict(integer=scoring.integer, resamples=scoring.resamples, seed=scoring.seed)
     result = {
         "benchmark": info["benchmark"],
         "model": info.get("model"),
@@ -165,7 +151,7 @@ def _scored(
             "models": dict(Counter(j.model for j in judged if j.model)),
             "dates": [min(j.date for j in judged), max(j.date for j in judged)],
         },
-        **scores(judged, info, **options),
+        **scores(judged, info, scoring),
     }
     if any(j.criterion == QA for j in judged):
         result["prior"] = info.get("prior")

@@ -10,7 +10,8 @@ from rvllm_jax.evaluation.judge.endpoint import Patience
 from rvllm_jax.evaluation.judge.facts import FactJudge
 from rvllm_jax.evaluation.judge.prompts import PromptsError, load_prompts
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError
-from rvllm_jax.evaluation.judging import Scoring, benchmark_folders, judge_benchmark
+from rvllm_jax.evaluation.judging import benchmark_folders, judge_benchmark
+from rvllm_jax.evaluation.score.scores import Scoring
 from rvllm_jax.evaluation.score.text import score_lines
 
 SCORING = Scoring(resamples=20)

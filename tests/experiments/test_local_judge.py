@@ -17,7 +17,8 @@ from rvllm_jax.data.text.tokenizer import train
 from rvllm_jax.evaluation.judge.chat import ChatJudge, NoReply
 from rvllm_jax.evaluation.judge.local import LocalJudge
 from rvllm_jax.evaluation.judge.prompts import Prompts
-from rvllm_jax.evaluation.judging import Scoring, judge_benchmark
+from rvllm_jax.evaluation.judging import judge_benchmark
+from rvllm_jax.evaluation.score.scores import Scoring
 from rvllm_jax.generation.engine import Engine
 from rvllm_jax.generation.streaming import text_of
 from rvllm_jax.models.functional import FunctionalModel

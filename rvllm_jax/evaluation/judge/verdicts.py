@@ -209,7 +209,8 @@ _FIELDS = {name: (str,) for name in (
 
 
 def read_judged(path: str | Path) -> Iterator[Judged]:
-    """The verdicts of a file, checked one by one. Raises VerdictsError or LinesError."""
+    """The verdicts of a file, an item once. Raises VerdictsError or LinesError."""
+    keys: set[Key] = set()
     for where, record in read_lines(path):
         for name, kinds in _FIELDS.items():
             if name not in record or not isinstance(record[name], kinds):
@@ -226,6 +227,9 @@ def read_judged(path: str | Path) -> Iterator[Judged]:
                 )
         known = {name: record[name] for name in _FIELDS if name != "pair"}
         key = record["pair"] or record["question_id"], record["control"], record["criterion"]
+        if key in keys:
+            raise VerdictsError(f"{path}: holds {key} twice; remove one of its lines")
+        keys.add(key)
         more = {k: v for k, v in record.items() if k not in (*_FIELDS, "raw", "attempts")}
         yield Judged(key=key, more=more, **known)
 
@@ -241,7 +245,7 @@ def open_verdicts(
     """The file that verdicts are added to, and the items it holds: key -> `Item.of`.
 
     made_with: all that verdicts depend on beside the answers. Raises VerdictsError where the file
-    was made with anything else or holds an item twice, LinesError where another process has it.
+    was made with anything else, as `read_judged`, and LinesError where another process has it.
     """
     path, made_with_path = paths(folder, name)
     lines = JsonLines(path)
@@ -257,14 +261,7 @@ def open_verdicts(
             write_json(made_with_path, made_with, allow_nan=False)
         else:
             _check_same(path, known, made_with)
-        judged_before: dict[Key, str] = {}
-        for judged in read_judged(path):
-            if judged.key in judged_before:
-                raise VerdictsError(
-                    f"{path}: holds {judged.key} twice; remove one of its lines, or move it away"
-                )
-            judged_before[judged.key] = judged.of
-        return lines, judged_before
+        return lines, {judged.key: judged.of for judged in read_judged(path)}
     except BaseException:
         lines.close()
         raise

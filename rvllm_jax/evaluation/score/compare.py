@@ -64,12 +64,7 @@ def read_file(path: str | Path) -> JudgedFile:
     path = Path(path)
     if path.suffix != ".jsonl" or not path.name.startswith("judged."):
         raise VerdictsError(f"{path}: expected a file judged.NAME.jsonl")
-    answers: dict[Key, Judged] = {}
-    for judged in read_judged(path):
-        if judged.key in answers:
-            raise VerdictsError(f"{path}: holds {judged.key} twice; remove one of its lines")
-        if not judged.control:
-            answers[judged.key] = judged
+    answers = {judged.key: judged for judged in read_judged(path) if not judged.control}
     made_with = read_made_with(path.with_suffix(".json"))
     if made_with is None or not answers:
         lacking = path.with_suffix(".json").name if made_with is None else "a verdict"
@@ -87,7 +82,7 @@ def read_file(path: str | Path) -> JudgedFile:
     return file
 
 
-def compare(paths: Sequence[str | Path], *, resamples=intervals.RESAMPLES, seed=0) -> dict:
+def compare(paths: Sequence[str | Path], *, resamples: int = intervals.RESAMPLES) -> dict:
     """Every pair of files, and the spread over all of them; JSON through and through.
 
     A pair of the same answers is two judges: agreement. A pair of the same judge is two models:
@@ -110,7 +105,7 @@ def compare(paths: Sequence[str | Path], *, resamples=intervals.RESAMPLES, seed=
         if a.of == b.of:
             pairs.append(names | {"judges": agreement(a, b)})
         elif a.judge == b.judge:
-            pairs.append(names | {"models": difference(a, b, resamples=resamples, seed=seed)})
+            pairs.append(names | {"models": difference(a, b, resamples)})
         else:
             raise VerdictsError(
                 f"{a.path} and {b.path}: the answers differ, and so do the judges ({a.judge}; "
@@ -162,7 +157,7 @@ def kappa(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float | None]:
     return observed, (observed - chance) / (1 - chance) if chance < 1 else None
 
 
-def difference(a: JudgedFile, b: JudgedFile, *, resamples: int, seed: int) -> dict[str, Any]:
+def difference(a: JudgedFile, b: JudgedFile, resamples: int) -> dict[str, Any]:
     """First minus second on the same questions, with the interval by video, over all and by type.
 
     Failed items count as in the scores: not right, 0.
@@ -172,11 +167,11 @@ def difference(a: JudgedFile, b: JudgedFile, *, resamples: int, seed: int) -> di
     for name, value in _VALUES.items():
         group = [k for k in keys if _counts_in(name, a.judged[k]) or _counts_in(name, b.judged[k])]
         if group:
-            gaps[name] = _paired(a, b, group, value, resamples, seed)
+            gaps[name] = _paired(a, b, group, value, resamples)
     types = sorted({a.judged[k].type for k in keys} - {""})
     benchmark = str(a.made_with.get("benchmark"))
     gaps["accuracy_by_type"] = {
-        type_name(benchmark, type): _paired(a, b, group, _VALUES["accuracy"], resamples, seed)
+        type_name(benchmark, type): _paired(a, b, group, _VALUES["accuracy"], resamples)
         for type in types
         if (group := [k for k in keys if a.judged[k].type == type and k[2] == QA])
     }
@@ -221,10 +216,10 @@ def _counts_in(name: str, judged: Judged) -> bool:
     return judged.criterion != FAITHFULNESS and (judged.score is not None or bool(judged.failed))
 
 
-def _paired(a: JudgedFile, b: JudgedFile, keys, value, resamples, seed) -> dict[str, Any]:
+def _paired(a: JudgedFile, b: JudgedFile, keys, value, resamples) -> dict[str, Any]:
     gaps = [value(a.judged[key]) - value(b.judged[key]) for key in keys]
     videos = [a.judged[key].video for key in keys]
-    return intervals.mean(gaps, videos, resamples=resamples, seed=seed)._asdict()
+    return intervals.mean(gaps, videos, resamples=resamples)._asdict()
 
 
 def _check_comparable(a: JudgedFile, b: JudgedFile) -> None:

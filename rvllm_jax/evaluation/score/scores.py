@@ -7,6 +7,7 @@ without them, never instead. Where every answer's verdict failed, a value is Non
 judge's, and look like the model's. Intervals are those of `intervals`.
 """
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,31 +20,35 @@ from rvllm_jax.evaluation.judge.verdicts import FAITHFULNESS, QA, Judged
 from rvllm_jax.evaluation.score import intervals
 
 _NOT_NAMED = ("rule", "max_tokens", "tries", "step")  # in the judge's name, or of no weight
-Mean = Callable[[Sequence[float], Sequence[str]], intervals.Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How verdicts become scores.
+
+    integer: cut scores to whole numbers, 4.8 to 4, as Video-ChatGPT's evaluation does. resamples,
+    seed: of the intervals. price_in, price_out: per million tokens, in any currency.
+    """
+
+    integer: bool = False
+    resamples: int = intervals.RESAMPLES
+    seed: int = intervals.SEED
+    price_in: float = 0.0
+    price_out: float = 0.0
 
 
 def scores(
-    judged: Iterable[Judged],
-    info: Mapping[str, Any],
-    *,
-    integer: bool = False,
-    resamples: int = intervals.RESAMPLES,
-    seed: int = intervals.SEED,
+    judged: Iterable[Judged], info: Mapping[str, Any], scoring: Scoring = Scoring()
 ) -> dict[str, Any]:
     """All scores of one benchmark, one model and one judge; JSON through and through.
 
-    integer: cut scores to whole numbers, 4.8 to 4, as Video-ChatGPT's evaluation does.
     info: what `answer_file.read_info` returns.
     """
-
-    def mean(values, videos):
-        return intervals.mean(values, videos, resamples=resamples, seed=seed)
-
     judged = list(judged)
     answers = [j for j in judged if not j.control]
-    part = _Part(info["benchmark"], integer, mean)
+    part = _Part(info["benchmark"], scoring)
     seen = _seen(info)
-    result = {
+    return {
         "split": info["split"],
         "partial": info.get("partial"),
         "published_questions": info.get("published"),
@@ -56,19 +61,18 @@ def scores(
         "by_type": part.by_type(answers),
         "without_training_videos": None if seen is None else _without(part, answers, seen),
         "controls": _controls(part, judged),
-        "integer_scores": integer,
-        "interval": {"confidence": intervals.CONFIDENCE, "by": "video", "resamples": resamples,
-                     "seed": seed},
+        "integer_scores": scoring.integer,
+        "interval": {"confidence": intervals.CONFIDENCE, "by": "video",
+                     "resamples": scoring.resamples, "seed": scoring.seed},
         "tokens": _tokens(judged),
     }  # fmt: skip
-    return result
 
 
 class _Part:
     """The values of some verdicts, as asked for."""
 
-    def __init__(self, benchmark: str, integer: bool, mean: Mean):
-        self.benchmark, self.integer, self.mean = benchmark, integer, mean
+    def __init__(self, benchmark: str, scoring: Scoring):
+        self.benchmark, self.scoring = benchmark, scoring
 
     def values(self, judged: Sequence[Judged]) -> dict[str, Any]:
         """Accuracy, score, rules, criteria and faithfulness, as far as there are any."""
@@ -125,7 +129,7 @@ class _Part:
 
     def _score(self, judged: Judged) -> float:
         score = judged.score or 0.0
-        return float(math.trunc(score)) if self.integer else score
+        return float(math.trunc(score)) if self.scoring.integer else score
 
     def _mean(self, judged: Sequence[Judged], value: Callable[[Judged], float]) -> dict[str, Any]:
         answered = [j for j in judged if j.answered]
@@ -133,7 +137,8 @@ class _Part:
             return intervals.Estimate(None, None, None, len(judged))._asdict()
         ordered = sorted(judged, key=lambda j: j.key)  # draws do not depend on the order of lines
         values, videos = [value(j) for j in ordered], [j.video for j in ordered]
-        return self.mean(values, videos)._asdict()
+        how = self.scoring
+        return intervals.mean(values, videos, resamples=how.resamples, seed=how.seed)._asdict()
 
 
 def _failed(judged: Sequence[Judged]) -> dict[str, int]:

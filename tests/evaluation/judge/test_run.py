@@ -17,7 +17,8 @@ from rvllm_jax.evaluation.judge.chat import JudgeError
 from rvllm_jax.evaluation.judge.endpoint import Patience
 from rvllm_jax.evaluation.judge.prompts import item_id, load_prompts
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError, items
-from rvllm_jax.evaluation.judging import Scoring, judge_benchmark
+from rvllm_jax.evaluation.judging import judge_benchmark
+from rvllm_jax.evaluation.score.scores import Scoring
 from rvllm_jax.system.lock import LockError
 
 ROOT = Path(__file__).parents[3]

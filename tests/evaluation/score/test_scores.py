@@ -7,7 +7,7 @@ import pytest
 
 from rvllm_jax.evaluation.answers.questions import CRITERIA
 from rvllm_jax.evaluation.judge.verdicts import Judged
-from rvllm_jax.evaluation.score.scores import scores, unjudged_note
+from rvllm_jax.evaluation.score.scores import Scoring, scores, unjudged_note
 from rvllm_jax.evaluation.score.text import score_lines
 
 INFO = {"benchmark": "activitynet_qa", "split": "test"}
@@ -44,7 +44,7 @@ def test_accuracy_and_score_over_all_questions():
     assert found["by_type"]["yes/no"]["accuracy"]["value"] == 1 / 3
     assert found["by_type"]["number"]["score"]["value"] == pytest.approx(3.9 / 2)
     assert found["by_type"]["free"]["accuracy"] == found["accuracy"]
-    published = scores(rows, INFO, integer=True)
+    published = scores(rows, INFO, Scoring(integer=True))
     assert published["score"]["value"] == pytest.approx((4 + 3 + 0) / 5)
     assert published["accuracy"] == found["accuracy"] and published["integer_scores"]
     judge = JUDGE | {"parameters": {"temperature": 0.0, "tries": 3}}
@@ -90,7 +90,7 @@ def test_where_nothing_was_judged_there_is_no_score():
 )
 def test_the_lines_always_say_how_it_stands_with_training_videos(videos, told):
     rows = [judged("a", correct=True, video="1"), judged("b", correct=False, video="2")]
-    found = scores(rows, INFO | {"overlap": {"videos": videos}}, resamples=20)
+    found = scores(rows, INFO | {"overlap": {"videos": videos}}, Scoring(resamples=20))
     lines = list(score_lines(found | {"benchmark": "b", "judge": JUDGE}))
     assert any(told in line for line in lines), lines
     rest = [line for line in lines if line.startswith("  without 1 training videos: accuracy 0.0")]

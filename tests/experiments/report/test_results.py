@@ -6,8 +6,9 @@ import pytest
 
 from rvllm_jax.evaluation.judge.judges import ExactJudge
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError
-from rvllm_jax.evaluation.judging import Scoring, judge_benchmark
+from rvllm_jax.evaluation.judging import judge_benchmark
 from rvllm_jax.evaluation.score.compare import compare
+from rvllm_jax.evaluation.score.scores import Scoring
 from rvllm_jax.experiments.report.page import report
 from rvllm_jax.experiments.report.results import read_results
 from rvllm_jax.system.lines import dump
