@@ -6,7 +6,7 @@ text generation benchmark and ActivityNet-QA all name ActivityNet's videos so.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -44,7 +44,7 @@ def overlap(questions: Sequence[Question], training: Mapping[str, Any] | None) -
         )
         return dict(known=False, complete=False, videos=None, questions=None, told=text)
     seen = {source_of(video) for video in training["videos"]}
-    asked = _distinct(question.video for question in questions)
+    asked = dict.fromkeys(question.video for question in questions)
     videos = [video for video in asked if source_of(video) in seen]
     count = sum(question.video in set(videos) for question in questions)
     text = (
@@ -58,7 +58,3 @@ def overlap(questions: Sequence[Question], training: Mapping[str, Any] | None) -
         )
     complete = not training["unknown"]
     return dict(known=True, complete=complete, videos=videos, questions=count, told=text)
-
-
-def _distinct(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))

@@ -17,7 +17,7 @@ import simplejpeg
 
 from rvllm_jax.data.store import record
 from rvllm_jax.data.store.journal import Journal
-from rvllm_jax.data.store.shards import StoreOptions, naming, stamp
+from rvllm_jax.data.store.shards import TIME_LIMIT, StoreOptions, naming, stamp
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.data.video.decode import Decoding, worker_failure
 from rvllm_jax.system.pool import WatchedPool
@@ -97,7 +97,6 @@ def survey(
     thumbnails: int,
     short_side: int,
     workers: int = 0,
-    time_limit: float = 60.0,
     progress: Callable[[int, int], None] | None = None,
     journal: Path | None = None,
 ) -> Survey:
@@ -107,10 +106,9 @@ def survey(
         files: name -> path.
         thumbnails: of how many videos, spread evenly over the sorted names.
         short_side: pixels of the store's frames.
-        workers: processes that inspect; 0: this one alone, where a video that hangs or crashes the
-            decoder hangs or crashes the caller.
-        time_limit: seconds without a sign of life (a packet read, a frame decoded) after which a
-            worker is ended, and its video bad.
+        workers: processes that inspect, each ended, and its video bad, after TIME_LIMIT seconds
+            without a sign of life (a packet read, a frame decoded); 0: this one alone, where a
+            video that hangs or crashes the decoder hangs or crashes the caller.
         progress: called with (videos done, all videos).
         journal: a file that keeps what is found, for a survey that goes on where this one is
             stopped; the caller removes it. Raises `StoreWriteError` where it cannot be written.
@@ -127,7 +125,7 @@ def survey(
         left = [job for name, job in jobs.items() if name not in results]
         if results and progress is not None:
             progress(len(results), len(names))
-        inspections = _inspect_all(left, workers, time_limit)
+        inspections = _inspect_all(left, workers)
         for result in stack.enter_context(contextlib.closing(inspections)):
             results[result.name] = result
             if kept and result.info:
@@ -173,18 +171,16 @@ def _thumbnail(frame: np.ndarray) -> Thumbnail:
     return Thumbnail(jpeg, frame.shape[0] * frame.shape[1], len(record.encode_jpeg(frame)))
 
 
-def _inspect_all(
-    jobs: Sequence[SurveyJob], workers: int, time_limit: float
-) -> Iterator[Inspection]:
+def _inspect_all(jobs: Sequence[SurveyJob], workers: int) -> Iterator[Inspection]:
     """Inspects each video in a worker process; one that hangs or crashes it is bad."""
     if not workers:
         yield from map(_inspect, jobs)
         return
-    with WatchedPool(_inspect, workers, time_limit=time_limit) as pool:
+    with WatchedPool(_inspect, workers, time_limit=TIME_LIMIT) as pool:
         for outcome in pool.results(jobs):
             if outcome.failure:
                 name, path, _ = outcome.job
-                yield Inspection(name, None, bad=worker_failure(outcome, path, time_limit))
+                yield Inspection(name, None, bad=worker_failure(outcome, path, TIME_LIMIT))
             else:
                 yield outcome.result
 

@@ -129,18 +129,11 @@ class Shapes(AnnotationsBuilder):
         return Split(examples, {"questions": questions, "videos": size, "partial": ""})
 
 
-@dataclasses.dataclass(eq=False)
-class Config(tfds.core.BuilderConfig):
-    """Whether a split may lack questions or videos that the published one has."""
-
-    allow_partial: bool = False
-
-
-FULL = Config(name="full", description="Splits as they are published, or refused.")
-PARTIAL = Config(
+# Whether a split may lack questions or videos that the published one has.
+FULL = tfds.core.BuilderConfig(name="full", description="Splits as they are published, or refused.")
+PARTIAL = tfds.core.BuilderConfig(
     name="partial",
     description="A part of what is published: results are not comparable with published ones.",
-    allow_partial=True,
 )
 
 
@@ -151,12 +144,13 @@ class FilesBuilder(AnnotationsBuilder, skip_registration=True):
     DATASET: TfdsDataset
 
     @classmethod
-    def get_builder_config(cls, name: str, version=None) -> Config | None:
+    def get_builder_config(cls, name: str, version=None) -> tfds.core.BuilderConfig | None:
         """ "partial" is built where it is asked for, and is none of those built by default."""
         return PARTIAL if name == PARTIAL.name else super().get_builder_config(name, version)
 
     def read_splits(self, folder: Path | None) -> dict[str, Split]:
-        splits = read_splits(folder, self.DATASET, allow_partial=self.builder_config.allow_partial)
+        partial = self.builder_config.name == PARTIAL.name
+        splits = read_splits(folder, self.DATASET, allow_partial=partial)
         for name, split in splits.items():
             report = logging.warning if split.facts["partial"] else logging.info
             report("%s: split %r: %s", self.info.full_name, name, split.facts)

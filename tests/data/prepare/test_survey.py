@@ -82,7 +82,8 @@ def look(job, beat):
 
 def survey(names, progress=None, time_limit=0.5):
     files = {name: Path(name) for name in names}
-    how = dict(thumbnails=0, short_side=20, time_limit=time_limit, progress=progress)
+    how = dict(thumbnails=0, short_side=20, progress=progress)
+    video_survey.TIME_LIMIT = time_limit
     return video_survey.survey(files, workers=2, **how)
 
 if __name__ == "__main__":
