@@ -60,27 +60,21 @@ def read(path: str | Path, **how: Any) -> dict[str, Any]:
     return current(file_layout.RUN.check(path, config))
 
 
-def current(
-    config: Mapping[str, Any],
-    *,
-    added: tuple[AddedKey, ...] = ADDED,
-    renamed: Mapping[str, str] = RENAMED,
-    removed: Mapping[str, str] = REMOVED,
-) -> dict[str, Any]:
+def current(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `config`, nested and plain, as this version would have written it.
 
     What is no configuration is left as it is, for the check to refuse.
     """
     made = copy.deepcopy(dict(config))
-    for key in removed:
+    for key in REMOVED:
         for section, name in _places(made, key):
             section.pop(name, None)
-    for old, new in renamed.items():
+    for old, new in RENAMED.items():
         name_now = new.rpartition(".")[2]
         for section, name in _places(made, old):
             if name in section:
                 section.setdefault(name_now, section.pop(name))
-    for key, before, _ in added:
+    for key, before, _ in ADDED:
         for section, name in _places(made, key):
             section.setdefault(name, before)
     return complete(Recipe, made)

@@ -57,18 +57,17 @@ def test_a_key_that_is_there_keeps_its_value(joint):
     assert (now["max_unreadable"], now["data"]["short"]) == (7, "loop")
 
 
-def test_renamed_and_removed_keys_are_migrated(joint):
+def test_renamed_and_removed_keys_are_migrated(joint, monkeypatch):
     config = stored(joint)
     config["data"]["fps"] = 3
     for stage in config["stages"].values():
         stage["rate"], stage["gone"] = stage.pop("warmup"), True
-    added = (AddedKey("stages.*.later", 5, "a test"),)
-    now = current(
-        config,
-        added=added,
-        renamed={"data.fps": "data.per_second", "stages.*.rate": "stages.*.warmup"},
-        removed={"stages.*.gone": "leave it out"},
-    )
+    renamed = {"data.fps": "data.per_second", "stages.*.rate": "stages.*.warmup"}
+    with monkeypatch.context() as tables:
+        tables.setattr(migrate, "ADDED", (AddedKey("stages.*.later", 5, "a test"),))
+        tables.setattr(migrate, "RENAMED", renamed)
+        tables.setattr(migrate, "REMOVED", {"stages.*.gone": "leave it out"})
+        now = current(config)
     assert now["data"]["per_second"] == 3 and "fps" not in now["data"]
     for stage in now["stages"].values():
         assert stage.pop("later") == 5 and not {"rate", "gone"} & stage.keys()
