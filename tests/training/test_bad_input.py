@@ -78,7 +78,7 @@ def test_updates_that_are_not_finite_before_the_first_checkpoint_say_that_there_
     trainer = SimpleNamespace(
         train_sets={"video": SimpleNamespace(examples=examples)},
         recipe=SimpleNamespace(max_skipped=3),
-        checkpoints=SimpleNamespace(latest=lambda: None),
+        checkpoints=SimpleNamespace(training=SimpleNamespace(latest=lambda: None)),
     )
     stage, rows = SimpleNamespace(name="visual", input="video"), np.array([0, -1])
     with pytest.raises(TrainingError, match="panda.mp4.*No checkpoint has been written") as error:
