@@ -26,12 +26,12 @@ from rvllm_jax.experiments.saved.open import describe_model
 from rvllm_jax.generation.clip_fusion import FUSIONS, LOCK_STEP, VOTE
 from rvllm_jax.generation.sampling import GenerationConfig, Sampling
 
-MODEL = flags.DEFINE_string("model", None, "A working directory, or an exported folder.")
+MODEL = cli.path_flag("model", None, "A working directory, or an exported folder.")
 BEST = flags.DEFINE_string("best", "", "Of a run: the best of this stage; none: the newest.")
 QUESTION = flags.DEFINE_multi_string("question", [], "Asked instead of the standard input.")
-QUESTIONS = flags.DEFINE_string("questions", "", "JSON lines to answer.")
-OUT = flags.DEFINE_string("out", "", "Where the answers to --questions go.")
-VIDEOS = flags.DEFINE_string("videos", "", "Folder of the videos of --questions; none: paths.")
+QUESTIONS = cli.path_flag("questions", "", "JSON lines to answer.")
+OUT = cli.path_flag("out", "", "Where the answers to --questions go.")
+VIDEOS = cli.path_flag("videos", "", "Folder of the videos of --questions; none: paths.")
 BATCH = flags.DEFINE_integer("batch", 8, "Questions of --questions answered together.", 1)
 CLIPS = flags.DEFINE_enum("clips", "1x1", list(VIEWS), "Starts x crops that a video is shown in.")
 FUSION = flags.DEFINE_enum("fusion", LOCK_STEP, FUSIONS, "Several clips to one answer.")

@@ -16,8 +16,8 @@ from absl import flags, logging
 from rvllm_jax.config import cli
 from rvllm_jax.experiments.saved.convert import convert
 
-SOURCE = flags.DEFINE_list("source", None, "Folders, .safetensors files, or one run.")
-OUT = flags.DEFINE_string("out", None, "A new folder.")
+SOURCE = cli.paths_flag("source", None, "Folders, .safetensors files, or one run.")
+OUT = cli.path_flag("out", None, "A new folder.")
 FORM = flags.DEFINE_enum("form", "ours", ("ours", "transformers"), "What OUT becomes.")
 BEST = flags.DEFINE_string("best", "", "Of a run: the best of this stage; none: the newest.")
 VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 0, "Grow the vocabulary to it; 0: as it is.")

@@ -31,9 +31,9 @@ from rvllm_jax.system.progress import bar
 _OPTIONS = EvaluationOptions()
 
 BENCHMARKS = flags.DEFINE_list("benchmarks", None, "Names, separated by commas.")
-DATA = flags.DEFINE_string("data", "", "Folder of the prepared benchmarks.")
-MODEL = flags.DEFINE_string("model", None, "A working directory, or what convert made of one.")
-OUT = flags.DEFINE_string("out", None, "Where a folder a benchmark is written.")
+DATA = cli.path_flag("data", "", "Folder of the prepared benchmarks.")
+MODEL = cli.path_flag("model", None, "A working directory, or what convert made of one.")
+OUT = cli.path_flag("out", None, "Where a folder a benchmark is written.")
 SPLIT = flags.DEFINE_string("split", "", "Which prepared split, where there are several.")
 CLIPS = flags.DEFINE_enum("clips", _OPTIONS.clips, list(VIEWS), "Test clips, starts x crops.")
 FUSION = flags.DEFINE_enum("fusion", _OPTIONS.fusion, FUSIONS, "Several clips to one answer.")

@@ -13,6 +13,7 @@ OUT/BENCHMARK/scores.NAME.json follows when every question has its verdict. Exit
 1 refused; 3 some questions got no reply, or the work was interrupted: repeat the command.
 """
 
+import re
 import signal
 import threading
 from pathlib import Path
@@ -33,14 +34,15 @@ from rvllm_jax.evaluation.score import compare
 from rvllm_jax.evaluation.score.scores import Scoring
 from rvllm_jax.evaluation.score.text import comparison_lines, score_lines
 from rvllm_jax.system import progress
+from rvllm_jax.system.paths import expanded
 
-RESULTS = flags.DEFINE_string("results", None, "Folder of answers; verdicts go beside them.")
+RESULTS = cli.path_flag("results", None, "Folder of answers; verdicts go beside them.")
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Which folders below it; none: all.")
 BACKEND = flags.DEFINE_enum("backend", "exact", ("exact", "facts", "openai", "local"), "Judge.")
 MODEL = flags.DEFINE_string("model", "", "The endpoint's model; with local, a run or an export.")
 BASE_URL = flags.DEFINE_string("base_url", "https://api.openai.com/v1", "Of the endpoint.")
 KEY_ENV = flags.DEFINE_string("key_env", "OPENAI_API_KEY", "Variable with the key; empty: none.")
-PROMPTS = flags.DEFINE_string("prompts", None, "JSON of other prompts than ours.")
+PROMPTS = cli.path_flag("prompts", None, "JSON of other prompts than ours.")
 NAME = flags.DEFINE_string("name", "", "Of the judge's files; none: from model and parameters.")
 FAITHFULNESS = flags.DEFINE_bool("faithfulness", False, "Have the judge count claims too.")
 RULE = flags.DEFINE_enum("rule", "", ("", *RULES), "Of exact; none: the benchmark's.")
@@ -59,12 +61,12 @@ INTEGER = flags.DEFINE_bool("integer_scores", False, "Cut 4.8 to 4, as Video-Cha
 RESAMPLES = flags.DEFINE_integer("resamples", 2000, "Of the intervals.", lower_bound=1)
 PRICE_IN = flags.DEFINE_float("price_in", 0.0, "Of a million tokens of prompts.")
 PRICE_OUT = flags.DEFINE_float("price_out", 0.0, "Of a million tokens of replies.")
-PREDICTIONS = flags.DEFINE_list("predictions", [], "Files of others' predictions, to be judged.")
-ANNOTATIONS = flags.DEFINE_list("annotations", [], "Files that they are predictions for.")
+PREDICTIONS = cli.paths_flag("predictions", [], "Files of others' predictions, to be judged.")
+ANNOTATIONS = cli.paths_flag("annotations", [], "Files that they are predictions for.")
 SPLIT = flags.DEFINE_string("split", "", "Of the annotations, where they do not show it.")
 OWN = flags.DEFINE_bool("own", False, "The annotations are of no benchmark, whatever their names.")
 DUPLICATES = flags.DEFINE_bool("duplicates", False, "Keep the first of several predictions.")
-COMPARE = flags.DEFINE_list("compare", [], "Files judged.NAME.jsonl: models, judges or seeds.")
+COMPARE = cli.paths_flag("compare", [], "Files judged.NAME.jsonl: models, judges or seeds.")
 UNFINISHED = 3
 
 
@@ -74,7 +76,7 @@ def local_judge(prompts: Prompts, **options) -> ChatJudge:
     from rvllm_jax.generation.engine import Engine
     from rvllm_jax.generation.unrolled import unroll
 
-    loaded = open_model(MODEL.value)
+    loaded = open_model(expanded(MODEL.value, "--model"))
     model = unroll(loaded.module)
     engine = Engine(model, loaded.tokenizer, loaded.template, devices=loaded.layout)
     ask = LocalJudge(engine, loaded.source, MAX_TOKENS.value)
@@ -132,6 +134,11 @@ def main() -> int:
         raise app.UsageError("name either --results=OUT or --compare=FILE,FILE")
     if bool(PREDICTIONS.value) != bool(ANNOTATIONS.value):
         raise app.UsageError("--predictions and --annotations go together")
+    if not re.fullmatch(r"[\w.+-]{0,200}", NAME.value):
+        raise app.UsageError(
+            f"--name={NAME.value[:300]!r}: is part of file names, judged.NAME.jsonl: give letters, "
+            "digits, '.', '_', '+', '-', 200 at most"
+        )
     logging.set_verbosity(logging.WARNING)  # Orbax logs every step of reading a checkpoint
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

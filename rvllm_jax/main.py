@@ -27,8 +27,8 @@ CONFIG = config_flags.DEFINE_config_file(
     "The recipe, such as configs/joint.py; keys by --config.KEY=VALUE.",
     lock_config=True,
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; runs/NAME by default.")
-CACHE = flags.DEFINE_string(
+WORKDIR = cli.path_flag("workdir", None, "Where everything goes; runs/NAME by default.")
+CACHE = cli.path_flag(
     "cache",
     "",
     "Folder of compiled programs, where the next start finds them; none: compiled anew.",

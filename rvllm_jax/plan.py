@@ -44,9 +44,7 @@ EFFORT = flags.DEFINE_enum(
     "'full' compiles what training does, and takes five times as long and more (as JAX 0.11 does "
     "in either case).",
 )
-TPU_PYTHON = flags.DEFINE_string(
-    "tpu_python", sys.executable, "A Python with libtpu, to compile with."
-)
+TPU_PYTHON = cli.path_flag("tpu_python", sys.executable, "A Python with libtpu, to compile with.")
 
 
 def main() -> int:

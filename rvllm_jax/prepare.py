@@ -28,9 +28,9 @@ from rvllm_jax.system.progress import bar
 
 _DEFAULTS = PrepareOptions()
 
-VIDEOS = flags.DEFINE_string("videos", None, "Folder of the videos, also in folders below it.")
-ANNOTATIONS = flags.DEFINE_list("annotations", None, "FILE[,FILE...]; the format is recognised.")
-OUT = flags.DEFINE_string("out", None, "Folder for frames, examples and report.")
+VIDEOS = cli.path_flag("videos", None, "Folder of the videos, also in folders below it.")
+ANNOTATIONS = cli.paths_flag("annotations", None, "FILE[,FILE...]; the format is recognised.")
+OUT = cli.path_flag("out", None, "Folder for frames, examples and report.")
 SPLIT = flags.DEFINE_string("split", None, "train, validation or test; recorded in every result.")
 FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "What the annotations must be.")
 STRIDE = flags.DEFINE_integer("stride", _DEFAULTS.stride, "Every stride-th frame is stored.")

@@ -14,7 +14,7 @@ from absl import flags
 from rvllm_jax.config import cli
 from rvllm_jax.experiments.report.page import report
 
-RESULTS = flags.DEFINE_list("results", None, "Folders that evaluate and judge wrote.")
+RESULTS = cli.paths_flag("results", None, "Folders that evaluate and judge wrote.")
 FAILURES = flags.DEFINE_integer("failures", 12, "Wrong answers shown of each, with frames.")
 
 

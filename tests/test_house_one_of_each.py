@@ -94,4 +94,4 @@ def test_folders_are_made_by_name():
     """Else a path through a file ends in a traceback."""
     makers = {m for m in callers("mkdir", "makedirs") if not m.startswith(("system.", "speed."))}
     # In a folder that is there and taken; and one that says its option's name.
-    assert makers == {*("training.checkpoint_folder", "data.prepare.beam", "data.prepare.folder")}
+    assert makers == {"training.checkpoint_folder", "data.prepare.beam"}

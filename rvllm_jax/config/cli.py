@@ -1,27 +1,61 @@
 """What the commands share: how flags are parsed, and how errors end a command."""
 
 import functools
+import os
 import re
+import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from rvllm_jax.system.errors import RvllmError, report_errors
 from rvllm_jax.system.malloc import keep_all_freed_memory_on_cpu
+from rvllm_jax.system.paths import expanded
 
 # What is called otherwise since somebody last typed it, old -> new, as typed: "config.data.fps",
 # "max_new". It is refused by its new name; that its value still means the same nobody knows.
 RENAMED: dict[str, str] = {}
 # What Ctrl-C prints, below the line or bar that is under way.
 INTERRUPTED = "\ninterrupted; start the same command again"
+_REPOSITORY = Path(__file__).parents[2]
 CONTINUES = f"{INTERRUPTED}, it continues"
 
 
 class FlagError(RvllmError, ValueError):
     """A flag that there is no more; the message says what it is called now."""
+
+
+class _PathParser(flags.ArgumentParser):
+    """One path, or several separated by commas, as text."""
+
+    def __init__(self, name: str):
+        self._flag = f"--{name}"
+
+    def parse(self, argument: str) -> str:
+        return expanded(argument, self._flag)
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+class _PathsParser(_PathParser):
+    def parse(self, argument: str | list[str]) -> list[str]:
+        parts = argument if isinstance(argument, list) else argument.split(",")
+        return [super(_PathsParser, self).parse(part.strip()) for part in parts if part.strip()]
+
+
+def path_flag(name: str, default: str | None, help: str) -> flags.FlagHolder[str]:
+    """A flag that names a file or folder: ~ in it is the home folder."""
+    return flags.DEFINE(_PathParser(name), name, default, help)
+
+
+def paths_flag(name: str, default: list[str] | None, help: str) -> flags.FlagHolder[list[str]]:
+    """A flag of several, separated by commas."""
+    return flags.DEFINE(_PathsParser(name), name, default, help)
 
 
 def run(
@@ -61,20 +95,62 @@ def run(
             keys = {f"config.{old}": f"config.{new}" for old, new in migrate.RENAMED.items()}
             removed = {f"config.{key}": advice for key, advice in migrate.REMOVED.items()}
             refuse_renamed(argv, keys, removed)
-            refuse_absent_recipe(argv)
-        return parse(argv) if positional is not None else flags.FLAGS(argv, known_only=True)
+            argv = with_recipe(argv)
+        arguments = parse(argv, known_only=positional is None)
+        if "config" in flags.FLAGS:
+            from rvllm_jax.config import keys, schema
+
+            keys.expand_paths(schema.Recipe, flags.FLAGS["config"].value)
+        for name in required:
+            if flags.FLAGS[name].value in ("", []):
+                raise FlagError(f"--{name}: is empty; give it a value, --{name}=...")
+        return arguments
 
     flags.mark_flags_as_required(required)
     app.run(start, flags_parser=parsed)
 
 
-def refuse_absent_recipe(argv: Sequence[str]) -> None:
-    """Raises FlagError where --config names no file; a part behind ":" is the recipe's."""
-    for given, following in zip(argv[1:], [*argv[2:], ""], strict=True):
-        if named := re.fullmatch(r"--?config(?:=(.*))?", given):
-            path = (following if named[1] is None else named[1]).partition(":")[0]
-            if not Path(path).is_file():
-                raise FlagError(f"--config={path}: there is no such file; correct the path")
+def with_recipe(argv: Sequence[str]) -> list[str]:
+    """`argv` with the home folder for ~ in --config. Raises FlagError where that is no recipe."""
+    given, last = [], ""
+    for each in argv:
+        if last in ("--config", "-config"):
+            head, value = "", each
+        else:
+            head, value = re.fullmatch(r"(--?config=)?(.*)", each, re.DOTALL).groups()
+        if head or head == "":
+            value = expanded(value, "--config")
+            load_recipe(value)
+        given.append(f"{head or ''}{value}")
+        last = each
+    return given
+
+
+def load_recipe(config: str) -> ConfigDict:
+    """What the recipe FILE or FILE:ARGUMENT makes.
+
+    Raises FlagError, before absl or ml_collections would wrap what it raises or keep it for later.
+    """
+    path, *argument = config.split(":", 1)
+    if not os.path.isfile(path):
+        advice = "correct the path"
+        if not os.path.isabs(path) and (_REPOSITORY / path).is_file():
+            advice = f"did you mean --config={_REPOSITORY / path}?"
+        where = "" if os.path.isabs(path) else f" in {Path.cwd()}, where relative paths start"
+        raise FlagError(f"--config={path}: there is no such file{where}; {advice}")
+    try:
+        made = runpy.run_path(path)["get_config"](*argument)
+        if not isinstance(made, ConfigDict):
+            raise TypeError(f"get_config() returns a {type(made).__name__}")
+    except RvllmError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = "no get_config()" if isinstance(error, KeyError) else str(error)
+        raise FlagError(
+            f"--config={config}: {type(error).__name__}: {reason}; a recipe is a Python file whose "
+            "get_config() makes the configuration, as configs/joint.py: correct it"
+        ) from error
+    return made
 
 
 def refuse_renamed(
@@ -99,14 +175,19 @@ def refuse_renamed(
             raise FlagError(f"--{name}: is called --{new}{name[match.end() :]} now")
 
 
-def parse(argv: list[str]) -> list[str]:
-    """absl's parser; --help of a command with a --config lists the keys of a configuration too.
+def parse(argv: list[str], *, known_only: bool = False) -> list[str]:
+    """absl's parser; known_only: what it does not know is returned too.
+
+    --help of a command with a --config lists the keys of a configuration too.
 
     An override of a key that the recipe of --config lacks is refused by its whole name, as a
     ConfigError. What checks a configuration takes in JAX, which the other commands do without.
     """
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv, known_only=known_only)
+    except flags.Error as error:
+        print(f"FATAL Flags parsing error: {error}", file=sys.stderr)
+        sys.exit("Pass --helpshort or --helpfull to see help on flags.")
     except SystemExit:
         helps = any(re.fullmatch(r"--?(help|helpfull|\?)", given) for given in argv)
         if helps and "config" in flags.FLAGS:

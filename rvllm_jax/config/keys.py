@@ -6,12 +6,15 @@ plain values, and the table of keys that `--help` and KEYS.md show.
 
 import copy
 import dataclasses
+import functools
 import math
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
+
+from rvllm_jax.system.paths import expanded
 
 NUMBERS = {int: "int", float: "float", bool: "bool", str: "str", int | None: "int or None"}
 
@@ -26,6 +29,7 @@ class Key:
     unit: str = ""
     choices: tuple[str, ...] = ()
     or_folder: bool = False  # the name of a folder is a choice too
+    is_path: bool = False  # or several, by commas: ~ is the home
     least: float | None = None
     below: float = math.inf
     required: bool = True  # False: where a configuration lacks the key it has the default
@@ -73,6 +77,9 @@ def _has_type(value: Any, kind: Any) -> bool:
 def key(help: str, *, default: Any = dataclasses.MISSING, **kinds: Any) -> Any:
     """A field that is a key of the configuration; `kinds`: the other fields of `Key`."""
     return dataclasses.field(default=default, metadata={"help": help, **kinds})
+
+
+path_key = functools.partial(key, is_path=True)
 
 
 def section(schema: type, *, each: str = "", default: Any = dataclasses.MISSING) -> Any:
@@ -135,6 +142,16 @@ def faults(schema: type, values: Mapping[str, Any], where: str = "") -> list[str
     for inner in sections_in(schema, values, where):
         result += faults(*inner)
     return [fault for fault in result if fault]
+
+
+def expand_paths(schema: type, values: MutableMapping[str, Any]) -> None:
+    """Puts the home folder for ~ in every path of nested values, in place."""
+    for field, spec in fields_of(schema):
+        if spec is not None and spec.is_path and isinstance(values.get(field.name), str):
+            values[field.name] = expanded(values[field.name], f"config.{field.name}")
+    for inner, section, _ in sections_in(schema, values, ""):
+        if isinstance(section, MutableMapping):
+            expand_paths(inner, section)
 
 
 def complete(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:

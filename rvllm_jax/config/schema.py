@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from rvllm_jax.config.keys import key, markdown_table, section
+from rvllm_jax.config.keys import key, markdown_table, path_key, section
 from rvllm_jax.data.batches.clips import LONG, SHORT, VIEWS, FrameSampling
 from rvllm_jax.data.batches.dataset import INPUTS, DatasetOptions
 from rvllm_jax.data.store.shards import StoreOptions
@@ -37,11 +37,11 @@ class MeshKeys:
 class DataKeys:
     """`config.data`: videos, their annotations, how clips are taken and packed."""
 
-    videos: str = key('a folder of videos, or "shapes": the embedded dataset')
-    conversations: str = key("LLaVA JSON of the training videos")
-    validation: str = key("LLaVA JSON; none: validation loss on training pairs")
-    test: str = key("LLaVA JSON; none: only training pairs are asked")
-    store: str = key("folder of the prepared frame stores")
+    videos: str = path_key('a folder of videos, or "shapes": the embedded dataset')
+    conversations: str = path_key("LLaVA JSON of the training videos")
+    validation: str = path_key("LLaVA JSON; none: validation loss on training pairs")
+    test: str = path_key("LLaVA JSON; none: only training pairs are asked")
+    store: str = path_key("folder of the prepared frame stores")
     max_bad: float = key("largest share of videos that may fail to decode", least=0, below=1)
     frames: int = key("T, frames a clip", unit="frames", least=1)
     interval: int = key("distance between the frames of a clip", unit="video frames", least=1)
@@ -90,7 +90,7 @@ class DataKeys:
 class TokenizerKeys:
     """`config.tokenizer`."""
 
-    folder: str = key(
+    folder: str = path_key(
         "folder of tokenizer.json or tokenizer.model; none: trained on the training text"
     )
     vocab_size: int = key("size of a trained tokenizer's vocabulary", unit="tokens")
@@ -107,7 +107,7 @@ class ModelKeys:
     projector: str = key(
         "layers from the encoder's features to the decoder's width", choices=PROJECTOR_KINDS
     )
-    decoder: str = key(
+    decoder: str = path_key(
         "a name, or a folder whose config.json has the sizes", choices=DECODERS, or_folder=True
     )
     dtype: str = key(
@@ -120,7 +120,7 @@ class ModelKeys:
         unit="tokens",
         least=0,
     )
-    weights: str = key(
+    weights: str = path_key(
         "folders to start from, separated by commas; none: random (convert.py)", default=""
     )
     random: str = key(
@@ -230,7 +230,7 @@ class Recipe:
     """A checked configuration."""
 
     name: str = key("name of the recipe; runs/NAME is its working directory by default")
-    seed: int = key("seed of parameters and of the order of the data", least=0)
+    seed: int = key("seed of parameters and of the order of the data", least=0, below=2**63)
     schedule: str = key("the stages to run, in this order, separated by commas")
     parallel: str = key('"jit": over the mesh; "pmap": replicated', choices=("jit", "pmap"))
     mesh: dict[str, int] = section(MeshKeys)

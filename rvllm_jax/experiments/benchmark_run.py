@@ -86,12 +86,13 @@ class EvaluationOptions:
         if (
             min(self.max_new, self.videos, self.controls, self.seed) < 0
             or min(self.together, self.fsdp, self.tensor) < 1
+            or self.seed >= 1 << 63
         ):
             raise EvaluationError(
                 f"--max_new={self.max_new} --videos={self.videos} --together={self.together} "
                 f"--controls={self.controls} --seed={self.seed} --fsdp={self.fsdp} "
-                f"--tensor={self.tensor}: expected no number below 0, and --together, --fsdp and "
-                "--tensor of at least 1"
+                f"--tensor={self.tensor}: expected no number below 0, --together, --fsdp and "
+                "--tensor of at least 1, and --seed below 2**63"
             )
 
 

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.shapes.build import EMBEDDED
@@ -49,6 +51,13 @@ def evaluate(
 def _evaluate(
     names: list[str], data: str, model: str, out: Path, options: EvaluationOptions, progress
 ) -> list[str]:
+    devices = jax.device_count()
+    if devices % (options.fsdp * options.tensor):
+        raise EvaluationError(
+            f"--fsdp={options.fsdp} --tensor={options.tensor}: their product, "
+            f"{options.fsdp * options.tensor}, does not divide the {devices} devices; give a "
+            "divisor, or leave both out"
+        )
     mesh = {"data": -1, "fsdp": options.fsdp, "tensor": options.tensor}
     description = describe_model(model, mesh=mesh)
     identity = {

@@ -55,8 +55,11 @@ def call(
     mine = {"hello": _HELLO, "host": host, "hosts": hosts, "name": socket.gethostname()}
     mine["facts"] = dict(facts)
     server, _, port = address.rpartition(":")
-    if not server or not port.isdigit():
-        raise HostsError(f"--coordinator={address}: expected HOST:PORT, of the machine of host 0")
+    if not server or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise HostsError(
+            f"--coordinator={address}: expected HOST:PORT, of the machine of host 0, with a port "
+            "from 1 to 65535"
+        )
     if not 0 <= host < hosts:
         raise HostsError(f"--host={host}: expected a number from 0 to {hosts - 1}, of --hosts")
     if host == 0:

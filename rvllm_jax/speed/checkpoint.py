@@ -28,7 +28,7 @@ DESCRIPTION = "the rate at which checkpoints are saved and restored"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, rounds=3)
     where = "where to write; none: the system's temporary folder"
-    parser.add_argument("--folder", default="", help=where)
+    parser.add_argument("--folder", default="", type=measure.path, help=where)
 
 
 def run(arguments: argparse.Namespace) -> measure.Report:

@@ -28,7 +28,12 @@ _NOISE = 0.8  # a step may take this share of the time of one that is part of it
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--store", default="", help="a prepared frame store; rendered raw and JPEG ones if none")
+    add(
+        "--store",
+        type=measure.path,
+        default="",
+        help="a prepared frame store; rendered raw and JPEG ones if none",
+    )
     add("--frames", type=int, default=100, help="frames a clip")
     add("--step", type=int, default=1, help="stored frames from one frame of a clip to the next")
     add("--crop", type=int, default=224, help="pixels a side")

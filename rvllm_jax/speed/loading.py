@@ -30,7 +30,12 @@ _BLOCK = 16 << 20  # bytes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--folder", default="", help="weights, as training takes them; made if none")
+    add(
+        "--folder",
+        type=measure.path,
+        default="",
+        help="weights, as training takes them; made if none",
+    )
     add("--layers", type=int, default=8, help="of a made one, with Llama-7B's shapes in float16")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="here")
     measure.add_arguments(parser, rounds=3)

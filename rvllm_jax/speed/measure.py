@@ -17,7 +17,8 @@ from typing import Any
 import jax
 
 from rvllm_jax.config.check import ConfigError
-from rvllm_jax.system.atomic import write_json
+from rvllm_jax.system.atomic import try_file, write_json
+from rvllm_jax.system.paths import PathError, expanded
 
 Report = Generator[str, None, dict[str, Any]]  # lines, and in the end the figures by name
 Timer = Callable[[], float]  # does something once, and returns its seconds
@@ -27,7 +28,15 @@ Rounds = Sequence[Mapping[str, float]]  # of each round: seconds by way
 def add_arguments(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     """The arguments of every measurement."""
     parser.add_argument("--rounds", type=int, default=rounds, help="measurements of each")
-    parser.add_argument("--json", default="", help="file for the figures, too")
+    parser.add_argument("--json", default="", type=path, help="file for the figures, too")
+
+
+def path(given: str) -> str:
+    """The type of an argument that names a file or folder."""
+    try:
+        return expanded(given, "path")
+    except PathError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def report(run: Callable[[argparse.Namespace], Report], arguments: argparse.Namespace) -> Report:
@@ -40,6 +49,8 @@ def report(run: Callable[[argparse.Namespace], Report], arguments: argparse.Name
     file = arguments.json
     if file and (not Path(file).absolute().parent.is_dir() or Path(file).is_dir()):
         raise ConfigError(f"--json={file}: name a file in a folder that is there")
+    if file:
+        try_file(file, advice="Give --json another path, or leave it out")
     figures = yield from run(arguments)
     if file:
         device = {"device": jax.devices()[0].device_kind, "devices": jax.device_count()}

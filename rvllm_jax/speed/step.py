@@ -6,13 +6,12 @@ backward. "first" is what passes until the first call has ended: arrays drawn, p
 
 import argparse
 import ast
-import runpy
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from rvllm_jax.config import cli
 from rvllm_jax.config.check import ConfigError, refuse_unknown, resolve
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.costs.chips import Chip, of_device
@@ -36,13 +35,23 @@ COLUMNS = measure.Columns(18, {head: form for head, (form, *_) in _FIGURES.items
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser, rounds=5)
     add = parser.add_argument
-    add("--cache", default="", help="folder of compiled programs that stay; none: compile anew")
+    add(
+        "--cache",
+        type=measure.path,
+        default="",
+        help="folder of compiled programs that stay; none: compile anew",
+    )
 
 
 def add_recipe(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     """The arguments of what measures a recipe."""
     add = parser.add_argument
-    add("--config", default="configs/joint.py:bench", help="a recipe, as training takes it")
+    add(
+        "--config",
+        type=measure.path,
+        default="configs/joint.py:bench",
+        help="a recipe, as training takes it",
+    )
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="its keys, as data.frames=8")
     measure.add_arguments(parser, rounds=rounds)
 
@@ -61,18 +70,8 @@ def run(arguments: argparse.Namespace) -> measure.Report:
 
 
 def read_recipe(config: str, changes: list[str]) -> Recipe:
-    """The recipe of FILE:ARGUMENT with KEY=VALUE changed. Raises ConfigError."""
-    path, _, argument = config.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"--config={config}: there is no file {path}; start from the repository's root, or "
-            "name the recipe by its whole path"
-        )
-    get_config = runpy.run_path(path)["get_config"]
-    try:
-        values = get_config(*[argument] * bool(argument))
-    except ValueError as error:
-        raise ConfigError(f"--config={config}: {error}") from error
+    """The recipe of FILE:ARGUMENT with KEY=VALUE changed. Raises ConfigError, FlagError."""
+    values = cli.load_recipe(config)
     if wrong := [change for change in changes if "=" not in change]:
         raise ConfigError(f"--set {' '.join(wrong)}: expected KEY=VALUE, as data.frames=8")
     pairs = [change.split("=", 1) for change in changes]

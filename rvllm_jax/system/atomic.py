@@ -8,16 +8,13 @@ to be done.
 import contextlib
 import json
 import os
-import resource
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.errors import AGAIN, RvllmError, room
 
 TEMPORARY = ".tmp"  # behind the name of a file that is being written
-AGAIN = "Free some space or name another folder, then start the same command again"
 
 
 class WriteError(RvllmError):
@@ -43,7 +40,7 @@ def naming(
         raise
     except failures as failed:
         raise error(
-            f"{path}: cannot be written ({failed}), with {_room(Path(path).parent)}. {advice}"
+            f"{path}: cannot be written ({failed}), with {room(Path(path).parent)}. {advice}"
         ) from failed
 
 
@@ -76,6 +73,18 @@ def make_folder(folder: str | Path, **how: Any) -> Path:
     with naming(folder, **how):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def try_file(path: str | Path, **how: Any) -> None:
+    """Writes a page beside `path` and removes it: raises WriteError before the work that would end
+    with writing `path`. how: of `naming`."""
+    trial = Path(path).with_name(f"{Path(path).name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with naming(path, **how):
+            trial.write_bytes(b" " * 4096)
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink()
 
 
 def move(source: str | Path, target: str | Path) -> None:
@@ -142,11 +151,3 @@ def read_json_or_empty(path: str | Path) -> dict[str, Any]:
         return read_json(path)
     except JsonError:
         return {}
-
-
-def _room(folder: Path) -> str:
-    """What a file in `folder` may take."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    files = "" if limit == resource.RLIM_INFINITY else f", {limit:,} allowed a file (ulimit -f)"
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    return f"{shutil.disk_usage(there).free:,} bytes free in {there}{files}"

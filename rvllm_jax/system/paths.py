@@ -1,5 +1,6 @@
-"""Paths that are none: buckets, which Python's files and the readers of frames do not open."""
+"""Paths as they are given: ~ is the home folder; buckets, which Python does not open, are none."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -28,3 +29,17 @@ def refuse_urls(named: Mapping[str, Any]) -> None:
             "--rename-dir-limit=200000 BUCKET FOLDER`. Give the bucket a hierarchical namespace, "
             "in which renaming a checkpoint is one step"
         )
+
+
+def expanded(path: str, flag: str) -> str:
+    """`path`, or several separated by commas, with the home folder for a leading ~ of each.
+
+    Raises PathError, which names `flag`, for a home that is not known and for what names no file.
+    """
+    parts = [os.path.expanduser(part) for part in path.split(",")]
+    for part in parts:
+        if part.startswith("~"):
+            raise PathError(f"{flag}={part}: no such user's home is known; give the whole path")
+        if "\0" in part or any(len(os.fsencode(name)) > 255 for name in part.split("/")):
+            raise PathError(f"{flag}={part!r:.300}: no path: a name of it is longer than 255 bytes")
+    return ",".join(parts)

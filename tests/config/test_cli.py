@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rvllm_jax.config.cli import RENAMED, FlagError, refuse_absent_recipe, refuse_renamed
+from rvllm_jax.config.cli import RENAMED, FlagError, refuse_renamed, with_recipe
 
 ROOT = Path(__file__).parents[2]
 # A command in a process of its own: flags are one table of a process.
@@ -77,10 +77,36 @@ def test_a_key_below_a_section_of_any_name_and_one_that_is_gone_are_refused():
 
 def test_a_recipe_that_is_not_there_is_refused_by_its_path():
     for given in (["--config=x.py:tiny"], ["-config", "x.py", "--config.seed=3"]):
-        with pytest.raises(FlagError, match=r"^--config=x.py: there is no such file"):
-            refuse_absent_recipe(["main", *given])
-    here = str(Path(__file__))
-    refuse_absent_recipe(["main", f"--config={here}:paper", "--config.seed=3", "--workdir=x"])
+        with pytest.raises(FlagError, match=rf"^--config=x.py: there is no such file in {ROOT}"):
+            with_recipe(["main", *given])
+    given = ["main", f"--config={ROOT}/configs/joint.py:paper", "--config.seed=3", "--workdir=x"]
+    assert with_recipe(given) == given
+
+
+def test_a_recipe_is_looked_up_from_this_folder_and_the_shipped_one_is_suggested(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FlagError, match=f"did you mean --config={ROOT}/configs/joint.py"):
+        with_recipe(["main", "--config=configs/joint.py"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("this is no Python", "SyntaxError"),
+        ("x = 1", "no get_config"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def get_config(): raise ValueError('mine')", "mine"),
+        ("def get_config(): return None", "NoneType"),
+        ("import sys\nsys.exit(0)", "SystemExit"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused_by_its_path(text, reason, tmp_path, monkeypatch):
+    (tmp_path / "r.py").write_text(text)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FlagError, match=f"^--config={tmp_path}/r.py: (?s:.*){reason}"):
+        with_recipe(["main", "--config=~/r.py"])
 
 
 def test_no_new_name_is_an_old_one():

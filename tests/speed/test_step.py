@@ -54,7 +54,7 @@ def test_the_peak_is_the_chips():
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--config=nowhere.py"], "there is no file nowhere.py"),
+        (["--config=nowhere.py"], "nowhere.py: there is no such file"),
         ([f"--config={CONFIG}x"], "benchx is unknown"),
         ([f"--config={CONFIG}", "--set", "data.frame=3"], "perhaps to 'frames'"),
         ([f"--config={CONFIG}", "--set", "data.frames"], "expected KEY=VALUE"),

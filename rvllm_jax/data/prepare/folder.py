@@ -81,10 +81,6 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 @contextlib.contextmanager
 def alone(out: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Holds `out`, made if absent: another preparation into it waits, and says so."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PreparationError(f"--out={out}: cannot be made ({error.strerror})") from error
     with locked(out, wait=say, advice="name another --out"):
         yield
 

@@ -74,11 +74,15 @@ class Endpoint:
         patience: Patience = Patience(),
         stop: threading.Event | None = None,
     ):
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(base_url)
+            valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of brackets that are no address, of a port that is none
+            valid = False
+        if not valid:
             raise JudgeError(
                 f"base URL {base_url!r}: expected http(s)://HOST[:PORT]/PATH, such as "
-                "http://localhost:8000/v1"
+                "http://localhost:8000/v1, with a port from 1 to 65535"
             )
         if key is not None and (not key.isascii() or not key.isprintable() or " " in key):
             raise JudgeError("the key holds spaces, line ends or other than ASCII: correct it")

@@ -14,6 +14,7 @@ from rvllm_jax.data.prepare.options import PreparationError, PrepareOptions
 from rvllm_jax.data.prepare.run import prepare
 from rvllm_jax.data.store.reader import FrameStore
 from rvllm_jax.data.store.shards import FrameStoreError
+from rvllm_jax.system.atomic import WriteError
 
 
 def _rows(*names, first=0):
@@ -254,7 +255,7 @@ def test_the_same_input_gives_the_same_bytes(prepared, place):
 
 def test_a_folder_that_cannot_be_made_or_holds_other_files_is_refused(prepared, place):
     (place / "file").write_text("x")
-    with pytest.raises(PreparationError, match="file: cannot be made"):
+    with pytest.raises(WriteError, match="file: cannot be written"):
         prepared(_rows("a"), out="file")
     (place / "out" / "frames").mkdir(parents=True)
     (place / "out" / "frames" / "thesis.txt").write_text("x")
