@@ -62,7 +62,9 @@ class KeptAnswers:
             stack.callback(file.close)
             if not out.stat().st_size:
                 write_json(path, file_layout.ANSWERS.stamp(settings), indent=2)
-            before = _OLDER | read_json_or_empty(path)
+            # Before f4cddea of 2026-11-28 nothing was known of ids that end an answer.
+            unknown = {"stop_ids": settings.get("stop_ids")}
+            before = _OLDER | unknown | read_json_or_empty(path)
             file_layout.ANSWERS.check(path, before)
             # Where the model's content is known its path does not count.
             apart = {"model"} if before.get("fingerprint") else set()

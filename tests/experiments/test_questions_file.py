@@ -149,11 +149,11 @@ def test_other_answers_are_not_mixed_with_these(ask, tmp_path):
         ask(ASKED[:1], out="absent/out.jsonl")
 
 
-def test_answers_from_before_there_was_a_vote_go_on_in_lock_step(ask, answerer, tmp_path):
+def test_answers_from_before_a_vote_and_stop_ids_go_on_in_lock_step(ask, answerer, tmp_path):
     _, lines = ask(ASKED[:1])
     settings = tmp_path / "out.jsonl.settings.json"
     older = json.loads(settings.read_text())
-    assert older.pop("fusion") == "lock_step"
+    assert older.pop("fusion") == "lock_step" and older.pop("stop_ids")
     settings.write_text(json.dumps(older))
     assert ask(ASKED[:1]) == (Tally(answered=1, before=1), lines)
     voting = Answerer(answerer.description, fusion="vote")
