@@ -136,10 +136,11 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 def fingerprints(folder: Path, info: Mapping[str, Any]) -> dict[str, str]:
     """What scores of a benchmark's folder are of, by name: "model" and "questions" as its info.json
-    has them (by the versions that wrote them), and the lines of "answers"."""
+    has them (not where an earlier version wrote it), and all that is judged of its "answers"."""
     names, path = dict(info.get("fingerprints") or {}), folder / ANSWERS
     if path.is_file():
-        names["answers"] = fingerprint.file_digest(path)[: fingerprint.SHORT]
+        lines = sorted(repr(dataclasses.astuple(answer)) for answer in read_answers(path))
+        names["answers"] = fingerprint.digest(lines, fingerprint.SHORT)
     return names
 
 

@@ -89,17 +89,16 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
                 )
             name = Path(str(info.get("model") or folder)).name
             model = name if len(folders) == 1 else f"{name} ({number}: {folder.name})"
-            paths, now = sorted(benchmark.glob("scores.*.json")), fingerprints(benchmark, info)
+            paths = sorted(benchmark.glob("scores.*.json"))
             for path in paths:
                 scores = read_json(path, advice=_JUDGE_AGAIN, error=EvaluationError)
                 file_layout.VERDICTS.check(path, scores)
                 _check(path, scores, info)
                 judge = path.name.removeprefix("scores.").removesuffix(".json")
-                if others := _other_answers(benchmark, judge, scores, now):
+                if others := _other_answers(benchmark, judge, scores, info):
                     notes.append(
                         f"{path}: left out, as it is of other answers than those beside it "
-                        f"({others}); judge these: move scores.{judge}.json and judged.{judge}.* "
-                        f"away, then python -m rvllm_jax.judge --results={folder}"
+                        f"({others}); judge these: python -m rvllm_jax.judge --results={folder}"
                     )
                 else:
                     results.append(Scored(model, benchmark, judge, info, scores))
@@ -153,14 +152,14 @@ def _goodness(verdict: dict[str, Any]) -> float:
 
 
 def _other_answers(
-    folder: Path, judge: str, scores: Mapping[str, Any], now: Mapping[str, str]
+    folder: Path, judge: str, scores: Mapping[str, Any], info: Mapping[str, Any]
 ) -> str:
     """What shows that scores are not of the answers in `folder`, in words; "" where nothing does.
 
     Scores of earlier versions do not say of which answers they are: their verdicts do.
     """
     if "fingerprints" in scores:
-        return differing(scores["fingerprints"], now)
+        return differing(scores["fingerprints"], fingerprints(folder, info))
     try:
         check_beside(paths(folder, judge)[0])
     except VerdictsError as error:

@@ -231,6 +231,8 @@ def made(results: Sequence[Scored]) -> Table:
     for scored in results:
         info, judge = scored.info, scored.scores["judge"]
         model = (info.get("checkpoint") or {}).get("told") or info.get("model") or "-"
+        if content := (info.get("fingerprints") or {}).get("model"):
+            model = f"{model} (content {content})"
         clips = f"{info.get('clips', '-')} {info.get('fusion', '')}".strip()
         dates = " to ".join(dict.fromkeys(judge.get("dates") or [judge.get("date") or "-"]))
         rows.append(

@@ -71,6 +71,15 @@ def test_answers_that_were_corrected_after_judging_have_no_score(tmp_path):
     assert not results and "answers: " in note
 
 
+def test_the_same_answers_given_again_keep_their_score(tmp_path):
+    """In another order, and in another time."""
+    own = answered(tmp_path / "own", "run1")
+    judge_benchmark(own, ExactJudge(), SCORING)
+    lines = [json.loads(row) for row in (own / "answers.jsonl").read_text().splitlines()]
+    (own / "answers.jsonl").write_text("".join(dump(row | {"seconds": 9.5}) for row in lines[::-1]))
+    assert [len(part) for part in read_results([tmp_path])] == [1, 0]
+
+
 def test_scores_of_an_earlier_version_are_known_by_their_verdicts(tmp_path):
     own = answered(tmp_path / "own", "run1")
     judge_benchmark(own, ExactJudge(), SCORING)
