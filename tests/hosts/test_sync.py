@@ -4,6 +4,7 @@ import time
 import pytest
 
 from rvllm_jax.hosts.sync import Hosts, HostsError
+from rvllm_jax.system.lock import LockError, locked
 
 
 def test_all_get_what_each_one_says(each):
@@ -44,6 +45,20 @@ def test_host_0_does_it_first_and_the_others_when_it_has(each):
 
     assert each(do) == [None] * 3
     assert log[0] == 0 and sorted(log) == [0, 1, 2]
+
+
+def test_one_job_s_hosts_are_one_writer(each, tmp_path):
+    writing = threading.Barrier(3)
+
+    def do(host):
+        with host.locked(tmp_path):
+            writing.wait(20)  # all of them at once
+            with pytest.raises(LockError):
+                locked(tmp_path).__enter__()
+            writing.wait(20)
+
+    assert each(do) == [None] * 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_differs_is_told_on_all_hosts(each):
