@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -42,15 +42,7 @@ def evaluate(
     """
     check_names(names)
     options.check()
-    with contextlib.ExitStack() as ends:
-        for name in names:
-            ends.enter_context(HERE.locked(Path(out) / name, advice="name another --out"))
-        return _evaluate(names, data, model, Path(out), options, progress)
-
-
-def _evaluate(
-    names: list[str], data: str, model: str, out: Path, options: EvaluationOptions, progress
-) -> list[str]:
+    out = Path(out)
     devices = jax.device_count()
     if devices % (options.fsdp * options.tensor):
         raise EvaluationError(
@@ -58,6 +50,8 @@ def _evaluate(
             f"{options.fsdp * options.tensor}, does not divide the {devices} devices; give a "
             "divisor, or leave both out"
         )
+    with _locked(out, names):  # else it would be known after minutes
+        pass
     mesh = {"data": -1, "fsdp": options.fsdp, "tensor": options.tensor}
     description = describe_model(model, mesh=mesh)
     identity = {
@@ -82,9 +76,18 @@ def _evaluate(
         BenchmarkRun(each, _dataset(each, loaded, options), loaded, training, out, options)
         for each in benchmarks
     ]
-    for run in runs:
-        lines += run.run()
+    with _locked(out, names):  # until here each host may refuse: nothing is left then
+        for run in runs:
+            lines += run.run()
     return lines
+
+
+@contextlib.contextmanager
+def _locked(out: Path, names: list[str]) -> Iterator[None]:
+    with contextlib.ExitStack() as ends:
+        for name in names:
+            ends.enter_context(HERE.locked(out / name, advice="name another --out"))
+        yield
 
 
 def _open(

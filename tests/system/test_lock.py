@@ -142,7 +142,7 @@ def test_many_at_once_are_one_after_the_other(start, tmp_path):
         from rvllm_jax.system.lock import locked
         lock._POLL = 0.001
         print("ready", flush=True)
-        for _ in range(20):
+        for _ in range(50):
             with locked("run", wait=lambda line: None):
                 pathlib.Path("alone").touch(exist_ok=False)
                 pathlib.Path("alone").unlink()
@@ -151,6 +151,19 @@ def test_many_at_once_are_one_after_the_other(start, tmp_path):
     processes = [start(code) for _ in range(3)]
     assert [process.stdout.readline() for process in processes] == ["done\n"] * 3
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_lock_that_was_removed_since_it_was_opened_is_none(tmp_path, monkeypatch):
+    flock, removed = lock._flock, []
+
+    def late(file):
+        if not removed:
+            removed.append((tmp_path / LOCK).unlink())  # at its holder's end
+        return flock(file)
+
+    monkeypatch.setattr(lock, "_flock", late)
+    with locked(tmp_path):
+        assert (tmp_path / LOCK).exists()
 
 
 def elsewhere(path, beat=0.0, **more):
