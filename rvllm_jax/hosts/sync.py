@@ -94,6 +94,7 @@ class Hosts:
     def locked(self, target: Path, **how: Any) -> Iterator[None]:
         """Within it no other job writes `target`: host 0 holds its lock, for all. how: of
         system.lock.locked, which raises LockError."""
+        self.gather(None, f"before locking {target}")  # else one that refuses leaves a folder
         with contextlib.ExitStack() as ends:
             with self.first_then_others(f"locking {target}"):
                 if self.is_first:
