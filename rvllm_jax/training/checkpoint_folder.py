@@ -21,6 +21,7 @@ from rvllm_jax.config import migrate
 from rvllm_jax.system.atomic import make_folder
 from rvllm_jax.system.errors import RvllmError
 
+_REMOVED = ".removed"  # where older checkpoints are moved, whole, before they are deleted
 _OVERHEAD = 256 * 1024  # bytes of metadata files beside the arrays
 _TO_FREE_SPACE = (
     "Free space there, or move the working directory to a larger disk and continue with "
@@ -76,13 +77,15 @@ class CheckpointFolder:
             raise self._failed(error) from error
         self._pending = None
         if _is_primary():
-            shutil.rmtree(self._aside, ignore_errors=True)
+            self._sweep()
 
     def clear(self) -> None:
         """Removes all checkpoints of the folder."""
         self.wait()
         for step in self._manager.all_steps():
             self._manager.delete(step)
+        if _is_primary():
+            self._sweep()
 
     def close(self) -> None:
         self._manager.close()
@@ -140,6 +143,7 @@ class CheckpointFolder:
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep,
+            todelete_subdir=_REMOVED,  # a kill in the midst leaves no half one in its place
             cleanup_tmp_directories=clear,
             enable_async_checkpointing=self._asynchronous,
         )
@@ -162,7 +166,11 @@ class CheckpointFolder:
             if not (self._folder / aside.name).exists():
                 for old in sorted(aside.iterdir(), key=lambda old: -int(old.name)):
                     old.rename(self._folder / old.name)
-        shutil.rmtree(self._aside, ignore_errors=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for folder in (self._aside, self._folder / _REMOVED):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _check_space(self, step: int, leaves: Mapping[str, Any]) -> None:
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()) + _OVERHEAD

@@ -1,4 +1,8 @@
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -79,3 +83,30 @@ def test_best_keeps_one_a_stage_also_when_a_continued_run_is_behind_it(tmp_path)
         again.save_best("a/b", 1, state(), {})
     again.close()
     assert sorted(os.listdir(tmp_path / "best")) == ["adamw", "sgd"]
+
+
+KILLED_IN_A_REMOVAL = """
+import os, signal, sys
+import numpy as np
+from rvllm_jax.training.checkpoint import Checkpoints
+
+def kill(event, given):
+    if event == "os.remove" and os.path.isdir(f"{sys.argv[1]}/checkpoints/3"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints = Checkpoints(sys.argv[1], keep=2)
+sys.addaudithook(kill)
+for step in (1, 2, 3):
+    checkpoints.save(step, {"x": np.arange(4.0)}, {})
+checkpoints.close()
+"""
+
+
+def test_a_kill_while_an_older_checkpoint_is_removed_leaves_no_half_of_it(tmp_path):
+    command = [sys.executable, "-c", KILLED_IN_A_REMOVAL, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2])
+    assert done.returncode == -signal.SIGKILL
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest() == 3
+    checkpoints.close()
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "3"]
