@@ -16,6 +16,7 @@ time, the second waits.
 """
 
 import dataclasses
+import functools
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,24 +122,30 @@ def prepare(
         if options.check:
             done = _report(out, findings, None, *findings.verdict(looked.bad))
         else:
-            done = _finish(out, findings, stored, run_tasks, progress("decode"))
+            write = functools.partial(
+                write_store,
+                options=options.store,
+                workers=options.workers,
+                run_tasks=run_tasks,
+                progress=progress("decode"),
+            )
+            done = _finish(out, findings, stored, write)
         (out / LOOKED).unlink(missing_ok=True)
         return done
 
 
 def _finish(
-    out: Path,
-    findings: Findings,
-    videos: Mapping[str, Path],
-    run_tasks: RunTasks | None,
-    progress: Callable[[int, int], None],
+    out: Path, findings: Findings, videos: Mapping[str, Path], write: Callable[..., FrameStore]
 ) -> Prepared:
-    """Stores the frames, and writes the split where nothing speaks against training from it."""
+    """Stores the frames, and writes the split where nothing speaks against training from it.
+
+    write: `write_store`, of which folder and videos are still to be given.
+    """
     code, verdict = findings.verdict(findings.survey.bad)
     if code != DONE:
         return _report(out, findings, None, code, verdict)
     _report(out, findings, None, REFUSED, _UNFINISHED)  # what is known is not lost
-    store = _store(out, findings, videos, run_tasks, progress)
+    store = _store(out, findings, videos, write)
     code, verdict = findings.verdict(store.bad)
     if code == DONE:
         examples, unusable, info = findings.split_files(store)
@@ -152,11 +159,7 @@ def _finish(
 
 
 def _store(
-    out: Path,
-    findings: Findings,
-    videos: Mapping[str, Path],
-    run_tasks: RunTasks | None,
-    progress: Callable[[int, int], None],
+    out: Path, findings: Findings, videos: Mapping[str, Path], write: Callable[..., FrameStore]
 ) -> FrameStore:
     """The frames of `videos` in OUT/frames; those that are there stay until all new ones are."""
     frames, following = out / FRAMES, out / FOLLOWING
@@ -169,15 +172,7 @@ def _store(
         if replaces:
             check_foreign(frames)
         try:
-            place = following if replaces else frames
-            store = write_store(
-                place,
-                videos,
-                options,
-                workers=findings.options.workers,
-                run_tasks=run_tasks,
-                progress=progress,
-            )
+            store = write(following if replaces else frames, videos)
         except StoreWriteError as error:
             raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
         # First: they never name frames that are gone.
