@@ -137,7 +137,7 @@ def test_the_best_of_each_stage_is_kept(whole):
         assert len(own) == STEPS / 2
         best = min(own, key=own.get)
         assert checkpoints.best[stage].latest() == best
-        assert checkpoints.best[stage].read_meta(best) == {"loss": own[best]}
+        assert checkpoints.best[stage].read_meta(best)["loss"] == own[best]
         assert position(whole)["best"][stage] == own[best]
     checkpoints.close()
 
