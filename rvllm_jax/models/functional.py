@@ -13,6 +13,8 @@ from flax import nnx
 from rvllm_jax.system.fingerprint import SHORT, digest
 
 Arrays = dict[str, jax.Array]
+_ODD = 2654435761
+_PART = 1 << 22  # values that are summed up at once on a host
 
 
 def _flat(state: Any) -> Arrays:
@@ -76,10 +78,33 @@ def checksum(arrays: Arrays, dtypes: Mapping[str, np.dtype] = MappingProxyType({
     dtypes: by path, what an array is taken as in place of its own dtype.
     """
     dtypes = {path: dtypes.get(path, x.dtype) for path, x in arrays.items()}
-    sums = jax.jit(lambda xs: {path: _bits(x.astype(dtypes[path])) for path, x in xs.items()})
-    values = sums(arrays)
+    # What the host has it sums up itself: compiling for it takes seconds.
+    near = {p: x for p, x in arrays.items() if x.is_fully_addressable and _is_on_cpu(x)}
+    far = {path: x for path, x in arrays.items() if path not in near}
+    values = {path: _bits_on_host(np.asarray(x).astype(dtypes[path])) for path, x in near.items()}
+    if far:
+        sums = jax.jit(lambda xs: {path: _bits(x.astype(dtypes[path])) for path, x in xs.items()})
+        values |= sums(far)
     facts = ((p, x.shape, str(dtypes[p]), int(values[p])) for p, x in sorted(arrays.items()))
     return digest(map(repr, facts), SHORT)
+
+
+def _is_on_cpu(x: jax.Array) -> bool:
+    return all(device.platform == "cpu" for device in x.devices())
+
+
+def _bits_on_host(x: np.ndarray, place: int = 1) -> int:
+    """As `_bits`, a large array a part at a time; place: what its first axes have made of it."""
+    if x.ndim > 1 and x.size > _PART:
+        places = ((place * _ODD + 2 * index) % 2**32 for index in range(len(x)))
+        return sum(map(_bits_on_host, x, places)) % 2**32
+    kind = {1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)
+    bits = (x.reshape(*x.shape, 1) if x.dtype.itemsize > 4 else x).view(kind)
+    places = np.full((1,) * bits.ndim, place, np.uint32)
+    for axis, size in enumerate(bits.shape):
+        index = np.arange(size, dtype=np.uint32).reshape([-1] + [1] * (bits.ndim - axis - 1))
+        places = places * np.uint32(_ODD) + 2 * index
+    return int(np.sum(bits * places, dtype=np.uint32))
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -91,5 +116,5 @@ def _bits(x: jax.Array) -> jax.Array:
     place = jnp.ones(bits.shape, jnp.uint32)
     for axis in range(bits.ndim):
         index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        place = place * np.uint32(2654435761) + 2 * index
+        place = place * np.uint32(_ODD) + 2 * index
     return jnp.sum(bits * place, dtype=jnp.uint32)

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rvllm_jax.models import functional
 from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.models.norms import BatchNorm
 from rvllm_jax.models.resnet import ResNetConfig
 from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.types import VisualLayout
+
+KINDS = ("int8", "uint32", "bfloat16", "float16")
 
 
 class Small(nnx.Module):
@@ -108,3 +111,21 @@ def test_a_missing_array_fails_by_name(model, missing):
     params, stats = ({p: x for p, x in part.items() if p != missing} for part in arrays)
     with pytest.raises(KeyError, match=missing):
         model.merge(params, stats)
+
+
+def test_a_checksum_is_of_all_bits_and_places_wherever_it_is_summed_up(monkeypatch):
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=shape).astype(np.float32) for shape in ((), (3,), (2, 3, 5, 7))]
+    arrays = {str(n): jnp.asarray(x) for n, x in enumerate(values)}
+    arrays |= {kind: jnp.asarray(rng.integers(0, 99, (9, 33)), kind) for kind in KINDS}
+    monkeypatch.setattr(functional, "_PART", 16)  # so that there are several
+    on_host = functional.checksum(arrays)
+    monkeypatch.setattr(functional, "_is_on_cpu", lambda x: False)
+    assert functional.checksum(arrays) == on_host
+    for path, x in arrays.items():
+        assert functional.checksum(arrays | {path: x.at[(-1,) * x.ndim].add(1)}) != on_host
+    swapped = arrays | {"int8": arrays["int8"][::-1]}
+    assert functional.checksum(swapped) != on_host
+    assert functional.checksum(
+        {"a": jnp.asarray(values[1])}, {"a": "bfloat16"}
+    ) == functional.checksum({"a": jnp.asarray(values[1], jnp.bfloat16)})
