@@ -19,6 +19,7 @@ from rvllm_jax.models.functional import FunctionalModel
 from rvllm_jax.speed import measure
 from rvllm_jax.speed.step import add_recipe, describe, read_recipe
 from rvllm_jax.speed.step_parts import place_stage
+from rvllm_jax.system.atomic import try_file
 from rvllm_jax.training.checkpoint import Checkpoints
 from rvllm_jax.training.stages import build_layout
 
@@ -36,6 +37,8 @@ def run(arguments: argparse.Namespace) -> measure.Report:
     recipe = read_recipe(arguments.config, arguments.set)
     if arguments.folder and not Path(arguments.folder).is_dir():
         raise ConfigError(f"--folder={arguments.folder}: there is no such folder; make it first")
+    if arguments.folder:
+        try_file(Path(arguments.folder) / "trial", advice="Name another --folder")
     build_layout(recipe, model := build_model(recipe))
     yield describe(recipe)
     with tempfile.TemporaryDirectory(dir=arguments.folder or None) as folder:

@@ -15,6 +15,7 @@ from rvllm_jax.models.loss import token_loss_sum
 from rvllm_jax.models.norms import BatchNorm, keep_running
 from rvllm_jax.sharding.constrain import constrain_params
 from rvllm_jax.sharding.layouts import Layout
+from rvllm_jax.system.atomic import make_folder, try_file
 from rvllm_jax.system.page import size
 from rvllm_jax.training.stages import StageSetup, frozen_norms
 from rvllm_jax.training.state import TrainState
@@ -142,8 +143,13 @@ def compile_update(
 
 
 def keep_programs(folder: str) -> None:
-    """Compiled programs are kept in `folder` and found there again; "" leaves JAX's settings."""
+    """Compiled programs are kept in `folder` and found there again; "" leaves JAX's settings.
+
+    Raises WriteError: JAX would warn at each program, and keep none.
+    """
     if folder:
+        advice = "Name another --cache, or leave it out"
+        try_file(make_folder(folder, advice=advice) / "trial", advice=advice)
         jax.config.update("jax_compilation_cache_dir", str(Path(folder).absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -61,8 +61,12 @@ def flags_and_keys(command: str) -> list[str]:
     return flags_of(command) + [f"config.{path}" for path in paths]
 
 
+QUICK = ("judge", "report")
+NAMES = [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in REQUIRED]
+
+
 @pytest.mark.parametrize("values", [2, pytest.param(len(VALUES), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_flag_refuses_what_it_cannot_take_in_words(name, values, command):
     """values: how many a flag is given; each flag begins at another one."""
     start, wrong = command(name), []

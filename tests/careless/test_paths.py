@@ -124,7 +124,13 @@ def wrong_paths(place, written: bool, kind: str, disks) -> dict[str, str]:
     return paths | {name: f"{folder}/x" for name, folder in disks.items()}
 
 
-@pytest.mark.parametrize(("name", "flag", "written", "kind"), PATHS)
+QUICK = ("prepare", "build", "report")  # the others start slowly, or read a model
+CASES = [
+    each if each[0] in QUICK else pytest.param(*each, marks=pytest.mark.slow) for each in PATHS
+]
+
+
+@pytest.mark.parametrize(("name", "flag", "written", "kind"), CASES)
 def test_a_path_that_is_wrong_is_refused_in_words(
     name, flag, written, kind, given, disks, command, tmp_path
 ):
