@@ -98,8 +98,10 @@ class Engine:
         self._prefix = self._program(read, out_shardings=in_cache)
         # A conversation's own cache is given away and comes back, written in place.
         given = dict(donate_argnums=1, out_shardings=self._in_answers)
-        self._read = self._program(decode.read_asked, static_argnums=(4, 5), **given)
-        self._advance = self._program(decode.advance, static_argnums=(3, 4), **given)
+        read = functools.partial(decode.read_asked, stop_ids=self.stop_ids)
+        advance = functools.partial(decode.advance, stop_ids=self.stop_ids)
+        self._read = self._program(read, static_argnums=4, **given)
+        self._advance = self._program(advance, static_argnums=3, **given)
 
     def _program(self, function: Callable, **options) -> Callable:
         graph = self._graph
@@ -209,7 +211,8 @@ class Engine:
                     continue
                 answered = [number] if self.fusion == LOCK_STEP else list(read)
                 counts = [1 if view is None else view.count for view in read.values()]
-                prediction = self.prediction(question, tokens[answered, place], counts)
+                answers = tokens[answered, place]
+                prediction = self.prediction(question, answers, counts, self.config.stop)
                 yield prediction._replace(views=tuple(read.values()))
 
     def prediction(
@@ -217,18 +220,12 @@ class Engine:
         question: int,
         answers: Sequence[np.ndarray],
         counts: Sequence[int],
-        *,
-        stop: Sequence[str] | None = None,
-        stop_ids: tuple[int, ...] | None = None,
+        stop: Sequence[str],
     ) -> Prediction:
         """The answer that counts, of those that the views gave or of the one that they gave
-        together: ids int32[M] each, with what ends them. counts: of the views, int[C].
-
-        stop, stop_ids: what ends an answer; None: what the config and the template say.
-        """
-        stop = self.config.stop if stop is None else stop
-        stop_ids = self.stop_ids if stop_ids is None else stop_ids
-        ended = [decode.before_stop(ids, stop_ids).tolist() for ids in answers]
+        together: ids int32[M] each, with what ends them. counts: of the views, int[C]. stop: texts
+        that end an answer, as the stop ids do."""
+        ended = [decode.before_stop(ids, self.stop_ids).tolist() for ids in answers]
         read = [read_ids(self.tokenizer, ids, stop) for ids in ended]
         texts = [text.strip() for text, _ in read]
         chosen = vote(texts, counts) if len(texts) > 1 else 0

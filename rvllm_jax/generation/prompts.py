@@ -128,12 +128,6 @@ def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, mask
 
 
-def common(cached: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many ids the two have in common from the first on."""
-    pairs = zip(cached, wanted, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(cached), len(wanted)))
-
-
 def batch_size(number: int) -> int:
     """How many rows `number` questions are read as: 1, 2, 3, 4, 6, 8, 12, ..., so that few numbers
     are compiled."""

@@ -5,6 +5,7 @@ its prompt, and nothing else, whatever the turns before it have become.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -52,24 +53,24 @@ class Session:
         """Begins a new conversation about the same video."""
         self.turns = []
 
-    def ask(self, question: str, *, stop_ids: tuple[int, ...] = (), **options) -> str:
+    def ask(self, question: str, **options) -> str:
         """The whole answer to the next turn, without outer white space; otherwise as `stream`."""
         if self._voters == 1:
-            return "".join(self.stream(question, stop_ids=stop_ids, **options)).strip()
+            return "".join(self.stream(question, **options)).strip()
         config, question = self._config(options), prompts.without_mark(question)
         asked = [self._prompt(question, self.turns)]
-        (prediction,) = self._predict(asked, [config.seed], config, stop_ids)
+        (prediction,) = self._predict(asked, [config.seed], config)
         self.turns.append(AnsweredTurn(question, prediction.ids))
         return prediction.text
 
-    def stream(self, question: str, *, stop_ids: tuple[int, ...] = (), **options) -> Iterator[str]:
+    def stream(self, question: str, **options) -> Iterator[str]:
         """The next turn's answer, piece by piece, in whole characters.
 
-        It ends with one of the template's stop ids, of `stop_ids` or of the strings `stop`, or
-        after `max_new` tokens, fewer where the context ends. Closed or interrupted before, the turn
-        keeps what was said. Raises SamplingError for an option out of its range and, before
-        anything is computed, PromptError: also where several views vote, since what they say is
-        known when the last of them has ended.
+        It ends with one of the engine's stop ids or of the strings `stop`, or after `max_new`
+        tokens, fewer where the context ends. Closed or interrupted before, the turn keeps what was
+        said. Raises SamplingError for an option out of its range and, before anything is computed,
+        PromptError: also where several views vote, since what they say is known when the last of
+        them has ended.
         """
         config = self._config(options)
         if self._voters > 1:
@@ -80,23 +81,23 @@ class Session:
         question = prompts.without_mark(question)
         prompt = self._prompt(question, self.turns)
         config = dataclasses.replace(config, max_new=min(config.max_new, self._room(prompt)))
-        return self._stream(question, prompt, config, self._stop_ids(stop_ids))
+        return self._stream(question, prompt, config)
 
-    def _stream(self, question, prompt, config, stop_ids):
+    def _stream(self, question, prompt, config):
         text = TextStream(self.engine.tokenizer.decode, config.stop)
-        answers = self._begin(prompt, config, stop_ids)
+        answers = self._begin(prompt, config)
         ids: list[int] = []
         try:
             while True:
                 token = int(answers.tokens_AM[0, int(answers.step) - 1])
-                if token in stop_ids:
+                if token in self.engine.stop_ids:
                     break
                 ids.append(token)
                 if piece := text.add(token):
                     yield piece
                 if text.stopped or len(ids) == config.max_new:
                     break
-                answers = self._go_on(answers, prompt, ids, config, stop_ids)
+                answers = self._go_on(answers, prompt, ids, config.sampling)
             if piece := text.finish():
                 yield piece
         finally:
@@ -109,12 +110,7 @@ class Session:
         return [prediction.text for prediction in self.predict(questions, **options)]
 
     def predict(
-        self,
-        questions: Sequence[str],
-        *,
-        seeds: Sequence[int] | None = None,
-        stop_ids: tuple[int, ...] = (),
-        **options,
+        self, questions: Sequence[str], *, seeds: Sequence[int] | None = None, **options
     ) -> list:
         """A `Prediction` for each of several questions, asked apart, without history, and decoded
         together.
@@ -129,54 +125,51 @@ class Session:
             return []
         if seeds is None:
             seeds = [config.seed + number for number in range(len(asked))]
-        return self._predict(asked, seeds, config, stop_ids)
+        return self._predict(asked, seeds, config)
 
-    def _predict(self, asked, seeds, config, stop_ids):
+    def _predict(self, asked, seeds, config):
         engine, count = self.engine, len(asked)
         limits = [min(config.max_new, self._room(ids)) for ids in asked]
         asked = [*asked, *[asked[0]] * (prompts.batch_size(count) - count)]
-        most, stop_ids = max(limits), self._stop_ids(stop_ids)
+        most = max(limits)
         cache = self._grown(self._prefix, max(map(len, asked)) + most, len(asked))
         answers = self._unanswered(asked, cache, config, most, np.resize(seeds, len(asked)))
         padding = np.tile(np.arange(len(asked)) >= count, self._voters)
         answers = engine.placed(answers._replace(ended_A=jnp.asarray(padding)))
-        answers = engine.read_asked(answers, *self._rows(asked), config.sampling, stop_ids)
+        answers = engine.read_asked(answers, *self._rows(asked), config.sampling)
         until, at_once = 0, _LOOK if config.stop else most
         while True:
             until = min(until + at_once, most)
-            answers = engine.advance(answers, until, config.sampling, stop_ids)
+            answers = engine.advance(answers, until, config.sampling)
             tokens = np.asarray(answers.tokens_AM)[:, : int(answers.step)]
-            stopped = [self._has_stopped(ids, config, stop_ids) for ids in tokens]
+            stopped = [self._has_stopped(ids, config.stop) for ids in tokens]
             ended = np.asarray(answers.ended_A) | stopped
             if until == most or ended.all():
                 break
             answers = engine.placed(answers._replace(ended_A=jnp.asarray(ended)))
         tokens = tokens.reshape(self._voters, len(asked), -1)
-        counts, how = self._questions.view_counts, dict(stop=config.stop, stop_ids=stop_ids)
+        counts = self._questions.view_counts
         return [
-            engine.prediction(n, tokens[:, n, :limit], counts, **how)
+            engine.prediction(n, tokens[:, n, :limit], counts, config.stop)
             for n, limit in enumerate(limits)
         ]
 
     def _config(self, options: dict) -> GenerationConfig:
         return dataclasses.replace(self.engine.config, **options)
 
-    def _stop_ids(self, more: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(dict.fromkeys([*self.engine.stop_ids, *more]))
-
-    def _has_stopped(self, ids: np.ndarray, config: GenerationConfig, stop_ids) -> bool:
-        """Whether one of the texts that end an answer is in it."""
-        if not config.stop:
+    def _has_stopped(self, ids: np.ndarray, stop: tuple[str, ...]) -> bool:
+        """Whether one of the texts `stop` is in an answer."""
+        if not stop:
             return False
-        text = text_of(self.engine.tokenizer.decode, decode.before_stop(ids, stop_ids))
-        return any(each in text for each in config.stop)
+        text = text_of(self.engine.tokenizer.decode, decode.before_stop(ids, self.engine.stop_ids))
+        return any(each in text for each in stop)
 
-    def _begin(self, prompt, config, stop_ids) -> decode.Answers:
+    def _begin(self, prompt, config) -> decode.Answers:
         """Reads what of the prompt the cache does not hold, and chooses the first token."""
         if self._cache is None:
             self._cache, self._cached = self._prefix, []
         # At least the last token is read: its logits are needed.
-        kept = min(prompts.common(self._cached, prompt), len(prompt) - 1)
+        kept = min(len(os.path.commonprefix([self._cached, prompt])), len(prompt) - 1)
         cache = self._grown(self._cache, len(prompt) + config.max_new)
         self._cache = None  # given away from here on; if interrupted, made anew by the next turn
         answers = self._unanswered([prompt], cache, config, config.max_new, [config.seed])
@@ -187,12 +180,12 @@ class Session:
             )
         )
         new = self._rows([prompt[kept:]])
-        answers = self.engine.read_asked(answers, *new, config.sampling, stop_ids)
+        answers = self.engine.read_asked(answers, *new, config.sampling)
         return self._with_cached(answers, prompt)
 
-    def _go_on(self, answers, prompt, ids, config, stop_ids) -> decode.Answers:
+    def _go_on(self, answers, prompt, ids, sampling) -> decode.Answers:
         self._cache = None
-        answers = self.engine.advance(answers, len(ids) + 1, config.sampling, stop_ids)
+        answers = self.engine.advance(answers, len(ids) + 1, sampling)
         return self._with_cached(answers, [*prompt, *ids])
 
     def _with_cached(self, answers, ids) -> decode.Answers:

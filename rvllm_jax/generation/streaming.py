@@ -12,13 +12,10 @@ class TextStream:
 
     decode: ids to text. Parts decoded apart must join to the text of the whole, except within a
         character, as `data.tokenizer.Tokenizer.decode` does.
-    stop: strings that end the answer; they and what follows are not part of it.
-    Raises ValueError for an empty stop string.
+    stop: strings, none of them empty, that end the answer; they and what follows are no part of it.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()):
-        if any(not each for each in stop):
-            raise ValueError("a stop string is empty: it would end every answer at once")
         self._decode, self._stop = decode, tuple(stop)
         self._pending: list[int] = []  # ids whose last character may be unfinished
         self._whole = ""  # the text of all ids before them
@@ -81,19 +78,12 @@ def text_of(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> str:
     return "".join([*map(stream.add, ids), stream.finish()])
 
 
-def ids_of_text(decode: Callable[[Sequence[int]], str], ids: Sequence[int], text: str) -> int:
-    """How many of `ids` from the first on give a beginning of `text`."""
-    for count in range(len(ids), 0, -1):
-        if text.startswith(text_of(decode, ids[:count])):
-            return count
-    return 0
-
-
 def cut_ids(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:
-    """The ids of an answer that a stop string cut to `text`."""
-    decode = tokenizer.decode
-    count = ids_of_text(decode, ids, text)
-    return [*ids[:count], *tokenizer.encode(text[len(text_of(decode, ids[:count])) :])]
+    """The ids of an answer that a stop string cut to `text`: as many of `ids` as give a beginning
+    of it, and those of the rest."""
+    texts = ((n, text_of(tokenizer.decode, ids[:n])) for n in range(len(ids), -1, -1))
+    count, start = next((n, start) for n, start in texts if text.startswith(start))
+    return [*ids[:count], *tokenizer.encode(text[len(start) :])]
 
 
 def read_ids(

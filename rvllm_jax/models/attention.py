@@ -184,24 +184,19 @@ def cudnn(
 
 
 def splash(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask_BTS: jax.Array,
-    interpret: bool = False,
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array
 ) -> jax.Array:
     """`attend` -> `[B, T, N, H]` by Pallas' splash kernel, of each device's own B and N.
 
-    It skips the tiles of the mask that are empty; every query must see a key. `interpret`: run it
-    in JAX's own operations, as on CPU.
+    It skips the tiles of the mask that are empty; every query must see a key. On CPU it is run in
+    JAX's own operations.
     """
-    run = functools.partial(_splash, interpret=interpret)
     heads, masks = P(rules.BATCH_AXES, None, "tensor"), P(rules.BATCH_AXES)
-    run = constrain.on_each_device(run, (heads, heads, heads, masks), heads)
+    run = constrain.on_each_device(_splash, (heads, heads, heads, masks), heads)
     return run(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, interpret: bool):
+def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
     # Pallas takes most of a second to import, which all but TPUs would spend for nothing.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
@@ -216,7 +211,11 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, mask_BTS, *, interpret: bool):
 
     def attend_one(q_NTH, k_KSH, v_KSH, mask_TS):
         kernel = splash_attention_kernel.make_splash_mha(
-            mask_TS[None], block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+            mask_TS[None],
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=constrain.platform() == "cpu",
         )
         for name in _INFOS:  # JAX 0.10 makes an array of this flag, and then asks whether it is set
             info = getattr(kernel, name)

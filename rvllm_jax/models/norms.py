@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+MOMENTUM, EPSILON = 0.1, 1e-5  # torch's
+
 
 def statistics_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype statistics of `dtype` values are held in: float32, or float64 for float64."""
@@ -21,21 +23,11 @@ class BatchNorm(nnx.Module):
     """Batch normalisation over frames and places (Ioffe and Szegedy, 2015, algorithm 1).
 
     The batch is global: under jit over a sharded batch by itself, under pmap through `axis_name`
-    (set it on a whole model with `model.set_attributes(BatchNorm, axis_name="data")`).
+    (set on a whole model with `model.set_attributes(BatchNorm, axis_name="data")`).
     """
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-        dtype: jnp.dtype = jnp.float32,
-        param_dtype: jnp.dtype = jnp.float32,
-        axis_name: str | None = None,
-    ):
-        self.momentum, self.eps = momentum, eps
-        self.dtype, self.axis_name, self.keeps_running = dtype, axis_name, False
+    def __init__(self, features: int, *, dtype=jnp.float32, param_dtype=jnp.float32):
+        self.dtype, self.axis_name, self.keeps_running = dtype, None, False
         self.scale = nnx.Param(jnp.ones(features, param_dtype))
         self.bias = nnx.Param(jnp.zeros(features, param_dtype))
         self.mean = nnx.BatchStat(jnp.zeros(features, statistics_dtype(param_dtype)))
@@ -53,7 +45,7 @@ class BatchNorm(nnx.Module):
         else:
             mean_C, var_C = self._batch_statistics(x_NhwC, mask_N)
         dtype = statistics_dtype(x_NhwC.dtype)
-        gain_C = self.scale[...] * jax.lax.rsqrt(var_C + self.eps)
+        gain_C = self.scale[...] * jax.lax.rsqrt(var_C + EPSILON)
         shift_C = self.bias[...] - mean_C * gain_C
         y_NhwC = x_NhwC.astype(dtype) * gain_C.astype(dtype) + shift_C.astype(dtype)
         return y_NhwC.astype(self.dtype)
@@ -83,9 +75,8 @@ class BatchNorm(nnx.Module):
             old_C = running[...]
             # The running statistics are no path for gradients.
             new_C = jax.lax.stop_gradient(new_C).astype(old_C.dtype)
-            running[...] = jnp.where(
-                counted, (1 - self.momentum) * old_C + self.momentum * new_C, old_C
-            )
+            mixed_C = (1 - MOMENTUM) * old_C + MOMENTUM * new_C
+            running[...] = jnp.where(counted, mixed_C, old_C)
 
 
 def keep_running(model: nnx.Module, layers: Collection[str]) -> None:
@@ -99,21 +90,13 @@ def keep_running(model: nnx.Module, layers: Collection[str]) -> None:
 class GroupNorm(nnx.Module):
     """Group normalisation (Wu and He, 2018): each frame alone, so padding needs no mask."""
 
-    def __init__(
-        self,
-        features: int,
-        groups: int,
-        *,
-        eps: float = 1e-5,
-        dtype: jnp.dtype = jnp.float32,
-        param_dtype: jnp.dtype = jnp.float32,
-    ):
+    def __init__(self, features: int, groups: int, *, dtype=jnp.float32, param_dtype=jnp.float32):
         if features % groups:
             raise ValueError(
                 f"GroupNorm: {features} channels do not divide into groups={groups}; choose a "
                 f"number of groups that divides every width of the encoder"
             )
-        self.groups, self.eps, self.dtype = groups, eps, dtype
+        self.groups, self.dtype = groups, dtype
         self.scale = nnx.Param(jnp.ones(features, param_dtype))
         self.bias = nnx.Param(jnp.zeros(features, param_dtype))
 
@@ -125,6 +108,6 @@ class GroupNorm(nnx.Module):
         x_NhwGc = x_NhwC.astype(dtype).reshape(frames, height, width, self.groups, -1)
         mean = x_NhwGc.mean((1, 2, 4), keepdims=True)
         var = jnp.square(x_NhwGc - mean).mean((1, 2, 4), keepdims=True)
-        x_NhwGc = (x_NhwGc - mean) * jax.lax.rsqrt(var + self.eps)
+        x_NhwGc = (x_NhwGc - mean) * jax.lax.rsqrt(var + EPSILON)
         y_NhwC = x_NhwGc.reshape(x_NhwC.shape) * self.scale[...] + self.bias[...]
         return y_NhwC.astype(self.dtype)

@@ -147,8 +147,8 @@ class ResNet(nnx.Module):
     """Frames to feature maps, before pooling (ResNetVLLM, section 3, encodes frame by frame).
 
     Parameters are held in `param_dtype`, convolutions run in `dtype`, statistics in float32 or
-    better. `axis_name` names the pmap axis over which BatchNorm's batch is spread. With `remat` the
-    backward pass keeps what goes from block to block and computes the inside of a block again.
+    better. With `remat` the backward pass keeps what goes from block to block and computes the
+    inside of a block again.
     """
 
     def __init__(
@@ -158,13 +158,12 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
         param_dtype: jnp.dtype = jnp.float32,
-        axis_name: str | None = None,
         remat: bool = False,
     ):
         def make_norm(features):
             if config.norm == "group":
                 return GroupNorm(features, config.groups, dtype=dtype, param_dtype=param_dtype)
-            return BatchNorm(features, dtype=dtype, param_dtype=param_dtype, axis_name=axis_name)
+            return BatchNorm(features, dtype=dtype, param_dtype=param_dtype)
 
         dtypes = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.config, self.dtype, self.remat = config, dtype, remat

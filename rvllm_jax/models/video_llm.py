@@ -33,8 +33,7 @@ class VideoLLM(nnx.Module):
     """Parameters under encoder/, projector/ and decoder/; BatchNorm statistics under encoder/.
 
     `dtype` is that of the computation, `param_dtype` that of the parameters; `remat` is the
-    decoder's (`Llama`), and the encoder recomputes its blocks unless it is "none"; `axis_name`
-    names the pmap axis BatchNorm sums over.
+    decoder's (`Llama`), and the encoder recomputes its blocks unless it is "none".
     """
 
     def __init__(
@@ -48,11 +47,10 @@ class VideoLLM(nnx.Module):
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         remat: str = "none",
-        axis_name: str | None = None,
     ):
         kinds = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.layout, self.dtype = layout, dtype
-        self.encoder = ResNet(resnet, axis_name=axis_name, remat=remat != "none", **kinds)
+        self.encoder = ResNet(resnet, remat=remat != "none", **kinds)
         self.projector = Projector(
             resnet.features, llama.width, projector, layout, llama.embedding_std, **kinds
         )

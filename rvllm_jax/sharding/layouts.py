@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
@@ -93,10 +94,8 @@ class JitLayout:
         return self.put(batch)
 
     def fetch(self, arrays: Any) -> Any:
-        """Arrays of all hosts' devices -> the same in this host's memory, whole."""
-        if jax.process_count() == 1:
-            return jax.device_get(arrays)
-        return jax.tree.map(meshes.fetch, arrays)
+        """Arrays of all hosts' devices -> the same, whole, in the memory of each; all call it."""
+        return multihost_utils.process_allgather(arrays, tiled=True)
 
     def scalars(self, metrics: dict[str, jax.Array]) -> dict[str, float]:
         """A step's metrics as numbers."""

@@ -1,11 +1,10 @@
-"""Meshes over the devices, which part of a batch each host reads, and arrays across hosts."""
+"""Meshes over the devices, which part of a batch each host reads."""
 
 import math
 from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -81,8 +80,3 @@ def host_share(sharding: NamedSharding, shards: int) -> tuple[int, int]:
 def put_batch(batch, sharding: NamedSharding):
     """This host's block of a batch -> global arrays of all hosts' blocks."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-
-def fetch(x: jax.Array) -> np.ndarray:
-    """An array of all hosts' devices, whole in the memory of each; all hosts call it together."""
-    return multihost_utils.process_allgather(x, tiled=True)

@@ -260,7 +260,7 @@ def test_an_answer_ends_before_eos_and_loses_its_outer_spaces(engine, tk):
         (ids, "one 1"),
         ([tk.eos_id], ""),
     ):
-        assert engine.prediction(0, [np.array(tokens)], [1]).text == text
+        assert engine.prediction(0, [np.array(tokens)], [1], engine.config.stop).text == text
 
 
 def test_answers_end_where_the_template_says(make, engine, tk):

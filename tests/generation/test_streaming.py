@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rvllm_jax.data.text.tokenizer import train
-from rvllm_jax.generation.streaming import TextStream, ids_of_text, read_ids, text_of
+from rvllm_jax.generation.streaming import TextStream, cut_ids, read_ids, text_of
 
 TOKENIZER = train(["the red circle moves to the left and then up"] * 3, 300)  # of ASCII letters
 
@@ -69,17 +69,13 @@ def test_the_beginning_of_a_stop_string_comes_when_another_word_follows():
     assert given[-1] == "left" and not stream.stopped
 
 
-def test_an_empty_stop_string_is_refused():
-    with pytest.raises(ValueError, match="a stop string is empty"):
-        TextStream(TOKENIZER.decode, ["a", ""])
-
-
-def test_ids_of_text_leaves_out_what_goes_beyond():
+def test_cut_ids_keep_all_that_do_not_go_beyond_the_text():
     ids = TOKENIZER.encode("the red circle")
     for text in ("the red circle", "the red cir", "the", "", "赤"):
-        count = ids_of_text(TOKENIZER.decode, ids, text)
-        assert text.startswith(TOKENIZER.decode(ids[:count]))
-        assert count == len(ids) or not text.startswith(TOKENIZER.decode(ids[: count + 1]))
+        cut = cut_ids(TOKENIZER, ids, text)
+        assert text_of(TOKENIZER.decode, cut) == text
+        fit = [n for n in range(len(ids) + 1) if text.startswith(TOKENIZER.decode(ids[:n]))]
+        assert cut[: fit[-1]] == ids[: fit[-1]]
 
 
 def test_an_answer_read_at_once_is_the_text_of_its_stream():

@@ -52,10 +52,6 @@ def gradients(function):
     return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
 
 
-def splash(q, k, v, mask):
-    return attention.splash(q, k, v, mask, interpret=True)
-
-
 def assert_near(ours, theirs, tolerance):
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert x.shape == y.shape and x.dtype == y.dtype
@@ -73,7 +69,7 @@ def assert_near(ours, theirs, tolerance):
 )
 def test_splash_gives_what_the_products_give(T, S, N, K, dtype, tolerance):
     given = (*drawn(2, T, S, N, K, 64, dtype), packed(2, T, S))
-    assert_near(gradients(splash)(*given), gradients(products)(*given), tolerance)
+    assert_near(gradients(attention.splash)(*given), gradients(products)(*given), tolerance)
 
 
 def test_on_a_mesh_each_device_takes_its_rows_and_heads():
@@ -86,7 +82,7 @@ def test_on_a_mesh_each_device_takes_its_rows_and_heads():
     @jax.jit
     def over(q, k, v, mask):
         with constrain.use_mesh(mesh):
-            return splash(q, k, v, mask)
+            return attention.splash(q, k, v, mask)
 
     split = (jax.device_put(x, heads) for x in (q, k, v))
     program = over.lower(*split, mask).compile()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rvllm_jax.models.projector import Projector, SpatialEmbedding
+from rvllm_jax.models.projector import Projector, add_places
 from rvllm_jax.models.visual_tokens import pool
 from rvllm_jax.types import VisualLayout
 
@@ -42,9 +42,9 @@ def test_unknown_projector_is_refused():
 def test_each_place_adds_its_own_embedding(kind):
     """A token moved to another place moves by the difference of the places' embeddings."""
     layout = VisualLayout(kind, 3, grid=2)
-    places = SpatialEmbedding(layout, 7, 1.0, rngs=nnx.Rngs(0))
-    added_VD = places(jnp.zeros((2, layout.tokens, 7)))[1]
-    embedding_pD = places.embedding[...]
+    projector = Projector(5, 7, "linear", layout, 1.0, rngs=nnx.Rngs(0))
+    embedding_pD = projector.places.embedding[...]
+    added_VD = add_places(jnp.zeros((2, layout.tokens, 7)), embedding_pD, layout)[1]
     assert embedding_pD.shape == (4, 7) and len(np.unique(embedding_pD)) == 28
     for row in range(2):  # a feature map that is 1 at one place and 0 elsewhere finds that place
         for column in range(2):
