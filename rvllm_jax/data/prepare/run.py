@@ -122,14 +122,8 @@ def prepare(
         if options.check:
             done = _report(out, findings, None, *findings.verdict(looked.bad))
         else:
-            write = functools.partial(
-                write_store,
-                options=options.store,
-                workers=options.workers,
-                run_tasks=run_tasks,
-                progress=progress("decode"),
-            )
-            done = _finish(out, findings, stored, write)
+            how = dict(run_tasks=run_tasks, progress=progress("decode"))
+            done = _finish(out, findings, stored, functools.partial(write_store, **how))
         (out / LOOKED).unlink(missing_ok=True)
         return done
 
@@ -139,7 +133,7 @@ def _finish(
 ) -> Prepared:
     """Stores the frames, and writes the split where nothing speaks against training from it.
 
-    write: `write_store`, of which folder and videos are still to be given.
+    write: `write_store`, with what its caller says of tasks and progress.
     """
     code, verdict = findings.verdict(findings.survey.bad)
     if code != DONE:
@@ -172,7 +166,8 @@ def _store(
         if replaces:
             check_foreign(frames)
         try:
-            store = write(following if replaces else frames, videos)
+            place = following if replaces else frames
+            store = write(place, videos, options, workers=findings.options.workers)
         except StoreWriteError as error:
             raise StoreWriteError(f"{error}\n{findings.room(out)}") from error
         # First: they never name frames that are gone.
