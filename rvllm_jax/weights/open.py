@@ -18,6 +18,7 @@ from rvllm_jax.weights.safetensors import FileTensor, WeightsError, read_header
 INDEX = "model.safetensors.index.json"
 EMBEDDING, HEAD = "decoder/embed/embedding", "decoder/head/kernel"
 OURS = "model.json"  # beside our own flat file
+UNFINISHED = "unfinished"  # in a folder that is being written; see weights/save.py
 UNKNOWN = "unknown tensor"  # before a name that the architecture has not; no path of ours
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 # weights_only: what is in the file is unpickled as tensors and not executed.
@@ -99,6 +100,10 @@ def open_weights(path: str | Path) -> Weights:
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
+    if (folder / UNFINISHED).exists():
+        raise WeightsError(
+            f"{folder}: was not written to its end; repeat the command that wrote it"
+        )
     tensors = find_tensors(path)
     if (folder / OURS).is_file():
         entries = {name: Entry((tensor,)) for name, tensor in tensors.items()}

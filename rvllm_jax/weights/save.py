@@ -1,5 +1,6 @@
 """Arrays out to files: under published names for transformers, or under ours for this project."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,10 +10,10 @@ import jax
 import numpy as np
 
 from rvllm_jax.system import file_layout
-from rvllm_jax.system.atomic import make_folder, write_json
+from rvllm_jax.system.atomic import TEMPORARY, make_folder, write_json, write_text
 from rvllm_jax.system.lock import LOCK
 from rvllm_jax.weights.names import NameTable
-from rvllm_jax.weights.open import INDEX, OURS, Entry
+from rvllm_jax.weights.open import INDEX, OURS, UNFINISHED, Entry
 from rvllm_jax.weights.safetensors import NAMES, WeightsError, write
 
 FLAT = "model.safetensors"
@@ -106,12 +107,42 @@ def _shards(specs: Mapping[str, Any], most: int) -> dict[str, list[str]]:
 
 
 def check_new(folder: str | Path) -> None:
-    """Raises WeightsError where `folder` is there and holds anything, or is none."""
+    """Raises WeightsError where `folder` is there and holds anything, or is none.
+
+    What a writer that was killed left there does not count.
+    """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= {LOCK}):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names -= {LOCK, f"{UNFINISHED}{TEMPORARY}"}
+    if folder.exists() and (not folder.is_dir() or names and UNFINISHED not in names):
         raise WeightsError(f"{folder}: exists and is not an empty folder; name a new one")
 
 
 def _new_folder(folder: str | Path) -> Path:
     check_new(folder)
     return make_folder(folder, advice="Name a folder that can be written")
+
+
+@contextlib.contextmanager
+def filling(folder: str | Path) -> Iterator[None]:
+    """Within it `folder`, new or empty, is filled with files; what fails leaves none.
+
+    UNFINISHED stands in it meanwhile: readers refuse such a folder, and the next writer clears it.
+    """
+    folder = _new_folder(folder)
+    try:
+        _clear(folder)
+        write_text(folder / UNFINISHED, "", advice="Name a folder that can be written")
+        yield
+    except BaseException:
+        _clear(folder)
+        raise
+    finally:
+        (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    """Removes the files of a folder, but for its lock; the mark that they are no whole last."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == UNFINISHED):
+        if path.is_file() and path.name != LOCK:
+            path.unlink()

@@ -1,6 +1,7 @@
 """What goes out is there whole, under the names, axes and dtypes of the ones that read it."""
 
 import json
+import os
 import re
 
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from rvllm_jax.weights import names
 from rvllm_jax.weights.open import INDEX, open_weights
 from rvllm_jax.weights.safetensors import WeightsError
-from rvllm_jax.weights.save import save_flat, save_published
+from rvllm_jax.weights.save import filling, save_flat, save_published
 
 RESNET = {"architecture": "resnet18"}  # as timm says it
 
@@ -109,3 +110,34 @@ def test_what_cannot_go_out_is_refused_and_leaves_no_folder(tmp_path):
             with pytest.raises(WeightsError, match=message):
                 save(tmp_path / name)
     assert [file.name for file in (tmp_path / "taken").iterdir()] == ["notes.txt"]
+
+
+def test_what_a_killed_writer_left_is_refused_to_readers_and_written_anew(llama, tensors, tmp_path):
+    folder, weights = tmp_path / "out", open_weights(llama(tensors()))
+    child = os.fork()
+    if child == 0:
+        with filling(folder):
+            save_flat(folder, weights.entries, {"decoder": {}})
+            (folder / "tokenizer.json.tmp").write_text("half")
+            os._exit(0)  # as SIGKILL: nothing is cleared
+    os.waitpid(child, 0)
+    assert (folder / "model.json").is_file()
+    with pytest.raises(WeightsError, match="not written to its end; repeat the"):
+        open_weights(folder)
+    with filling(folder):
+        save_flat(folder, weights.entries, {"decoder": {}})
+    assert open_weights(folder).entries.keys() == weights.entries.keys()
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json"}
+    with pytest.raises(WeightsError, match="not an empty folder"):
+        with filling(folder):
+            raise AssertionError("nothing is cleared that was finished")
+    assert open_weights(folder).entries.keys() == weights.entries.keys()
+
+
+def test_what_fails_leaves_an_empty_folder(llama, tensors, tmp_path):
+    entries = open_weights(llama(tensors())).entries
+    with pytest.raises(KeyError):
+        with filling(tmp_path / "out"):
+            save_flat(tmp_path / "out", entries, {"decoder": {}})
+            raise KeyError
+    assert not list((tmp_path / "out").iterdir())

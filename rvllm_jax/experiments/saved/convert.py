@@ -25,7 +25,7 @@ from rvllm_jax.weights import load, names
 from rvllm_jax.weights.check import PROJECTOR, projector_hint
 from rvllm_jax.weights.open import OURS, Entry, open_weights
 from rvllm_jax.weights.safetensors import WeightsError
-from rvllm_jax.weights.save import check_new, save_flat, save_published
+from rvllm_jax.weights.save import check_new, filling, save_flat, save_published
 from rvllm_jax.weights.vocabulary import AXES, grow
 
 
@@ -84,6 +84,12 @@ def _convert(
     _add_tokenizer(parts, vocab_size)
     if vocab_size:
         _grow(parts, vocab_size)
+    with filling(out):
+        _write(parts, out, form)
+    return [*parts.notes, f"written: {out}"]
+
+
+def _write(parts: Parts, out: str, form: str) -> None:
     if form == "transformers":
         _save_decoder(parts, out)
     else:
@@ -97,7 +103,6 @@ def _convert(
         if (generation := parts.tokenizer / GENERATION).is_file():
             copied = Path(out) / GENERATION
             special_ids.write_generation(generation, copied, parts.ids, parts.notes)
-    return [*parts.notes, f"written: {out}"]
 
 
 def _add_tokenizer(parts: Parts, vocab_size: int) -> None:
