@@ -1,7 +1,6 @@
 """What goes out is there whole, under the names, axes and dtypes of the ones that read it."""
 
 import json
-import os
 import re
 
 import jax.numpy as jnp
@@ -114,13 +113,10 @@ def test_what_cannot_go_out_is_refused_and_leaves_no_folder(tmp_path):
 
 def test_what_a_killed_writer_left_is_refused_to_readers_and_written_anew(llama, tensors, tmp_path):
     folder, weights = tmp_path / "out", open_weights(llama(tensors()))
-    child = os.fork()
-    if child == 0:
-        with filling(folder):
-            save_flat(folder, weights.entries, {"decoder": {}})
-            (folder / "tokenizer.json.tmp").write_text("half")
-            os._exit(0)  # as SIGKILL: nothing is cleared
-    os.waitpid(child, 0)
+    killed = filling(folder)
+    killed.__enter__()  # and never its end, as after SIGKILL
+    save_flat(folder, weights.entries, {"decoder": {}})
+    (folder / "tokenizer.json.tmp").write_text("half")
     assert (folder / "model.json").is_file()
     with pytest.raises(WeightsError, match="not written to its end; repeat the"):
         open_weights(folder)
