@@ -10,18 +10,23 @@ import functools
 import gc
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from rvllm_jax.models.functional import FunctionalModel
+from rvllm_jax.models.llama import Llama
+from rvllm_jax.models.llama_config import LlamaConfig
 from rvllm_jax.speed import measure
-from rvllm_jax.system.atomic import write_json
 from rvllm_jax.weights import load as merge
+from rvllm_jax.weights.names import LLAMA
 from rvllm_jax.weights.open import Weights, open_weights
-from rvllm_jax.weights.safetensors import WeightsError, write
+from rvllm_jax.weights.safetensors import WeightsError
+from rvllm_jax.weights.save import save_published
 
 DESCRIPTION = "a folder's weights to the device, beside the disk"
 DISK, CACHE = "disk", "cache"
@@ -127,21 +132,11 @@ def make(
     """A folder of a Llama with random numbers in float16; of 32 layers it is a 7B."""
     if layers < 1:
         raise WeightsError(f"--layers={layers}: a decoder has one at least")
-    half = np.dtype(np.float16)
-    shapes = {"model.embed_tokens": (vocab, width)}
-    for layer in range(layers):
-        inner = f"model.layers.{layer}."
-        shapes |= {f"{inner}self_attn.{n}_proj": (width, width) for n in "qkvo"}
-        shapes |= {f"{inner}mlp.{n}_proj": (mlp, width) for n in ("gate", "up")}
-        shapes |= {f"{inner}mlp.down_proj": (width, mlp)}
-        shapes |= {f"{inner}{n}_layernorm": (width,) for n in ("input", "post_attention")}
-    shapes |= {"model.norm": (width,), "lm_head": (vocab, width)}
-    shapes = {f"{name}.weight": shape for name, shape in shapes.items()}
-    some = np.random.default_rng(0).normal(0, 0.02, 1 << 20).astype(half)
-
-    def parts(name: str) -> Iterator[np.ndarray]:
-        yield np.resize(some, shapes[name])
-
-    write(folder / "model.safetensors", {n: (half, shape) for n, shape in shapes.items()}, parts)
-    write_json(folder / "config.json", {"architectures": ["LlamaForCausalLM"]})
+    config = LlamaConfig(vocab, width, layers, 1, 1, head_dim=width, mlp_width=mlp, context=2048)
+    model = FunctionalModel.of(lambda rngs: nnx.Dict(decoder=Llama(config, rngs=rngs)))
+    some = np.random.default_rng(0).normal(0, 0.02, 1 << 20).astype(np.float16)
+    # Every row of an array is the same one in memory.
+    rows = {path: np.resize(some, x.shape[-1]) for path, x in model.params.items()}
+    arrays = {path: np.broadcast_to(row, model.params[path].shape) for path, row in rows.items()}
+    save_published(folder, arrays, LLAMA, {"architectures": ["LlamaForCausalLM"]})
     return folder

@@ -174,18 +174,12 @@ def _started(layout, function: Callable, *arguments: Any) -> Started:
     return Started(lambda: jax.block_until_ready(program(*arguments)), compiling, _memory(program))
 
 
-class _Part(nnx.Module):
-    """One part of the model, under its name in the whole one."""
-
-    def __init__(self, name: str, part: nnx.Module):
-        setattr(self, name, part)
-
-
 def _alone(recipe: Recipe, name: str, make: Callable) -> tuple[FunctionalModel, dict, dict, Any]:
-    """(the model of one part, its parameters, its statistics, their layout)."""
+    """(the model of one part, under its name in the whole one, its parameters, its statistics,
+    their layout)."""
     dtype = jnp.dtype(recipe.model.dtype)
     kinds = dict(dtype=dtype, param_dtype=jnp.promote_types(dtype, jnp.float32))
-    model = FunctionalModel.of(lambda rngs: _Part(name, make(rngs=rngs, **kinds)))
+    model = FunctionalModel.of(lambda rngs: nnx.Dict({name: make(rngs=rngs, **kinds)}))
     layout = layouts.make("jit", recipe.mesh)
     shardings = layout.array_shardings(model.params, model.stats)
     params, stats = jax.jit(model.init, out_shardings=shardings)(jax.random.key(recipe.seed))
