@@ -6,6 +6,7 @@ the body of a scan over layers once.
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -41,29 +42,17 @@ def convolutions(resnet: ResNetConfig, pixels: int) -> list[Convolution]:
     """All convolutions in order, shortcuts among them."""
     imagenet = resnet.stem == "imagenet"
     side = -(-pixels // (2 if imagenet else resnet.stem_stride))
-    width = resnet.widths[0]
-    layers, inputs, number = [Convolution(7 if imagenet else 3, 3, width, side, 0)], width, 0
+    outputs = resnet.widths[0]
+    layers = [Convolution(7 if imagenet else 3, 3, outputs, side, 0)]
     side = -(-side // 2) if imagenet else side
-    for stage, (blocks, width) in enumerate(zip(resnet.blocks, resnet.widths, strict=True)):
-        for block in range(blocks):
-            number += 1
-            before, stride = side, 2 if stage > 0 and block == 0 else 1
+    for number, block in enumerate(itertools.chain(*resnet.stages), 1):
+        inputs, strides = outputs, [stride for _, _, stride in block]
+        for size, width, stride in block:
             side = -(-side // stride)
-            outputs = width * (4 if resnet.bottleneck else 1)
-            if resnet.bottleneck:
-                layers += [
-                    Convolution(1, inputs, width, before, number),
-                    Convolution(3, width, width, side, number),
-                    Convolution(1, width, outputs, side, number),
-                ]
-            else:
-                layers += [
-                    Convolution(3, inputs, width, side, number),
-                    Convolution(3, width, outputs, side, number),
-                ]
-            if stride != 1 or inputs != outputs:
-                layers.append(Convolution(1, inputs, outputs, side, number))
-            inputs = outputs
+            layers.append(Convolution(size, outputs, width, side, number))
+            outputs = width
+        if max(strides) > 1 or outputs != inputs:
+            layers.append(Convolution(1, inputs, outputs, side, number))
     return layers
 
 

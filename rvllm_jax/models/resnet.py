@@ -48,6 +48,21 @@ class ResNetConfig:
         """E, the channels of the last stage."""
         return self.widths[-1] * (4 if self.bottleneck else 1)
 
+    @property
+    def stages(self) -> list[list[list[tuple[int, int, int]]]]:
+        """Of each stage the residual blocks, of each block its convolutions: 3x3, 3x3 ("basic"), or
+        1x1, 3x3, 1x1 to four times the width (bottleneck), as (kernel size, outputs, stride)."""
+
+        def block(width: int, stride: int) -> list[tuple[int, int, int]]:
+            if self.bottleneck:
+                return [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+            return [(3, width, stride), (3, width, 1)]
+
+        return [
+            [block(width, 2 if stage > 0 and number == 0 else 1) for number in range(blocks)]
+            for stage, (blocks, width) in enumerate(zip(self.blocks, self.widths, strict=True))
+        ]
+
     def output_size(self, pixels: int) -> int:
         """h = w of the feature map of a frame of `pixels` x `pixels`."""
         halvings = len(self.widths) - 1
@@ -106,24 +121,17 @@ class ConvNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """A residual block: 3x3, 3x3 ("basic"), or 1x1, 3x3, 1x1 to four times `width` (bottleneck)."""
+    """A residual block, one of `ResNetConfig.stages`: conv1, norm1, conv2, norm2, ..."""
 
-    def __init__(self, inputs, width, stride, bottleneck, make_norm, **dtypes):
-        outputs = width * 4 if bottleneck else width
-        if bottleneck:
-            self.conv1 = Conv(inputs, width, 1, 1, **dtypes)
-            self.conv2 = Conv(width, width, 3, stride, **dtypes)
-            self.conv3 = Conv(width, outputs, 1, 1, **dtypes)
-        else:
-            self.conv1 = Conv(inputs, width, 3, stride, **dtypes)
-            self.conv2 = Conv(width, outputs, 3, 1, **dtypes)
+    def __init__(self, inputs, convolutions, make_norm, **dtypes):
+        outputs, stride = inputs, 1
         # Every scale starts at 1, the last of a block too, as torchvision's default: with 0
         # (Goyal et al., 2017) the convolutions of a block get no gradient in the first step.
-        self.norm1 = make_norm(width)
-        self.norm2 = make_norm(width)
-        if bottleneck:
-            self.norm3 = make_norm(outputs)
-        self.layers = 3 if bottleneck else 2
+        for layer, (size, width, step) in enumerate(convolutions, 1):
+            setattr(self, f"conv{layer}", Conv(outputs, width, size, step, **dtypes))
+            setattr(self, f"norm{layer}", make_norm(width))
+            outputs, stride = width, stride * step
+        self.layers = len(convolutions)
         self.shortcut = (
             ConvNorm(inputs, outputs, 1, stride, make_norm, **dtypes)
             if stride != 1 or inputs != outputs
@@ -171,14 +179,11 @@ class ResNet(nnx.Module):
         size, stride = (7, 2) if config.stem == "imagenet" else (3, config.stem_stride)
         self.stem = ConvNorm(3, inputs, size, stride, make_norm, **dtypes)
         self.stages = nnx.List()
-        for stage, (blocks, width) in enumerate(zip(config.blocks, config.widths, strict=True)):
+        for blocks in config.stages:
             self.stages.append(nnx.List())
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                self.stages[-1].append(
-                    ResidualBlock(inputs, width, stride, config.bottleneck, make_norm, **dtypes)
-                )
-                inputs = width * 4 if config.bottleneck else width
+            for convolutions in blocks:
+                self.stages[-1].append(ResidualBlock(inputs, convolutions, make_norm, **dtypes))
+                _, inputs, _ = convolutions[-1]
 
     def __call__(self, x_NHWC: jax.Array, mask_N: jax.Array, *, use_running: bool) -> jax.Array:
         """Features `dtype[N, h, w, E]` of normalised frames `float[N, H, W, 3]`.

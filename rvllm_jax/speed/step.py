@@ -14,7 +14,7 @@ import jax
 from rvllm_jax.config import cli
 from rvllm_jax.config.check import ConfigError, refuse_unknown, resolve
 from rvllm_jax.config.schema import Recipe
-from rvllm_jax.costs.chips import Chip, of_device
+from rvllm_jax.costs.chips import of_device
 from rvllm_jax.speed import measure
 from rvllm_jax.speed.step_parts import Part, make_parts
 from rvllm_jax.training.step import keep_programs
@@ -109,22 +109,17 @@ def time_part(part: Part, rounds: int, dtype: str) -> dict[str, Any]:
     first = time.perf_counter() - begin
     calls = list(measure.run_rounds(rounds, {"call": measure.timer(started.call)}))
     seconds = measure.best(calls, "call")
-    rate, peak = part.flops / seconds, peak_flops(of_device(jax.devices()[0].device_kind), dtype)
+    rate, chip = part.flops / seconds, of_device(jax.devices()[0].device_kind)
     return {
         "name": part.name,
         "seconds": seconds,
         "clips_per_second": part.clips / seconds,
         "flops_per_second": rate,
-        "mfu": None if peak is None else rate / (peak * jax.device_count()),
+        "mfu": None if chip is None else rate / (chip.flops_in(dtype) * jax.device_count()),
         "memory": started.memory,
         "compile_seconds": started.compiling,
         "first_seconds": first,
     }
-
-
-def peak_flops(chip: Chip | None, dtype: str) -> float | None:
-    """Of one chip, a second; None where it is not known."""
-    return None if chip is None else chip.flops_in(dtype)
 
 
 def line(part: dict[str, Any]) -> str:

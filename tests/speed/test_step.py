@@ -44,11 +44,8 @@ def test_a_batch_is_full_and_questions_follow_the_video():
     assert batch.weights[0].sum() == 3 * 9 and batch.weights[0, [11, 21, 31]].sum() == 0
 
 
-def test_the_peak_is_the_chips():
-    assert step.peak_flops(CHIPS["h200"], "bfloat16") == 2 * step.peak_flops(
-        CHIPS["h200"], "float32"
-    )
-    assert step.peak_flops(None, "bfloat16") is None
+def test_the_peak_is_of_the_dtype():
+    assert CHIPS["h200"].flops_in("bfloat16") == 2 * CHIPS["h200"].flops_in("float32")
 
 
 @pytest.mark.parametrize(
