@@ -84,7 +84,8 @@ def _judge(
     with lines:
         if lines.cut:
             print(f"{path}: {lines.cut} bytes of a half-written last line cut off", file=sys.stderr)
-        if before and made_with.get("fingerprint") and not _names_judge(made_with_path):
+        recorded = verdicts.read_made_with(made_with_path) or {}
+        if before and made_with.get("fingerprint") and "fingerprint" not in recorded:
             print(
                 f"{path}: does not record which model gave its verdicts, as an earlier version "
                 "wrote it; they are taken as the judge's of this path and step",
@@ -110,11 +111,6 @@ def _judge(
         result = file_layout.VERDICTS.stamp(result)
     write_json(folder / f"scores.{judge.name}.json", result, allow_nan=False)
     return result, outcome
-
-
-def _names_judge(made_with_path: Path) -> bool:
-    """Whether what verdicts were made with names the content of the model that judged."""
-    return "fingerprint" in (verdicts.read_made_with(made_with_path) or {})
 
 
 def _check_whole(path: Path, info: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 A line of answers.jsonl is made by `_record`; `views` in words are its "clips".
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 from collections.abc import Mapping
@@ -149,13 +150,10 @@ class BenchmarkRun:
         keys = {(question.id, controls.PLAIN) for question in self.questions}
         for control, batches in self.batches.items():
             keys |= set().union(*(self._keys(control, batch) for batch in batches))
-        file = AnswerFile.open(self.folder, info, keys) if HERE.is_first else None
-        try:
+        file = AnswerFile(self.folder, info, keys) if HERE.is_first else None
+        with file or contextlib.nullcontext():
             done = _shared(sorted(keys), file.done if file else set())
             self._answer(file, done, len(keys))
-        finally:
-            if file:
-                file.close()
         return self._finish(info) if file else []
 
     def _keys(self, control: str, batch: list[Group]) -> set[Key]:

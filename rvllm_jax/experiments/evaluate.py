@@ -10,13 +10,13 @@ import jax
 from rvllm_jax.data.batches.dataset import Dataset
 from rvllm_jax.data.batches.packing import PackingError
 from rvllm_jax.data.shapes.build import EMBEDDED
-from rvllm_jax.evaluation.answers.answer_file import digest
 from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.benchmarks import Benchmark, check_names, open_benchmark, open_shapes
 from rvllm_jax.experiments.benchmark_run import BenchmarkRun, EvaluationOptions
 from rvllm_jax.experiments.saved import training_videos
 from rvllm_jax.experiments.saved.open import LoadedModel, describe_model, read_arrays
 from rvllm_jax.hosts.sync import HERE
+from rvllm_jax.system.fingerprint import SHORT, digest
 from rvllm_jax.types import Turn
 
 
@@ -55,7 +55,7 @@ def evaluate(
     mesh = {"data": -1, "fsdp": options.fsdp, "tensor": options.tensor}
     description = describe_model(model, mesh=mesh)
     identity = {
-        "recipe": digest(repr(description.recipe)),
+        "recipe": digest([repr(description.recipe)], SHORT),
         "tokenizer": description.tokenizer.fingerprint,
         "template": repr(description.template),
     }

@@ -42,6 +42,11 @@ class Line:
     wrong: dict[int, str] = dataclasses.field(default_factory=dict)  # by the index of a question
 
     @property
+    def key(self) -> str:
+        """By which its answer is known among those of an earlier start."""
+        return key(self.record)
+
+    @property
     def asked(self) -> list[int]:
         """The indices of the questions that can be asked."""
         return [n for n in range(len(self.questions)) if not self.fault and n not in self.wrong]
@@ -149,7 +154,7 @@ def answer_file(
     }
     with (
         locked(out, is_file=True, advice="give another --out"),
-        contextlib.closing(KeptAnswers.open(out, settings, map(_key, lines))) as kept,
+        contextlib.closing(KeptAnswers.open(out, settings, [line.key for line in lines])) as kept,
     ):
         paths = {line.video: Path(videos) / line.video for line in lines if line.asked}
         work = _Work(answerer, config, batch, kept, paths, say)
@@ -187,7 +192,7 @@ class _Work:
         self.kept.keep()
         waiting: dict[str, list[Line]] = collections.defaultdict(list)
         for line in reversed(lines):
-            waiting[_key(line)].append(line)
+            waiting[line.key].append(line)
         done = {id(line): line for line in (waiting[key].pop() for _, key in self.kept.rows)}
         self.tally.before = sum(len(line.questions) for line in done.values())
         self.tally.answered = self.tally.before
@@ -244,7 +249,3 @@ class _Work:
         self.tally.answered += len(answers)
         self.tally.failed += max(1, count) - len(answers)
         self.kept.file.append({**line.record, **result})
-
-
-def _key(line: Line) -> str:
-    return key(line.record)

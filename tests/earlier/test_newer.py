@@ -64,7 +64,7 @@ READERS = {
     f"{OWN}/info.json": [
         lambda folder: read_info(folder / OWN),
         lambda folder: read_info_if_any(folder / OWN),
-        lambda folder: AnswerFile.open(folder / OWN, {}, set()),
+        lambda folder: AnswerFile(folder / OWN, {}, set()),
         lambda folder: read_results([folder / "results"]),
     ],
     f"{OWN}/judged.exact.json": [

@@ -149,39 +149,30 @@ def write_info(folder: Path, info: Mapping[str, Any]) -> None:
     write_json(folder / INFO, file_layout.ANSWERS.stamp(info))
 
 
-class AnswerFile:
+class AnswerFile(JsonLines):
     """The file, open for one process. `done` are the questions that it holds, by id and control."""
 
-    def __init__(self, lines: JsonLines, done: set[Key]):
-        self._lines, self.done = lines, done
-
-    @classmethod
-    def open(cls, folder: Path, info: Mapping[str, Any], keys: set[Key]) -> "AnswerFile":
+    def __init__(self, folder: Path, info: Mapping[str, Any], keys: set[Key]):
         """Begins folder/answers.jsonl, or takes it up; a half-written last line is cut off.
 
         info: info.json, whose "made_with" must be that of the answers which are there. keys: all
         that will be answered. Raises EvaluationError where the file is of another model, split or
         benchmark, or holds an answer twice or to a question that is not among `keys`; LinesError
-        for a line that is broken or where another process is writing.
+        for a line that is broken.
         """
-        make_folder(folder)
-        lines = JsonLines(folder / ANSWERS)
-        try:
-            known = read_info_if_any(folder)
+        known, path = read_info_if_any(folder), folder / ANSWERS
+        if known:
             _check_same(folder, known, info)
-            done = cls._done(folder, info, keys)
-            if done and not known:
-                raise EvaluationError(
-                    f"{folder}: {INFO}, which says what answered {ANSWERS}, is not there; restore "
-                    "it, or name another --out"
-                )
-            if not known:
-                started = {"complete": False, "date": now()}
-                write_info(folder, dict(info) | started)
-        except BaseException:
-            lines.close()
-            raise
-        return cls(lines, done)
+        self.done = self._done(folder, info, keys) if path.exists() else set()
+        if self.done and not known:
+            raise EvaluationError(
+                f"{folder}: {INFO}, which says what answered {ANSWERS}, is not there; restore "
+                "it, or name another --out"
+            )
+        make_folder(folder)
+        if not known:
+            write_info(folder, {**info, "complete": False, "date": now()})
+        super().__init__(path)
 
     @staticmethod
     def read(folder: Path) -> list[dict[str, Any]]:
@@ -205,12 +196,6 @@ class AnswerFile:
             done.add(key)
         return done
 
-    def append(self, record: dict[str, Any]) -> None:
-        self._lines.append(record)
-
-    def close(self) -> None:
-        self._lines.close()
-
 
 def read_info_if_any(folder: Path) -> dict[str, Any]:
     """What folder/info.json holds; {} where it is not there. Raises EvaluationError if broken,
@@ -221,8 +206,6 @@ def read_info_if_any(folder: Path) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, known: Mapping[str, Any], info: Mapping[str, Any]) -> None:
-    if not known:
-        return
     there = known.get("made_with", {}) | {"benchmark": known.get("benchmark")}
     others = unlike(there, info["made_with"] | {"benchmark": info["benchmark"]})
     others = others or fingerprint.differing(known.get("fingerprints"), info.get("fingerprints"))
@@ -231,8 +214,3 @@ def _check_same(folder: Path, known: Mapping[str, Any], info: Mapping[str, Any])
             f"{folder}: holds answers that were made otherwise, and answers are not mixed: "
             f"{others}. Continue with what they were made with, or name another --out"
         )
-
-
-def digest(*texts: str) -> str:
-    """64 bits of the SHA-256 of texts, in hexadecimal."""
-    return fingerprint.digest(["\0".join(texts)], fingerprint.SHORT)

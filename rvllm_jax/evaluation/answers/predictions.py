@@ -32,6 +32,10 @@ from rvllm_jax.system.fingerprint import SHORT, digest, file_digest
 from rvllm_jax.system.lines import dump
 from rvllm_jax.system.lock import locked
 
+# Keys of what is written -> those of a line of answers.jsonl.
+_ZERO_SHOT = {"id": "question_id", "question": "question", "answer": "truth", "pred": "answer"}
+_GENERATIVE = {"video_name": "video", "Q": "question", "A": "truth", "pred": "answer"}
+
 
 def import_predictions(
     predictions: Sequence[str | Path],
@@ -231,10 +235,10 @@ def write_predictions(folder: Path, benchmark: str, answers: Sequence[Mapping[st
     consistency, `{"video_name", "Q1", "Q2", "A", "pred1", "pred2"}`.
     """
     if benchmark != TEXT_GENERATION:
-        _dump(folder / "predictions.json", [_zero_shot(answer) for answer in answers])
+        _dump(folder / "predictions.json", [_record(answer, _ZERO_SHOT) for answer in answers])
         return
     for kind in ("generic", "temporal"):
-        records = [_generative(answer) for answer in answers if answer["type"] == kind]
+        records = [_record(a, _GENERATIVE) for a in answers if a["type"] == kind]
         _dump(folder / f"predictions_{kind}.json", records)
     pairs: dict[str, list[Mapping[str, Any]]] = {}
     for answer in answers:
@@ -244,22 +248,8 @@ def write_predictions(folder: Path, benchmark: str, answers: Sequence[Mapping[st
     _dump(folder / "predictions_consistency.json", [_consistency(*pair) for pair in ordered])
 
 
-def _zero_shot(answer: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "id": answer["question_id"],
-        "question": answer["question"],
-        "answer": answer["truth"],
-        "pred": answer["answer"],
-    }
-
-
-def _generative(answer: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "video_name": answer["video"],
-        "Q": answer["question"],
-        "A": answer["truth"],
-        "pred": answer["answer"],
-    }
+def _record(answer: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+    return {key: answer[name] for key, name in names.items()}
 
 
 def _consistency(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rvllm_jax.evaluation.answers.answer_file import Answer, digest
+from rvllm_jax.evaluation.answers.answer_file import Answer
 from rvllm_jax.system.atomic import read_json, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.file_layout import VERDICTS
-from rvllm_jax.system.fingerprint import differing
+from rvllm_jax.system.fingerprint import SHORT, differing, digest
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
 QA, CONSISTENCY, FAITHFULNESS = "", "C", "F"  # what is judged by, beside the other criteria
@@ -54,12 +54,13 @@ class Item:
     def asked(self) -> str:
         """The same for everybody's answers to the same questions, whatever the videos' files are
         called."""
-        return digest(*self.questions, self.reference)
+        return digest(["\0".join([*self.questions, self.reference])], SHORT)
 
     @property
     def of(self) -> str:
         """Another where anything is that a judge sees."""
-        return digest(self.asked, self.type, *self.answers, self.failed)
+        parts = [self.asked, self.type, *self.answers, self.failed]
+        return digest(["\0".join(parts)], SHORT)
 
 
 def items(answers: Iterable[Answer], *, faithfulness: bool = False) -> Iterator[Item]:

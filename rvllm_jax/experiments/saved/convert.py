@@ -155,10 +155,8 @@ def _of_folders(sources: list[str], vocab_size: int) -> Parts:
     for weights in opened:
         part = describe_weights(weights)
         load.check(weights.entries, expected(part, weights.path), where=str(weights.path))
-        names_of_parts = sorted({path.partition("/")[0] for path in weights.entries})
-        notes.append(
-            f"{weights.path}: {len(weights.entries)} arrays of {', '.join(names_of_parts)}"
-        )
+        kinds = ", ".join(_parts_of(weights.entries))
+        notes.append(f"{weights.path}: {len(weights.entries)} arrays of {kinds}")
         if "decoder" in part and weights.path.is_dir():
             folder = weights.path  # the tokenizer is the decoder's
             size = max(part["decoder"]["vocab_size"], vocab_size)
@@ -169,7 +167,7 @@ def _of_folders(sources: list[str], vocab_size: int) -> Parts:
         description |= part
         if weights.ignored:
             notes.append(f"  left out: {', '.join(weights.ignored)}")
-    return Parts(dict(entries), description, folder, notes, _trained_on(sources))
+    return Parts(dict(entries), description, folder, notes, training_videos.merged(sources))
 
 
 def _leave_out(parts: Parts, regex: str) -> None:
@@ -178,7 +176,7 @@ def _leave_out(parts: Parts, regex: str) -> None:
         del parts.arrays[path]
     if not parts.arrays:
         raise WeightsError(f"--leave_out={regex!r} leaves nothing")
-    if "decoder" not in {path.partition("/")[0] for path in parts.arrays}:
+    if "decoder" not in _parts_of(parts.arrays):
         parts.tokenizer = None  # it is the decoder's
     parts.description = describe_rest(parts.description, parts.arrays)
     parts.notes.append(f"left out: {', '.join(gone)}")
@@ -194,17 +192,6 @@ def _check_features(parts: Parts) -> None:
         raise WeightsError(
             f"the sources do not go together: {projector_hint(kernel.shape[0], features)}"
         )
-
-
-def _trained_on(sources: list[str]) -> dict[str, Any] | None:
-    """What the sources were trained on together; None where none of them says so."""
-    known = {source: training_videos.read(source) for source in sources}
-    if not any(known.values()):
-        return None
-    videos = {video for each in known.values() if each for video in each["videos"]}
-    unknown = {name for each in known.values() if each for name in each["unknown"]}
-    unknown |= {source for source, each in known.items() if each is None}
-    return {"videos": sorted(videos), "unknown": sorted(unknown)}
 
 
 def _grow(parts: Parts, size: int) -> None:
@@ -235,8 +222,7 @@ def _save_decoder(parts: Parts, out: str) -> None:
     values = parts.description["decoder"] | {"dtype": dtype.name, "torch_dtype": dtype.name}
     save_published(out, arrays, names.LLAMA, values)
     parts.notes.append(_open_by_transformers(out))
-    left = sorted({path.partition("/")[0] for path in parts.arrays.keys() - decoder.keys()})
-    if left:
+    if left := _parts_of(parts.arrays.keys() - decoder.keys()):
         parts.notes.append(f"left out: {', '.join(left)}, which transformers has no place for")
 
 
@@ -268,12 +254,12 @@ def select_paths(paths: Iterable[str], regex: str) -> list[str]:
     except re.error as error:
         raise WeightsError(f"--leave_out={regex!r} is no regex: {error}") from error
     if not chosen:
-        parts = ", ".join(sorted({_part_of(path) for path in paths}))
+        parts = ", ".join(_parts_of(paths))
         raise WeightsError(
             f"--leave_out={regex!r} matches no path; there are those of {parts}: 'projector/.*'"
         )
-    kept = {_part_of(path): path for path in set(paths) - set(chosen)}
-    if split := sorted({_part_of(path) for path in chosen} & kept.keys()):
+    kept = {path.partition("/")[0]: path for path in set(paths) - set(chosen)}
+    if split := [part for part in _parts_of(chosen) if part in kept]:
         raise WeightsError(
             f"--leave_out={regex!r} leaves {kept[split[0]]} there; leave out all of the "
             f"{split[0]} ('{split[0]}/.*') or nothing of it"
@@ -286,7 +272,7 @@ def describe_rest(description: Mapping[str, Any], arrays: Mapping[str, Any]) -> 
 
     It is no whole video model any more, so the recipe goes too.
     """
-    parts = {_part_of(path) for path in arrays}
+    parts = _parts_of(arrays)
     kept = {key: value for key, value in description.items() if key in parts}
     if "projector" in parts:
         kept["features"], kept["width"] = arrays[PROJECTOR].shape
@@ -295,5 +281,5 @@ def describe_rest(description: Mapping[str, Any], arrays: Mapping[str, Any]) -> 
     return kept
 
 
-def _part_of(path: str) -> str:
-    return path.partition("/")[0]
+def _parts_of(paths: Iterable[str]) -> list[str]:
+    return sorted({path.partition("/")[0] for path in paths})

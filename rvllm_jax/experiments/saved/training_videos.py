@@ -34,6 +34,17 @@ def read(folder: str | Path) -> dict[str, Any] | None:
     return names
 
 
+def merged(sources: Iterable[str | Path]) -> dict[str, Any] | None:
+    """What sources were trained on together; None where none of them says so."""
+    known = {str(source): read(source) for source in sources}
+    if not any(known.values()):
+        return None
+    videos = {video for each in known.values() if each for video in each["videos"]}
+    unknown = {name for each in known.values() if each for name in each["unknown"]}
+    unknown |= {source for source, each in known.items() if each is None}
+    return {"videos": sorted(videos), "unknown": sorted(unknown)}
+
+
 def record(workdir: Path, videos: Iterable[str], weights: str) -> None:
     """Notes, before the first update, what a run is trained on.
 
@@ -41,18 +52,12 @@ def record(workdir: Path, videos: Iterable[str], weights: str) -> None:
     them the file holds what they say, and they may be moved or go. What it held stays: a run that
     goes on with other videos has seen both.
     """
-    seen, unknown = set(videos), set()
     earlier = read(workdir)
     weights = "" if earlier and is_bound(workdir) else weights
-    for source in filter(None, map(str.strip, weights.split(","))):
-        before = read(source)
-        seen |= set(before["videos"]) if before else set()
-        unknown |= set(before["unknown"]) if before else {source}
-    earlier = earlier or {"videos": [], "unknown": []}
-    content = {
-        "videos": sorted(seen | set(earlier["videos"])),
-        "unknown": sorted(unknown | set(earlier["unknown"])),
-    }
+    sources = sorted({*map(str.strip, weights.split(","))} - {""})
+    before = merged([*sources, workdir] if earlier else sources)
+    before = before or {"videos": [], "unknown": sources}
+    content = before | {"videos": sorted({*videos, *before["videos"]})}
     if content != earlier and jax.process_index() == 0:
         write(workdir, content)
 
