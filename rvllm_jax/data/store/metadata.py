@@ -14,6 +14,7 @@ from array_record.python import array_record_module
 from rvllm_jax.data.store.reader import FrameStore, damaged
 from rvllm_jax.data.store.shards import FrameStoreError
 from rvllm_jax.system.atomic import make_folder, read_json_or_empty
+from rvllm_jax.system.errors import AGAIN
 
 NAME, SPLIT, VERSION = "frames", "videos", "1.0.0"  # the first two as in the shards' names
 
@@ -59,8 +60,8 @@ def write_metadata(folder: str | Path, *, data_dir: str | Path | None = None) ->
             _link(Path(data_dir) / NAME / VERSION, store.folder)
     except OSError as error:
         raise FrameStoreError(
-            f"{folder}: its description for TFDS cannot be written ({error}). Free some space, "
-            "then prepare again: finished shards are kept"
+            f"{folder}: its description for TFDS cannot be written ({error}). {AGAIN}: "
+            "finished shards are kept"
         ) from error
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from rvllm_jax.system import atomic
 from rvllm_jax.system.atomic import TEMPORARY, read_json_or_empty
-from rvllm_jax.system.errors import RvllmError
+from rvllm_jax.system.errors import AGAIN, RvllmError
 
 INDEX = "index.json"
 RECORDS, TIMES = "frames-videos.array_record-{}", "times-{}.f64"  # of each shard, by its number
@@ -33,10 +33,8 @@ DONE, ASIDE = "shard-{}.json", "aside-{}.json"
 MIN_DECODED = 0.5  # share of its declared length that must come out of a damaged or cut video
 TIME_LIMIT = 60.0  # seconds without a new frame after which a worker's video is set aside
 FRAMES = "frames"  # the store in the folder of a preparation
-_AGAIN = (
-    "Free some space or choose another folder, then prepare again: it continues behind the videos "
-    "that are finished"
-)
+# main writes stores too, not prepare alone
+_AGAIN = f"{AGAIN}: it continues behind the videos that are finished"
 
 
 class FrameStoreError(RvllmError):
