@@ -8,10 +8,10 @@ import copy
 import dataclasses
 import functools
 import math
+import os
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, MutableMapping
-from pathlib import Path
 from typing import Any
 
 from rvllm_jax.system.paths import expanded
@@ -55,7 +55,7 @@ class Key:
         if self.choices and value not in self.choices:
             if not self.or_folder:
                 return f"config.{path}={value!r} is not one of {', '.join(self.choices)}"
-            if not Path(value).is_dir():
+            if not os.path.isdir(value):
                 names = ", ".join(self.choices)
                 return f"config.{path}={value!r} is not one of {names}, and there is no such folder"
         if self.least is None or self.least <= value < self.below:

@@ -7,7 +7,7 @@ From here come the check (check.py), the keys that `--help` lists, and the table
 
 import dataclasses
 import functools
-from pathlib import Path
+import os
 
 from rvllm_jax.config.keys import key, markdown_table, path_key, section
 from rvllm_jax.data.batches.clips import LONG, SHORT, VIEWS, FrameSampling
@@ -282,7 +282,7 @@ class Recipe:
     def decoder_folder(self) -> str:
         """The folder that the decoder's sizes are read from; "" where it has a name."""
         name = self.model.decoder
-        return name if name not in DECODERS and Path(name).is_dir() else ""
+        return name if name not in DECODERS and os.path.isdir(name) else ""
 
     @functools.cached_property
     def llama(self) -> LlamaConfig:

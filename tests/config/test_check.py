@@ -141,6 +141,12 @@ def test_an_unknown_choice_is_refused_with_the_choices(key):
     assert value in message.split(" is not one of ")[1].split(", ")
 
 
+@pytest.mark.parametrize("decoder", ["", "x" * 300])
+def test_what_can_name_no_folder_is_no_decoder(decoder):
+    message = refusal(changed(model__decoder=decoder))
+    assert f"config.model.decoder={decoder!r} is not one of " in message
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
