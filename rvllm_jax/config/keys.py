@@ -14,6 +14,8 @@ import types
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from rvllm_jax.system.paths import expanded
 
 NUMBERS = {int: "int", float: "float", bool: "bool", str: "str", int | None: "int or None"}
@@ -128,7 +130,7 @@ def sections_in(
         inner, path = values[field.name], f"{where}.{field.name}".strip(".")
         if not field.metadata["each"]:
             yield field.metadata["schema"], inner, path
-        elif isinstance(inner, Mapping):
+        elif isinstance(inner, Mapping | ConfigDict):
             for name, one in inner.items():
                 yield field.metadata["schema"], one, f"{path}.{name}"
 
@@ -144,13 +146,13 @@ def faults(schema: type, values: Mapping[str, Any], where: str = "") -> list[str
     return [fault for fault in result if fault]
 
 
-def expand_paths(schema: type, values: MutableMapping[str, Any]) -> None:
+def expand_paths(schema: type, values: ConfigDict | MutableMapping[str, Any]) -> None:
     """Puts the home folder for ~ in every path of nested values, in place."""
     for field, spec in fields_of(schema):
         if spec is not None and spec.is_path and isinstance(values.get(field.name), str):
             values[field.name] = expanded(values[field.name], f"config.{field.name}")
     for inner, section, _ in sections_in(schema, values, ""):
-        if isinstance(section, MutableMapping):
+        if isinstance(section, ConfigDict | MutableMapping):  # a ConfigDict is no Mapping
             expand_paths(inner, section)
 
 
