@@ -93,7 +93,9 @@ def compare(paths: Sequence[str | Path], *, resamples: int = intervals.RESAMPLES
     the other.
     """
     if len(paths) < 2:
-        raise VerdictsError(f"got {len(paths)} file to compare; name two or more")
+        raise VerdictsError(
+            f"got {', '.join(map(str, paths)) or 'no file'} to compare; name two or more"
+        )
     if twice := [path for n, path in enumerate(paths) if Path(path) in map(Path, paths[:n])]:
         raise VerdictsError(f"{twice[0]}: named twice; a file agrees with itself: name it once")
     files = [read_file(path) for path in paths]

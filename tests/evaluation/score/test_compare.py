@@ -153,7 +153,7 @@ def test_what_cannot_be_compared(write, changes, told):
 
 def test_files_that_are_none(write, tmp_path):
     a = write("a", "j", RIGHT_A)
-    with pytest.raises(VerdictsError, match="got 1 file"):
+    with pytest.raises(VerdictsError, match=f"got {a} to compare"):
         compare([a])
     with pytest.raises(VerdictsError, match="expected a file judged.NAME.jsonl"):
         compare([a, tmp_path / "scores.j.json"])
