@@ -39,10 +39,10 @@ TEMPLATE = flags.DEFINE_enum("template", "", ["", *TEMPLATE_NAMES], "None: the m
 CACHE_DTYPE = flags.DEFINE_enum(
     "cache_dtype", "", ["", "bfloat16", "float32"], "Of keys and values; none: the model's."
 )
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: the likeliest token.")
+TEMPERATURE = cli.number_flag("temperature", 0.0, "0: the likeliest token.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Among the k likeliest tokens; 0: all.")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Among tokens of this probability together; 1: all.")
-PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "Of tokens that were there; 1: none.")
+TOP_P = cli.number_flag("top_p", 1.0, "Among tokens of this probability together; 1: all.")
+PENALTY = cli.number_flag("repetition_penalty", 1.0, "Of tokens that were there; 1: none.")
 SEED = flags.DEFINE_integer("seed", 0, "Of sampling.", 0, 2**31 - 1)
 MAX_NEW = flags.DEFINE_integer("max_new", 256, "Tokens of an answer at most.")
 STOP = flags.DEFINE_multi_string("stop", [], "A text that ends an answer; may be repeated.")

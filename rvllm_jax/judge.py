@@ -13,9 +13,12 @@ OUT/BENCHMARK/scores.NAME.json follows when every question has its verdict. Exit
 1 refused; 3 some questions got no reply, or the work was interrupted: repeat the command.
 """
 
+import contextlib
+import functools
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -36,6 +39,9 @@ from rvllm_jax.evaluation.score.text import comparison_lines, score_lines
 from rvllm_jax.system import progress
 from rvllm_jax.system.paths import expanded
 
+_LONGEST = 1e6  # seconds; what a socket or a lock can wait has an end
+_DEAREST = 1e12  # of prices: their sums stay numbers
+
 RESULTS = cli.path_flag("results", None, "Folder of answers; verdicts go beside them.")
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Which folders below it; none: all.")
 BACKEND = flags.DEFINE_enum("backend", "exact", ("exact", "facts", "openai", "local"), "Judge.")
@@ -46,21 +52,23 @@ PROMPTS = cli.path_flag("prompts", None, "JSON of other prompts than ours.")
 NAME = flags.DEFINE_string("name", "", "Of the judge's files; none: from model and parameters.")
 FAITHFULNESS = flags.DEFINE_bool("faithfulness", False, "Have the judge count claims too.")
 RULE = flags.DEFINE_enum("rule", "", ("", *RULES), "Of exact; none: the benchmark's.")
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of the judge.")
+TEMPERATURE = cli.number_flag("temperature", 0.0, "Of the judge.", 0.0)
 SEED = flags.DEFINE_integer("seed", None, "Of the judge, where it takes one.")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Of a reply.")
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Of a reply.", lower_bound=1)
 EXTRA = flags.DEFINE_string("extra", "{}", "JSON: more fields of a request; null removes one.")
-CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Requests at a time.", lower_bound=1)
-TIMEOUT = flags.DEFINE_float("timeout", 120.0, "Seconds of one request.")
-ATTEMPTS = flags.DEFINE_integer("attempts", 8, "Of a request, before it is left.", lower_bound=1)
-BACKOFF = flags.DEFINE_float("backoff", 1.0, "Seconds of the first wait; each next one doubles.")
-LONGEST_WAIT = flags.DEFINE_float("longest_wait", 60.0, "Seconds between two attempts.")
+CONCURRENCY = flags.DEFINE_integer("concurrency", 16, "Requests at a time.", 1, 1000)
+TIMEOUT = cli.number_flag("timeout", 120.0, "Seconds of one request.", 0.001, _LONGEST)
+ATTEMPTS = flags.DEFINE_integer("attempts", 8, "Of a request, before it is left.", 1, 1000)
+BACKOFF = cli.number_flag(
+    "backoff", 1.0, "Seconds of the first wait; each next one doubles.", 0.0, _LONGEST
+)
+LONGEST_WAIT = cli.number_flag("longest_wait", 60.0, "Seconds between two attempts.", 0.0, _LONGEST)
 TRIES = flags.DEFINE_integer("tries", 3, "Replies asked for, until one can be read.", lower_bound=1)
 GIVE_UP = flags.DEFINE_bool("give_up", False, "Record what got no reply as failed.")
 INTEGER = flags.DEFINE_bool("integer_scores", False, "Cut 4.8 to 4, as Video-ChatGPT does.")
-RESAMPLES = flags.DEFINE_integer("resamples", 2000, "Of the intervals.", lower_bound=1)
-PRICE_IN = flags.DEFINE_float("price_in", 0.0, "Of a million tokens of prompts.")
-PRICE_OUT = flags.DEFINE_float("price_out", 0.0, "Of a million tokens of replies.")
+RESAMPLES = flags.DEFINE_integer("resamples", 2000, "Of the intervals.", 1, 1_000_000)
+PRICE_IN = cli.number_flag("price_in", 0.0, "Of a million tokens of prompts.", 0.0, _DEAREST)
+PRICE_OUT = cli.number_flag("price_out", 0.0, "Of a million tokens of replies.", 0.0, _DEAREST)
 PREDICTIONS = cli.paths_flag("predictions", [], "Files of others' predictions, to be judged.")
 ANNOTATIONS = cli.paths_flag("annotations", [], "Files that they are predictions for.")
 SPLIT = flags.DEFINE_string("split", "", "Of the annotations, where they do not show it.")
@@ -68,6 +76,28 @@ OWN = flags.DEFINE_bool("own", False, "The annotations are of no benchmark, what
 DUPLICATES = flags.DEFINE_bool("duplicates", False, "Keep the first of several predictions.")
 COMPARE = cli.paths_flag("compare", [], "Files judged.NAME.jsonl: models, judges or seeds.")
 UNFINISHED = 3
+
+
+@contextlib.contextmanager
+def stopping(stop: threading.Event) -> Iterator[None]:
+    """Within it the first SIGTERM or SIGINT sets `stop`; the next ends the process, as any does
+    outside."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(*_: object) -> None:
+        stop.set()
+        restore()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        restore()
 
 
 def local_judge(prompts: Prompts, **options) -> ChatJudge:
@@ -114,8 +144,9 @@ def judge_all(stop: threading.Event) -> int:
     for folder in benchmark_folders(Path(RESULTS.value), names):
         bar = progress.bar(folder.name, "verdicts", piped=False)
         result, outcome = judge_benchmark(
-            folder, judge, scoring, give_up=GIVE_UP.value, stop=stop, progress=bar
-        )
+            folder, judge, scoring, give_up=GIVE_UP.value, stop=stop, progress=bar,
+            stopping=functools.partial(stopping, stop),
+        )  # fmt: skip
         if result is not None:
             print("\n".join(score_lines(result)))
             continue
@@ -141,8 +172,6 @@ def main() -> int:
         )
     logging.set_verbosity(logging.WARNING)  # Orbax logs every step of reading a checkpoint
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     if COMPARE.value:
         compared = compare.compare(COMPARE.value, resamples=RESAMPLES.value)
         print("\n".join(comparison_lines(compared)))

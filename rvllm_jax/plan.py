@@ -28,12 +28,12 @@ CLIPS = flags.DEFINE_integer(
     "clips_a_device", 0, "Clips a device instead of the stages' batch.", lower_bound=0
 )
 PAIRS = flags.DEFINE_integer("pairs", 100_000, "Question-answer pairs of an epoch.", lower_bound=1)
-EFFICIENCY = flags.DEFINE_float(
+EFFICIENCY = cli.number_flag(
     "efficiency",
     rates.EFFICIENCY,
     "Share of the peak FLOP/s that the prediction takes for granted.",
-    lower_bound=0.01,
-    upper_bound=1.0,
+    lowest=0.01,
+    highest=1.0,
 )
 COMPILE = flags.DEFINE_bool("compile", True, "Compile for TPUs; False: by formula only.")
 EFFORT = flags.DEFINE_enum(

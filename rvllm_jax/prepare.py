@@ -41,7 +41,7 @@ INTERVAL = flags.DEFINE_integer(
     "interval", _DEFAULTS.interval, "Frames of a file from one of a clip to the next."
 )
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes; 0: this one alone.")
-MAX_BAD = flags.DEFINE_float(
+MAX_BAD = cli.number_flag(
     "max_bad", _DEFAULTS.max_bad, "Largest unusable share of videos, of rows."
 )
 CHECK = flags.DEFINE_bool("check", False, "Write the report alone.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,39 @@ def test_the_real_annotations_by_the_command(tmp_path):
     by_type = scores["by_type"]["yes/no"]["accuracy"]["value"]
     assert by_type == pytest.approx(sum(yes_no[::2]) / sum(yes_no))
     assert scores["official_evaluator"]["accuracy"]["all"] == scores["accuracy"]["value"]
+
+
+@pytest.mark.parametrize("flag", [
+    *(f"--timeout={value}" for value in ("nan", "-1", "0", "1e300")), "--backoff=nan",
+    "--longest_wait=1e300", "--temperature=nan", "--price_in=nan", "--price_out=inf",
+    '--extra={"a":NaN}', "--extra=" + "[" * 100_000, "--resamples=1000000000000",
+    "--max_tokens=-1", f"--concurrency={9**20}", "--attempts=99999",
+])  # fmt: skip
+def test_numbers_that_no_request_can_hold_are_refused_before_anything_is_judged(judged, flag):
+    folder, _ = judged
+    code, out, err = run(
+        f"--results={folder}", "--backend=openai", "--model=m", "--key_env=", "--attempts=1",
+        "--base_url=http://127.0.0.1:9", flag,
+    )  # fmt: skip
+    assert code == 1 and not out and "Traceback" not in err
+    assert flag.partition("=")[0] in err.replace("flag -", "-"), err
+    assert not list(folder.glob("*/judged.openai*")) and "does not reply" not in err
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_also_where_nothing_is_being_judged(judged, tmp_path, sent, code):
+    folder, _ = judged
+    os.mkfifo(tmp_path / "prompts")  # a file that takes for ever to be read
+    judge = subprocess.Popen(
+        [sys.executable, "-m", "rvllm_jax.judge", f"--results={folder}", "--backend=openai",
+         "--model=m", "--key_env=", f"--prompts={tmp_path}/prompts"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        with open(tmp_path / "prompts", "w"):  # waits until it reads
+            judge.send_signal(sent)
+            _, err = judge.communicate(timeout=20)
+    finally:
+        judge.kill()
+        judge.wait()
+    assert judge.returncode == code and "Traceback" not in err

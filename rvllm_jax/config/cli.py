@@ -1,6 +1,7 @@
 """What the commands share: how flags are parsed, and how errors end a command."""
 
 import functools
+import math
 import os
 import re
 import runpy
@@ -46,6 +47,23 @@ class _PathsParser(_PathParser):
     def parse(self, argument: str | list[str]) -> list[str]:
         parts = argument if isinstance(argument, list) else argument.split(",")
         return [super(_PathsParser, self).parse(part.strip()) for part in parts if part.strip()]
+
+
+class _NumberParser(flags.FloatParser):
+    """A number that is one: absl takes "nan" and "inf", and no bound keeps "nan" out."""
+
+    def convert(self, argument: str | float) -> float:
+        value = super().convert(argument)
+        if not math.isfinite(value):
+            raise ValueError(f"is {value}, expected a finite number")
+        return value
+
+
+def number_flag(
+    name: str, default: float, help: str, lowest: float | None = None, highest: float | None = None
+) -> flags.FlagHolder[float]:
+    """A flag of a finite number, from `lowest` to `highest` where they are given."""
+    return flags.DEFINE(_NumberParser(lowest, highest), name, default, help)
 
 
 def path_flag(name: str, default: str | None, help: str) -> flags.FlagHolder[str]:

@@ -1,9 +1,11 @@
 """One benchmark's folder judged from end to end: answers.jsonl -> judged.NAME.jsonl, scores."""
 
+import contextlib
 import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +52,28 @@ def judge_benchmark(
     give_up: bool = False,
     stop=None,
     progress: Callable[[int, int], None] = lambda judged, total: None,
+    stopping: Callable[[], AbstractContextManager] = contextlib.nullcontext,
 ) -> tuple[dict[str, Any] | None, Outcome]:
     """Judges what is not judged yet, and writes scores.NAME.json where nothing is left.
+
+    stopping: entered while items are judged, which `stop` ends.
 
     Returns the scores, None where items are left without a verdict or none is for this judge.
     Raises JudgeError, and, before anything is judged, AnswersError, PromptsError, VerdictsError,
     LinesError, or LockError where another process is writing in the folder.
     """
     with locked(folder, advice="name another --results"):
-        return _judge(folder, judge, scoring, give_up, stop, progress)
+        return _judge(folder, judge, scoring, give_up, stop, progress, stopping)
 
 
 def _judge(
-    folder: Path, judge: Judge, scoring: Scoring, give_up: bool, stop, progress: Callable
+    folder: Path,
+    judge: Judge,
+    scoring: Scoring,
+    give_up: bool,
+    stop,
+    progress: Callable,
+    stopping: Callable,
 ) -> tuple[dict[str, Any] | None, Outcome]:
     info = read_info(folder)
     _check_whole(folder / ANSWERS, info)
@@ -93,16 +104,17 @@ def _judge(
             )
         # Faithfulness may have been judged before, or not: the file holds both kinds.
         check_before(items(read_answers(folder / ANSWERS), faithfulness=True), before, str(path))
-        outcome = judge_items(
-            chosen(),
-            functools.partial(judge.judge, benchmark=info["benchmark"]),
-            lines,
-            before,
-            concurrency=judge.concurrency,
-            give_up=give_up,
-            stop=stop,
-            progress=lambda judged: progress(judged, total),
-        )
+        with stopping():
+            outcome = judge_items(
+                chosen(),
+                functools.partial(judge.judge, benchmark=info["benchmark"]),
+                lines,
+                before,
+                concurrency=judge.concurrency,
+                give_up=give_up,
+                stop=stop,
+                progress=lambda judged: progress(judged, total),
+            )
         outcome.total = total
         if outcome.left or outcome.judged + outcome.before < total:
             return None, outcome

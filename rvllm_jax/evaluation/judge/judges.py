@@ -70,7 +70,8 @@ def request_parameters(
     null. Raises JudgeError."""
     try:
         more = json.loads(extra)
-    except ValueError as error:
+        json.dumps(more, allow_nan=False)  # what loads takes beside JSON: NaN, 1e400
+    except (ValueError, RecursionError) as error:
         raise JudgeError(f"--extra={extra}: not JSON ({error})") from error
     if not isinstance(more, dict) or more.keys() & {"model", "messages", "stream"}:
         raise JudgeError(
