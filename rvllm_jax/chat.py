@@ -25,6 +25,7 @@ from rvllm_jax.experiments.questions_file import QuestionsError, answer_file
 from rvllm_jax.experiments.saved.open import describe_model
 from rvllm_jax.generation.clip_fusion import FUSIONS, LOCK_STEP, VOTE
 from rvllm_jax.generation.sampling import GenerationConfig, Sampling
+from rvllm_jax.system.paths import expanded
 
 MODEL = cli.path_flag("model", None, "A working directory, or an exported folder.")
 BEST = flags.DEFINE_string("best", "", "Of a run: the best of this stage; none: the newest.")
@@ -56,6 +57,7 @@ def say(line: str) -> None:
 def main(video: str = "") -> int:
     if bool(video) == bool(QUESTIONS.value) or bool(QUESTIONS.value) != bool(OUT.value):
         raise app.UsageError("give either one VIDEO, or --questions and --out")
+    video = expanded(video, "VIDEO")
     logging.set_verbosity(logging.WARNING)
     sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, PENALTY.value)
     config = GenerationConfig(sampling, MAX_NEW.value, tuple(STOP.value), SEED.value)

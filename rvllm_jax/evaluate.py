@@ -40,8 +40,10 @@ FUSION = flags.DEFINE_enum("fusion", _OPTIONS.fusion, FUSIONS, "Several clips to
 MAX_NEW = flags.DEFINE_integer("max_new", 0, "Tokens an answer; 0: as the model's recipe says.")
 VIDEOS = flags.DEFINE_integer("videos", 0, "Clips encoded at once; 0: as the recipe says.")
 TOGETHER = flags.DEFINE_integer("together", _OPTIONS.together, "Most questions behind a prefix.")
-CONTROLS = flags.DEFINE_integer("controls", _OPTIONS.controls, "Questions asked blind, with "
-                                "shuffled frames and with another video's; 0: none.")  # fmt: skip
+CONTROLS = flags.DEFINE_integer(
+    "controls", _OPTIONS.controls,
+    "Questions asked blind, with shuffled frames and with another video's; 0: none.", 0, 2**31 - 1,
+)  # fmt: skip
 SEED = flags.DEFINE_integer("seed", 0, "Draws the questions of the controls.")
 ALLOW_PARTIAL = flags.DEFINE_bool("allow_partial", False, "Accept fewer than are published.")
 FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that each array is split over; and")

@@ -15,7 +15,7 @@ from rvllm_jax.config import cli
 from rvllm_jax.experiments.report.page import report
 
 RESULTS = cli.paths_flag("results", None, "Folders that evaluate and judge wrote.")
-FAILURES = flags.DEFINE_integer("failures", 12, "Wrong answers shown of each, with frames.")
+FAILURES = flags.DEFINE_integer("failures", 12, "Wrong answers shown of each, with frames.", 0)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from rvllm_jax.system.paths import expanded
 RENAMED: dict[str, str] = {}
 # What Ctrl-C prints, below the line or bar that is under way.
 INTERRUPTED = "\ninterrupted; start the same command again"
-_REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 CONTINUES = f"{INTERRUPTED}, it continues"
 
 
@@ -115,16 +115,17 @@ def run(
             refuse_renamed(argv, keys, removed)
             argv = with_recipe(argv)
         arguments = parse(argv, known_only=positional is None)
+        for name in required:
+            flag = flags.FLAGS[name]
+            if flag.value in (None, "", []):
+                lacks = "is not given" if flag.value is None else "is empty"
+                raise FlagError(f"--{name}: {lacks}; give it a value, --{name}=...: {flag.help}")
         if "config" in flags.FLAGS:
             from rvllm_jax.config import keys, schema
 
             keys.expand_paths(schema.Recipe, flags.FLAGS["config"].value)
-        for name in required:
-            if flags.FLAGS[name].value in ("", []):
-                raise FlagError(f"--{name}: is empty; give it a value, --{name}=...")
         return arguments
 
-    flags.mark_flags_as_required(required)
     app.run(start, flags_parser=parsed)
 
 
@@ -152,8 +153,8 @@ def load_recipe(config: str) -> ConfigDict:
     path, *argument = config.split(":", 1)
     if not os.path.isfile(path):
         advice = "correct the path"
-        if not os.path.isabs(path) and (_REPOSITORY / path).is_file():
-            advice = f"did you mean --config={_REPOSITORY / path}?"
+        if not os.path.isabs(path) and (REPOSITORY / path).is_file():
+            advice = f"did you mean --config={REPOSITORY / path}?"
         where = "" if os.path.isabs(path) else f" in {Path.cwd()}, where relative paths start"
         raise FlagError(f"--config={path}: there is no such file{where}; {advice}")
     try:

@@ -49,7 +49,7 @@ def add_recipe(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     add(
         "--config",
         type=measure.path,
-        default="configs/joint.py:bench",
+        default=f"{cli.REPOSITORY}/configs/joint.py:bench",
         help="a recipe, as training takes it",
     )
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="its keys, as data.frames=8")

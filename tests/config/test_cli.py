@@ -1,5 +1,6 @@
 """What the commands share; that each ends as its docstring says is tested with the command."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,22 @@ def test_a_recipe_that_is_none_is_refused_by_its_path(text, reason, tmp_path, mo
 
 def test_no_new_name_is_an_old_one():
     assert not set(RENAMED) & set(RENAMED.values())
+
+
+@pytest.mark.parametrize(("typed", "words"), [
+    ("prepare --videos=/a --annotations=/b.json --out=/c",
+     "--split: is not given; give it a value, --split=...: train, validation or test"),
+    ("report", "--results: is not given"),
+    ("report --results=/a --failures=-5", "--failures=-5"),
+    ("evaluate --benchmarks=own --model=/a --out=/b --controls=" + "9" * 20, "--controls=999"),
+    ("chat ~nobody-here/v.mp4 --model=/a", "VIDEO=~nobody-here/v.mp4"),
+    ("bench checkpoint --set model=3", "model"),
+])  # fmt: skip
+def test_what_is_missing_or_cannot_be_is_refused_as_it_was_typed(typed, words, tmp_path):
+    command, *arguments = typed.split()
+    done = subprocess.run(
+        [sys.executable, "-m", f"rvllm_jax.{command}", *arguments], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert words in done.stderr and "no such file" not in done.stderr, done.stderr

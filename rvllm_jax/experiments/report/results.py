@@ -70,9 +70,12 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
     """All scores in the folders, in the order given; and lines that name what has none yet.
 
     Raises EvaluationError for a folder without answers, and for scores that are broken, of another
-    benchmark or split than the answers beside them, or hold what is no number.
+    benchmark or split than the answers beside them, or hold what is no number; for one given twice.
     """
     results, notes = [], []
+    places = [Path(folder).resolve() for folder in folders]
+    if twice := [str(f) for n, f in enumerate(folders) if places[n] in places[:n]]:
+        raise EvaluationError(f"--results: names {', '.join(twice)} twice; name a folder once")
     for number, folder in enumerate(map(Path, folders), 1):
         benchmarks = sorted(path.parent for path in folder.glob(f"*/{INFO}"))
         if not benchmarks:

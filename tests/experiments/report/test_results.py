@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rvllm_jax.evaluation.answers.questions import EvaluationError
 from rvllm_jax.evaluation.judge.judges import ExactJudge
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError
 from rvllm_jax.evaluation.judging import judge_benchmark
@@ -101,3 +102,9 @@ def test_a_model_that_was_moved_is_the_same(tmp_path):
     (scored,), notes = read_results([tmp_path])
     assert scored.model == "moved" and not notes
     judge_benchmark(own, ExactJudge(), SCORING)
+
+
+def test_a_folder_given_twice_is_refused(tmp_path):
+    answered(tmp_path / "own", "M")
+    with pytest.raises(EvaluationError, match="--results: names .*twice"):
+        read_results([tmp_path, f"{tmp_path}/own/.."])
