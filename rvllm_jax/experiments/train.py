@@ -1,6 +1,5 @@
 """A whole run: prepare, train, ask, report. The working directory holds it all."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from rvllm_jax.experiments.saved.open import computed_dtype
 from rvllm_jax.experiments.saved.open import fingerprint as model_fingerprint
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import checksum
-from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.fingerprint import differing
 from rvllm_jax.training import metrics
 from rvllm_jax.training.loop import Result, Trainer
@@ -72,9 +70,9 @@ def _earlier_results(
     What results of earlier versions do not name is not known. They name the seconds that each
     stage took, which another training does not take.
     """
-    path, results = workdir / "report" / "results.json", None
-    if HERE.is_first and path.is_file():
-        results = read_json(path)
+    path = workdir / "report" / "results.json"
+    results = run_report.read_results(workdir) if HERE.is_first else None
+    if results:
         there = {"fusion": results.get("fusion")} | results.get("made_with", {})
         now, steps = dict(made_with), {"steps": position.done}
         if "model" not in there:
@@ -108,6 +106,13 @@ def train(experiment: Experiment) -> Result:
         accuracy, _ = controls.score(probes[input].dataset.turns, texts(predictions))
         return {f"accuracy/{kind}": value for kind, value in accuracy.items()}
 
+    def start():
+        """What a run begins with: no report of an earlier one stands beside it."""
+        entries = open_start(weights, recipe.model.random, model)
+        if HERE.is_first:
+            run_report.clear(experiment.workdir)
+        return entries
+
     return Trainer(
         recipe,
         experiment.workdir,
@@ -116,7 +121,7 @@ def train(experiment: Experiment) -> Result:
         datasets.validation,
         probe,
         tokenizer=experiment.tokenizer.fingerprint,
-        start=functools.partial(open_start, weights, recipe.model.random, model),
+        start=start,
     ).run()
 
 

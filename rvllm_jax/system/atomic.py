@@ -8,7 +8,7 @@ to be done.
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,14 @@ def write_text(path: str | Path, text: str, *, errors: str = "strict", **how: An
 def dump_json(value: Any, *, indent: int | None = 1, **style: Any) -> str:
     """`value` as the content of a file. style: json.dumps's sort_keys, ensure_ascii, allow_nan."""
     return json.dumps(value, indent=indent, **style) + "\n"
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes], **how: Any) -> None:
+    """Replaces files of one folder, by name, which belong together: where one of them cannot be
+    written all stay as they were. The first is renamed last. how: of `replacing`."""
+    with contextlib.ExitStack() as whole:
+        for name, content in contents.items():
+            whole.enter_context(replacing(folder / name, **how)).write_bytes(content)
 
 
 def write_json(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 AGAIN = "Free some space or name another folder, then start the same command again"
+HERE_AGAIN = "Free some space, then start the same command again"  # no other folder will do
 
 
 class RvllmError(Exception):

@@ -56,3 +56,12 @@ def test_results_of_an_earlier_version_are_known_by_the_time_that_their_training
     assert earlier(OLDER, Position(done=7, seconds={"a": 1.5})) is None
     oldest = {name: value for name, value in OLDER.items() if name != "seconds"}
     assert earlier(oldest) == oldest
+
+
+@pytest.mark.parametrize("content", ['{"accuracy": {', "[]", '{"accuracy": 3}', '{"steps": 7}'])
+def test_broken_results_are_made_again_with_one_line(tmp_path, content, caplog):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.json").write_text(content)
+    assert _earlier_results(tmp_path, THERE, ASKED, MADE) is None
+    (record,) = caplog.records
+    assert "results.json" in record.getMessage() and "made again" in record.getMessage()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from rvllm_jax.system import page
-from rvllm_jax.system.atomic import write_text
+from rvllm_jax.system.atomic import write_together
+from rvllm_jax.system.errors import HERE_AGAIN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,9 @@ Part = Heading | Text | Table | Picture
 
 
 def write(folder: Path, title: str, parts: Sequence[Part]) -> None:
-    """Writes report.md and report.html into `folder`."""
+    """Writes report.md and report.html into `folder`: both, or neither."""
+    contents = {}
     for name in ("report.md", "report.html"):
-        template = f"experiments/report/{name}.jinja"
-        text = page.render(template, title=title, parts=parts)
-        write_text(folder / name, text, errors="replace")
+        text = page.render(f"experiments/report/{name}.jinja", title=title, parts=parts)
+        contents[name] = text.encode(errors="replace")
+    write_together(folder, contents, advice=HERE_AGAIN)

@@ -1,7 +1,9 @@
 """What `evaluate` and `judge` left in folders of results: benchmarks, and scores by judge."""
 
 import dataclasses
+import itertools
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,12 +98,12 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
             for path in paths:
                 scores = read_json(path, advice=_JUDGE_AGAIN, error=EvaluationError)
                 file_layout.VERDICTS.check(path, scores)
-                _check(path, scores, info)
                 judge = path.name.removeprefix("scores.").removesuffix(".json")
+                _check(path, scores, info, judge)
                 if others := _other_answers(benchmark, judge, scores, info):
                     notes.append(
                         f"{path}: left out, as it is of other answers than those beside it "
-                        f"({others}); judge these: python -m rvllm_jax.judge --results={folder}"
+                        f"({others}); judge these: {_judge_command(benchmark, judge, scores)}"
                     )
                 else:
                     results.append(Scored(model, benchmark, judge, info, scores))
@@ -170,14 +172,32 @@ def _other_answers(
     return ""
 
 
-def _check(path: Path, scores: dict[str, Any], info: dict[str, Any]) -> None:
+def _judge_command(benchmark: Path, judge: str, scores: Mapping[str, Any]) -> str:
+    """What judges the answers in `benchmark` as `scores` were judged, under a name that is free:
+    verdicts on other answers are not mixed with those on these."""
+    names = (f"{judge}-{n}" for n in itertools.count(2))
+    name = next(name for name in names if not list(benchmark.glob(f"*.{name}.json*")))
+    backend, model = scores["judge"]["backend"], scores["judge"].get("model")
+    flags = {"results": benchmark.parent, "benchmarks": benchmark.name, "name": name}
+    flags["backend"] = backend
+    if backend == "exact" and (rule := (scores["judge"].get("parameters") or {}).get("rule")):
+        flags["rule"] = rule
+    if backend in ("openai", "local"):
+        flags["model"] = model
+    words = [shlex.quote(f"--{flag}={value}") for flag, value in flags.items()]
+    more = " and the endpoint's flags" if backend == "openai" else ""
+    return f"python -m rvllm_jax.judge {' '.join(words)}{more}"
+
+
+def _check(path: Path, scores: dict[str, Any], info: dict[str, Any], judge: str) -> None:
     if not isinstance(scores.get("judge"), dict) or "backend" not in scores["judge"]:
         raise EvaluationError(f"{path}: does not say which judge it is of; judge again")
     for key in ("benchmark", "split"):
         if scores.get(key, info[key]) != info[key]:
             raise EvaluationError(
                 f"{path}: is of the {key} {scores[key]!r}, the answers beside it are of "
-                f"{info[key]!r}; judge them again"
+                f"{info[key]!r}; move it away, and judge these: "
+                f"{_judge_command(path.parent, judge, scores)}"
             )
     for value in _numbers(scores):
         if not math.isfinite(value):

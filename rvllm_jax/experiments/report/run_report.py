@@ -7,15 +7,21 @@ heldout, CONTROL blind, shuffled or swapped. `recurring` is that of `evaluation.
 wrong; further keys are kept as they are.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from rvllm_jax.experiments.report.samples import Sample
-from rvllm_jax.system.atomic import dump_json, make_folder, write_bytes, write_text
+from rvllm_jax.system.atomic import JsonError, dump_json, make_folder, read_json, write_together
+from rvllm_jax.system.errors import HERE_AGAIN
 from rvllm_jax.training import metrics
 
+_RESULTS = "results.json"
+_FOLDER = "report"
 _ALL = "all"
 
 
@@ -36,18 +42,46 @@ def write(workdir: str | Path, results: Mapping[str, Any], samples: Sequence[Sam
     from rvllm_jax.experiments.report import curves, sheet
 
     _check(results)
-    folder = make_folder(Path(workdir) / "report")
+    folder = make_folder(Path(workdir) / _FOLDER, advice=HERE_AGAIN)
     records = metrics.read(Path(workdir) / "metrics.jsonl")
-    write_bytes(folder / "curves.png", curves.draw(records), synced=True)
+    text = dump_json(_finite(results), allow_nan=False, ensure_ascii=False)
+    markdown = f"# Accuracy by question type\n\n{format_table(results)}\n"
+    contents = {_RESULTS: text.encode(), "accuracy.md": markdown.encode()}
+    contents["curves.png"] = curves.draw(records)
     if samples:
-        write_bytes(folder / "samples.png", sheet.draw(samples), synced=True)
+        contents["samples.png"] = sheet.draw(samples)
     else:
         (folder / "samples.png").unlink(missing_ok=True)
-    markdown = f"# Accuracy by question type\n\n{format_table(results)}\n"
-    write_text(folder / "accuracy.md", markdown, synced=True)
-    text = dump_json(_finite(results), allow_nan=False, ensure_ascii=False)
-    write_text(folder / "results.json", text, synced=True)
+    write_together(folder, contents, synced=True, advice=HERE_AGAIN)
     return folder
+
+
+def read_results(workdir: str | Path) -> dict[str, Any] | None:
+    """results.json of `workdir`; None where there is none, or, with a warning, a broken one, which
+    its run makes again."""
+    path = Path(workdir) / _FOLDER / _RESULTS
+    advice = "it is made again"
+    try:
+        results = read_json(path, absent={}, advice=advice)
+    except JsonError as error:
+        logging.warning("%s", error)
+        return None
+    parts = [key for key in ("accuracy", "asked", "made_with") if key in results]
+    if results and not (
+        "accuracy" in parts and all(isinstance(results[key], dict) for key in parts)
+    ):
+        logging.warning("%s: is no table of results; %s", path, advice)
+        return None
+    return results or None
+
+
+def clear(workdir: str | Path) -> None:
+    """Removes the report of an earlier run, its results.json first; other files stay."""
+    folder = Path(workdir) / _FOLDER
+    for name in (_RESULTS, "accuracy.md", "curves.png", "samples.png"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not there, or holds what is another's
+        folder.rmdir()
 
 
 def format_table(results: Mapping[str, Any]) -> str:

@@ -1,6 +1,9 @@
 """Scores are shown beside the answers that they are of, and beside no others."""
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +15,7 @@ from rvllm_jax.evaluation.score.compare import compare
 from rvllm_jax.evaluation.score.scores import Scoring
 from rvllm_jax.experiments.report.page import report
 from rvllm_jax.experiments.report.results import read_results
+from rvllm_jax.system.atomic import WriteError
 from rvllm_jax.system.lines import dump
 
 SCORING = Scoring(resamples=20)
@@ -108,3 +112,30 @@ def test_a_folder_given_twice_is_refused(tmp_path):
     answered(tmp_path / "own", "M")
     with pytest.raises(EvaluationError, match="--results: names .*twice"):
         read_results([tmp_path, f"{tmp_path}/own/.."])
+
+
+def test_the_command_that_a_note_names_judges_the_answers(tmp_path):
+    """A plain one would be refused: it would mix verdicts on two models' answers."""
+    own = answered(tmp_path / "two words" / "own", "run1")
+    judge_benchmark(own, ExactJudge(), SCORING)
+    answered(own, "run2")
+    _, (note,) = read_results([own.parent])
+    command = shlex.split(note.partition("judge these: ")[2])
+    assert command[:3] == ["python", "-m", "rvllm_jax.judge"]
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (scored,), (note,) = read_results([own.parent])
+    assert (scored.judge_name, scored.model) == ("exact-2", "run2")
+    assert "--name=exact-3" in note  # the other name is taken
+
+
+def test_both_pages_are_written_or_neither_and_the_advice_can_be_followed(tmp_path):
+    own = answered(tmp_path / "own", "run1")
+    judge_benchmark(own, ExactJudge(), SCORING)
+    (tmp_path / "report.md").write_text("before")
+    (tmp_path / "report.html").mkdir()  # as good as a disk that is full at the second file
+    with pytest.raises(WriteError, match="report.html: .*Free some space, then start") as error:
+        report([tmp_path])
+    assert "another folder" not in str(error.value)  # there is no flag for one
+    assert (tmp_path / "report.md").read_text() == "before"
+    assert not list(tmp_path.glob("*.tmp"))

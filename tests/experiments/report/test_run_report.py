@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from rvllm_jax.experiments.report.run_report import format_table, write
+from rvllm_jax.experiments.report.run_report import clear, format_table, write
 from rvllm_jax.experiments.report.samples import Sample
 from rvllm_jax.system.atomic import WriteError
 from rvllm_jax.training.metrics import Metrics
@@ -99,3 +99,20 @@ def test_the_table_tells_of_questions_that_only_a_look_decides():
     assert "0.250; with their videos swapped 0.900 of the answers change and 0.750 are" in text
     for none in ({"recurring": {"count": 0}}, {}):
         assert "recurs" not in format_table(RESULTS | none)
+
+
+def test_the_parts_of_a_report_are_of_one_run(tmp_path):
+    folder = write(tmp_path, RESULTS, [])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "accuracy.md.tmp").mkdir()  # as good as a disk that is full at the second file
+    with pytest.raises(WriteError, match="Free some space, then start the same command"):
+        write(tmp_path, RESULTS | {"steps": 41}, [])
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_clearing_takes_the_report_and_leaves_what_is_another_s(tmp_path):
+    clear(tmp_path)
+    folder = write(tmp_path, RESULTS, [SAMPLE])
+    (folder / "notes.txt").write_text("mine")
+    clear(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
