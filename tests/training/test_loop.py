@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,7 @@ def test_the_best_of_each_stage_is_kept(whole):
 
 def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit_without_its_worker(workplace, start, whole):
     workdir = workplace / "stopped"
+    shutil.copytree(whole / "report", workdir / "report")  # of a run whose checkpoints are gone
     # By its checkpoints it would save at the ends of its stages only: all else is the signal's.
     process = start(workdir, checkpoint__every=100, data__workers=1)
     until(process, (workdir / "best" / "visual" / "2").is_dir)
@@ -156,6 +158,7 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit_without_its_worker(workpla
     assert saved == {stopped} | ({STEPS} if stopped > STEPS else set())  # once
     done = [r["step"] for r in metrics.read(workdir / "metrics.jsonl")]
     assert max(done) == stopped  # nothing was done that was not saved
+    assert not (workdir / "report").exists()  # none stands beside a run that it is not of
     checkpoints.close()
     ended = start(workdir).wait()
     log = Path(f"{workdir}.log").read_text()
