@@ -35,7 +35,7 @@ class Answerer:
         say: Callable[[str], None] = lambda line: None,
     ):
         self.description, self.clips, self.fusion, self.say = description, clips, fusion, say
-        self._cache_dtype = cache_dtype
+        self.cache_dtype = cache_dtype
 
     def load_video(self, path: str | Path) -> VideoClips:
         """The clips of a video file; raises VideoError or FrameStoreError."""
@@ -76,7 +76,7 @@ class Answerer:
             self.description.template,
             fusion=self.fusion,
             devices=loaded.layout,
-            cache_dtype=self._cache_dtype,
+            cache_dtype=self.cache_dtype,
         )
         self.say(
             f"{loaded.source}; {count(parameters)} parameters, {size(taken)}, on "

@@ -31,7 +31,7 @@ from rvllm_jax.evaluation.answers.questions import (
 from rvllm_jax.evaluation.benchmarks import Benchmark
 from rvllm_jax.evaluation.leakage import overlap
 from rvllm_jax.evaluation.prior import prior
-from rvllm_jax.experiments.saved.open import LoadedModel
+from rvllm_jax.experiments.saved.open import LoadedModel, how_computed
 from rvllm_jax.generation.clip_fusion import FUSIONS, LOCK_STEP
 from rvllm_jax.generation.engine import Engine, Prediction
 from rvllm_jax.generation.grouping import (
@@ -223,7 +223,10 @@ class BenchmarkRun:
         benchmark, loaded, options = self.benchmark, self.loaded, self.options
         entries = benchmark.store.entries
         crcs = {question.video: entries[question.video].file_crc for question in self.asked}
+        stored = dataclasses.asdict(benchmark.store.options)
         made_with = {
+            **how_computed(loaded.recipe),
+            **{name: stored[name] for name in ("stride", "short_side", "encoding")},
             "checkpoint": loaded.checksum,
             "questions": fingerprint(self.questions, crcs),
             "split": benchmark.split,

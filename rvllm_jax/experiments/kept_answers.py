@@ -14,7 +14,7 @@ from typing import Any
 
 from rvllm_jax.generation.clip_fusion import LOCK_STEP
 from rvllm_jax.system import file_layout
-from rvllm_jax.system.atomic import read_json_or_empty, write_json
+from rvllm_jax.system.atomic import read_json, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.fingerprint import differing, file_crc
 from rvllm_jax.system.lines import JsonLines, LinesError
@@ -62,16 +62,13 @@ class KeptAnswers:
             stack.callback(file.close)
             if not out.stat().st_size:
                 write_json(path, file_layout.ANSWERS.stamp(settings), indent=2)
-            # Before f4cddea of 2026-11-28 nothing was known of ids that end an answer.
-            unknown = {"stop_ids": settings.get("stop_ids")}
-            before = _OLDER | unknown | read_json_or_empty(path)
-            file_layout.ANSWERS.check(path, before)
+            before = _OLDER | _read_settings(path)
             # Where the model's content is known its path does not count.
             apart = {"model"} if before.get("fingerprint") else set()
             other = [
                 f"{name}: {before.get(name)} -> {value}"
-                for name, value in settings.items()
-                if name not in apart and before.get(name) != value
+                for name, value in settings.items()  # what is not there is not known
+                if name in before and name not in apart and before[name] != value
             ]
             if other:
                 raise _otherwise(out, "; ".join(other))
@@ -123,6 +120,19 @@ def key(record: Mapping[str, Any]) -> str:
     return json.dumps({k: v for k, v in record.items() if k not in OURS}, sort_keys=True)
 
 
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Raises QuestionsError where the file is broken, LayoutError where it is newer."""
+    advice = "restore the file, or give another --out"
+    settings = read_json(path, error=QuestionsError, advice=advice)
+    file_layout.ANSWERS.check(path, settings)
+    crcs = settings.get("videos", {})
+    if not isinstance(settings.get("model"), str) or not isinstance(crcs, dict):
+        raise QuestionsError(
+            f"{path}: expected a text under 'model' and an object under 'videos'; {advice}"
+        )
+    return settings
+
+
 def _rows(text: str, keys: Iterable[str]) -> list[tuple[str, str]]:
     waiting, rows = collections.Counter(keys), []
     for row in text.split("\n"):
@@ -130,10 +140,22 @@ def _rows(text: str, keys: Iterable[str]) -> list[tuple[str, str]]:
             record = json.loads(row)
         except ValueError:
             continue  # the end of the file, or no answer
-        if isinstance(record, dict) and "error" not in record and waiting[key(record)]:
+        if isinstance(record, dict) and _is_answered(record) and waiting[key(record)]:
             waiting[key(record)] -= 1
             rows.append((row, key(record)))
     return rows
+
+
+def _is_answered(record: Mapping[str, Any]) -> bool:
+    """Whether it has an answer to each of its questions: what has not is asked again."""
+    if "error" in record:
+        return False
+    if "questions" not in record:
+        return isinstance(record.get("answer"), str)
+    answers, asked = record.get("answers"), record["questions"]
+    if not (isinstance(answers, list) and isinstance(asked, list)):
+        return False
+    return len(answers) == len(asked) and all(isinstance(each, str) for each in answers)
 
 
 def _otherwise(out: Path, what: str) -> QuestionsError:

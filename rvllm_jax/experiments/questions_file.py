@@ -25,6 +25,7 @@ from rvllm_jax.data.text.template import ChatTemplateError
 from rvllm_jax.data.video.container import VideoError
 from rvllm_jax.experiments.answerer import Answerer
 from rvllm_jax.experiments.kept_answers import OURS, KeptAnswers, QuestionsError, key
+from rvllm_jax.experiments.saved.open import how_computed
 from rvllm_jax.generation.prompts import PromptError
 from rvllm_jax.generation.sampling import GenerationConfig
 from rvllm_jax.system.lock import locked
@@ -150,6 +151,8 @@ def answer_file(
         "stop_ids": list(prompt.stop_ids(description.tokenizer, description.template)),
         "clips": answerer.clips,
         "fusion": answerer.fusion,
+        "cache_dtype": answerer.cache_dtype or "",
+        **how_computed(description.recipe),
         **json.loads(json.dumps(dataclasses.asdict(config))),
     }
     with (

@@ -12,7 +12,7 @@ from rvllm_jax.experiments.ask import ask_all, fusion, predict, texts
 from rvllm_jax.experiments.experiment import Experiment
 from rvllm_jax.experiments.report import run_report
 from rvllm_jax.experiments.saved import training_videos
-from rvllm_jax.experiments.saved.open import computed_dtype
+from rvllm_jax.experiments.saved.open import computed_dtype, how_computed
 from rvllm_jax.experiments.saved.open import fingerprint as model_fingerprint
 from rvllm_jax.hosts.sync import HERE
 from rvllm_jax.models.functional import checksum
@@ -56,6 +56,7 @@ def _made_with(experiment: Experiment, result: Result) -> dict[str, Any]:
     arrays = checksum(params | stats, dtypes)
     return {
         "model": model_fingerprint(arrays, experiment.tokenizer, experiment.template),
+        **how_computed(recipe),
         "fusion": fusion(recipe),
         **{name: getattr(evaluation, name) for name in ("test_clips", "max_new", "controls")},
     }

@@ -161,6 +161,13 @@ def test_answers_of_another_model_or_other_questions_are_not_continued(
     ):
         with pytest.raises(EvaluationError, match=f"{named}: .* there, .* now"):
             evaluate(["own"], str(prepared), str(model), tmp_path, options)
+    export = tmp_path / "export"  # the same arrays, shown fewer frames of a video
+    convert([str(run_folder)], str(export))
+    description = json.loads((export / "model.json").read_text())
+    description["recipe"]["data"]["frames"] -= 1
+    (export / "model.json").write_text(json.dumps(description))
+    with pytest.raises(EvaluationError, match="frames: .* there, .* now"):
+        evaluate(["own"], str(prepared), str(export), tmp_path, EvaluationOptions(**FEW))
     data = shutil.copytree(prepared, tmp_path / "data")
     text = (data / "own" / "test.json").read_text()
     (data / "own" / "test.json").write_text(text.replace("what is at 0?", "where is 0?"))

@@ -1,5 +1,6 @@
 """Whose answers a file of answers holds: of which model, and about which files."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -90,3 +91,48 @@ def test_answers_of_an_earlier_version_are_kept_and_it_is_said_what_is_not_known
     lines.clear()
     again(answerer, tmp_path, talker / "videos", lines.append)
     assert "an earlier version" not in "\n".join(lines)
+
+
+def replaced(answerer, cache_dtype=None, **data):
+    """The same model, shown its videos otherwise."""
+    description = answerer.description
+    recipe = description.recipe
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **data))
+    description = dataclasses.replace(description, recipe=recipe)
+    return Answerer(description, cache_dtype=cache_dtype)
+
+
+def test_answers_of_videos_that_were_shown_otherwise_are_not_kept(ask, answerer, talker, tmp_path):
+    ask(ASKED)
+    frames = answerer.description.recipe.data.frames
+    with pytest.raises(QuestionsError, match=f"frames: {frames} -> {frames + 1}"):
+        again(replaced(answerer, frames=frames + 1), tmp_path, talker / "videos")
+    with pytest.raises(QuestionsError, match="encoding: "):
+        again(replaced(answerer, encoding="jpeg"), tmp_path, talker / "videos")
+    with pytest.raises(QuestionsError, match="cache_dtype:  -> bfloat16"):
+        again(replaced(answerer, cache_dtype="bfloat16"), tmp_path, talker / "videos")
+
+
+def test_a_line_without_an_answer_is_answered_again(ask, answerer, talker, tmp_path):
+    _, rows = ask(ASKED)
+    out = tmp_path / "out.jsonl"
+    for wrong in ({}, {"answer": None}, {"answers": []}, {"answers": ["a", None, "b"]}):
+        cut = [{k: v for k, v in row.items() if k not in ("answer", "answers")} for row in rows]
+        out.write_text("".join(json.dumps(row | wrong) + "\n" for row in cut))
+        assert again(answerer, tmp_path, talker / "videos") == Tally(answered=6), wrong
+    key = sorted(json.dumps(row) for row in rows)
+    assert sorted(json.dumps(json.loads(row)) for row in out.read_text().splitlines()) == key
+
+
+@pytest.mark.parametrize(
+    "broken", ["", "{", "{}", '{"videos": [1]}', {"videos": [1]}, {"videos": None}]
+)
+def test_settings_that_are_broken_are_named(broken, ask, answerer, talker, tmp_path):
+    ask(ASKED)
+    path = tmp_path / "out.jsonl.settings.json"
+    if isinstance(broken, dict):
+        broken = json.dumps(json.loads(path.read_text()) | broken)
+    path.write_text(broken)
+    with pytest.raises(QuestionsError, match="out.jsonl.settings.json: .*restore the file"):
+        again(answerer, tmp_path, talker / "videos")
+    assert path.read_text() == broken

@@ -65,3 +65,10 @@ def test_broken_results_are_made_again_with_one_line(tmp_path, content, caplog):
     assert _earlier_results(tmp_path, THERE, ASKED, MADE) is None
     (record,) = caplog.records
     assert "results.json" in record.getMessage() and "made again" in record.getMessage()
+
+
+def test_results_of_videos_that_were_shown_otherwise_are_made_anew(earlier):
+    assert earlier(KEPT, frames=4) == KEPT  # not recorded: not known
+    results = KEPT | {"made_with": MADE | {"frames": 6}}
+    assert earlier(results, frames=6) == results
+    assert earlier(results, frames=4) is None

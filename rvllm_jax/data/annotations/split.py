@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from absl import logging
+
 from rvllm_jax.data.annotations.published import (
     NUMBERED,
     PUBLISHED,
@@ -58,7 +60,8 @@ def contradiction(part: AnnotationPart, split: str) -> str:
 def refusal(parts: Iterable[AnnotationPart], split: str) -> str:
     """Why files are not taken as of `split`, in words; "" where nothing speaks against it.
 
-    What every command says that takes annotations with a split's name.
+    What every command says that takes annotations with a split's name. Of one's own, a file named
+    after another split is taken, with a warning.
     """
     if meant := MEANT.get(split):
         return f"--split={split}: expected {meant}"
@@ -69,6 +72,12 @@ def refusal(parts: Iterable[AnnotationPart], split: str) -> str:
                 f"numbers differ in it. Give the split that the files hold, the files of {split}, "
                 "or --own, where the annotations are your own"
             )
+        named = _named(part)
+        if not part.benchmark and split in SPLITS and named and named != {split}:
+            logging.warning(
+                "%s: named after the split %s, and taken as of --split=%s",
+                ", ".join(part.paths), " or ".join(sorted(named)), split,
+            )  # fmt: skip
     return ""
 
 

@@ -206,7 +206,10 @@ def read_info_if_any(folder: Path) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, known: Mapping[str, Any], info: Mapping[str, Any]) -> None:
-    there = known.get("made_with", {}) | {"benchmark": known.get("benchmark")}
+    there = known.get("made_with", {})
+    if there:  # what an earlier version did not record is not known
+        there = info["made_with"] | there
+    there = there | {"benchmark": known.get("benchmark")}
     others = unlike(there, info["made_with"] | {"benchmark": info["benchmark"]})
     others = others or fingerprint.differing(known.get("fingerprints"), info.get("fingerprints"))
     if others:

@@ -106,6 +106,11 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
                         f"({others}); judge these: {_judge_command(benchmark, judge, scores)}"
                     )
                 else:
+                    if "fingerprints" not in scores:
+                        notes.append(
+                            f"{path}: an earlier version wrote it, and did not record of which "
+                            "answers: it counts as of those beside it"
+                        )
                     results.append(Scored(model, benchmark, judge, info, scores))
             if not paths:
                 notes.append(

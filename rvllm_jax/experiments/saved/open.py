@@ -103,6 +103,22 @@ def fingerprint(arrays: str, tokenizer: tokenizers.Tokenizer, template: Template
     return json_digest([arrays, tokenizer.fingerprint, recorded(template, {}), ends], length=SHORT)
 
 
+def how_computed(recipe: Recipe) -> dict[str, Any]:
+    """What decides the answers of a model beside its content: how a video becomes what it sees, and
+    how it computes. JSON values; the same of a run and of its export, wherever they lie.
+
+    Stored beside answers; a name that they lack, as those of earlier versions do, is not known.
+    """
+    data, model = recipe.data, recipe.model
+    shown = ("frames", "interval", "stride", "short", "long", "short_side", "crop", "encoding")
+    return {
+        **{name: getattr(data, name) for name in shown},
+        **{name: getattr(model, name) for name in ("tokens", "grid", "dtype")},
+        "encoder": recorded(recipe.resnet, {}),
+        "decoder": recorded(recipe.llama, {}),
+    }
+
+
 def open_model(
     path: str | Path, *, best: str = "", mesh: Mapping[str, int] = ALL_DEVICES
 ) -> LoadedModel:

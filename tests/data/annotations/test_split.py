@@ -87,3 +87,11 @@ def test_a_benchmark_that_is_a_test_has_no_other_split():
 def test_rows_of_no_benchmark_are_what_their_owner_says():
     own = part("", "158581", name="test.json", rows=8_000)
     assert splits.evidence(own) == splits.NOTHING and splits.contradiction(own, "train") == ""
+
+
+def test_of_one_s_own_a_file_named_after_another_split_is_taken_with_a_warning(caplog):
+    for name, split in (("validation.json", "validation"), ("own.json", "test"), ("val.json", "a")):
+        assert splits.refusal([part("", "q1", name=name)], split) == ""
+    assert not caplog.records
+    assert splits.refusal([part("", "q1", name="validation.json")], "test") == ""
+    assert "validation.json: named after the split validation" in caplog.text

@@ -91,7 +91,8 @@ def test_scores_of_an_earlier_version_are_known_by_their_verdicts(tmp_path):
     for name in ("scores.exact.json", "judged.exact.json"):
         without(own / name, "fingerprints")
     without(own / "info.json", "fingerprints")
-    assert len(read_results([tmp_path])[0]) == 1
+    results, (note,) = read_results([tmp_path])
+    assert len(results) == 1 and "did not record of which answers" in note
     judge_benchmark(own, ExactJudge(), SCORING)  # goes on
     without(own / "scores.exact.json", "fingerprints")
     answered(own, "run2", "no")

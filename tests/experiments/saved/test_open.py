@@ -14,7 +14,7 @@ from rvllm_jax.config.build import build_model
 from rvllm_jax.config.check import ConfigError, resolve
 from rvllm_jax.data.text import tokenizer as tokenizers
 from rvllm_jax.experiments.saved.convert import convert
-from rvllm_jax.experiments.saved.open import describe_model, open_model
+from rvllm_jax.experiments.saved.open import describe_model, how_computed, open_model
 from rvllm_jax.models.llama_config import DECODERS
 from rvllm_jax.system.lock import locked
 from rvllm_jax.training.checkpoint import Checkpoints
@@ -133,6 +133,8 @@ def test_an_export_opens_as_the_run_it_is_of(run, tmp_path, mesh):
     assert of_run.tokenizer.fingerprint == of_export.tokenizer.fingerprint
     assert of_run.recipe.llama == of_export.recipe.llama
     assert of_run.template == of_export.template
+    assert of_run.fingerprint == of_export.fingerprint
+    assert how_computed(of_run.recipe) == how_computed(of_export.recipe)
     kernel = of_run.params["decoder/layers/mlp/up/kernel"]
     assert kernel.dtype == jnp.bfloat16
     assert len(kernel.sharding.device_set) == 8
