@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rvllm_jax.system.errors import AGAIN, RvllmError, room
@@ -132,13 +133,18 @@ def read_json(
     absent: dict[str, Any] | None = None,
     advice: str = "restore the file",
     error: Callable[[str], Exception] = JsonError,
+    kinds: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The object in a file of JSON.
+
+    kinds: what a key is where it is there and not null, "key" or "key.of.an.object": a type, a
+    tuple of some, or [type] for a list of these.
 
     absent: returned where there is no such file; None: that is an error too.
 
     Raises:
-      error: not there, not readable, no JSON or no object; names the file and ends with `advice`.
+      error: not there, not readable, no JSON, no object, or a key of another kind; names the file
+        and ends with `advice`.
     """
     try:
         value = json.loads(Path(path).read_bytes())
@@ -150,7 +156,30 @@ def read_json(
         raise error(f"{path}: cannot be read as JSON ({failed}); {advice}") from failed
     if not isinstance(value, dict):
         raise error(f"{path}: holds no JSON object but a {type(value).__name__}; {advice}")
+    for key, kind in kinds.items():
+        part = value
+        for name in key.split("."):
+            part = part.get(name) if isinstance(part, dict) else None
+        if part is not None and not _is_of(part, kind):
+            raise error(f"{path}: {key} is {part!r:.60}, expected {_in_words(kind)}; {advice}")
     return value
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(kind, tuple):
+        return any(_is_of(value, each) for each in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(isinstance(each, kind[0]) for each in value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _in_words(kind: Any) -> str:
+    if isinstance(kind, tuple):
+        return " or ".join(map(_in_words, kind))
+    if isinstance(kind, list):
+        return f"a list, each {_in_words(kind[0])}"
+    words = {dict: "an object", str: "a text", bool: "true or false", int: "a whole number"}
+    return words.get(kind, "a number")
 
 
 def read_json_or_empty(path: str | Path) -> dict[str, Any]:

@@ -22,6 +22,16 @@ _TEXTS = (
     *("question_id", "video", "question", "truth", "type", "pair", "control", "answer", "failed"),
 )
 
+_NUMBER = (int, float)
+_KINDS = {  # of the keys of info.json that are read
+    **dict.fromkeys(("benchmark", "split", "model", "frames", "date"), str),
+    **dict.fromkeys(("fingerprints", "checkpoint", "made_with", "official_evaluator"), dict),
+    **dict.fromkeys(("lacks", "training_videos", "predictions_sha256"), [str]),
+    **{"questions": int, "complete": bool, "overlap": dict, "prior": dict},
+    **{"overlap.videos": [str], "overlap.told": str},
+    **{"prior.accuracy": dict, "prior.how": str, "prior.rule": str, "prior.accuracy.all": _NUMBER},
+}
+
 
 class AnswersError(RvllmError, ValueError):
     """Answers that cannot be judged as they are; says where, and what to do."""
@@ -126,7 +136,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / INFO
     advice = "it names the benchmark and split of the answers, which no score goes without"
-    info = read_json(path, advice=advice, error=AnswersError)
+    info = read_json(path, advice=advice, error=AnswersError, kinds=_KINDS)
     file_layout.ANSWERS.check(path, info)
     for name in ("benchmark", "split"):
         if not isinstance(info.get(name), str) or not info[name]:
@@ -200,7 +210,7 @@ class AnswerFile(JsonLines):
 def read_info_if_any(folder: Path) -> dict[str, Any]:
     """What folder/info.json holds; {} where it is not there. Raises EvaluationError if broken,
     LayoutError if newer."""
-    info = read_json(folder / INFO, absent={}, error=EvaluationError)
+    info = read_json(folder / INFO, absent={}, error=EvaluationError, kinds=_KINDS)
     file_layout.ANSWERS.check(folder / INFO, info)
     return info
 

@@ -21,6 +21,7 @@ QA, CONSISTENCY, FAITHFULNESS = "", "C", "F"  # what is judged by, beside the ot
 LARGEST = 5.0  # of scores; the smallest is 0
 JUDGE = ("backend", "model", "fingerprint", "prompts_sha256", "parameters")  # whose verdicts
 _NOT_COMPARED = ("created", "base_url")  # an endpoint that moves is the same judge
+_KINDS = {"fingerprints": dict, "parameters": dict}  # keys of judged.NAME.json
 
 Key = tuple[str, str, str]  # id of a question or pair, control, criterion
 
@@ -237,7 +238,8 @@ def read_judged(path: str | Path) -> Iterator[Judged]:
 
 def read_made_with(path: Path) -> dict[str, Any] | None:
     """What a file of verdicts was made with; None where there is none yet."""
-    return VERDICTS.check(path, read_json(path, absent={}, error=VerdictsError)) or None
+    made_with = read_json(path, absent={}, error=VerdictsError, kinds=_KINDS)
+    return VERDICTS.check(path, made_with) or None
 
 
 def open_verdicts(

@@ -25,6 +25,15 @@ from rvllm_jax.system.fingerprint import differing
 from rvllm_jax.system.lines import read_lines
 
 _JUDGE_AGAIN = "start the same `rvllm_jax.judge` again, it writes the file anew"
+_KINDS = {  # of the keys of scores.NAME.json that are read
+    **dict.fromkeys(
+        ("accuracy", "score", "criteria", "faithfulness", "failed", "by_type", "controls",
+         "without_training_videos", "fingerprints", "judge", "judge.parameters"), dict),
+    **dict.fromkeys(
+        ("judge.backend", "judge.model", "judge.prompts_sha256", "judge.fingerprint", "judge.date"),
+        str),
+    **{"judge.models": (dict, [str]), "judge.dates": [str], "n": int},
+}  # fmt: skip
 _LOW = 2.5  # a score below it, of 5, is a failure where no yes or no is given
 
 
@@ -96,7 +105,7 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
             model = name if len(folders) == 1 else f"{name} ({number}: {folder.name})"
             paths = sorted(benchmark.glob("scores.*.json"))
             for path in paths:
-                scores = read_json(path, advice=_JUDGE_AGAIN, error=EvaluationError)
+                scores = read_json(path, advice=_JUDGE_AGAIN, error=EvaluationError, kinds=_KINDS)
                 file_layout.VERDICTS.check(path, scores)
                 judge = path.name.removeprefix("scores.").removesuffix(".json")
                 _check(path, scores, info, judge)

@@ -16,6 +16,7 @@ from rvllm_jax.evaluation.score.scores import Scoring
 from rvllm_jax.experiments.report.page import report
 from rvllm_jax.experiments.report.results import read_results
 from rvllm_jax.system.atomic import WriteError
+from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import dump
 
 SCORING = Scoring(resamples=20)
@@ -140,3 +141,29 @@ def test_both_pages_are_written_or_neither_and_the_advice_can_be_followed(tmp_pa
     assert "another folder" not in str(error.value)  # there is no flag for one
     assert (tmp_path / "report.md").read_text() == "before"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("file", "key", "value"), [
+    *(("info.json", "fingerprints", value) for value in ([1], "text")),
+    ("info.json", "questions", "x"), ("info.json", "prior", [3]), ("info.json", "overlap", 3),
+    ("info.json", "checkpoint", 3), ("info.json", "frames", 3), ("info.json", "lacks", [1]),
+    ("scores.exact.json", "fingerprints", [1]), ("scores.exact.json", "judge.models", 3),
+    ("scores.exact.json", "judge.parameters", [1]), ("scores.exact.json", "n", True),
+    ("judged.exact.json", "parameters", [1]), ("judged.exact.json", "fingerprints", 3),
+])  # fmt: skip
+def test_a_key_of_another_kind_is_refused_by_file_and_key(tmp_path, file, key, value):
+    folder = answered(tmp_path / "own", "M")
+    judge_benchmark(folder, ExactJudge(), SCORING)
+    content = part = json.loads((folder / file).read_text())
+    *above, last = key.split(".")
+    for name in above:
+        part = part[name]
+    part[last] = value
+    (folder / file).write_text(json.dumps(content))
+    start = report if file.startswith("scores") else judge_benchmark
+    given = [[tmp_path]] if start is report else [folder, ExactJudge(), SCORING]
+    with pytest.raises(RvllmError, match=f"{file}: {key} is .*expected"):
+        start(*given)
+    if file == "info.json":
+        with pytest.raises(RvllmError, match=f"{file}: {key} is .*expected"):
+            report([tmp_path])
