@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import app
 from absl.testing import flagsaver
 
 from rvllm_jax import main
@@ -41,6 +42,7 @@ def test_an_override_of_an_unknown_key_is_refused_by_its_whole_name(monkeypatch)
 
 def test_help_lists_the_flags_and_every_key_of_a_configuration(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["main", "--help"])
+    app.define_help_flags()  # as app.run does
     with flagsaver.flagsaver(), pytest.raises(SystemExit):
         cli.parse(["main", "--help"])
     shown = capsys.readouterr().out

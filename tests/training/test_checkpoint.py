@@ -107,6 +107,6 @@ def test_a_kill_while_an_older_checkpoint_is_removed_leaves_no_half_of_it(tmp_pa
     done = subprocess.run(command, cwd=Path(__file__).parents[2])
     assert done.returncode == -signal.SIGKILL
     checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.latest() == 3
+    assert checkpoints.training.latest() == 3
     checkpoints.close()
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "3"]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
     benchmark or split than the answers beside them, or hold what is no number; for one given twice.
     """
     results, notes = [], []
-    places = [Path(folder).resolve() for folder in folders]
+    places = [os.path.realpath(folder) for folder in folders]  # of loops too
     if twice := [str(f) for n, f in enumerate(folders) if places[n] in places[:n]]:
         raise EvaluationError(f"--results: names {', '.join(twice)} twice; name a folder once")
     for number, folder in enumerate(map(Path, folders), 1):

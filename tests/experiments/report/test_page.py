@@ -264,7 +264,8 @@ def test_faithfulness_has_a_table_of_its_own_and_only_inventions_are_failures(tm
         (dict(split="test"), "is of the split 'test', the answers beside it are of 'validation'"),
         (dict(benchmark="msrvtt_qa"), "is of the benchmark 'msrvtt_qa'"),
         (dict(accuracy=estimate(float("nan"))), "nan, which is no score"),
-        (dict(judge="exact"), "does not say which judge"),
+        (dict(judge="exact"), "judge is 'exact', expected an object"),
+        (dict(judge=None), "does not say which judge"),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(change, match, tmp_path):
