@@ -138,7 +138,10 @@ def test_another_protocol_is_told(greeting):
         connection.close()
 
     listening, url = raw_server(greet)
-    with listening, pytest.raises(NoReply, match="BadStatusLine|RemoteDisconnected"):
+    with (
+        listening,
+        pytest.raises(NoReply, match="BadStatusLine|RemoteDisconnected|ConnectionResetError"),
+    ):
         endpoint(url)(MESSAGES)
 
 
