@@ -20,7 +20,6 @@ from rvllm_jax.config.check import ConfigError
 from rvllm_jax.config.keys import complete
 from rvllm_jax.config.schema import Recipe
 from rvllm_jax.system import file_layout
-from rvllm_jax.system.atomic import read_json
 
 UNLIMITED = 10**9
 
@@ -56,8 +55,7 @@ def read(path: str | Path, **how: Any) -> dict[str, Any]:
 
     Raises LayoutError where a newer version wrote it, and what `how` says where it is broken.
     """
-    config = read_json(path, **({"error": ConfigError} | how))
-    return current(file_layout.RUN.check(path, config))
+    return current(file_layout.RUN.read(path, **({"error": ConfigError} | how)))
 
 
 def current(config: Mapping[str, Any]) -> dict[str, Any]:

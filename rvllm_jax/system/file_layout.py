@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.errors import RvllmError
 
 
@@ -32,6 +33,13 @@ class FileLayout(NamedTuple):
     def stamp(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """`content` as it is written."""
         return {**content, self.key: self.number}
+
+    def read(self, path: str | Path, **how: Any) -> dict[str, Any]:
+        """The object in a file of JSON, without its number. how: of `read_json`.
+
+        Raises what `how` says, and LayoutError as `check`.
+        """
+        return self.check(path, read_json(path, **how))
 
     def check(self, path: str | Path, content: Mapping[str, Any]) -> dict[str, Any]:
         """`content`, read from `path`, without its number.

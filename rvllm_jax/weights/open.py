@@ -107,8 +107,7 @@ def open_weights(path: str | Path) -> Weights:
     tensors = find_tensors(path)
     if (folder / OURS).is_file():
         entries = {name: Entry((tensor,)) for name, tensor in tensors.items()}
-        description = read_json(folder / OURS, error=WeightsError)
-        description = file_layout.MODEL.check(folder / OURS, description)
+        description = file_layout.MODEL.read(folder / OURS, error=WeightsError)
         return Weights(path, description, entries, ours=True)
     config = read_json(folder / "config.json", absent={}, error=WeightsError)
     table = _table(path, config, tensors)

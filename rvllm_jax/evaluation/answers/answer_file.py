@@ -12,7 +12,7 @@ from typing import Any
 
 from rvllm_jax.evaluation.answers.questions import CRITERIA, EvaluationError, Key, some
 from rvllm_jax.system import file_layout, fingerprint
-from rvllm_jax.system.atomic import make_folder, read_json, write_json
+from rvllm_jax.system.atomic import make_folder, write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.lines import JsonLines, now, read_lines, unlike
 
@@ -136,8 +136,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / INFO
     advice = "it names the benchmark and split of the answers, which no score goes without"
-    info = read_json(path, advice=advice, error=AnswersError, kinds=_KINDS)
-    file_layout.ANSWERS.check(path, info)
+    info = file_layout.ANSWERS.read(path, advice=advice, error=AnswersError, kinds=_KINDS)
     for name in ("benchmark", "split"):
         if not isinstance(info.get(name), str) or not info[name]:
             raise AnswersError(f"{path}: has no {name}, which no score goes without; add it")
@@ -210,9 +209,8 @@ class AnswerFile(JsonLines):
 def read_info_if_any(folder: Path) -> dict[str, Any]:
     """What folder/info.json holds; {} where it is not there. Raises EvaluationError if broken,
     LayoutError if newer."""
-    info = read_json(folder / INFO, absent={}, error=EvaluationError, kinds=_KINDS)
-    file_layout.ANSWERS.check(folder / INFO, info)
-    return info
+    how = dict(absent={}, error=EvaluationError, kinds=_KINDS)
+    return file_layout.ANSWERS.read(folder / INFO, **how)
 
 
 def _check_same(folder: Path, known: Mapping[str, Any], info: Mapping[str, Any]) -> None:

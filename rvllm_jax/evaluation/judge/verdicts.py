@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rvllm_jax.evaluation.answers.answer_file import Answer
-from rvllm_jax.system.atomic import read_json, write_json
+from rvllm_jax.system.atomic import write_json
 from rvllm_jax.system.errors import RvllmError
 from rvllm_jax.system.file_layout import VERDICTS
 from rvllm_jax.system.fingerprint import SHORT, differing, digest
@@ -238,8 +238,7 @@ def read_judged(path: str | Path) -> Iterator[Judged]:
 
 def read_made_with(path: Path) -> dict[str, Any] | None:
     """What a file of verdicts was made with; None where there is none yet."""
-    made_with = read_json(path, absent={}, error=VerdictsError, kinds=_KINDS)
-    return VERDICTS.check(path, made_with) or None
+    return VERDICTS.read(path, absent={}, error=VerdictsError, kinds=_KINDS) or None
 
 
 def open_verdicts(

@@ -21,7 +21,6 @@ from rvllm_jax.evaluation.judge.run import check_beside
 from rvllm_jax.evaluation.judge.verdicts import VerdictsError, paths
 from rvllm_jax.evaluation.score.scores import judge_settings
 from rvllm_jax.system import file_layout
-from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.fingerprint import differing
 from rvllm_jax.system.lines import read_lines
 
@@ -106,8 +105,8 @@ def read_results(folders: Sequence[str | Path]) -> tuple[list[Scored], list[str]
             model = name if len(folders) == 1 else f"{name} ({number}: {folder.name})"
             paths = sorted(benchmark.glob("scores.*.json"))
             for path in paths:
-                scores = read_json(path, advice=_JUDGE_AGAIN, error=EvaluationError, kinds=_KINDS)
-                file_layout.VERDICTS.check(path, scores)
+                how = dict(advice=_JUDGE_AGAIN, error=EvaluationError, kinds=_KINDS)
+                scores = file_layout.VERDICTS.read(path, **how)
                 judge = path.name.removeprefix("scores.").removesuffix(".json")
                 _check(path, scores, info, judge)
                 if others := _other_answers(benchmark, judge, scores, info):

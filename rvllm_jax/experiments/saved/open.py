@@ -24,7 +24,6 @@ from rvllm_jax.models.video_llm import VideoLLM
 from rvllm_jax.sharding import layouts
 from rvllm_jax.sharding.layouts import JitLayout
 from rvllm_jax.system import file_layout
-from rvllm_jax.system.atomic import read_json
 from rvllm_jax.system.fingerprint import SHORT, json_digest, recorded
 from rvllm_jax.training.checkpoint import newest, read_meta, read_model
 from rvllm_jax.training.workdir import check_trained_with, is_bound, read_config, with_kept_decoder
@@ -193,8 +192,7 @@ def _config_of_export(path: Path) -> dict[str, Any]:
             f"{path}: neither a working directory with a checkpoint nor an exported model "
             f"({OURS} is not there); train one, or `python -m rvllm_jax.convert --source=RUN`"
         )
-    description = read_json(path / OURS, error=ConfigError)
-    description = file_layout.MODEL.check(path / OURS, description)
+    description = file_layout.MODEL.read(path / OURS, error=ConfigError)
     if "recipe" not in description:
         raise WeightsError(
             f"{path}: holds {', '.join(description) or 'nothing'}, not a whole video model; train "
