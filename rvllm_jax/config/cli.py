@@ -131,17 +131,13 @@ def run(
 
 def with_recipe(argv: Sequence[str]) -> list[str]:
     """`argv` with the home folder for ~ in --config. Raises FlagError where that is no recipe."""
-    given, last = [], ""
-    for each in argv:
-        if last in ("--config", "-config"):
-            head, value = "", each
-        else:
-            head, value = re.fullmatch(r"(--?config=)?(.*)", each, re.DOTALL).groups()
-        if head or head == "":
-            value = expanded(value, "--config")
-            load_recipe(value)
-        given.append(f"{head or ''}{value}")
-        last = each
+    given = list(argv)
+    for n, each in enumerate(argv):
+        start = re.match(r"--?config=|", each)[0]
+        if start or (n and argv[n - 1] in ("--config", "-config")):
+            path = expanded(each.removeprefix(start), "--config")
+            load_recipe(path)
+            given[n] = start + path
     return given
 
 
@@ -158,15 +154,17 @@ def load_recipe(config: str) -> ConfigDict:
         where = "" if os.path.isabs(path) else f" in {Path.cwd()}, where relative paths start"
         raise FlagError(f"--config={path}: there is no such file{where}; {advice}")
     try:
-        made = runpy.run_path(path)["get_config"](*argument)
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise AttributeError("no get_config()")
+        made = get_config(*argument)
         if not isinstance(made, ConfigDict):
             raise TypeError(f"get_config() returns a {type(made).__name__}")
     except RvllmError:
         raise
     except (Exception, SystemExit) as error:
-        reason = "no get_config()" if isinstance(error, KeyError) else str(error)
         raise FlagError(
-            f"--config={config}: {type(error).__name__}: {reason}; a recipe is a Python file whose "
+            f"--config={config}: {type(error).__name__}: {error}; a recipe is a Python file whose "
             "get_config() makes the configuration, as configs/joint.py: correct it"
         ) from error
     return made

@@ -100,6 +100,7 @@ def test_a_recipe_is_looked_up_from_this_folder_and_the_shipped_one_is_suggested
         ("1 / 0", "ZeroDivisionError"),
         ("def get_config(): raise ValueError('mine')", "mine"),
         ("def get_config(): return None", "NoneType"),
+        ("def get_config(): return {}['mine']", "KeyError: 'mine'"),
         ("import sys\nsys.exit(0)", "SystemExit"),
     ],
 )
