@@ -39,6 +39,14 @@ def answered(folder, model, answer="yes", **info):
     return folder
 
 
+@pytest.fixture
+def own(tmp_path):
+    """A benchmark's folder that run1 answered and the exact judge judged."""
+    folder = answered(tmp_path / "own", "run1")
+    judge_benchmark(folder, ExactJudge(), SCORING)
+    return folder
+
+
 def without(path, *names):
     """The file as a version wrote it that did not know these keys."""
     content = json.loads(path.read_text())
@@ -46,10 +54,8 @@ def without(path, *names):
 
 
 @pytest.mark.parametrize("answer", ["no", "yes"])  # which the other model may give too
-def test_a_score_is_not_shown_under_another_model_s_name(tmp_path, answer):
+def test_a_score_is_not_shown_under_another_model_s_name(own, tmp_path, answer):
     """Evaluated, judged, answers and info removed, another model evaluated into the same folder."""
-    own = answered(tmp_path / "own", "run1")
-    judge_benchmark(own, ExactJudge(), SCORING)
     (scored,), notes = read_results([tmp_path])
     assert scored.model == "run1" and not notes
     answered(own, "run2", answer)
@@ -69,26 +75,20 @@ def test_a_score_is_not_shown_under_another_model_s_name(tmp_path, answer):
         compare([own / "judged.exact.jsonl", other / "judged.exact.jsonl"])
 
 
-def test_answers_that_were_corrected_after_judging_have_no_score(tmp_path):
-    own = answered(tmp_path / "own", "run1")
-    judge_benchmark(own, ExactJudge(), SCORING)
+def test_answers_that_were_corrected_after_judging_have_no_score(own, tmp_path):
     answered(own, "run1", "no")
     results, (note,) = read_results([tmp_path])
     assert not results and "answers: " in note
 
 
-def test_the_same_answers_given_again_keep_their_score(tmp_path):
+def test_the_same_answers_given_again_keep_their_score(own, tmp_path):
     """In another order, and in another time."""
-    own = answered(tmp_path / "own", "run1")
-    judge_benchmark(own, ExactJudge(), SCORING)
     lines = [json.loads(row) for row in (own / "answers.jsonl").read_text().splitlines()]
     (own / "answers.jsonl").write_text("".join(dump(row | {"seconds": 9.5}) for row in lines[::-1]))
     assert [len(part) for part in read_results([tmp_path])] == [1, 0]
 
 
-def test_scores_of_an_earlier_version_are_known_by_their_verdicts(tmp_path):
-    own = answered(tmp_path / "own", "run1")
-    judge_benchmark(own, ExactJudge(), SCORING)
+def test_scores_of_an_earlier_version_are_known_by_their_verdicts(own, tmp_path):
     for name in ("scores.exact.json", "judged.exact.json"):
         without(own / name, "fingerprints")
     without(own / "info.json", "fingerprints")
@@ -101,9 +101,7 @@ def test_scores_of_an_earlier_version_are_known_by_their_verdicts(tmp_path):
     assert not results and "2 of 2 verdicts are about other answers" in note
 
 
-def test_a_model_that_was_moved_is_the_same(tmp_path):
-    own = answered(tmp_path / "own", "run1")
-    judge_benchmark(own, ExactJudge(), SCORING)
+def test_a_model_that_was_moved_is_the_same(own, tmp_path):
     answered(own, "moved", fingerprints={"model": "content of run1", "questions": "the same"})
     (scored,), notes = read_results([tmp_path])
     assert scored.model == "moved" and not notes
@@ -131,9 +129,7 @@ def test_the_command_that_a_note_names_judges_the_answers(tmp_path):
     assert "--name=exact-3" in note  # the other name is taken
 
 
-def test_both_pages_are_written_or_neither_and_the_advice_can_be_followed(tmp_path):
-    own = answered(tmp_path / "own", "run1")
-    judge_benchmark(own, ExactJudge(), SCORING)
+def test_both_pages_are_written_or_neither_and_the_advice_can_be_followed(own, tmp_path):
     (tmp_path / "report.md").write_text("before")
     (tmp_path / "report.html").mkdir()  # as good as a disk that is full at the second file
     with pytest.raises(WriteError, match="report.html: .*Free some space, then start") as error:
