@@ -95,8 +95,11 @@ def _judge(
     with lines:
         if lines.cut:
             print(f"{path}: {lines.cut} bytes of a half-written last line cut off", file=sys.stderr)
-        recorded = verdicts.read_made_with(made_with_path) or {}
-        if before and made_with.get("fingerprint") and "fingerprint" not in recorded:
+        if (
+            before
+            and made_with.get("fingerprint")
+            and "fingerprint" not in (verdicts.read_made_with(made_with_path) or {})
+        ):
             print(
                 f"{path}: does not record which model gave its verdicts, as an earlier version "
                 "wrote it; they are taken as the judge's of this path and step",

@@ -71,7 +71,7 @@ def _earlier_results(
     What results of earlier versions do not name is not known. They name the seconds that each
     stage took, which another training does not take.
     """
-    path = workdir / "report" / "results.json"
+    path = run_report.results_path(workdir)
     results = run_report.read_results(workdir) if HERE.is_first else None
     if results:
         there = {"fusion": results.get("fusion")} | results.get("made_with", {})

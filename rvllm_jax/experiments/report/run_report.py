@@ -56,10 +56,15 @@ def write(workdir: str | Path, results: Mapping[str, Any], samples: Sequence[Sam
     return folder
 
 
+def results_path(workdir: str | Path) -> Path:
+    """Where the results of a run are."""
+    return Path(workdir) / _FOLDER / _RESULTS
+
+
 def read_results(workdir: str | Path) -> dict[str, Any] | None:
     """results.json of `workdir`; None where there is none, or, with a warning, a broken one, which
     its run makes again."""
-    path = Path(workdir) / _FOLDER / _RESULTS
+    path = results_path(workdir)
     advice = "it is made again"
     try:
         results = read_json(path, absent={}, advice=advice)
